@@ -1,0 +1,68 @@
+"""c2f_zoo: coarse-to-fine grained image classification, a plug-in model zoo on timm.
+
+Names load when they are first used, so that `import c2f_zoo` stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from c2f_zoo.backbones import list_backbones, register_backbone
+    from c2f_zoo.data import create_dataset, list_datasets, register_dataset
+    from c2f_zoo.factory import create_model
+    from c2f_zoo.heads import list_heads, register_head
+    from c2f_zoo.hierarchy import Hierarchy, list_hierarchies, load_hierarchy, register_hierarchy
+    from c2f_zoo.model import C2FModel
+    from c2f_zoo.pooling import create_pooling, list_poolings, register_pooling
+    from c2f_zoo.predict import Prediction, Predictor
+    from c2f_zoo.zoo import list_models, register_model
+
+_HOMES = {
+    "c2f_zoo.backbones": ("list_backbones", "register_backbone"),
+    "c2f_zoo.data": ("create_dataset", "list_datasets", "register_dataset"),
+    "c2f_zoo.factory": ("create_model",),
+    "c2f_zoo.heads": ("list_heads", "register_head"),
+    "c2f_zoo.hierarchy": ("Hierarchy", "list_hierarchies", "load_hierarchy", "register_hierarchy"),
+    "c2f_zoo.model": ("C2FModel",),
+    "c2f_zoo.pooling": ("create_pooling", "list_poolings", "register_pooling"),
+    "c2f_zoo.predict": ("Prediction", "Predictor"),
+    "c2f_zoo.zoo": ("list_models", "register_model"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "C2FModel",
+    "Hierarchy",
+    "Prediction",
+    "Predictor",
+    "create_dataset",
+    "create_model",
+    "create_pooling",
+    "list_backbones",
+    "list_datasets",
+    "list_heads",
+    "list_hierarchies",
+    "list_models",
+    "list_poolings",
+    "load_hierarchy",
+    "register_backbone",
+    "register_dataset",
+    "register_head",
+    "register_hierarchy",
+    "register_model",
+    "register_pooling",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'c2f_zoo' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,19 @@
+"""Backbones: any timm model, or a registered one, as a list of feature maps."""
+
+from c2f_zoo.backbones.registry import (
+    BACKBONES,
+    create_body,
+    list_backbones,
+    pretrained_cfg,
+    register_backbone,
+)
+from c2f_zoo.backbones.tap_backbone import TapBackbone
+
+__all__ = [
+    "BACKBONES",
+    "TapBackbone",
+    "create_body",
+    "list_backbones",
+    "pretrained_cfg",
+    "register_backbone",
+]

@@ -1,0 +1,75 @@
+"""From whatever a backbone's module puts out to a feature map (N, C, H, W)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+Layout = Literal["NCHW", "NHWC", "tokens"]
+
+
+def layout_of(output: Any, body: nn.Module, aspect: float) -> Layout | None:
+    """Tells how a module's output is to be read as a feature map.
+
+    Args:
+        output: what the module returned.
+        body: the network it belongs to; timm's `output_fmt` decides where both readings are possible.
+        aspect: height / width of the network's input, which a map shares.
+
+    Returns:
+        The layout, or None where the output is no map.
+    """
+    if not isinstance(output, Tensor):
+        return None
+    if output.ndim == 3 and _token_grid(output, body, aspect):
+        return "tokens"
+    if output.ndim != 4:
+        return None
+    _, first, second, third = output.shape
+    readings: list[Layout] = []
+    if _has_aspect(second, third, aspect):
+        readings.append("NCHW")
+    if _has_aspect(first, second, aspect):
+        readings.append("NHWC")
+    if getattr(body, "output_fmt", None) in readings:
+        return body.output_fmt  # type: ignore[return-value]
+    return readings[0] if readings else None
+
+
+def to_map(output: Tensor, layout: Layout, body: nn.Module, aspect: float) -> Tensor:
+    """Reads a module's output as a map (N, C, H, W).
+
+    Tokens lose their prefix (class and register tokens); the rest is laid out row by row on the grid
+    whose height / width is closest to `aspect`.
+
+    Raises:
+        ValueError: the tokens fill no such grid.
+    """
+    if layout == "NCHW":
+        return output
+    if layout == "NHWC":
+        return output.permute(0, 3, 1, 2)
+    grid = _token_grid(output, body, aspect)
+    if grid is None:
+        raise ValueError(
+            f"{output.shape[1] - _num_prefix(body)} tokens fill no grid of height / width {aspect:.3g}; "
+            "use an input whose sides are multiples of the patch size"
+        )
+    return output[:, _num_prefix(body) :].transpose(1, 2).unflatten(2, grid)
+
+
+def _has_aspect(height: int, width: int, aspect: float) -> bool:
+    return abs(height - width * aspect) < 1
+
+
+def _num_prefix(body: nn.Module) -> int:
+    return getattr(body, "num_prefix_tokens", 0)
+
+
+def _token_grid(output: Tensor, body: nn.Module, aspect: float) -> tuple[int, int] | None:
+    count = output.shape[1] - _num_prefix(body)
+    height = round((max(count, 0) * aspect) ** 0.5)
+    if height and count % height == 0 and _has_aspect(height, count // height, aspect):
+        return height, count // height
+    return None

@@ -1,0 +1,51 @@
+"""Which backbones there are: every timm model, and those that users register."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from c2f_zoo.registry import Registry, unknown_name
+
+BACKBONES: Registry[Callable[..., nn.Module]] = Registry("backbone")
+register_backbone = BACKBONES.register
+
+
+def list_backbones(pattern: str = "*") -> list[str]:
+    """Lists the names that may be a model's `backbone`: timm's models and the registered ones.
+
+    A name counts here as something that can be built; whether a pooling's default taps are found for it is
+    known when it is.
+
+    Args:
+        pattern: a shell-style wildcard, e.g. `"resnet*"`.
+    """
+    import timm
+
+    return sorted({*fnmatch.filter(timm.list_models(), pattern), *BACKBONES.names(pattern)})
+
+
+def create_body(name: str, pretrained: bool = False, **options: Any) -> nn.Module:
+    """Makes the whole network of that name, without a classifier.
+
+    Raises:
+        ValueError: the name is neither registered nor one of timm's.
+    """
+    import timm
+
+    if name in BACKBONES:
+        return BACKBONES[name](pretrained=pretrained, **options)
+    if not timm.is_model(name):
+        raise unknown_name("backbone", name, list_backbones())
+    return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+
+
+def pretrained_cfg(name: str) -> dict[str, Any]:
+    """What timm knows of a backbone's input and weights (input size, mean, std, hub id); {} if nothing."""
+    import timm
+
+    cfg = None if name in BACKBONES or not timm.is_model(name) else timm.get_pretrained_cfg(name)
+    return cfg.to_dict() if cfg else {}

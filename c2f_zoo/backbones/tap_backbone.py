@@ -1,0 +1,100 @@
+"""Any network as a list of feature maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from c2f_zoo.backbones.default_taps import default_taps
+from c2f_zoo.backbones.maps import to_map
+from c2f_zoo.backbones.prune import remove_unused
+from c2f_zoo.backbones.trace import run_features, trace_maps
+from c2f_zoo.registry import unknown_name
+
+
+class TapBackbone(nn.Module):
+    """A network that gives the outputs of some of its modules as feature maps.
+
+    Layers that no tap depends on are removed: VGG-16 loses its 124 M classifier parameters.
+
+    Args:
+        body: the network, e.g. from `timm.create_model`; it is changed.
+        taps: names of the modules whose outputs to give, in the order to give them; None chooses
+            three, see `c2f_zoo.backbones.default_taps.default_taps`; an int takes that many of them
+            from the end.
+        input_size: (channels, height, width) of the input.
+
+    Attributes:
+        taps: the names of the tapped modules.
+        map_shapes: (channels, height, width) of each map at that input size.
+
+    Raises:
+        ValueError: a tap does not exist, or gives no map.
+
+    Example:
+        >>> backbone = TapBackbone(timm.create_model("resnet18"), ("layer4.0", "layer4.1"))
+        >>> [tuple(x.shape) for x in backbone(torch.rand(1, 3, 64, 64))]
+        [(1, 512, 2, 2), (1, 512, 2, 2)]
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        taps: Sequence[str] | int | None = None,
+        input_size: tuple[int, int, int] = (3, 224, 224),
+    ) -> None:
+        super().__init__()
+        trace = trace_maps(body, input_size)
+        if taps is None or isinstance(taps, int):
+            taps = default_taps(body, trace.maps)[-(taps or 0) :]
+        _check_taps(taps, body, trace.maps)
+        remove_unused(body, taps, trace, input_size)
+        self.body = body
+        self.taps = tuple(taps)
+        self.map_shapes: list[tuple[int, int, int]] = [_shape(trace.maps[tap]) for tap in taps]
+        self._layouts = [trace.layouts[tap] for tap in taps]
+        self._outputs: dict[str, Tensor] = {}
+        for tap in self.taps:
+            body.get_submodule(tap).register_forward_hook(_Recorder(tap, self._outputs))
+
+    @property
+    def out_channels(self) -> list[int]:
+        """Number of channels of each map."""
+        return [shape[0] for shape in self.map_shapes]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Gives the maps (N, C_i, H_i, W_i) of pictures (N, channels, height, width), one a tap."""
+        run_features(self.body, x)
+        aspect = x.shape[2] / x.shape[3]
+        return [
+            to_map(self._outputs.pop(tap), layout, self.body, aspect)
+            for tap, layout in zip(self.taps, self._layouts, strict=True)
+        ]
+
+
+class _Recorder:
+    """A forward hook that keeps a module's output. A class, not a closure, so that a deep copy of the
+    backbone records into the copy's own dictionary."""
+
+    def __init__(self, tap: str, outputs: dict[str, Tensor]) -> None:
+        self.tap = tap
+        self.outputs = outputs
+
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        self.outputs[self.tap] = output
+
+
+def _check_taps(taps: Sequence[str], body: nn.Module, maps: dict[str, Tensor]) -> None:
+    names = [name for name, _ in body.named_modules() if name]
+    for tap in taps:
+        if tap not in names:
+            raise unknown_name("tap", tap, names)
+        if tap not in maps:
+            raise ValueError(f"tap {tap!r} gives no feature map; the last modules that do: {list(maps)[-12:]}")
+
+
+def _shape(feature_map: Tensor) -> tuple[int, int, int]:
+    _, channels, height, width = feature_map.shape
+    return channels, height, width

@@ -1,0 +1,102 @@
+"""The command line: `c2f-zoo list | info | predict`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(help="Coarse-to-fine grained image classification.", no_args_is_help=True)
+
+
+class Kind(str, Enum):
+    """What `c2f-zoo list` can list."""
+
+    models = "models"
+    backbones = "backbones"
+    poolings = "poolings"
+    heads = "heads"
+    hierarchies = "hierarchies"
+    datasets = "datasets"
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[Kind, typer.Argument(help="What to list.")] = Kind.models,
+    pattern: Annotated[str, typer.Argument(help="A shell-style wildcard, in quotes.")] = "*",
+) -> None:
+    """List what there is: models, backbones, poolings, heads, hierarchies or datasets."""
+    import c2f_zoo
+
+    lists: dict[Kind, Callable[[str], list[str]]] = {
+        Kind.models: c2f_zoo.list_models,
+        Kind.backbones: c2f_zoo.list_backbones,
+        Kind.poolings: c2f_zoo.list_poolings,
+        Kind.heads: c2f_zoo.list_heads,
+        Kind.hierarchies: c2f_zoo.list_hierarchies,
+        Kind.datasets: c2f_zoo.list_datasets,
+    }
+    for name in lists[kind](pattern):
+        print(name)
+
+
+@app.command()
+def info(name: Annotated[str, typer.Argument(help="A model's name, or the folder of a saved one.")]) -> None:
+    """Show a model's levels, taps, parameters, input, and where its weights live."""
+    import c2f_zoo
+    from c2f_zoo.backbones import pretrained_cfg
+
+    model = c2f_zoo.create_model(_source(name))
+    config = model.config
+    table = Table(title=name, show_header=False)
+    for level, count in model.hierarchy.num_classes.items():
+        resolution = config.resolutions.get(level)
+        seen = f", seen at {resolution} px" if resolution else ""
+        table.add_row(f"level {level}", f"{count} classes{seen}" + ("" if level in model.levels else ", not answered"))
+    table.add_row("backbone", config.backbone)
+    for tap, shape in zip(config.taps, model.backbone.map_shapes, strict=True):
+        table.add_row("  tap", f"{tap}: {' x '.join(map(str, shape))}")
+    table.add_row("pooling", f"{config.pooling}: {model.pooling.out_features} features")
+    table.add_row("head", config.head)
+    table.add_row("input", " x ".join(map(str, config.preprocessing.input_size)))
+    for part in ("backbone", "pooling", "head"):
+        count = sum(weight.numel() for weight in model.get_submodule(part).parameters())
+        table.add_row(f"{part} parameters", f"{count / 1e6:.2f} M")
+    hub_id = pretrained_cfg(config.backbone).get("hf_hub_id")
+    backbone_weights = f"hf-hub:{hub_id} (pretrained_backbone=True)" if hub_id else "none known"
+    table.add_row("weights", f"{name}/model.safetensors" if Path(name).is_dir() else "none published yet")
+    table.add_row("backbone weights", backbone_weights)
+    Console().print(table)
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="A run's folder, or another folder that save_pretrained wrote.")],
+    images: Annotated[list[Path], typer.Argument(help="One or more picture files.")],
+) -> None:
+    """Name what is in a picture: its path in the tree, with a probability for each level."""
+    import c2f_zoo
+    from c2f_zoo.data import read_image
+
+    predictor = c2f_zoo.Predictor(c2f_zoo.create_model(_source(model)))
+    for path in images:
+        prediction = predictor(read_image(path))
+        print(f"{path}: {prediction}" if len(images) > 1 else prediction)
+
+
+def _source(name: str) -> str:
+    return f"local-dir:{name}" if Path(name).is_dir() else name
+
+
+def main() -> None:
+    """Runs the command line; a user's mistake ends in one line, not in a traceback."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        sys.exit(f"c2f-zoo: {error}")

@@ -1,0 +1,210 @@
+"""Critters: the drawn data set, in which each level of the tree is decided at its own scale.
+
+A critter is an invented creature of one of 4 families, 12 genera and 36 species. Nothing is downloaded:
+each picture is drawn from its seed and index. At 96 x 96 pixels three things about it carry its class,
+and each of them dies at its own distance:
+
+* the **family** is its silhouette (disc, bar, triangle, cross; equal areas): it survives at 12 pixels;
+* the **genus** is how its skin is patched (stripes, ripples, checks; some 6 pixels wide, light and dark in
+  equal parts): plain at 32 pixels, averaged away at 12;
+* the **species** is the mark stamped all over it (hatched, ringed, chequered; 7 to 8 pixels across, light and
+  dark in equal parts, in details of less than 2 pixels): plain at 96 pixels, averaged away at 32.
+
+All else (pose, size, place, colours, background, blotches, gaze) is drawn from the same distributions for
+every species, and so says nothing about it. Light and dark balance, so a mean colour says nothing either.
+
+The species index spells the critter out: ``family = s // 9``, ``patches = s // 3 % 3``, ``mark = s % 3``.
+"""
+
+import math
+
+import numpy as np
+from PIL import Image
+
+from c2f_zoo.data.registry import register_dataset
+from c2f_zoo.hierarchy import load_hierarchy
+
+_SPLITS = ("train", "test")
+_SPECIES = 36
+_UNIT = 96.0  # lengths below are in pixels of a 96-pixel picture, whatever size is drawn
+_PATCH = 5.5  # width of a stripe: two of them must pass a 32-pixel grid and not a 12-pixel one
+_DETAIL, _PITCH = 1.8, 10.0  # width of a bar or cell of a mark; from one mark to the next
+_PATCH_CONTRAST, _MARK_CONTRAST = 0.30, 0.40
+_BRIGHTEST_SKIN = 0.54  # low enough that light patches and marks are not clipped: the balance would be lost
+
+
+def draw_critter(species: int, rng: np.random.Generator, size: int = 96) -> Image.Image:
+    """Draw one picture of a species.
+
+    What ``rng`` gives is drawn in an order that does not depend on the species: from the same state of
+    ``rng``, another species is drawn in the same pose and colours, on the same background.
+
+    Args:
+        species: the species, 0 to 35, in the order of the ``critters`` tree.
+        rng: where pose, colours, background and the rest come from; it is advanced.
+        size: side of the picture in pixels.
+
+    Returns:
+        An RGB picture of ``size`` x ``size`` pixels.
+
+    Raises:
+        ValueError: if ``species`` is not within 0 to 35, or ``size`` is less than 1.
+
+    Example:
+        >>> draw_critter(7, np.random.default_rng(0)).size
+        (96, 96)
+    """
+    if not 0 <= species < _SPECIES:
+        raise ValueError(f"species must be within 0 to {_SPECIES - 1}, not {species}")
+    if size < 1:
+        raise ValueError(f"size must be at least 1, not {size}")
+    pose, looks, colours = rng.random(4).tolist(), rng.random(6).tolist(), rng.random((3, 3))
+    is_night, blotches = rng.random() < 0.5, rng.random((3, 10, 10))
+    freckles = rng.random((48, 48))
+
+    u, v = _body_grid(pose, size)
+    tone, cover, white = _paint(species, u, v, looks)
+    tone *= 1 + 0.25 * _spread(blotches[0], size) + 0.20 * _spread(freckles, size)
+
+    skin = 0.15 + 0.85 * colours[0]
+    skin *= _BRIGHTEST_SKIN / skin.max()
+    near, far = (0.02 + 0.14 * colours[1:]) if is_night else (0.68 + 0.21 * colours[1:])
+    ramp = np.clip(np.linspace(0, 1, size)[:, None] + 0.6 * _spread(blotches[1], size), 0, 1)[..., None]
+    ground = (near + (far - near) * ramp) * (1 + 0.12 * _spread(blotches[2], size))[..., None]
+    picture = ground * (1 - cover)[..., None] + skin * tone[..., None] + white[..., None]
+    return Image.fromarray((255 * np.clip(picture, 0, 1) + 0.5).astype(np.uint8))
+
+
+def _body_grid(pose: list[float], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Body coordinates of each point of a grid twice as fine as the picture: rotated, scaled and shifted."""
+    angle, scale = 2 * math.pi * pose[0], 0.88 + 0.20 * pose[1]
+    line = ((np.arange(2 * size) + 0.5) / (2 * size) - 0.5) * _UNIT
+    x, y = (line - 8 * (pose[2] - 0.5)) / scale, (line - 8 * (pose[3] - 0.5)) / scale
+    return _turn(x[None].astype(np.float32), y[:, None].astype(np.float32), angle)
+
+
+def _turn(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
+    """The same points seen from axes turned by an angle."""
+    c, s = math.cos(angle), math.sin(angle)
+    return c * x + s * y, c * y - s * x
+
+
+def _paint(species: int, u: np.ndarray, v: np.ndarray, looks: list[float]) -> tuple[np.ndarray, ...]:
+    """Tone of the skin (0 to 2), cover of the body and white of the eyes (0 to 1), each (size, size)."""
+    radius = np.sqrt(u * u + v * v)
+    depth = _silhouette(species // 9, u, v, radius)
+    inside = depth < 0
+    patches = _patches(species // 3 % 3, u, v, radius, looks)
+    marks = _mark(species % 3, u, v, looks)
+    # Either part of a mark may be the light one, so that no species is the lighter where rims cut marks.
+    swing = _MARK_CONTRAST if looks[5] < 0.5 else -_MARK_CONTRAST
+    tone = 1 + _PATCH_CONTRAST * patches + swing * marks
+    tone[depth > -1.6] = 0.2  # the outline
+
+    side = np.abs(u) - 6.5
+    eye = side * side + (v + 1) ** 2 < 4.6**2
+    look_u, look_v = 6.5 + 3.2 * (looks[3] - 0.5), 3.2 * (looks[4] - 0.5) - 1
+    pupil = np.minimum(np.abs(u - look_u), np.abs(u - look_u + 13)) ** 2 + (v - look_v) ** 2 < 2.5**2
+    tone *= inside & ~eye
+    return _halve(tone), _halve(inside), _halve(eye & ~pupil)
+
+
+def _silhouette(family: int, u: np.ndarray, v: np.ndarray, radius: np.ndarray) -> np.ndarray:
+    """Signed distance (roughly) to the rim, negative inside. The four areas are equal to some 3 %."""
+    if family == 0:  # disc
+        return radius - 27.5
+    if family == 1:  # bar with round ends
+        end = np.maximum(np.abs(u) - 28, 0)
+        return np.sqrt(end * end + v * v) - 15
+    if family == 2:  # triangle with blunt corners
+        return np.maximum(np.maximum(v, 0.866 * np.abs(u) - 0.5 * v) - 21.8, radius - 39)
+    a, b = np.abs(u), np.abs(v)  # cross
+    return np.maximum(np.minimum(a, b) - 10, np.maximum(a, b) - 35)
+
+
+def _patches(kind: int, u: np.ndarray, v: np.ndarray, radius: np.ndarray, looks: list[float]) -> np.ndarray:
+    """The skin of the genus, -1 and 1 in equal parts: stripes along the body, ripples around, or checks."""
+    if kind == 0:
+        cell = np.floor(v / _PATCH + 2 * looks[0])
+    elif kind == 1:
+        cell = np.floor(radius / _PATCH + 2 * looks[0])
+    else:  # wider, for the period of checks is that of their diagonal
+        cell = np.floor(u / (1.25 * _PATCH) + 2 * looks[0]) + np.floor(v / (1.25 * _PATCH) + 2 * looks[1])
+    return _sign(cell)
+
+
+def _sign(cell: np.ndarray) -> np.ndarray:
+    """1 where a whole number is even, -1 where it is odd."""
+    return (1 - 2 * (cell.astype(np.int32) & 1)).astype(np.float32)
+
+
+def _mark(kind: int, u: np.ndarray, v: np.ndarray, looks: list[float]) -> np.ndarray:
+    """The marks of the species, on a lattice turned at random: -1 and 1 in equal parts, 0 between marks."""
+    p, q = _turn(u, v, 2 * math.pi * looks[2])
+    p, q = p / _PITCH + looks[0], q / _PITCH + looks[1]
+    p, q = (p - np.floor(p) - 0.5) * _PITCH, (q - np.floor(q) - 0.5) * _PITCH
+    if kind == 1:  # ringed: a dot in a ring in a ring
+        r2 = p * p + q * q
+        return (r2 < 3.8**2) * np.where((r2 > 1.5**2) & (r2 < 3.08**2), np.float32(-1), np.float32(1))
+    within = np.maximum(np.abs(p), np.abs(q)) < 2 * _DETAIL
+    if kind == 0:  # hatched: five bars, the outer two of half a width
+        return within * _sign(np.floor(p / _DETAIL + 0.5))
+    return within * _sign(np.floor(p / _DETAIL) + np.floor(q / _DETAIL))  # chequered, four cells by four
+
+
+def _spread(noise: np.ndarray, size: int) -> np.ndarray:
+    """Noise on a coarse grid, 0 to 1, as smooth noise of (size, size) within -1 to 1."""
+    coarse = Image.fromarray((2 * noise - 1).astype(np.float32))
+    return np.asarray(coarse.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def _halve(fine: np.ndarray) -> np.ndarray:
+    """Mean of each 2 x 2 block."""
+    rows = fine[0::2].astype(np.float32) + fine[1::2]
+    return (rows[:, 0::2] + rows[:, 1::2]) / 4
+
+
+@register_dataset("critters")
+class Critters:
+    """The drawn data set: ``per_class`` pictures of each of the 36 species.
+
+    Pictures are drawn when they are asked for, and are the same each time: a picture depends on the seed,
+    the split and the index only. The two splits share no random stream.
+
+    Attributes:
+        hierarchy: the tree of 4 families, 12 genera and 36 species.
+        targets: the species of each index, 0 to 35; as long as the data set.
+
+    Args:
+        split: ``"train"`` or ``"test"``.
+        per_class: how many pictures of each species.
+        seed: another seed is another data set.
+
+    Raises:
+        ValueError: if ``split`` is neither of the two, or ``per_class`` is less than 1.
+
+    Example:
+        >>> data = Critters("test", per_class=2)
+        >>> image, species = data[71]
+        >>> len(data), image.size, species
+        (72, (96, 96), 35)
+    """
+
+    def __init__(self, split: str = "train", per_class: int = 100, seed: int = 0) -> None:
+        if split not in _SPLITS:
+            raise ValueError(f"unknown split {split!r}; choose from {', '.join(map(repr, _SPLITS))}")
+        if per_class < 1:
+            raise ValueError(f"per_class must be at least 1, not {per_class}")
+        self.hierarchy = load_hierarchy("critters")
+        self.targets = [index // per_class for index in range(_SPECIES * per_class)]
+        self._stream = (seed, _SPLITS.index(split))
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        """The picture of an index from 0 to ``len(self) - 1``, and its species; else an IndexError."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is out of range for {len(self)} pictures")
+        species = self.targets[index]
+        return draw_critter(species, np.random.default_rng((*self._stream, index))), species

@@ -1,0 +1,38 @@
+"""One independent linear classifier per level: the paper's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from c2f_zoo.heads.registry import register_head
+from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.registry import unknown_name
+
+
+@register_head("levels")
+class LevelsHead(nn.Module):
+    """One linear classifier per level, independent of each other (Huo et al., SIGIR 2019: the matrices P).
+
+    Args:
+        in_features: length of the pooled vector.
+        hierarchy: the class tree.
+        levels: the levels to answer, coarse to fine.
+    """
+
+    def __init__(self, in_features: int, hierarchy: Hierarchy, levels: Sequence[str]) -> None:
+        super().__init__()
+        self.levels = tuple(levels)
+        # A list, not a ModuleDict: a level may be called "a.b" or "items", which a ModuleDict refuses.
+        self.classifiers = nn.ModuleList(nn.Linear(in_features, len(hierarchy.class_names(level))) for level in levels)
+
+    def get_classifier(self, level: str) -> nn.Linear:
+        """The linear layer of one level."""
+        if level not in self.levels:
+            raise unknown_name("level", level, self.levels)
+        return self.classifiers[self.levels.index(level)]  # type: ignore[return-value]
+
+    def forward(self, v: Tensor, levels: Sequence[str]) -> dict[str, Tensor]:
+        """Maps vectors (N, in_features) to logits (N, classes) for each of `levels`."""
+        return {level: self.get_classifier(level)(v) for level in levels}

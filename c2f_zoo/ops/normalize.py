@@ -1,0 +1,43 @@
+"""The signed square root that follows every second-order pooling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def signed_sqrt(x: Tensor, grad_eps: float = 1e-4) -> Tensor:
+    """Signed square root: y = sign(x) sqrt(|x|), exact forward, with a gradient that is bounded at 0.
+
+    The backward pass uses dy/dx = 0.5 / (|y| + grad_eps), at most 0.5 / grad_eps. `grad_eps = 0.03` is
+    what HBP's Caffe release does (Yu et al., ECCV 2018); the root itself comes from Lin et al., ICCV 2015.
+
+    Args:
+        x: floating-point tensor of any shape.
+        grad_eps: what bounds the gradient, > 0; 0 gives the exact one, infinite at 0.
+
+    Returns:
+        A tensor like `x`.
+
+    Example:
+        >>> signed_sqrt(torch.tensor([-4.0, 0.0, 9.0]))
+        tensor([-2.,  0.,  3.])
+    """
+    return _SignedSqrt.apply(x, grad_eps)
+
+
+class _SignedSqrt(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, grad_eps: float) -> Tensor:
+        y = x.sign() * x.abs().sqrt()
+        ctx.save_for_backward(y)
+        ctx.grad_eps = grad_eps
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        # y is a saved *output*, so a second derivative flows through it and is right too.
+        (y,) = ctx.saved_tensors
+        return 0.5 * grad / (y.abs() + ctx.grad_eps), None

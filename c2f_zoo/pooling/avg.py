@@ -1,0 +1,29 @@
+"""Average pooling: the plain baseline, and the linear probe's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from c2f_zoo.pooling.registry import check_maps, register_pooling
+
+
+@register_pooling("avg")
+class AveragePooling(nn.Module):
+    """The mean over locations of each map, concatenated (global average pooling; Lin et al., ICLR 2014).
+
+    Args:
+        in_channels: number of channels of each map.
+    """
+
+    def __init__(self, in_channels: Sequence[int]) -> None:
+        super().__init__()
+        self.in_channels = tuple(in_channels)
+        self.out_features = sum(in_channels)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Pools maps of shape (N, C_i, H, W) to (N, out_features)."""
+        check_maps(maps, self.in_channels)
+        return torch.cat([x.mean(dim=(2, 3)) for x in maps], dim=1)

@@ -1,0 +1,36 @@
+"""What the first part of a model's name stands for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from c2f_zoo.registry import Registry
+
+
+@dataclass(frozen=True)
+class Method:
+    """A published way of going from a backbone's maps to class scores.
+
+    Args:
+        pooling: one of `list_poolings()`.
+        num_taps: how many of the backbone's default taps it pools, counted from the last.
+        every_level: answers each level of the tree; otherwise only the finest.
+        source: the paper.
+    """
+
+    pooling: str
+    num_taps: int
+    every_level: bool
+    source: str
+
+
+METHODS: Registry[Method] = Registry("method")
+
+for _name, _method in {
+    "mlph": Method("mlp", 3, True, "Huo et al., SIGIR 2019"),
+    "mlp": Method("mlp", 3, False, "Huo et al., SIGIR 2019, eq. 6"),
+    "hbp": Method("hbp", 3, False, "Yu et al., ECCV 2018"),
+    "trilinear": Method("trilinear", 3, False, "Huo et al., SIGIR 2019, eq. 5"),
+    "bcnn": Method("bilinear", 1, False, "Lin et al., ICCV 2015"),
+}.items():
+    METHODS.register(_name)(_method)
