@@ -67,6 +67,7 @@ class Predictor:
             [
                 (level, tree.class_names(level)[label], float(probabilities[level][label]))
                 for level, label in zip(tree.levels, labels, strict=True)
+                if level in probabilities
             ]
         )
 

@@ -36,6 +36,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from c2f_zoo.data import LabelledImages, LevelView, create_dataset, create_transform, stratified_split
 from c2f_zoo.factory import create_model, load_model
@@ -54,12 +55,15 @@ class Stage:
         lr: learning rate of pooling and head.
         backbone_lr: learning rate of the backbone; 0 freezes it, its batch norm too.
         halve_every: epochs after which the learning rates are halved, again and again.
+        freeze_batch_norm: keep the backbone's batch norm frozen while the rest of it is trained. Batches differ
+            in resolution, and so in their statistics: a pretrained backbone is better off with its own.
     """
 
     epochs: int
     lr: float
     backbone_lr: float = 0.0
     halve_every: int = 1000
+    freeze_batch_norm: bool = False
 
 
 @dataclass
@@ -120,6 +124,7 @@ def main(options: Options, config_name: str) -> None:
     model = create_model(
         options.model, hierarchy=train_set.hierarchy, resolutions=options.resolutions, **options.model_options
     )
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on a CPU
     train_indices, val_indices = stratified_split(train_set.targets, options.val_fraction, options.seed)
     output = open_output(options, config_name, accelerator)
 
@@ -210,11 +215,15 @@ def train_epoch(
 ) -> dict[str, float]:
     """Takes a batch of each level in turn until the pictures are used up; gives the mean loss of each level."""
     model.train()
-    if stage.backbone_lr == 0:
-        accelerator.unwrap_model(model).backbone.eval()
+    backbone = accelerator.unwrap_model(model).backbone
+    for module in backbone.modules():
+        if stage.backbone_lr == 0 or (stage.freeze_batch_norm and isinstance(module, torch.nn.BatchNorm2d)):
+            module.eval()
     losses: dict[str, list[Tensor]] = {level: [] for level in loaders}
     steps = len(next(iter(loaders.values())))
-    bar = tqdm(zip(*loaders.values(), strict=True), total=steps, desc=title, disable=None, leave=False)
+    # None: a bar on a terminal, none in a log file.
+    hidden = None if accelerator.is_main_process else True
+    bar = tqdm(zip(*loaders.values(), strict=True), total=steps, desc=title, disable=hidden, leave=False)
     for batches in bar:
         for level, (pictures, labels, _) in zip(loaders, batches, strict=True):
             loss = F.cross_entropy(model(pictures, levels=(level,))[level].float(), labels)
@@ -292,9 +301,6 @@ def finish_epoch(
     progress.best = max(progress.best, sum(scores) / len(scores))
     if not accelerator.is_main_process:
         return
-    shown = "  ".join(f"{level} {score:.3f}" for level, score in zip(model.levels, scores, strict=True))
-    loss = sum(row[f"loss_{level}"] for level in model.levels)
-    print(f"stage {row['stage']}, epoch {row['epoch']}: loss {loss:.3f}, validation accuracy {shown}", flush=True)
     if is_best:
         model.save_pretrained(output)
     write_csv(output / "metrics.csv", progress.rows)
@@ -306,6 +312,9 @@ def finish_epoch(
     os.rename(part, final)  # a kill before this line leaves the checkpoint of the epoch before
     for old in sorted(output.glob("checkpoint-*"))[:-1]:
         shutil.rmtree(old)
+    shown = "  ".join(f"{level} {score:.3f}" for level, score in zip(model.levels, scores, strict=True))
+    loss = sum(row[f"loss_{level}"] for level in model.levels)
+    print(f"stage {row['stage']}, epoch {row['epoch']}: loss {loss:.3f}, validation accuracy {shown}", flush=True)
 
 
 def score_test(

@@ -1,0 +1,46 @@
+"""What several tests need: a small saved model, and a folder of birds in CUB's layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from c2f_zoo import C2FModel, create_model
+
+torch.set_num_threads(1)  # small tensors: two threads only wait for each other
+
+SMALL = {"backbone": "test_convnext", "input_size": 64, "pooling_options": {"dim": 8}}
+
+# Two families, three genera, four species of CUB, numbered anew as a part of it would be.
+BIRDS = ["001.Black_footed_Albatross", "003.Sooty_Albatross", "004.Groove_billed_Ani", "002.Laysan_Albatross"]
+
+
+@pytest.fixture
+def small_model() -> C2FModel:
+    torch.manual_seed(0)
+    return create_model("mlph", hierarchy="cub", **SMALL)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def cub_folder(tmp_path: Path) -> Path:
+    """Four species, three pictures each: two for training, one for the test."""
+    root = tmp_path / "birds"
+    lines: dict[str, list[str]] = {"images": [], "image_class_labels": [], "train_test_split": []}
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(BIRDS, start=1):
+        (root / "images" / name).mkdir(parents=True)
+        for shot in range(3):
+            image_id = len(lines["images"]) + 1
+            pixels = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / "images" / name / f"{shot}.jpg")
+            lines["images"].append(f"{image_id} {name}/{shot}.jpg")
+            lines["image_class_labels"].append(f"{image_id} {number}")
+            lines["train_test_split"].append(f"{image_id} {int(shot < 2)}")
+    lines["classes"] = [f"{number} {name}" for number, name in enumerate(BIRDS, start=1)]
+    for file, rows in lines.items():
+        (root / f"{file}.txt").write_text("\n".join(rows) + "\n")
+    return root

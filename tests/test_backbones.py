@@ -1,0 +1,222 @@
+"""TapBackbone on networks of many kinds, against timm's own features."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from c2f_zoo import list_backbones
+from c2f_zoo.backbones import BACKBONES, TapBackbone, create_body, register_backbone
+
+# One small network of each of many families: plain, residual, dense, mobile and searched CNNs, hybrids of
+# convolution and attention, windowed and plain transformers, MLPs, token mixers.
+FAMILIES = [
+    "beit_base_patch16_224",
+    "caformer_s18",
+    "coatnet_nano_rw_224",
+    "convnext_atto",
+    "convnextv2_atto",
+    "cspresnet50",
+    "davit_tiny",
+    "deit_tiny_patch16_224",
+    "densenet121",
+    "edgenext_xx_small",
+    "efficientformerv2_s0",
+    "efficientvit_b0",
+    "eva02_tiny_patch14_224",
+    "fastvit_t8",
+    "focalnet_tiny_srf",
+    "ghostnet_100",
+    "hgnetv2_b0",
+    "inception_next_atto",
+    "lcnet_050",
+    "levit_128s",
+    "mixer_s32_224",
+    "mobilenetv3_small_050",
+    "mobilenetv4_conv_small_050",
+    "nfnet_l0",
+    "poolformer_s12",
+    "regnety_002",
+    "repvgg_a0",
+    "resnet18",
+    "resnetv2_50",
+    "rexnet_100",
+    "starnet_s050",
+    "swin_tiny_patch4_window7_224",
+    "test_vit",
+    "tf_efficientnet_lite0",
+    "tiny_vit_5m_224",
+    "vgg16",
+    "vit_tiny_patch16_224",
+    "twins_svt_small",
+    "gcvit_xxtiny",
+]
+
+
+def build(name: str, taps: tuple[str, ...] | None = None) -> tuple[TapBackbone, tuple[int, int, int]]:
+    cfg = timm.get_pretrained_cfg(name)
+    size = cfg.input_size if cfg.fixed_input_size else (3, 128, 128)
+    torch.manual_seed(0)
+    return TapBackbone(create_body(name), taps, size), size
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_maps_of_any_family_forward_and_backward(name: str) -> None:
+    backbone, size = build(name)
+    maps = backbone(torch.randn(2, *size))
+    assert len(maps) == 3
+    assert [tuple(x.shape) for x in maps] == [(2, *shape) for shape in backbone.map_shapes]
+    assert len({x.shape[2:] for x in maps}) == 1, "default taps have one spatial size"
+    assert maps[0].shape[2] == maps[0].shape[3] > 1
+    sum(x.square().mean() for x in maps).backward()
+    trained = [weight.grad is not None for weight in backbone.parameters()]
+    assert all(trained), "what the taps do not need is gone"
+
+
+def test_there_are_25_families() -> None:
+    modules = {timm.models.model_entrypoint(name).__module__ for name in FAMILIES}
+    assert len(modules) >= 25
+
+
+@pytest.mark.parametrize(
+    ("name", "taps"),
+    [
+        ("vgg16", ("features.25", "features.27", "features.29")),  # relu5_1, relu5_2, relu5_3
+        ("vgg16_bn", ("features.36", "features.39", "features.42")),
+        ("resnet50", ("layer4.0", "layer4.1", "layer4.2")),
+        ("convnext_tiny", ("stages.3.blocks.0", "stages.3.blocks.1", "stages.3.blocks.2")),
+        ("tf_efficientnet_lite0", ("blocks.5.2", "blocks.5.3", "blocks.6.0")),
+        ("vit_tiny_patch16_224", ("blocks.9", "blocks.10", "blocks.11")),
+        ("swin_tiny_patch4_window7_224", ("layers.2.blocks.3", "layers.2.blocks.4", "layers.2.blocks.5")),
+    ],
+)
+def test_default_taps(name: str, taps: tuple[str, ...]) -> None:
+    assert build(name)[0].taps == taps
+
+
+def test_vgg_relu_taps_are_what_they_are_called() -> None:
+    # In VGG-16's table (Simonyan & Zisserman 2015, D) block 5 is its last three convolutions before the last pool.
+    features = timm.create_model("vgg16").features
+    kinds = [type(layer).__name__ for layer in features[24:31]]
+    assert kinds == ["Conv2d", "ReLU", "Conv2d", "ReLU", "Conv2d", "ReLU", "MaxPool2d"]
+
+
+def test_vgg_loses_its_classifier() -> None:
+    backbone, _ = build("vgg16")
+    assert sum(weight.numel() for weight in backbone.parameters()) == 14_714_688  # VGG-16's 13 convolutions
+    assert len([m for m in backbone.modules() if isinstance(m, nn.Conv2d)]) == 13
+
+
+@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0", "swin_tiny_patch4_window7_224", "convnext_atto"])
+def test_removing_layers_leaves_the_maps(name: str) -> None:
+    torch.manual_seed(0)
+    whole = create_body(name).eval()
+    backbone = TapBackbone(copy.deepcopy(whole)).eval()
+    outputs = {}
+    for tap in backbone.taps:
+        keep = lambda _module, _args, output, tap=tap: outputs.update({tap: output.clone()})  # noqa: E731
+        whole.get_submodule(tap).register_forward_hook(keep)
+    x = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        whole(x)
+        maps = backbone(x)
+    for tap, found in zip(backbone.taps, maps, strict=True):
+        expected = outputs[tap].permute(0, 3, 1, 2) if name.startswith("swin") else outputs[tap]
+        assert torch.equal(found, expected), "nor has a later layer written into the tapped tensor"
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "mixer_s32_224"])
+def test_tokens_become_the_maps_that_timm_makes_of_them(name: str) -> None:
+    backbone, size = build(name)
+    whole = create_body(name)
+    whole.load_state_dict(backbone.body.state_dict(), strict=False)
+    x = torch.randn(2, *size)
+    with torch.no_grad():
+        maps = backbone.eval()(x)
+        if name.startswith("swin"):  # timm gives stages here; the last tap is the last block of the third
+            expected = whole.eval().forward_intermediates(x, indices=[2], intermediates_only=True)
+            maps = maps[-1:]
+        else:
+            expected = whole.eval().forward_intermediates(x, indices=3, intermediates_only=True)
+    for found, wanted in zip(maps, expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_pictures_need_not_be_square() -> None:
+    backbone, _ = build("resnet18")
+    assert [tuple(x.shape) for x in backbone.eval()(torch.randn(1, 3, 96, 160))] == [(1, 512, 3, 5)] * 3
+    vit = TapBackbone(create_body("vit_tiny_patch16_224", img_size=(64, 128)), None, (3, 64, 128))
+    assert [tuple(x.shape) for x in vit(torch.randn(1, 3, 64, 128))] == [(1, 192, 4, 8)] * 3
+
+
+def test_a_copy_is_independent() -> None:
+    backbone, size = build("resnet18")
+    backbone.eval()
+    x = torch.randn(1, *size)
+    expected = backbone(x)
+    copied = copy.deepcopy(backbone)
+    with torch.no_grad():
+        for weight in backbone.parameters():
+            weight.zero_()
+    for found, wanted in zip(copied(x), expected, strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_a_compiled_backbone_gives_the_same_maps() -> None:
+    backbone, _ = build("test_convnext")
+    backbone.eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        for found, wanted in zip(torch.compile(backbone)(x), backbone(x), strict=True):
+            torch.testing.assert_close(found, wanted)
+
+
+def test_named_taps_are_given_in_the_order_asked_for() -> None:
+    backbone, size = build("resnet18", ("layer3", "layer1"))
+    assert backbone.out_channels == [256, 64]
+    assert [x.shape[1] for x in backbone(torch.randn(1, *size))] == [256, 64]
+    assert not [key for key in backbone.state_dict() if "layer4" in key]
+
+
+def test_a_tap_that_does_not_exist_is_named() -> None:
+    with pytest.raises(ValueError, match=r"unknown tap 'layer5'; did you mean 'layer4'"):
+        build("resnet18", ("layer5",))
+
+
+def test_a_tap_that_is_no_map_is_named() -> None:
+    with pytest.raises(ValueError, match=r"tap 'blocks.0.attn.qkv' gives no feature map|tap 'global_pool' gives no"):
+        build("resnet18", ("global_pool",))
+
+
+def test_a_network_without_default_taps_says_how_to_name_them() -> None:
+    with pytest.raises(ValueError, match=r"no default taps for VGG; name them, taps=\[...\]: .*'features.20'"):
+        build("vgg11")
+
+
+def test_an_input_that_does_not_fit_is_named() -> None:
+    with pytest.raises(ValueError, match=r"VisionTransformer does not run on an input of \(3, 100, 100\)"):
+        TapBackbone(create_body("vit_tiny_patch16_224"), None, (3, 100, 100))
+
+
+def test_an_unknown_backbone_is_named() -> None:
+    with pytest.raises(ValueError, match=r"unknown backbone 'resnet5O'; did you mean 'resnet50'"):
+        create_body("resnet5O")
+
+
+def test_a_registered_backbone_stands_beside_timms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BACKBONES, "_entries", dict(BACKBONES._entries))
+
+    @register_backbone("three_convs")
+    def three_convs(pretrained: bool = False) -> nn.Module:
+        layers = [nn.Sequential(nn.Conv2d(c, 4, 3, padding=1), nn.ReLU()) for c in (3, 4, 4)]
+        return nn.Sequential(*layers)
+
+    assert "three_convs" in list_backbones("three*")
+    assert {"resnet50", "three_convs"} <= set(list_backbones())
+    backbone = TapBackbone(create_body("three_convs"), None, (3, 8, 8))
+    assert backbone.taps == ("0.1", "1.1", "2.1")
+    assert backbone(torch.randn(1, 3, 8, 8))[2].shape == (1, 4, 8, 8)

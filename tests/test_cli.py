@@ -1,0 +1,64 @@
+"""The command line, as a user runs it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from c2f_zoo import C2FModel
+
+
+def c2f_zoo(*arguments: str, ok: bool = True) -> str:
+    command = [sys.executable, "-c", "from c2f_zoo.cli import main; main()", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode == 0) == ok, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout if ok else done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "some"),
+    [
+        ("models", ["mlph_vgg16_cub", "bcnn_resnet50_cars"]),
+        ("backbones", ["vgg16", "convnext_tiny"]),
+        ("poolings", ["avg", "bilinear", "hbp", "mlp", "trilinear"]),
+        ("heads", ["levels"]),
+        ("hierarchies", ["cars", "critters", "cub", "fashion_mnist"]),
+        ("datasets", ["critters", "cub", "fashion_mnist"]),
+    ],
+)
+def test_list(kind: str, some: list[str]) -> None:
+    assert set(some) <= set(c2f_zoo("list", kind).split())
+
+
+def test_list_takes_a_wildcard() -> None:
+    assert c2f_zoo("list", "models", "mlph_vgg*").split() == ["mlph_vgg16_cars", "mlph_vgg16_cub"]
+
+
+def test_info_shows_levels_taps_and_parameters() -> None:
+    shown = c2f_zoo("info", "mlph_vgg16_cub")
+    for part in ("36 classes", "113 classes", "200 classes", "features.25", "features.29", "14.71 M", "12.61 M"):
+        assert part in shown
+    assert "timm/vgg16" in shown, "where the backbone's weights live"
+
+
+def test_predict_prints_a_path(small_model: C2FModel, tmp_path: Path) -> None:
+    small_model.save_pretrained(tmp_path / "run")
+    Image.new("CMYK", (50, 40)).save(tmp_path / "some.jpg")
+    shown = c2f_zoo("predict", str(tmp_path / "run"), str(tmp_path / "some.jpg"))
+    names = [part.rsplit(" (", 1)[0] for part in shown.strip().split(" > ")]
+    tree = small_model.hierarchy
+    assert tuple(names) in {tree.path(label) for label in range(200)}
+
+
+def test_mistakes_end_in_one_line(small_model: C2FModel, tmp_path: Path) -> None:
+    assert "did you mean 'mlph_vgg16_cub'" in c2f_zoo("info", "mlph_vgg16_cup", ok=False)
+    small_model.save_pretrained(tmp_path / "run")
+    assert "there is no picture none.jpg" in c2f_zoo("predict", str(tmp_path / "run"), "none.jpg", ok=False)
+    (tmp_path / "bad.jpg").write_text("no picture")
+    assert "cannot read the picture" in c2f_zoo("predict", str(tmp_path / "run"), str(tmp_path / "bad.jpg"), ok=False)
+    assert "unknown model" in c2f_zoo("predict", str(tmp_path / "norun"), "x.jpg", ok=False)

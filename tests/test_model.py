@@ -1,0 +1,231 @@
+"""create_model, what a model gives, and saving it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from conftest import SMALL
+from safetensors.torch import load_file, save_file
+
+from c2f_zoo import C2FModel, create_model, list_models, load_hierarchy
+from c2f_zoo.backbones import create_body
+from c2f_zoo.config import ModelConfig
+
+
+def test_the_papers_model() -> None:
+    model = create_model("mlph_vgg16_cub")
+    assert model.config.taps == ("features.25", "features.27", "features.29")
+    assert model.backbone.map_shapes == [(512, 28, 28)] * 3  # 448 / 16
+    assert model.levels == ("family", "genus", "species")
+    parameters = {part: sum(w.numel() for w in model.get_submodule(part).parameters()) for part in ("pooling", "head")}
+    assert parameters["pooling"] == 3 * (512 * 8192 + 8192)
+    assert parameters["head"] == (4 * 8192 + 1) * (36 + 113 + 200)
+    preprocessing = model.config.preprocessing
+    assert (preprocessing.input_size, preprocessing.resize) == ((3, 448, 448), 512)
+
+
+@pytest.mark.parametrize(
+    ("name", "levels", "features"),
+    [
+        ("mlp_vgg16_cub", {"species": 200}, 4 * 16),
+        ("hbp_vgg16_cub", {"species": 200}, 3 * 16),
+        ("trilinear_resnet50_cars", {"species": 196}, 16),
+        ("mlph_resnet50_cub", {"family": 36, "genus": 113, "species": 200}, 4 * 16),
+        ("hbp_convnext_atto_fashion_mnist", {"article": 10}, 3 * 16),
+    ],
+)
+def test_names(name: str, levels: dict[str, int], features: int) -> None:
+    model = create_model(name, input_size=64, pooling_options={"dim": 16})
+    logits = model(torch.randn(2, 3, 64, 64))
+    assert {level: tuple(z.shape) for level, z in logits.items()} == {lv: (2, n) for lv, n in levels.items()}
+    assert model.pooling.out_features == features
+
+
+def test_bcnn_pools_the_last_tap() -> None:
+    model = create_model("bcnn_vgg16_cub", input_size=64)
+    assert model.config.taps == ("features.29",)  # relu5_3
+    assert model.pooling.out_features == 512 * 512
+
+
+def test_parts_named_one_by_one() -> None:
+    model = create_model("hbp", backbone="vit_tiny_patch16_224", hierarchy="cars", pooling_options={"dim": 8})
+    assert model.config.preprocessing.input_size == (3, 224, 224), "a ViT keeps its own input size"
+    assert model.hierarchy == load_hierarchy("cars")
+    model = create_model("mlph", backbone="vit_tiny_patch16_224", hierarchy="cub", input_size=64, head="levels",
+                         pooling="trilinear", levels=["genus"], pooling_options={"dim": 8})  # fmt: skip
+    assert {level: tuple(z.shape) for level, z in model(torch.randn(1, 3, 64, 64)).items()} == {"genus": (1, 113)}
+
+
+def test_lists() -> None:
+    assert list_models("mlp_*") == ["mlp_resnet50_cars", "mlp_resnet50_cub", "mlp_vgg16_cars", "mlp_vgg16_cub"]
+    assert {f"{method}_vgg16_cub" for method in ("bcnn", "hbp", "mlp", "mlph")} <= set(list_models())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "mlhp_vgg16_cub"}, "unknown model 'mlhp_vgg16_cub'; did you mean .*'mlph_vgg16_cub'"),
+        ({"name": "mlph_resnet5O_cub"}, "unknown backbone.*'resnet5O'; did you mean 'resnet50'"),
+        ({"name": "mlph"}, "'mlph' is a method; name its parts too"),
+        ({"name": "mlph", "backbone": "resnet18", "hierarchy": "cup"}, "unknown hierarchy 'cup'; did you mean 'cub'"),
+        ({"name": "mlph_resnet18_cub", "pooling": "mlq"}, "unknown pooling 'mlq'; did you mean 'mlp'"),
+        ({"name": "mlph_resnet18_cub", "head": "level"}, "unknown head 'level'; did you mean 'levels'"),
+        ({"name": "mlph_resnet18_cub", "levels": ["specie"]}, "unknown level 'specie'; did you mean 'species'"),
+        ({"name": "mlph_resnet18_cub", "taps": ["layer4"]}, "mlp pools 3 maps, not 1"),
+        (
+            {"name": "mlph_resnet18_cub", "taps": ["layer2", "layer3", "layer4"]},
+            r"differ in spatial size \(8 x 8, 4 x 4, 2 x 2\); choose taps of one size",
+        ),
+        ({"name": "mlph_resnet18_cub", "pretrained": True}, "no trained weights for 'mlph_resnet18_cub'"),
+        ({"name": "mlph_resnet18_cub", "resolutions": {"kind": 3}}, "unknown level 'kind'"),
+    ],
+)
+def test_mistakes_are_named(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        create_model(**arguments, input_size=64)
+
+
+def test_only_the_levels_asked_for_are_computed(small_model: C2FModel) -> None:
+    x = torch.randn(2, 3, 64, 64)
+    small_model.eval()
+    everything = small_model(x)
+    assert list(everything) == ["family", "genus", "species"]
+    genus = small_model(x, levels=("genus",))
+    assert list(genus) == ["genus"]
+    assert torch.equal(genus["genus"], everything["genus"])
+    with pytest.raises(ValueError, match="unknown level 'order'"):
+        small_model(x, levels=("order",))
+
+
+def test_the_parts_make_the_whole(small_model: C2FModel) -> None:
+    x = torch.randn(2, 3, 64, 64)
+    small_model.eval()
+    v = small_model.forward_pool(small_model.forward_features(x))
+    for level, logits in small_model(x).items():
+        classifier = small_model.head.get_classifier(level)
+        torch.testing.assert_close(logits, v @ classifier.weight.T + classifier.bias)
+
+
+def test_a_level_is_a_timm_classifier(small_model: C2FModel) -> None:
+    genus = small_model.eval().at_level("genus")
+    x = torch.randn(2, 3, 64, 64)
+    out = genus(x)
+    assert isinstance(out, torch.Tensor)
+    assert out.shape == (2, genus.num_classes) == (2, 113)
+    assert genus.get_classifier().out_features == 113
+    assert genus.forward_head(genus.forward_features(x), pre_logits=True).shape == (2, genus.num_features)
+    assert torch.equal(out, small_model(x)["genus"])
+    with pytest.raises(ValueError, match="unknown level 'order'"):
+        small_model.at_level("order")
+
+
+def test_timm_resolves_the_preprocessing(small_model: C2FModel) -> None:
+    config = timm.data.resolve_data_config(model=small_model)
+    assert config["input_size"] == (3, 64, 64)
+    assert config["mean"] == timm.get_pretrained_cfg("test_convnext").mean
+    assert config["crop_pct"] == 0.875
+
+
+def test_reset_classifier(small_model: C2FModel) -> None:
+    small_model.reset_classifier(load_hierarchy("fashion_mnist"))
+    logits = small_model(torch.randn(1, 3, 64, 64))
+    assert {level: z.shape[1] for level, z in logits.items()} == {"division": 2, "group": 6, "article": 10}
+
+
+def test_a_saved_model_comes_back_bit_for_bit(small_model: C2FModel, tmp_path: Path) -> None:
+    small_model.config = replace(small_model.config, resolutions={"species": None, "family": 32})
+    x = torch.randn(2, 3, 64, 64)
+    small_model(x)  # moves batch statistics, where there are any
+    small_model.eval().save_pretrained(tmp_path / "saved")
+    assert sorted(p.name for p in (tmp_path / "saved").iterdir()) == ["config.json", "model.safetensors"]
+    again = create_model(f"local-dir:{tmp_path / 'saved'}").eval()
+    assert again.config == small_model.config
+    assert again.hierarchy.class_names("species")[0] == "001.Black_footed_Albatross"
+    for level, logits in small_model(x).items():
+        assert torch.equal(again(x)[level], logits)
+
+
+@pytest.fixture
+def saved(small_model: C2FModel, tmp_path: Path) -> Path:
+    small_model.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def change_config(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+def test_an_unknown_key_in_a_config_is_named(saved: Path) -> None:
+    change_config(saved, poolling="mlp")
+    with pytest.raises(ValueError, match=r"config.json: unknown key in ModelConfig 'poolling'; did you mean 'pooling'"):
+        create_model(f"local-dir:{saved}")
+
+
+def test_a_missing_key_in_a_config_is_named(saved: Path) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    del config["taps"]
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"config.json: ModelConfig lacks the keys \['taps'\]"):
+        create_model(f"local-dir:{saved}")
+
+
+def test_a_config_that_is_no_json_is_named(saved: Path) -> None:
+    (saved / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config.json: "):
+        create_model(f"local-dir:{saved}")
+
+
+def test_truncated_weights_are_named(saved: Path) -> None:
+    weights = saved / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"model.safetensors is not a whole safetensors file"):
+        create_model(f"local-dir:{saved}")
+
+
+def test_weights_of_another_model_are_named(saved: Path) -> None:
+    weights = load_file(saved / "model.safetensors")
+    weights["head.classifiers.0.bias"] = torch.zeros(7)
+    save_file(weights, saved / "model.safetensors")
+    with pytest.raises(ValueError, match=r"has other shapes: head.classifiers.0.bias \(7,\) for \(36,\)"):
+        create_model(f"local-dir:{saved}")
+
+
+def test_an_empty_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"holds no config.json"):
+        create_model(f"local-dir:{tmp_path}")
+
+
+def test_a_backbone_checkpoint_in_half_precision(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    body = timm.create_model("resnet18", num_classes=7)
+    weights = {name: w.half() if w.is_floating_point() else w for name, w in body.state_dict().items()}
+    save_file(weights, tmp_path / "resnet18.safetensors")
+    model = create_model("mlph_resnet18_cub", backbone_checkpoint=tmp_path / "resnet18.safetensors", input_size=64)
+    for name, weight in model.backbone.body.state_dict().items():
+        assert torch.equal(weight, weights[name].to(weight.dtype)), name
+    assert model.backbone.body.conv1.weight.dtype == torch.float32
+
+
+def test_a_backbone_checkpoint_that_lacks_weights_is_named(tmp_path: Path) -> None:
+    weights = create_body("resnet18").state_dict()
+    del weights["layer1.0.conv1.weight"]
+    save_file(weights, tmp_path / "part.safetensors")
+    with pytest.raises(ValueError, match=r"part.safetensors does not fit the ResNet: it lacks layer1.0.conv1.weight"):
+        create_model("mlph_resnet18_cub", backbone_checkpoint=tmp_path / "part.safetensors", input_size=64)
+    with pytest.raises(FileNotFoundError, match="there is no weights file"):
+        create_model("mlph_resnet18_cub", backbone_checkpoint=tmp_path / "none.safetensors", input_size=64)
+
+
+def test_a_configuration_survives_json() -> None:
+    model = create_model("mlph", hierarchy="cub", resolutions={"family": 32}, taps=["stages.0", "stages.0", "stages.0"],
+                         backbone_options={"drop_rate": 0.1}, **SMALL)  # type: ignore[arg-type] # fmt: skip
+    again = ModelConfig.from_dict(json.loads(json.dumps(model.config.to_dict())))
+    assert again == model.config
+    with pytest.raises(ValueError, match="unknown key in Preprocessing 'meen'; did you mean 'mean'"):
+        ModelConfig.from_dict({**model.config.to_dict(), "preprocessing": {"meen": 1}})

@@ -1,0 +1,57 @@
+import math
+
+import pytest
+import torch
+
+from c2f_zoo.ops import multilinear_sums, signed_sqrt
+
+
+def test_the_root_is_exact_forward() -> None:
+    x = torch.tensor([-4.0, -1e-8, 0.0, 1e-8, 2.25, 1e10], dtype=torch.float64)
+    expected = torch.tensor([-2.0, -1e-4, 0.0, 1e-4, 1.5, 1e5], dtype=torch.float64)
+    torch.testing.assert_close(signed_sqrt(x, grad_eps=0.03), expected, rtol=1e-15, atol=0)
+
+
+def test_the_roots_gradient_is_the_caffe_releases() -> None:
+    x = torch.tensor([-4.0, 0.0, 0.01], dtype=torch.float64, requires_grad=True)
+    (grad,) = torch.autograd.grad(signed_sqrt(x, grad_eps=0.03).sum(), x)
+    expected = torch.tensor([0.5 / 2.03, 0.5 / 0.03, 0.5 / 0.13], dtype=torch.float64)
+    torch.testing.assert_close(grad, expected)
+
+
+def test_the_roots_gradients_without_the_bound() -> None:
+    x = torch.tensor([-3.0, -0.2, 0.5, 7.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: signed_sqrt(x, 0.0), x)
+    assert torch.autograd.gradgradcheck(lambda x: signed_sqrt(x, 0.0), x)
+
+
+def test_sums_of_products_by_loops() -> None:
+    generator = torch.Generator().manual_seed(0)
+    channels, dim, height, width = (2, 3, 4), 5, 3, 2
+    maps = [torch.randn(2, c, height, width, generator=generator, dtype=torch.float64) for c in channels]
+    weights = [torch.randn(dim, c, generator=generator, dtype=torch.float64) for c in channels]
+    biases = [torch.randn(dim, generator=generator, dtype=torch.float64) for c in channels]
+    terms = [(0, 1), (0, 1, 2), (2,)]
+    found = multilinear_sums(maps, weights, biases, terms)
+
+    def projection(i: int, n: int, k: int, y: int, x: int) -> float:
+        terms = (float(weights[i][k, c]) * float(maps[i][n, c, y, x]) for c in range(channels[i]))
+        return sum(terms) + float(biases[i][k])
+
+    for term, sums in zip(terms, found, strict=True):
+        for n in range(2):
+            for k in range(dim):
+                expected = sum(
+                    math.prod(projection(i, n, k, y, x) for i in term) for y in range(height) for x in range(width)
+                )
+                assert float(sums[n, k]) == pytest.approx(expected, rel=1e-12)
+
+
+def test_products_are_made_in_float32_under_autocast() -> None:
+    # Each projection is 300: representable in bf16 (as 300), but the triple product overflows fp16 by far.
+    x = torch.full((1, 3, 2, 2), 100.0)
+    weight, bias = torch.ones(1, 3), torch.zeros(1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (total,) = multilinear_sums([x] * 3, [weight] * 3, [bias] * 3, [(0, 1, 2)])
+    assert total.dtype == torch.float32
+    assert total.item() == 4 * 300.0**3

@@ -1,0 +1,48 @@
+import pytest
+
+from c2f_zoo.registry import Registry
+
+
+def test_a_registered_thing_is_found_and_listed() -> None:
+    registry = Registry[int]("number")
+    registry.register("two")(2)
+    registry.register("ten")(10)
+    assert registry["two"] == 2
+    assert registry.names() == ["ten", "two"]
+    assert registry.names("tw*") == ["two"]
+    assert "ten" in registry
+    assert "six" not in registry
+
+
+def test_a_decorator_gives_back_what_it_registers() -> None:
+    registry = Registry[object]("function")
+
+    @registry.register("f")
+    def f() -> None: ...
+
+    assert registry["f"] is f
+
+
+def test_a_duplicate_is_an_error_unless_overridden() -> None:
+    registry = Registry[int]("number")
+    registry.register("one")(1)
+    with pytest.raises(ValueError, match=r"number 'one' is registered already .*override=True"):
+        registry.register("one")(2)
+    assert registry["one"] == 1
+    registry.register("one", override=True)(3)
+    assert registry["one"] == 3
+
+
+def test_an_empty_name_is_an_error() -> None:
+    with pytest.raises(ValueError, match="a number needs a name"):
+        Registry[int]("number").register("")
+
+
+def test_an_unknown_name_offers_close_ones() -> None:
+    registry = Registry[int]("backbone")
+    registry.register("resnet50")(0)
+    registry.register("vgg16")(0)
+    with pytest.raises(ValueError, match=r"unknown backbone 'resnet5O'; did you mean 'resnet50'\?"):
+        registry["resnet5O"]
+    with pytest.raises(ValueError, match=r"unknown backbone 'zzz'; known: resnet50, vgg16"):
+        registry["zzz"]
