@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
-from accelerate.utils import broadcast_object_list, set_seed, tqdm
+from accelerate.utils import broadcast_object_list, set_seed
 from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table

@@ -1,0 +1,232 @@
+"""The training recipe, run as a user runs it: in processes of its own, on real files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from c2f_zoo import Predictor, create_dataset, create_model
+
+ROOT = Path(__file__).parents[1]
+RECIPE = str(ROOT / "recipes" / "train.py")
+SMOKE = ["--config", str(ROOT / "recipes" / "configs" / "smoke.yaml")]
+LAUNCH = ["-m", "accelerate.commands.launch"]
+TWO_PROCESSES = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+
+
+def train(folder: Path, *options: str, launcher: Sequence[str] = (), ok: bool = True) -> str:
+    """Runs the recipe in a folder; gives what it printed, or where it is to fail, its complaint."""
+    command = [sys.executable, *launcher, RECIPE, *options]
+    done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert (done.returncode == 0) == ok, done.stderr[-3000:]
+    return done.stdout if ok else done.stderr
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """One whole run of the smoke configuration: its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("smoke")
+    printed = train(folder, *SMOKE, launcher=LAUNCH)
+    return folder / "runs" / "smoke-1", printed
+
+
+def test_a_run_leaves_its_files(smoke: tuple[Path, str]) -> None:
+    run, printed = smoke
+    names = {path.name for path in run.iterdir()}
+    assert names == {
+        "checkpoint-0002",
+        "config.json",
+        "config.yaml",
+        "curves.png",
+        "metrics.csv",
+        "model.safetensors",
+        "test.csv",
+        "test_predictions.csv",
+    }
+    assert "Accuracy in %" in printed
+    for level in ("family", "genus", "species"):
+        assert level in printed
+    with Image.open(run / "curves.png") as curves:
+        assert min(curves.size) > 300
+
+
+def test_every_epoch_is_recorded(smoke: tuple[Path, str]) -> None:
+    rows = rows_of(smoke[0] / "metrics.csv")
+    assert [(row["epoch"], row["stage"]) for row in rows] == [("1", "1"), ("2", "2")]
+    for row in rows:
+        for level in ("family", "genus", "species"):
+            assert float(row[f"loss_{level}"]) > 0
+            assert 0 <= float(row[f"val_{level}"]) <= 1
+
+
+def test_the_table_is_what_the_predictions_say(smoke: tuple[Path, str]) -> None:
+    run, _ = smoke
+    predictions = rows_of(run / "test_predictions.csv")
+    assert [int(row["index"]) for row in predictions] == list(range(144)), "every picture once"
+    table = rows_of(run / "test.csv")
+    assert len(table) == 3 * 3
+    for row in table:
+        assert row["pictures"] == "144"
+        if row["own"] == "True":
+            level = row["level"]
+            right = sum(p[level] == p[f"predicted_{level}"] for p in predictions)
+            assert float(row["accuracy"]) == pytest.approx(right / 144)
+
+
+def test_the_saved_model_is_the_one_that_was_scored(smoke: tuple[Path, str]) -> None:
+    run, _ = smoke
+    model = create_model(f"local-dir:{run}").eval()
+    assert dict(model.config.resolutions) == {"species": 48, "genus": 32, "family": 12}
+    dataset = create_dataset("critters", "test", per_class=4)
+    predictor = Predictor(model)
+    predictions = rows_of(run / "test_predictions.csv")
+    for index in (0, 71, 143):
+        probabilities = predictor._probabilities(dataset[index][0])
+        for level in model.levels:
+            name = model.hierarchy.class_names(level)[int(probabilities[level].argmax())]
+            assert name == predictions[index][f"predicted_{level}"]
+
+
+def test_options_go_over_the_file_and_are_kept(tmp_path: Path) -> None:
+    one_epoch = "[{epochs: 1, lr: 0.1}]"
+    options = ["--dataset_options.per_class", "2", "--batch_size", "12", "--stages", one_epoch, "--output", "here"]
+    train(tmp_path, *SMOKE, *options)
+    kept = yaml.safe_load((tmp_path / "here" / "config.yaml").read_text())
+    assert (kept["batch_size"], kept["dataset_options"], kept["momentum"]) == (12, {"per_class": 2}, 0.9)
+    assert rows_of(tmp_path / "here" / "test.csv")[0]["pictures"] == "72"
+    assert "here holds results already" in train(tmp_path, *SMOKE, *options, ok=False)
+    assert len(rows_of(tmp_path / "here" / "metrics.csv")) == 1, "and nothing there was touched"
+
+
+def test_runs_are_numbered(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "smoke-9").mkdir(parents=True)
+    options = ["--dataset_options.per_class", "1", "--stages", "[{epochs: 1, lr: 0.1}]", "--val_fraction", "0"]
+    assert "writing to runs/smoke-10" in train(tmp_path, *SMOKE, *options)
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(smoke: tuple[Path, str], tmp_path: Path) -> None:
+    command = [sys.executable, "-u", RECIPE, *SMOKE]
+    with subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("stage 1, epoch 1"):
+                process.send_signal(signal.SIGKILL)
+                break
+    run = tmp_path / "runs" / "smoke-1"
+    assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-0001"]
+    assert not (run / "test.csv").exists()
+
+    assert "resumed after epoch 1" in train(tmp_path, *SMOKE, "--resume", "auto")
+    assert rows_of(run / "metrics.csv") == rows_of(smoke[0] / "metrics.csv")
+    assert rows_of(run / "test.csv") == rows_of(smoke[0] / "test.csv")
+
+
+def test_a_run_is_not_resumed_with_other_options(smoke: tuple[Path, str], tmp_path: Path) -> None:
+    output = ["--output", str(smoke[0])]
+    complaint = train(tmp_path, *SMOKE, *output, "--resume", "auto", "--batch_size", "8", ok=False)
+    assert "was started with other options: batch_size" in complaint
+
+
+def test_two_processes_give_the_table_of_one(smoke: tuple[Path, str], tmp_path: Path) -> None:
+    # 144 test pictures in batches of 64 over two processes leave 16 for the last: none may be lost or doubled.
+    train(tmp_path, *SMOKE, launcher=TWO_PROCESSES)
+    run = tmp_path / "runs" / "smoke-1"
+    predictions = rows_of(run / "test_predictions.csv")
+    assert [int(row["index"]) for row in predictions] == list(range(144))
+    one, two = (rows_of(folder / "metrics.csv") for folder in (smoke[0], run))
+    # The first stage has no batch norm and no dropout: the loss of a batch is the mean of its halves' losses,
+    # but pictures are cropped and flipped at random in each process on its own.
+    for level in ("family", "genus", "species"):
+        assert float(two[0][f"loss_{level}"]) == pytest.approx(float(one[0][f"loss_{level}"]), rel=0.1)
+    for row_one, row_two in zip(rows_of(smoke[0] / "test.csv"), rows_of(run / "test.csv"), strict=True):
+        assert row_two["pictures"] == row_one["pictures"] == "144"
+        assert abs(float(row_two["accuracy"]) - float(row_one["accuracy"])) < 0.2
+
+
+def test_an_odd_number_of_pictures_is_scored_once_by_two_processes(tmp_path: Path) -> None:
+    # 36 classes x 1 in batches of 4 x 5: 36 = 20 + 16, and 8 a process in the second batch.
+    options = ["--dataset_options.per_class", "1", "--stages", "[{epochs: 1, lr: 0.1}]", "--val_fraction", "0"]
+    train(tmp_path, *SMOKE, *options, "--batch_size", "10", launcher=TWO_PROCESSES)
+    predictions = rows_of(tmp_path / "runs" / "smoke-1" / "test_predictions.csv")
+    assert [int(row["index"]) for row in predictions] == list(range(36))
+
+
+def test_birds_are_trained_on(cub_folder: Path, tmp_path: Path) -> None:
+    config = {
+        "dataset": "cub",
+        "dataset_options": {"root": str(cub_folder)},
+        "model": "hbp",
+        "model_options": {"backbone": "test_convnext", "input_size": 64, "pooling_options": {"dim": 8}},
+        "resolutions": {"species": None},
+        "stages": [{"epochs": 1, "lr": 0.1}, {"epochs": 1, "lr": 0.1, "backbone_lr": 0.01, "freeze_batch_norm": True}],
+        "batch_size": 4,
+        "val_fraction": 0.5,
+        "num_workers": 1,
+    }
+    (tmp_path / "birds.yaml").write_text(yaml.safe_dump(config))
+    train(tmp_path, "--config", "birds.yaml")
+    run = tmp_path / "runs" / "birds-1"
+    saved = json.loads((run / "config.json").read_text())
+    assert saved["levels"] == ["species"]
+    assert len(saved["hierarchy"]["classes"][2]) == 4, "the tree is the part that the folder holds"
+    assert len(rows_of(run / "test_predictions.csv")) == 4
+
+
+def test_the_first_stage_leaves_the_backbone_alone(tmp_path: Path) -> None:
+    # A backbone with batch norm, whose running statistics would move if it were not in evaluation mode.
+    options = ["--dataset_options.per_class", "1", "--val_fraction", "0", "--seed", "5"]
+    options += ["--model_options.backbone", "resnet18", "--stages", "[{epochs: 1, lr: 0.1}]"]
+    train(tmp_path, *SMOKE, *options)
+    trained = create_model(f"local-dir:{tmp_path / 'runs' / 'smoke-1'}")
+    torch.manual_seed(5)
+    config = yaml.safe_load((tmp_path / "runs" / "smoke-1" / "config.yaml").read_text())
+    fresh = create_model(config["model"], hierarchy="critters", **config["model_options"])
+    for name, weight in fresh.backbone.state_dict().items():
+        assert torch.equal(trained.backbone.state_dict()[name], weight), name
+    moved = trained.pooling.state_dict()["projections.0.weight"] != fresh.pooling.state_dict()["projections.0.weight"]
+    assert moved.any()
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--batch_sise", "4"], "batch_sise"),
+        (["--dataset", "critter"], "unknown dataset 'critter'; did you mean 'critters'"),
+        (["--model", "mlhp"], "unknown model 'mlhp'; did you mean"),
+        (["--resolutions", "{genes: 32}"], "unknown level 'genes'; did you mean 'genus'"),
+        (["--model_options.backbone", "resnet5O"], "unknown backbone 'resnet5O'; did you mean 'resnet50'"),
+        (["--model_options.backbon", "resnet50"], "backbon"),
+        (["--stages", "[{epochs: 1, lr: 0.1, halve: 2}]"], "halve"),
+    ],
+)
+def test_mistakes_are_named_before_any_training(options: list[str], complaint: str, tmp_path: Path) -> None:
+    assert complaint in train(tmp_path, *SMOKE, *options, ok=False)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_unknown_key_in_the_file_is_named(tmp_path: Path) -> None:
+    config = yaml.safe_load(Path(SMOKE[1]).read_text())
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**config, "batchsize": 4}))
+    assert "batchsize" in train(tmp_path, "--config", "mine.yaml", ok=False)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
+    options = ["--stages", "[{epochs: 1, lr: 1.0e+30}]", "--dataset_options.per_class", "1", "--batch_size", "4"]
+    assert "lower the learning rate" in train(tmp_path, *SMOKE, *options, ok=False)
