@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import inspect
 from collections.abc import Callable, Iterable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -25,6 +26,15 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:
         shown = ", ".join(sorted(known)[:12]) + (", ..." if len(known) > 12 else "")
         hint = f"known: {shown or 'none'}"
     return ValueError(f"unknown {kind} {name!r}; {hint}")
+
+
+def check_options(kind: str, function: Callable[..., Any], options: Iterable[str]) -> None:
+    """Raises a ValueError, with close names, unless a function takes keyword arguments of these names."""
+    parameters = inspect.signature(function).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        for name in options:
+            if name not in parameters:
+                raise unknown_name(kind, name, parameters)
 
 
 class Registry(Generic[T]):

@@ -41,6 +41,7 @@ from tqdm import tqdm
 from c2f_zoo.data import LabelledImages, LevelView, create_dataset, create_transform, stratified_split
 from c2f_zoo.factory import create_model, load_model
 from c2f_zoo.model import C2FModel
+from c2f_zoo.registry import check_options
 
 plt.switch_backend("agg")
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "critters.yaml"
@@ -80,7 +81,7 @@ class Options:
         batch_size: pictures in a batch, over all processes together.
         momentum: momentum of SGD.
         weight_decay: weight decay of SGD.
-        val_fraction: share of each class's training pictures that chooses the best epoch.
+        val_fraction: share of each class's training pictures that chooses the best epoch; 0: they all do.
         num_workers: processes that load pictures, for each training process and level.
         seed: seed of the weights, the split, the order and the augmentation.
         output: folder for the results, which must not hold any yet; default `runs/<config>-<n>`.
@@ -119,6 +120,7 @@ def main(options: Options, config_name: str) -> None:
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     set_seed(options.seed)
+    check_options("key in model_options:", create_model, options.model_options)
     train_set = create_dataset(options.dataset, "train", **options.dataset_options)
     test_set = create_dataset(options.dataset, "test", **options.dataset_options)
     model = create_model(
@@ -170,7 +172,7 @@ def train(
             schedule.load_state_dict(state["schedule"])
         while progress.epoch < last:
             title = f"stage {number}, epoch {progress.epoch + 1}"
-            set_seed(options.seed + progress.epoch + 1)
+            set_seed(options.seed + progress.epoch + 1, device_specific=True)
             row = {"epoch": progress.epoch + 1, "stage": number, "lr": schedule.get_last_lr()[0]}
             row |= train_epoch(wrapped, stage, loaders, optimizer, title, accelerator)
             row |= validate(wrapped, dataset, val_indices or train_indices, options, accelerator)
@@ -231,7 +233,8 @@ def train_epoch(
             optimizer.step()
             optimizer.zero_grad()
             losses[level].append(loss.detach())
-        bar.set_postfix(loss=f"{sum(values[-1].item() for values in losses.values()):.3f}")
+        if not bar.disable:
+            bar.set_postfix(loss=f"{sum(values[-1].item() for values in losses.values()):.3f}")
     means = {}
     for level, values in losses.items():
         means[f"loss_{level}"] = accelerator.reduce(torch.stack(values).mean(), "mean").item()

@@ -212,7 +212,12 @@ def test_the_first_stage_leaves_the_backbone_alone(tmp_path: Path) -> None:
         (["--model", "mlhp"], "unknown model 'mlhp'; did you mean"),
         (["--resolutions", "{genes: 32}"], "unknown level 'genes'; did you mean 'genus'"),
         (["--model_options.backbone", "resnet5O"], "unknown backbone 'resnet5O'; did you mean 'resnet50'"),
-        (["--model_options.backbon", "resnet50"], "backbon"),
+        (["--model_options.backbon", "resnet50"], "unknown key in model_options: 'backbon'; did you mean 'backbone'"),
+        (
+            ["--dataset_options.perclass", "2"],
+            "unknown option of dataset 'critters': 'perclass'; did you mean 'per_class'",
+        ),
+        (["--model_options.pooling_options.dimm", "2"], "unknown option of pooling 'mlp': 'dimm'; did you mean 'dim'"),
         (["--stages", "[{epochs: 1, lr: 0.1, halve: 2}]"], "halve"),
     ],
 )

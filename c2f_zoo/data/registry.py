@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from c2f_zoo.hierarchy import Hierarchy
-from c2f_zoo.registry import Registry
+from c2f_zoo.registry import Registry, check_options
 
 
 class LabelledImages(Protocol):
@@ -44,7 +44,7 @@ def create_dataset(name: str, split: str, **options: Any) -> LabelledImages:
         `hierarchy`.
 
     Raises:
-        ValueError: the name or the split is unknown, the dataset is empty, or a label is outside the tree.
+        ValueError: the name, the split or an option is unknown, the dataset is empty, or a label is outside the tree.
 
     Example:
         >>> dataset = create_dataset("critters", "train", per_class=2)
@@ -54,6 +54,7 @@ def create_dataset(name: str, split: str, **options: Any) -> LabelledImages:
     open_split = DATASETS[name]
     if split not in ("train", "test"):
         raise ValueError(f"unknown split {split!r}; a dataset has the splits 'train' and 'test'")
+    check_options(f"option of dataset {name!r}:", open_split, options)
     dataset = open_split(split=split, **options)
     if len(dataset) == 0:
         raise ValueError(f"dataset {name!r} has no {split} pictures")

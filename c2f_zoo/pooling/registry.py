@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from c2f_zoo.registry import Registry
+from c2f_zoo.registry import Registry, check_options
 
 POOLINGS: Registry[Callable[..., nn.Module]] = Registry("pooling")
 register_pooling = POOLINGS.register
@@ -30,14 +30,16 @@ def create_pooling(name: str, in_channels: Sequence[int], **options: object) -> 
         (N, `out_features`).
 
     Raises:
-        ValueError: the name is unknown, or the number of maps does not fit the pooling.
+        ValueError: the name or an option is unknown, or the number of maps does not fit the pooling.
 
     Example:
         >>> pooling = create_pooling("mlp", in_channels=[8, 8, 8], dim=16)
         >>> pooling([torch.rand(2, 8, 5, 5)] * 3).shape == (2, pooling.out_features)
         True
     """
-    return POOLINGS[name](list(in_channels), **options)
+    pooling = POOLINGS[name]
+    check_options(f"option of pooling {name!r}:", pooling, options)
+    return pooling(list(in_channels), **options)
 
 
 def check_num_maps(name: str, in_channels: Sequence[int], allowed: Sequence[int]) -> None:
