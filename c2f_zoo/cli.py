@@ -52,7 +52,7 @@ def info(name: Annotated[str, typer.Argument(help="A model's name, or the folder
     import c2f_zoo
     from c2f_zoo.backbones import pretrained_cfg
 
-    model = c2f_zoo.create_model(_source(name))
+    model = c2f_zoo.create_model(f"local-dir:{name}" if Path(name).is_dir() else name)
     config = model.config
     table = Table(title=name, show_header=False)
     for level, count in model.hierarchy.num_classes.items():
@@ -84,14 +84,10 @@ def predict(
     import c2f_zoo
     from c2f_zoo.data import read_image
 
-    predictor = c2f_zoo.Predictor(c2f_zoo.create_model(_source(model)))
+    predictor = c2f_zoo.Predictor(c2f_zoo.create_model(f"local-dir:{model}"))
     for path in images:
         prediction = predictor(read_image(path))
         print(f"{path}: {prediction}" if len(images) > 1 else prediction)
-
-
-def _source(name: str) -> str:
-    return f"local-dir:{name}" if Path(name).is_dir() else name
 
 
 def main() -> None:

@@ -74,7 +74,12 @@ def create_model(
         >>> model = create_model("local-dir:runs/critters-1")
     """
     if name.startswith(LOCAL_DIR):
+        parts = (backbone, hierarchy, taps, pooling, levels, input_size, resolutions, backbone_checkpoint)
+        if any(part is not None for part in (*parts, backbone_options, pooling_options)):
+            raise ValueError(f"{name!r} is a saved model, which has its parts; name no others beside it")
         return load_model(name.removeprefix(LOCAL_DIR))
+    if name.startswith("hf-hub:"):
+        raise ValueError(f"{name!r}: models cannot be loaded from the Hub yet; use {LOCAL_DIR!r} and a folder")
     if pretrained:
         raise ValueError(
             f"there are no trained weights for {name!r} yet; train it with recipes/train.py, or start from the "

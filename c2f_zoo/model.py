@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from c2f_zoo.backbones import TapBackbone
@@ -129,7 +129,8 @@ class C2FModel(nn.Module):
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.contiguous().cpu() for name, tensor in self.state_dict().items()}
-        save_file(weights, directory / (WEIGHTS_FILE + ".part"), metadata={"format": "pt"})
+        # Not save_file: it makes a file that only its owner can read.
+        (directory / (WEIGHTS_FILE + ".part")).write_bytes(save(weights, metadata={"format": "pt"}))
         text = json.dumps(self.config.to_dict(), indent=2, ensure_ascii=False)
         (directory / (CONFIG_FILE + ".part")).write_text(text + "\n", encoding="utf-8")
         for name in (WEIGHTS_FILE, CONFIG_FILE):

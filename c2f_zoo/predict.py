@@ -40,7 +40,7 @@ class Predictor:
     Example:
         >>> predictor = Predictor(create_model("local-dir:runs/critters-1"))
         >>> print(predictor(Image.open("some.jpg")))
-        Rotunda (1.00) > Rotunda dimidia (0.99) > Rotunda dimidia ocellata (0.97)
+        Rotundidae (1.00) > Zonula (0.99) > Zonula ocellata (0.97)
     """
 
     def __init__(self, model: C2FModel) -> None:

@@ -1,8 +1,8 @@
 """Train a coarse-to-fine model in the paper's way: every level at its own resolution, in turn.
 
-    accelerate launch recipes/train.py                                       # the embedded dataset
-    accelerate launch recipes/train.py --config recipes/configs/cub.yaml     # birds
-    accelerate launch recipes/train.py --config ... --batch_size 16          # options go over the file
+    accelerate launch recipes/train.py                                                # the embedded dataset
+    accelerate launch recipes/train.py --config recipes/configs/cub_mlph_lite0.yaml  # birds
+    accelerate launch recipes/train.py --config ... --batch_size 16                   # options go over the file
 
 Stage by stage: first pooling and head with the backbone frozen, then everything. Each step takes a batch of
 the highest resolution for the finest level, then one of the next lower for the next coarser level, and so on
@@ -115,6 +115,7 @@ class Progress:
 
 def main(options: Options, config_name: str) -> None:
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # or torchrun's processes would not find each other
         dataloader_config=DataLoaderConfiguration(split_batches=True),
         # In a step only one level's classifier is used.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],

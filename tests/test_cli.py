@@ -61,4 +61,4 @@ def test_mistakes_end_in_one_line(small_model: C2FModel, tmp_path: Path) -> None
     assert "there is no picture none.jpg" in c2f_zoo("predict", str(tmp_path / "run"), "none.jpg", ok=False)
     (tmp_path / "bad.jpg").write_text("no picture")
     assert "cannot read the picture" in c2f_zoo("predict", str(tmp_path / "run"), str(tmp_path / "bad.jpg"), ok=False)
-    assert "unknown model" in c2f_zoo("predict", str(tmp_path / "norun"), "x.jpg", ok=False)
+    assert "norun holds no config.json" in c2f_zoo("predict", str(tmp_path / "norun"), "x.jpg", ok=False)

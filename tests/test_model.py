@@ -142,6 +142,8 @@ def test_a_saved_model_comes_back_bit_for_bit(small_model: C2FModel, tmp_path: P
     x = torch.randn(2, 3, 64, 64)
     small_model(x)  # moves batch statistics, where there are any
     small_model.eval().save_pretrained(tmp_path / "saved")
+    modes = {path.stat().st_mode for path in (tmp_path / "saved").iterdir()}
+    assert len(modes) == 1, "others may read the weights if they may read the configuration"
     assert sorted(p.name for p in (tmp_path / "saved").iterdir()) == ["config.json", "model.safetensors"]
     again = create_model(f"local-dir:{tmp_path / 'saved'}").eval()
     assert again.config == small_model.config
@@ -194,6 +196,13 @@ def test_weights_of_another_model_are_named(saved: Path) -> None:
     save_file(weights, saved / "model.safetensors")
     with pytest.raises(ValueError, match=r"has other shapes: head.classifiers.0.bias \(7,\) for \(36,\)"):
         create_model(f"local-dir:{saved}")
+
+
+def test_a_saved_model_takes_no_other_parts(saved: Path) -> None:
+    with pytest.raises(ValueError, match="is a saved model, which has its parts"):
+        create_model(f"local-dir:{saved}", input_size=32)
+    with pytest.raises(ValueError, match="cannot be loaded from the Hub yet"):
+        create_model("hf-hub:someone/model")
 
 
 def test_an_empty_folder_is_named(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ RECIPE = str(ROOT / "recipes" / "train.py")
 SMOKE = ["--config", str(ROOT / "recipes" / "configs" / "smoke.yaml")]
 LAUNCH = ["-m", "accelerate.commands.launch"]
 TWO_PROCESSES = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def train(folder: Path, *options: str, launcher: Sequence[str] = (), ok: bool = True) -> str:

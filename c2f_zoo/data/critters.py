@@ -27,9 +27,9 @@ from c2f_zoo.hierarchy import load_hierarchy
 _SPLITS = ("train", "test")
 _SPECIES = 36
 _UNIT = 96.0  # lengths below are in pixels of a 96-pixel picture, whatever size is drawn
-_PATCH = 5.5  # width of a stripe: two of them must pass a 32-pixel grid and not a 12-pixel one
-_DETAIL, _PITCH = 1.8, 10.0  # width of a bar or cell of a mark; from one mark to the next
-_PATCH_CONTRAST, _MARK_CONTRAST = 0.30, 0.40
+_PATCH = 6.2  # width of a stripe: two of them must pass a 32-pixel grid and not a 12-pixel one
+_DETAIL, _PITCH = 2.2, 11.0  # width of a bar or cell of a mark; from one mark to the next
+_PATCH_CONTRAST, _MARK_CONTRAST = 0.42, 0.50
 _BRIGHTEST_SKIN = 0.54  # low enough that light patches and marks are not clipped: the balance would be lost
 
 
@@ -58,13 +58,13 @@ def draw_critter(species: int, rng: np.random.Generator, size: int = 96) -> Imag
         raise ValueError(f"species must be within 0 to {_SPECIES - 1}, not {species}")
     if size < 1:
         raise ValueError(f"size must be at least 1, not {size}")
-    pose, looks, colours = rng.random(4).tolist(), rng.random(6).tolist(), rng.random((3, 3))
+    pose, looks, colours = rng.random(4).tolist(), rng.random(5).tolist(), rng.random((3, 3))
     is_night, blotches = rng.random() < 0.5, rng.random((3, 10, 10))
     freckles = rng.random((48, 48))
 
     u, v = _body_grid(pose, size)
     tone, cover, white = _paint(species, u, v, looks)
-    tone *= 1 + 0.25 * _spread(blotches[0], size) + 0.20 * _spread(freckles, size)
+    tone *= 1 + 0.15 * _spread(blotches[0], size) + 0.10 * _spread(freckles, size)
 
     skin = 0.15 + 0.85 * colours[0]
     skin *= _BRIGHTEST_SKIN / skin.max()
@@ -77,7 +77,7 @@ def draw_critter(species: int, rng: np.random.Generator, size: int = 96) -> Imag
 
 def _body_grid(pose: list[float], size: int) -> tuple[np.ndarray, np.ndarray]:
     """Body coordinates of each point of a grid twice as fine as the picture: rotated, scaled and shifted."""
-    angle, scale = 2 * math.pi * pose[0], 0.88 + 0.20 * pose[1]
+    angle, scale = 2 * math.pi * pose[0], 0.95 + 0.20 * pose[1]
     line = ((np.arange(2 * size) + 0.5) / (2 * size) - 0.5) * _UNIT
     x, y = (line - 8 * (pose[2] - 0.5)) / scale, (line - 8 * (pose[3] - 0.5)) / scale
     return _turn(x[None].astype(np.float32), y[:, None].astype(np.float32), angle)
@@ -96,10 +96,8 @@ def _paint(species: int, u: np.ndarray, v: np.ndarray, looks: list[float]) -> tu
     inside = depth < 0
     patches = _patches(species // 3 % 3, u, v, radius, looks)
     marks = _mark(species % 3, u, v, looks)
-    # Either part of a mark may be the light one, so that no species is the lighter where rims cut marks.
-    swing = _MARK_CONTRAST if looks[5] < 0.5 else -_MARK_CONTRAST
-    tone = 1 + _PATCH_CONTRAST * patches + swing * marks
-    tone[depth > -1.6] = 0.2  # the outline
+    tone = np.maximum(1 + _PATCH_CONTRAST * patches + _MARK_CONTRAST * marks, 0)
+    tone[depth > -1.2] = 0.5  # the outline
 
     side = np.abs(u) - 6.5
     eye = side * side + (v + 1) ** 2 < 4.6**2
@@ -123,33 +121,42 @@ def _silhouette(family: int, u: np.ndarray, v: np.ndarray, radius: np.ndarray) -
 
 
 def _patches(kind: int, u: np.ndarray, v: np.ndarray, radius: np.ndarray, looks: list[float]) -> np.ndarray:
-    """The skin of the genus, -1 and 1 in equal parts: stripes along the body, ripples around, or checks."""
+    """The skin of the genus, of mean 0: even stripes along the body, thin light ripples, or dark tiles."""
     if kind == 0:
-        cell = np.floor(v / _PATCH + 2 * looks[0])
-    elif kind == 1:
-        cell = np.floor(radius / _PATCH + 2 * looks[0])
-    else:  # wider, for the period of checks is that of their diagonal
-        cell = np.floor(u / (1.25 * _PATCH) + 2 * looks[0]) + np.floor(v / (1.25 * _PATCH) + 2 * looks[1])
-    return _sign(cell)
-
-
-def _sign(cell: np.ndarray) -> np.ndarray:
-    """1 where a whole number is even, -1 where it is odd."""
-    return (1 - 2 * (cell.astype(np.int32) & 1)).astype(np.float32)
+        return _even(np.floor(v / _PATCH + 2 * looks[0])) * np.float32(2) - 1
+    if kind == 1:
+        return _accent(_saw(radius / (2 * _PATCH) + looks[0]) < 0.25)
+    tiles = (_saw(u / (2 * _PATCH) + looks[0]) < 0.5) & (_saw(v / (2 * _PATCH) + looks[1]) < 0.5)
+    return -_accent(tiles)
 
 
 def _mark(kind: int, u: np.ndarray, v: np.ndarray, looks: list[float]) -> np.ndarray:
-    """The marks of the species, on a lattice turned at random: -1 and 1 in equal parts, 0 between marks."""
+    """The marks of the species, on a lattice turned at random: of mean 0 over a mark, 0 between marks."""
     p, q = _turn(u, v, 2 * math.pi * looks[2])
-    p, q = p / _PITCH + looks[0], q / _PITCH + looks[1]
-    p, q = (p - np.floor(p) - 0.5) * _PITCH, (q - np.floor(q) - 0.5) * _PITCH
-    if kind == 1:  # ringed: a dot in a ring in a ring
+    p, q = (_saw(x / _PITCH + looks[i]) * _PITCH - _PITCH / 2 for i, x in enumerate((p, q)))
+    if kind == 1:  # a light dot in a dark ring
         r2 = p * p + q * q
-        return (r2 < 3.8**2) * np.where((r2 > 1.5**2) & (r2 < 3.08**2), np.float32(-1), np.float32(1))
+        return (r2 < 4.4**2) * _accent(r2 < 2.2**2)
     within = np.maximum(np.abs(p), np.abs(q)) < 2 * _DETAIL
     if kind == 0:  # hatched: five bars, the outer two of half a width
-        return within * _sign(np.floor(p / _DETAIL + 0.5))
-    return within * _sign(np.floor(p / _DETAIL) + np.floor(q / _DETAIL))  # chequered, four cells by four
+        return within * (_even(np.floor(p / _DETAIL + 0.5)) * np.float32(2) - 1)
+    dark = (_saw(p / (2 * _DETAIL)) < 0.5) & (_saw(q / (2 * _DETAIL)) < 0.5)
+    return within * -_accent(dark)  # chequered: four dark cells, light between them
+
+
+def _accent(small: np.ndarray) -> np.ndarray:
+    """1.5 on the quarter that is named, -0.5 on the rest: of mean 0, but not the same as its opposite."""
+    return np.where(small, np.float32(1.5), np.float32(-0.5))
+
+
+def _even(cell: np.ndarray) -> np.ndarray:
+    """Whether a whole number is even."""
+    return cell.astype(np.int32) & 1 == 0
+
+
+def _saw(x: np.ndarray) -> np.ndarray:
+    """The part of a number behind its point, in [0, 1)."""
+    return x - np.floor(x)
 
 
 def _spread(noise: np.ndarray, size: int) -> np.ndarray:
