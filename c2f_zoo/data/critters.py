@@ -5,13 +5,13 @@ each picture is drawn from its seed and index. At 96 x 96 pixels three things ab
 and each of them dies at its own distance:
 
 * the **family** is its silhouette (disc, bar, triangle, cross; equal areas): it survives at 12 pixels;
-* the **genus** is how its skin is patched (stripes, ripples, checks; some 6 pixels wide, light and dark in
-  equal parts): plain at 32 pixels, averaged away at 12;
-* the **species** is the mark stamped all over it (hatched, ringed, chequered; 7 to 8 pixels across, light and
-  dark in equal parts, in details of less than 2 pixels): plain at 96 pixels, averaged away at 32.
+* the **genus** is how its skin is patched (even stripes, thin light ripples, dark tiles; some 6 pixels wide, of no
+  effect on the mean): plain at 32 pixels, nearly averaged away at 12;
+* the **species** is the mark stamped all over it (hatched, light-dotted, dark-chequered; some 9 pixels across, of no
+  effect on the mean, in details of some 2 pixels): plain at 96 pixels, blurred at 32, gone at 12.
 
 All else (pose, size, place, colours, background, blotches, gaze) is drawn from the same distributions for
-every species, and so says nothing about it. Light and dark balance, so a mean colour says nothing either.
+every species, and so says nothing about it.
 
 The species index spells the critter out: ``family = s // 9``, ``patches = s // 3 % 3``, ``mark = s % 3``.
 """
@@ -30,7 +30,7 @@ _UNIT = 96.0  # lengths below are in pixels of a 96-pixel picture, whatever size
 _PATCH = 6.2  # width of a stripe: two of them must pass a 32-pixel grid and not a 12-pixel one
 _DETAIL, _PITCH = 2.2, 11.0  # width of a bar or cell of a mark; from one mark to the next
 _PATCH_CONTRAST, _MARK_CONTRAST = 0.42, 0.50
-_BRIGHTEST_SKIN = 0.54  # low enough that light patches and marks are not clipped: the balance would be lost
+_BRIGHTEST_SKIN = 0.54  # low enough that few light patches and marks are clipped
 
 
 def draw_critter(species: int, rng: np.random.Generator, size: int = 96) -> Image.Image:
