@@ -18,6 +18,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ from c2f_zoo.model import C2FModel
 from c2f_zoo.registry import check_options
 
 plt.switch_backend("agg")
+FREE_TO_CHANGE = ("output", "resume", "num_workers")  # when a run goes on
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "critters.yaml"
 
 
@@ -110,6 +112,7 @@ class Progress:
 
     epoch: int = 0
     best: float = -1.0
+    best_epoch: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -121,15 +124,21 @@ def main(options: Options, config_name: str) -> None:
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     set_seed(options.seed)
+    if options.batch_size % accelerator.num_processes:
+        raise ValueError(f"batch_size {options.batch_size} cannot be shared by {accelerator.num_processes} processes")
     check_options("key in model_options:", create_model, options.model_options)
-    train_set = create_dataset(options.dataset, "train", **options.dataset_options)
-    test_set = create_dataset(options.dataset, "test", **options.dataset_options)
-    model = create_model(
-        options.model, hierarchy=train_set.hierarchy, resolutions=options.resolutions, **options.model_options
-    )
+    with accelerator.local_main_process_first():  # one process downloads
+        train_set = create_dataset(options.dataset, "train", **options.dataset_options)
+        test_set = create_dataset(options.dataset, "test", **options.dataset_options)
+        model = create_model(
+            options.model, hierarchy=train_set.hierarchy, resolutions=options.resolutions, **options.model_options
+        )
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on a CPU
     train_indices, val_indices = stratified_split(train_set.targets, options.val_fraction, options.seed)
     output = open_output(options, config_name, accelerator)
+    if (output / "test.csv").exists():
+        accelerator.print("this run is finished, and its test pictures are scored once only: see test.csv")
+        return
 
     train(model, train_set, train_indices, val_indices, options, output, accelerator)
     accelerator.wait_for_everyone()
@@ -156,6 +165,8 @@ def train(
         progress = Progress(**json.loads((resumed / "progress.json").read_text()))
         model.load_state_dict(load_model(resumed).state_dict())
         accelerator.print(f"resumed after epoch {progress.epoch}")
+        if progress.best_epoch == progress.epoch and accelerator.is_main_process:
+            model.save_pretrained(output)  # a kill may have come between the checkpoint and this
     # Fine levels first: high, medium, low resolution in turn.
     loaders = {
         level: accelerator.prepare(train_loader(model, dataset, train_indices, level, options))
@@ -301,12 +312,10 @@ def finish_epoch(
     """Keeps the model if it is the best so far; writes checkpoint, metrics and curves."""
     row = progress.rows[-1]
     scores = [row[f"val_{level}"] for level in model.levels]
-    is_best = sum(scores) / len(scores) > progress.best
-    progress.best = max(progress.best, sum(scores) / len(scores))
+    if sum(scores) / len(scores) > progress.best:
+        progress.best, progress.best_epoch = sum(scores) / len(scores), progress.epoch
     if not accelerator.is_main_process:
         return
-    if is_best:
-        model.save_pretrained(output)
     write_csv(output / "metrics.csv", progress.rows)
     plot_curves(progress.rows, model.levels, output / "curves.png")
     part, final = output / "checkpoint.part", output / f"checkpoint-{progress.epoch:04d}"
@@ -314,6 +323,8 @@ def finish_epoch(
     torch.save({"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, part / "optimizer.pt")
     (part / "progress.json").write_text(json.dumps(asdict(progress)))
     os.rename(part, final)  # a kill before this line leaves the checkpoint of the epoch before
+    if progress.best_epoch == progress.epoch:
+        model.save_pretrained(output)
     for old in sorted(output.glob("checkpoint-*"))[:-1]:
         shutil.rmtree(old)
     shown = "  ".join(f"{level} {score:.3f}" for level, score in zip(model.levels, scores, strict=True))
@@ -365,7 +376,8 @@ def open_output(options: Options, config_name: str, accelerator: Accelerator) ->
     output = Path(broadcast_object_list(chosen)[0])  # type: ignore[arg-type]
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(training_options(options), sort_keys=False)
+        kept = {key: value for key, value in asdict(options).items() if key not in ("output", "resume")}
+        text = yaml.safe_dump(kept, sort_keys=False)
         (output / "config.yaml").write_text(text, encoding="utf-8")
         print(f"writing to {output}", flush=True)
     accelerator.wait_for_everyone()
@@ -374,27 +386,23 @@ def open_output(options: Options, config_name: str, accelerator: Accelerator) ->
 
 def choose_output(options: Options, config_name: str) -> Path:
     runs = Path("runs")
-    numbers = [int(path.name.rpartition("-")[2]) for path in runs.glob(f"{config_name}-[0-9]*") if path.is_dir()]
+    found = [re.fullmatch(rf"{re.escape(config_name)}-(\d+)", path.name) for path in runs.glob("*")]
+    numbers = [int(match[1]) for match in found if match]
     if options.output is not None:
         output = Path(options.output)
     elif options.resume and numbers:
         output = runs / f"{config_name}-{max(numbers)}"
     else:
         output = runs / f"{config_name}-{max(numbers, default=0) + 1}"
-    if options.resume is None:
-        if output.exists() and any(output.iterdir()):
-            raise SystemExit(f"{output} holds results already; choose another --output, or go on with --resume auto")
-    elif (output / "config.yaml").exists():
-        before, now = yaml.safe_load((output / "config.yaml").read_text()), training_options(options)
-        changed = [key for key in now if before.get(key) != now[key]]
+    is_run = (output / "config.yaml").exists()
+    if output.exists() and any(output.iterdir()) and not (options.resume and is_run):
+        raise SystemExit(f"{output} is not empty; choose another --output, or go on with a run by --resume auto")
+    if is_run:
+        before, now = yaml.safe_load((output / "config.yaml").read_text()), asdict(options)
+        changed = [key for key in now if key not in FREE_TO_CHANGE and before.get(key) != now[key]]
         if changed:
             raise SystemExit(f"{output} was started with other options: {', '.join(changed)}; it cannot be resumed")
     return output
-
-
-def training_options(options: Options) -> dict[str, Any]:
-    """The options that make the result what it is, as plain values."""
-    return {key: value for key, value in asdict(options).items() if key not in ("output", "resume")}
 
 
 def latest_checkpoint(output: Path) -> Path | None:

@@ -74,13 +74,13 @@ class TestViews:
         assert list(view[i] for i in range(len(view))) == [((96, 96), 11, 35), ((96, 96), 0, 0), ((96, 96), 1, 4)]
 
     def test_a_split_is_stratified_and_seeded(self) -> None:
-        targets = [0] * 10 + [1] * 5 + [2]
+        targets = [0] * 10 + [1] * 5 + [2] + [3] * 2
         first, second = stratified_split(targets, 0.2, seed=3)
-        assert sorted(first + second) == list(range(16))
-        assert [sum(targets[i] == label for i in second) for label in range(3)] == [2, 1, 0]
+        assert sorted(first + second) == list(range(18))
+        assert [sum(targets[i] == label for i in second) for label in range(4)] == [2, 1, 0, 1]
         assert stratified_split(targets, 0.2, seed=3) == (first, second)
         assert stratified_split(targets, 0.2, seed=4) != (first, second)
-        assert stratified_split(targets, 0.0, seed=0) == (list(range(16)), [])
+        assert stratified_split(targets, 0.0, seed=0) == (list(range(18)), [])
         with pytest.raises(ValueError, match=r"in \[0, 1\), not 1"):
             stratified_split(targets, 1.0, seed=0)
 
@@ -188,6 +188,14 @@ class TestCUB:
     def test_a_bad_line_is_named(self, cub_folder: Path) -> None:
         self.replace_line(cub_folder / "train_test_split.txt", "2 1", "2")
         with pytest.raises(ValueError, match=r"train_test_split.txt, line 2: expected a number and a value, not '2'"):
+            create_dataset("cub", "train", root=str(cub_folder))
+
+    def test_a_flag_or_a_repeated_line_that_would_lose_a_picture_is_named(self, cub_folder: Path) -> None:
+        self.replace_line(cub_folder / "train_test_split.txt", "2 1", "2 yes")
+        with pytest.raises(ValueError, match=r"train_test_split.txt: image 2 has 'yes', neither 0 nor 1"):
+            create_dataset("cub", "train", root=str(cub_folder))
+        self.replace_line(cub_folder / "train_test_split.txt", "2 yes", "1 1")
+        with pytest.raises(ValueError, match=r"train_test_split.txt, line 2: 1 stands on an earlier line already"):
             create_dataset("cub", "train", root=str(cub_folder))
 
     def test_a_folder_of_another_kind_is_named(self, tmp_path: Path) -> None:

@@ -154,6 +154,19 @@ def test_zeros_are_finite_forward_and_backward(name: str, dtype: torch.dtype) ->
         assert tensor.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("name", ["hbp", "mlp", "trilinear"])
+def test_a_map_of_zeros_does_not_blow_up_gradients(name: str) -> None:
+    # A branch with that map is zero, while the other maps of its product are not.
+    pooling = create_pooling(name, CHANNELS[name], **OPTIONS[name])
+    maps = make_maps(name, dtype=torch.float32)
+    maps = [x.requires_grad_() for x in (torch.zeros_like(maps[0]), *maps[1:])]
+    out = pooling(maps)
+    (out * torch.linspace(-1, 1, out.shape[1])).sum().backward()
+    for tensor in [*maps, *pooling.parameters()]:
+        assert tensor.grad is not None
+        assert tensor.grad.abs().max() < 1e4
+
+
 @all_poolings
 def test_bf16_autocast_stays_close(name: str) -> None:
     pooling, maps = make(name, torch.float32), make_maps(name, dtype=torch.float32)

@@ -111,31 +111,36 @@ def test_options_go_over_the_file_and_are_kept(tmp_path: Path) -> None:
     kept = yaml.safe_load((tmp_path / "here" / "config.yaml").read_text())
     assert (kept["batch_size"], kept["dataset_options"], kept["momentum"]) == (12, {"per_class": 2}, 0.9)
     assert rows_of(tmp_path / "here" / "test.csv")[0]["pictures"] == "72"
-    assert "here holds results already" in train(tmp_path, *SMOKE, *options, ok=False)
+    assert "here is not empty" in train(tmp_path, *SMOKE, *options, ok=False)
     assert len(rows_of(tmp_path / "here" / "metrics.csv")) == 1, "and nothing there was touched"
 
 
 def test_runs_are_numbered(tmp_path: Path) -> None:
-    (tmp_path / "runs" / "smoke-9").mkdir(parents=True)
+    for other in ("smoke-9", "smoke-10.bak", "smoke-224-11"):
+        (tmp_path / "runs" / other).mkdir(parents=True)
     options = ["--dataset_options.per_class", "1", "--stages", "[{epochs: 1, lr: 0.1}]", "--val_fraction", "0"]
     assert "writing to runs/smoke-10" in train(tmp_path, *SMOKE, *options)
 
 
-def test_a_killed_run_goes_on_and_ends_the_same(smoke: tuple[Path, str], tmp_path: Path) -> None:
-    command = [sys.executable, "-u", RECIPE, *SMOKE]
+def test_a_killed_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
+    # Killed within a stage, so that momentum and learning rate must be restored as well as the weights.
+    options = [*SMOKE, "--stages", "[{epochs: 4, lr: 0.5, backbone_lr: 0.1, halve_every: 1}]"]
+    options += ["--dataset_options.per_class", "2"]
+    train(tmp_path, *options, "--output", "whole")
+    command = [sys.executable, "-u", RECIPE, *options]
     with subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if line.startswith("stage 1, epoch 1"):
+            if line.startswith("stage 1, epoch 2"):
                 process.send_signal(signal.SIGKILL)
                 break
     run = tmp_path / "runs" / "smoke-1"
-    assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-0001"]
     assert not (run / "test.csv").exists()
 
-    assert "resumed after epoch 1" in train(tmp_path, *SMOKE, "--resume", "auto")
-    assert rows_of(run / "metrics.csv") == rows_of(smoke[0] / "metrics.csv")
-    assert rows_of(run / "test.csv") == rows_of(smoke[0] / "test.csv")
+    assert "resumed after epoch" in train(tmp_path, *options, "--resume", "auto")
+    assert rows_of(run / "metrics.csv") == rows_of(tmp_path / "whole" / "metrics.csv")
+    assert rows_of(run / "test.csv") == rows_of(tmp_path / "whole" / "test.csv")
+    assert "this run is finished" in train(tmp_path, *options, "--resume", "auto")
 
 
 def test_a_run_is_not_resumed_with_other_options(smoke: tuple[Path, str], tmp_path: Path) -> None:
@@ -160,12 +165,21 @@ def test_two_processes_give_the_table_of_one(smoke: tuple[Path, str], tmp_path: 
         assert abs(float(row_two["accuracy"]) - float(row_one["accuracy"])) < 0.2
 
 
-def test_an_odd_number_of_pictures_is_scored_once_by_two_processes(tmp_path: Path) -> None:
-    # 36 classes x 1 in batches of 4 x 5: 36 = 20 + 16, and 8 a process in the second batch.
-    options = ["--dataset_options.per_class", "1", "--stages", "[{epochs: 1, lr: 0.1}]", "--val_fraction", "0"]
-    train(tmp_path, *SMOKE, *options, "--batch_size", "10", launcher=TWO_PROCESSES)
+def test_an_odd_number_of_pictures_is_scored_once_by_two_processes(cub_folder: Path, tmp_path: Path) -> None:
+    # Nine pictures for the test and three for training; batches of 8 leave one, for one process alone.
+    split = cub_folder / "train_test_split.txt"
+    split.write_text("\n".join(f"{image_id} {int(image_id % 4 == 1)}" for image_id in range(1, 13)))
+    options = ["--dataset", "cub", "--dataset_options", f"{{root: {cub_folder}}}", "--batch_size", "2"]
+    options += ["--resolutions", "{}", "--stages", "[{epochs: 1, lr: 0.1}]", "--val_fraction", "0"]
+    train(tmp_path, *SMOKE, *options, launcher=TWO_PROCESSES)
     predictions = rows_of(tmp_path / "runs" / "smoke-1" / "test_predictions.csv")
-    assert [int(row["index"]) for row in predictions] == list(range(36))
+    assert [int(row["index"]) for row in predictions] == list(range(9))
+
+
+def test_a_batch_that_cannot_be_shared_is_named(tmp_path: Path) -> None:
+    complaint = train(tmp_path, *SMOKE, "--batch_size", "3", launcher=TWO_PROCESSES, ok=False)
+    assert "batch_size 3 cannot be shared by 2 processes" in complaint
+    assert not (tmp_path / "runs").exists()
 
 
 def test_birds_are_trained_on(cub_folder: Path, tmp_path: Path) -> None:

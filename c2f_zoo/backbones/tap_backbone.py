@@ -31,7 +31,7 @@ class TapBackbone(nn.Module):
         map_shapes: (channels, height, width) of each map at that input size.
 
     Raises:
-        ValueError: a tap does not exist, or gives no map.
+        ValueError: a tap does not exist, gives no map, or one that a later layer writes over.
 
     Example:
         >>> backbone = TapBackbone(timm.create_model("resnet18"), ("layer4.0", "layer4.1"))
@@ -67,9 +67,11 @@ class TapBackbone(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """Gives the maps (N, C_i, H_i, W_i) of pictures (N, channels, height, width), one a tap."""
         run_features(self.body, x)
+        outputs = dict(self._outputs)
+        self._outputs.clear()
         aspect = x.shape[2] / x.shape[3]
         return [
-            to_map(self._outputs.pop(tap), layout, self.body, aspect)
+            to_map(outputs[tap], layout, self.body, aspect)
             for tap, layout in zip(self.taps, self._layouts, strict=True)
         ]
 
@@ -92,7 +94,10 @@ def _check_taps(taps: Sequence[str], body: nn.Module, maps: dict[str, Tensor]) -
         if tap not in names:
             raise unknown_name("tap", tap, names)
         if tap not in maps:
-            raise ValueError(f"tap {tap!r} gives no feature map; the last modules that do: {list(maps)[-12:]}")
+            raise ValueError(
+                f"tap {tap!r} gives no feature map, or one that a later layer writes over; "
+                f"the last modules that do: {list(maps)[-12:]}"
+            )
 
 
 def _shape(feature_map: Tensor) -> tuple[int, int, int]:

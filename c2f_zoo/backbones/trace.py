@@ -17,6 +17,8 @@ from c2f_zoo.backbones.maps import Layout, layout_of, to_map
 class Trace:
     """The maps that a network's modules put out, in the order in which they finish.
 
+    An output that a later layer writes over (an in-place activation, say) is not among them.
+
     Attributes:
         maps: module name -> its output as a map (1, C, H, W) on the meta device, with its autograd graph.
         layouts: module name -> how that output was read.
@@ -48,6 +50,7 @@ def trace_maps(body: nn.Module, input_size: tuple[int, int, int]) -> Trace:
     probe = copy.deepcopy(body).to("meta").eval()
     aspect = input_size[1] / input_size[2]
     trace = Trace({}, {}, dict(probe.named_parameters()))
+    versions: dict[str, int] = {}
 
     def record(name: str, output: Any) -> None:
         layout = layout_of(output, probe, aspect)
@@ -55,6 +58,7 @@ def trace_maps(body: nn.Module, input_size: tuple[int, int, int]) -> Trace:
             trace.maps.pop(name, None)  # a module that runs twice counts by its last run
             trace.maps[name] = to_map(output, layout, probe, aspect)
             trace.layouts[name] = layout
+            versions[name] = output._version
 
     for name, module in probe.named_modules():
         if name:
@@ -63,6 +67,9 @@ def trace_maps(body: nn.Module, input_size: tuple[int, int, int]) -> Trace:
         run_features(probe, torch.empty(1, *input_size, device="meta"))
     except (RuntimeError, AssertionError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{type(body).__name__} does not run on an input of {input_size}: {error}") from error
+    for name, version in versions.items():
+        if trace.maps[name]._version != version:
+            del trace.maps[name]
     return trace
 
 

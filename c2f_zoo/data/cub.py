@@ -52,6 +52,8 @@ class CUB:
                 raise ValueError(
                     f"{folder / _FILES[1]}: image {image_id} has class {labels[image_id]}, not in classes.txt"
                 )
+            if is_train[image_id] not in ("0", "1"):
+                raise ValueError(f"{folder / _FILES[3]}: image {image_id} has {is_train[image_id]!r}, neither 0 nor 1")
             if is_train[image_id] == wanted:
                 self.paths.append(folder / "images" / name)
                 self.targets.append(label_of[classes[labels[image_id]]])
@@ -68,7 +70,11 @@ def _read_table(path: Path) -> dict[str, str]:
     """Reads lines of `key value`."""
     table = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
         key, _, value = line.strip().partition(" ")
+        if key in table:
+            raise ValueError(f"{path}, line {number}: {key} stands on an earlier line already")
         if not value:
             raise ValueError(f"{path}, line {number}: expected a number and a value, not {line!r}")
         table[key] = value.strip()

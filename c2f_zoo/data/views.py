@@ -50,8 +50,8 @@ def stratified_split(targets: Sequence[int], fraction: float, seed: int) -> tupl
 
     Args:
         targets: the label of each index.
-        fraction: share of each class for the second part, in [0, 1), rounded; a class keeps at least one
-            in the first part.
+        fraction: share of each class for the second part, in [0, 1), rounded; unless it is 0, a class of two or
+            more has at least one in each part, and a class of one has it in the first.
         seed: decides which; the same seed gives the same split on every machine.
 
     Returns:
@@ -72,5 +72,6 @@ def stratified_split(targets: Sequence[int], fraction: float, seed: int) -> tupl
     held_out: list[int] = []
     for label in labels.unique():
         members: Tensor = order[labels[order] == label]
-        held_out += members[: min(round(fraction * len(members)), len(members) - 1)].tolist()
+        share = max(round(fraction * len(members)), 1) if fraction > 0 else 0
+        held_out += members[: min(share, len(members) - 1)].tolist()
     return sorted(set(range(len(labels))) - set(held_out)), sorted(held_out)

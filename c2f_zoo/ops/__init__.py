@@ -1,6 +1,6 @@
 """The maths without state."""
 
 from c2f_zoo.ops.multilinear import multilinear_sums
-from c2f_zoo.ops.normalize import signed_sqrt
+from c2f_zoo.ops.normalize import l2_normalize, signed_sqrt
 
-__all__ = ["multilinear_sums", "signed_sqrt"]
+__all__ = ["l2_normalize", "multilinear_sums", "signed_sqrt"]

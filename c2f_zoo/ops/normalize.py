@@ -1,10 +1,11 @@
-"""The signed square root that follows every second-order pooling."""
+"""The signed square root and the l2 norm that follow every second-order pooling."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -26,6 +27,24 @@ def signed_sqrt(x: Tensor, grad_eps: float = 1e-4) -> Tensor:
         tensor([-2.,  0.,  3.])
     """
     return _SignedSqrt.apply(x, grad_eps)
+
+
+def l2_normalize(x: Tensor) -> Tensor:
+    """Divides each row by its Euclidean norm; a row of zeros stays one, and passes no gradient on.
+
+    Args:
+        x: floating-point tensor (N, D).
+
+    Returns:
+        A tensor like `x`.
+
+    Example:
+        >>> l2_normalize(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
+    # F.normalize alone would multiply the gradient of a row of zeros by 1e12.
+    return F.normalize(x, dim=1) * (x != 0).any(dim=1, keepdim=True)
 
 
 class _SignedSqrt(torch.autograd.Function):

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from c2f_zoo.ops import signed_sqrt
+from c2f_zoo.ops import l2_normalize, signed_sqrt
 from c2f_zoo.pooling.registry import check_maps, check_num_maps, register_pooling
 
 
@@ -40,5 +39,5 @@ class BilinearPooling(nn.Module):
             # float32 at the least: a Gram of fp16 maps overflows.
             x, y = (m.to(torch.promote_types(m.dtype, torch.float32)).flatten(2) for m in (maps[0], maps[-1]))
             gram = x @ y.transpose(1, 2)
-            pooled = F.normalize(signed_sqrt(gram.flatten(1), self.grad_eps), dim=1)
+            pooled = l2_normalize(signed_sqrt(gram.flatten(1), self.grad_eps))
         return pooled.to(maps[0].dtype)

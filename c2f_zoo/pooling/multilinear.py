@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from c2f_zoo.ops import multilinear_sums, signed_sqrt
+from c2f_zoo.ops import l2_normalize, multilinear_sums, signed_sqrt
 from c2f_zoo.pooling.registry import check_maps
 
 
@@ -47,7 +46,7 @@ class MultilinearPooling(nn.Module):
             [cast(Tensor, projection.bias) for projection in self.projections],
             self.terms,
         )
-        branches = [F.normalize(signed_sqrt(branch, self.grad_eps), dim=1) for branch in sums]
+        branches = [l2_normalize(signed_sqrt(branch, self.grad_eps)) for branch in sums]
         return torch.cat(branches, dim=1).to(cast(Tensor, self.projections[0].weight).dtype)
 
 
