@@ -68,10 +68,11 @@ def create_model(
     Raises:
         ValueError: a name is unknown, the parts do not fit, or weights are missing; the message says which.
 
-    Example:
+    Examples:
         >>> model = create_model("mlph_vgg16_cub")
-        >>> model = create_model("mlph", backbone="convnext_tiny", hierarchy="cub", input_size=224)
-        >>> model = create_model("local-dir:runs/critters-1")
+        >>> model = create_model("mlph", backbone="resnet18", hierarchy="cub", pooling_options={"dim": 64})
+        >>> model.save_pretrained("my-model")
+        >>> model = create_model("local-dir:my-model")
     """
     if name.startswith(LOCAL_DIR):
         parts = (backbone, hierarchy, taps, pooling, levels, input_size, resolutions, backbone_checkpoint)

@@ -33,7 +33,7 @@ class C2FModel(nn.Module):
         head: (N, D) -> {level: (N, classes)}.
         config: what the parts were made from.
 
-    Example:
+    Examples:
         >>> model = create_model("mlph", backbone="resnet18", hierarchy="cub", input_size=64)
         >>> {level: tuple(logits.shape) for level, logits in model(torch.rand(2, 3, 64, 64)).items()}
         {'family': (2, 36), 'genus': (2, 113), 'species': (2, 200)}
@@ -147,7 +147,8 @@ class LevelClassifier(nn.Module):
     Raises:
         ValueError: the model does not answer that level.
 
-    Example:
+    Examples:
+        >>> model = create_model("mlph", backbone="resnet18", hierarchy="cub", input_size=64)
         >>> species = model.at_level("species")
         >>> species(torch.rand(2, 3, 64, 64)).shape == (2, species.num_classes)
         True

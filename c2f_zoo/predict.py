@@ -37,10 +37,11 @@ class Predictor:
     Args:
         model: the model; it is put into evaluation mode.
 
-    Example:
-        >>> predictor = Predictor(create_model("local-dir:runs/critters-1"))
-        >>> print(predictor(Image.open("some.jpg")))
-        Rotundidae (1.00) > Zonula (0.99) > Zonula ocellata (0.97)
+    Examples:
+        >>> model = create_model("mlph", backbone="resnet18", hierarchy="critters", input_size=64)
+        >>> prediction = Predictor(model)(Image.new("RGB", (96, 96)))
+        >>> [level for level, name, probability in prediction.path]
+        ['family', 'genus', 'species']
     """
 
     def __init__(self, model: C2FModel) -> None:

@@ -14,7 +14,7 @@ T = TypeVar("T")
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:
     """Builds the error for a name that nothing answers to; it offers the closest known names.
 
-    Example:
+    Examples:
         >>> unknown_name("backbone", "resnet5O", ["resnet50", "vgg16"])
         ValueError("unknown backbone 'resnet5O'; did you mean 'resnet50'?")
     """
@@ -43,7 +43,7 @@ class Registry(Generic[T]):
     Args:
         kind: what an entry is called in error messages, e.g. `"pooling"`.
 
-    Example:
+    Examples:
         >>> colours = Registry[str]("colour")
         >>> colours.register("red")("#f00")
         '#f00'

@@ -33,7 +33,7 @@ class TapBackbone(nn.Module):
     Raises:
         ValueError: a tap does not exist, gives no map, or one that a later layer writes over.
 
-    Example:
+    Examples:
         >>> backbone = TapBackbone(timm.create_model("resnet18"), ("layer4.0", "layer4.1"))
         >>> [tuple(x.shape) for x in backbone(torch.rand(1, 3, 64, 64))]
         [(1, 512, 2, 2), (1, 512, 2, 2)]

@@ -50,7 +50,7 @@ def draw_critter(species: int, rng: np.random.Generator, size: int = 96) -> Imag
     Raises:
         ValueError: if ``species`` is not within 0 to 35, or ``size`` is less than 1.
 
-    Example:
+    Examples:
         >>> draw_critter(7, np.random.default_rng(0)).size
         (96, 96)
     """
@@ -190,7 +190,7 @@ class Critters:
     Raises:
         ValueError: if ``split`` is neither of the two, or ``per_class`` is less than 1.
 
-    Example:
+    Examples:
         >>> data = Critters("test", per_class=2)
         >>> image, species = data[71]
         >>> len(data), image.size, species

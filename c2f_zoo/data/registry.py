@@ -46,7 +46,7 @@ def create_dataset(name: str, split: str, **options: Any) -> LabelledImages:
     Raises:
         ValueError: the name, the split or an option is unknown, the dataset is empty, or a label is outside the tree.
 
-    Example:
+    Examples:
         >>> dataset = create_dataset("critters", "train", per_class=2)
         >>> len(dataset), dataset.hierarchy.num_classes
         (72, {'family': 4, 'genus': 12, 'species': 36})

@@ -48,7 +48,7 @@ def create_transform(preprocessing: Preprocessing, resolution: int | None, train
     Returns:
         A callable from a PIL picture to a float32 tensor (channels, height, width).
 
-    Example:
+    Examples:
         >>> transform = create_transform(Preprocessing(), resolution=64, train=False)
         >>> transform(Image.new("RGB", (500, 300))).shape
         torch.Size([3, 448, 448])

@@ -60,7 +60,7 @@ def stratified_split(targets: Sequence[int], fraction: float, seed: int) -> tupl
     Raises:
         ValueError: the fraction is outside [0, 1).
 
-    Example:
+    Examples:
         >>> first, second = stratified_split([0] * 8 + [1] * 4, fraction=0.25, seed=0)
         >>> len(first), len(second)
         (9, 3)

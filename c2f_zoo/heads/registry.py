@@ -28,13 +28,13 @@ def create_head(name: str, in_features: int, hierarchy: Hierarchy, levels: Seque
         levels: the levels to answer, coarse to fine.
 
     Returns:
-        A module with `forward(v, levels) -> {level: logits}`: (N, in_features) to (N, classes) for each
+        A module with `forward(v, levels) -> dict`, from (N, in_features) to (N, classes) for each
         of the levels asked for, and `get_classifier(level)`.
 
     Raises:
         ValueError: the name or a level is unknown.
 
-    Example:
+    Examples:
         >>> head = create_head("levels", 16, load_hierarchy("cub"), ["family", "species"])
         >>> {level: tuple(z.shape) for level, z in head(torch.rand(2, 16), ["family"]).items()}
         {'family': (2, 36)}

@@ -29,7 +29,7 @@ def load_hierarchy(name: str) -> Hierarchy:
     Raises:
         ValueError: the name is unknown.
 
-    Example:
+    Examples:
         >>> load_hierarchy("cub").num_classes
         {'family': 36, 'genus': 113, 'species': 200}
     """

@@ -31,7 +31,7 @@ class Hierarchy:
     Raises:
         ValueError: the tree has a fault; all faults are named at once.
 
-    Example:
+    Examples:
         >>> tree = Hierarchy(("kind", "shape"), (("round", "edged"), ("disc", "ring", "box")), ((0, 0, 1),))
         >>> tree.num_classes
         {'kind': 2, 'shape': 3}

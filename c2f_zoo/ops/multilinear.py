@@ -32,7 +32,7 @@ def multilinear_sums(
     Returns:
         For each term a tensor (N, d), float32 or float64.
 
-    Example:
+    Examples:
         >>> x, u, b = torch.ones(1, 2, 3, 3), torch.ones(4, 2), torch.zeros(4)
         >>> multilinear_sums([x, x], [u, u], [b, b], [(0, 1)])[0]  # 9 locations, 2 * 2 at each
         tensor([[36., 36., 36., 36.]])

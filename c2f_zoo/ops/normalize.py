@@ -22,7 +22,7 @@ def signed_sqrt(x: Tensor, grad_eps: float = 1e-4) -> Tensor:
     Returns:
         A tensor like `x`.
 
-    Example:
+    Examples:
         >>> signed_sqrt(torch.tensor([-4.0, 0.0, 9.0]))
         tensor([-2.,  0.,  3.])
     """
@@ -38,7 +38,7 @@ def l2_normalize(x: Tensor) -> Tensor:
     Returns:
         A tensor like `x`.
 
-    Example:
+    Examples:
         >>> l2_normalize(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
         tensor([[0.6000, 0.8000],
                 [0.0000, 0.0000]])

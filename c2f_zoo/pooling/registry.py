@@ -26,13 +26,13 @@ def create_pooling(name: str, in_channels: Sequence[int], **options: object) -> 
         **options: what the pooling of that name takes further, e.g. `dim=8192`; JSON-able.
 
     Returns:
-        A module with `forward(maps) -> Tensor`: a list of (N, C_i, H, W), all of one spatial size, to
+        A module with `forward(maps) -> Tensor`, from a list of (N, C_i, H, W), all of one spatial size, to
         (N, `out_features`).
 
     Raises:
         ValueError: the name or an option is unknown, or the number of maps does not fit the pooling.
 
-    Example:
+    Examples:
         >>> pooling = create_pooling("mlp", in_channels=[8, 8, 8], dim=16)
         >>> pooling([torch.rand(2, 8, 5, 5)] * 3).shape == (2, pooling.out_features)
         True

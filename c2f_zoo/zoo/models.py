@@ -41,7 +41,7 @@ def list_models(pattern: str = "*") -> list[str]:
 
     `create_model` takes more names than these: any `method_backbone_hierarchy`, e.g. `hbp_convnext_tiny_cub`.
 
-    Example:
+    Examples:
         >>> list_models("mlph_*")
         ['mlph_resnet50_cars', 'mlph_resnet50_cub', 'mlph_vgg16_cars', 'mlph_vgg16_cub']
     """
