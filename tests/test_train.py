@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from test_data import write_fashion_mnist
 
 from c2f_zoo import Predictor, create_dataset, create_model
 
@@ -201,6 +202,15 @@ def test_birds_are_trained_on(cub_folder: Path, tmp_path: Path) -> None:
     assert saved["levels"] == ["species"]
     assert len(saved["hierarchy"]["classes"][2]) == 4, "the tree is the part that the folder holds"
     assert len(rows_of(run / "test_predictions.csv")) == 4
+
+
+def test_fashion_mnist_is_trained_on_where_its_files_are(tmp_path: Path) -> None:
+    write_fashion_mnist(tmp_path / "idx", zipped=True)
+    options = ["--config", str(ROOT / "recipes" / "configs" / "fashion_mnist.yaml"), "--batch_size", "5"]
+    options += ["--dataset_options", f"{{root: {tmp_path / 'idx'}}}", "--stages", "[{epochs: 1, lr: 0.1}]"]
+    train(tmp_path, *options)
+    rows = rows_of(tmp_path / "runs" / "fashion_mnist-1" / "test.csv")
+    assert [row["level"] for row in rows if row["own"] == "True"] == ["article", "group", "division"]
 
 
 def test_the_first_stage_leaves_the_backbone_alone(tmp_path: Path) -> None:
