@@ -134,8 +134,9 @@ def load_model(directory: str | Path) -> C2FModel:
 
 
 def _assemble(backbone: TapBackbone, config: ModelConfig) -> C2FModel:
-    check_one_size([(height, width) for _, height, width in backbone.map_shapes])
     pooling = create_pooling(config.pooling, backbone.out_channels, **config.pooling_options)
+    if getattr(pooling, "one_size", True):
+        check_one_size([(height, width) for _, height, width in backbone.map_shapes])
     head = create_head(config.head, pooling.out_features, config.hierarchy, config.levels)  # type: ignore[arg-type]
     return C2FModel(backbone, pooling, head, config)
 

@@ -37,6 +37,10 @@ def test_the_papers_model() -> None:
         ("trilinear_resnet50_cars", {"species": 196}, 16),
         ("mlph_resnet50_cub", {"family": 36, "genus": 113, "species": 200}, 4 * 16),
         ("hbp_convnext_atto_fashion_mnist", {"article": 10}, 3 * 16),
+        ("fbp_vgg16_cub", {"species": 200}, 16),
+        ("cbcnn_resnet18_cub", {"species": 200}, 16),
+        ("kp_vgg16_cars", {"species": 196}, 512 + 3 * 16),
+        ("isqrt_resnet50_cub", {"species": 200}, 16 * 17 // 2),
     ],
 )
 def test_names(name: str, levels: dict[str, int], features: int) -> None:
@@ -44,6 +48,20 @@ def test_names(name: str, levels: dict[str, int], features: int) -> None:
     logits = model(torch.randn(2, 3, 64, 64))
     assert {level: tuple(z.shape) for level, z in logits.items()} == {lv: (2, n) for lv, n in levels.items()}
     assert model.pooling.out_features == features
+
+
+def test_every_method_is_in_the_list_on_the_papers_backbone() -> None:
+    methods = ("bcnn", "cbcnn", "kp", "fbp", "hbp", "trilinear", "mlp", "isqrt", "mlph")
+    assert list_models("*_vgg16_cub") == sorted(f"{method}_vgg16_cub" for method in methods)
+
+
+def test_taps_of_different_sizes_are_aligned_if_asked() -> None:
+    taps = ["layer2", "layer3", "layer4"]
+    options = {"dim": 8, "align": "pool"}
+    model = create_model("mlph_resnet18_cub", taps=taps, input_size=64, pooling_options=options)
+    assert model(torch.randn(1, 3, 64, 64))["genus"].shape == (1, 113)
+    model = create_model("mlph_resnet18_cub", taps=taps, input_size=64, pooling="avg")
+    assert model(torch.randn(1, 3, 64, 64))["genus"].shape == (1, 113)
 
 
 def test_bcnn_pools_the_last_tap() -> None:
@@ -76,7 +94,7 @@ def test_lists() -> None:
         ({"name": "mlph_resnet18_cub", "pooling": "mlq"}, "unknown pooling 'mlq'; did you mean 'mlp'"),
         ({"name": "mlph_resnet18_cub", "head": "level"}, "unknown head 'level'; did you mean 'levels'"),
         ({"name": "mlph_resnet18_cub", "levels": ["specie"]}, "unknown level 'specie'; did you mean 'species'"),
-        ({"name": "mlph_resnet18_cub", "taps": ["layer4"]}, "mlp pools 3 maps, not 1"),
+        ({"name": "mlph_resnet18_cub", "taps": ["layer4"]}, "mlp pools 2 or more maps, not 1"),
         (
             {"name": "mlph_resnet18_cub", "taps": ["layer2", "layer3", "layer4"]},
             r"differ in spatial size \(8 x 8, 4 x 4, 2 x 2\); choose taps of one size",

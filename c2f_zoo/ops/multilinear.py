@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from functools import reduce
 from operator import mul
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from c2f_zoo.ops.precision import project, without_autocast
 
 
 def multilinear_sums(
     maps: Sequence[Tensor],
     weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
     terms: Sequence[tuple[int, ...]],
 ) -> list[Tensor]:
     """Projects each map, multiplies the projections of each term element by element, sums over locations.
@@ -26,7 +26,7 @@ def multilinear_sums(
     Args:
         maps: the feature maps X_i, (N, C_i, H, W), one spatial size.
         weights: the projections U_i, (d, C_i).
-        biases: their biases b_i, (d,).
+        biases: their biases b_i, (d,), or None.
         terms: for each sum the indices of the maps that it multiplies.
 
     Returns:
@@ -37,13 +37,6 @@ def multilinear_sums(
         >>> multilinear_sums([x, x], [u, u], [b, b], [(0, 1)])[0]  # 9 locations, 2 * 2 at each
         tensor([[36., 36., 36., 36.]])
     """
-    projected = [
-        _at_least_float32(F.conv2d(x, weight[:, :, None, None], bias).flatten(2))
-        for x, weight, bias in zip(maps, weights, biases, strict=True)
-    ]
-    with torch.autocast(maps[0].device.type, enabled=False):
+    projected = [project(x, weight, bias) for x, weight, bias in zip(maps, weights, biases, strict=True)]
+    with without_autocast(maps[0]):
         return [reduce(mul, [projected[index] for index in term]).sum(dim=2) for term in terms]
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -43,8 +43,11 @@ def l2_normalize(x: Tensor) -> Tensor:
         tensor([[0.6000, 0.8000],
                 [0.0000, 0.0000]])
     """
-    # F.normalize alone would multiply the gradient of a row of zeros by 1e12.
-    return F.normalize(x, dim=1) * (x != 0).any(dim=1, keepdim=True)
+    # F.normalize alone neither brings a row of 1e-13 to length 1 nor keeps the squares of 1e20 finite. The scale
+    # is a constant to autograd: the result does not depend on it. The floor keeps 1 / scale finite in the gradient.
+    scale = x.detach().abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny ** 0.75)
+    # F.normalize would also multiply the gradient of a row of zeros by 1e12.
+    return F.normalize(x / scale, dim=1) * (x != 0).any(dim=1, keepdim=True)
 
 
 class _SignedSqrt(torch.autograd.Function):

@@ -7,16 +7,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from c2f_zoo.pooling.registry import check_maps, register_pooling
+from c2f_zoo.ops import at_least_float32
+from c2f_zoo.pooling.registry import check_channels, register_pooling
 
 
 @register_pooling("avg")
 class AveragePooling(nn.Module):
-    """The mean over locations of each map, concatenated (global average pooling; Lin et al., ICLR 2014).
+    """The mean over locations of each map, concatenated: global average pooling (Lin et al., ICLR 2014).
 
     Args:
-        in_channels: number of channels of each map.
+        in_channels: number of channels of each map; the maps may differ in size.
     """
+
+    one_size = False
 
     def __init__(self, in_channels: Sequence[int]) -> None:
         super().__init__()
@@ -24,6 +27,6 @@ class AveragePooling(nn.Module):
         self.out_features = sum(in_channels)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Pools maps of shape (N, C_i, H, W) to (N, out_features)."""
-        check_maps(maps, self.in_channels)
-        return torch.cat([x.mean(dim=(2, 3)) for x in maps], dim=1)
+        """Pools maps of shape (N, C_i, H_i, W_i) to (N, out_features)."""
+        check_channels(maps, self.in_channels)
+        return torch.cat([at_least_float32(x).mean(dim=(2, 3)) for x in maps], dim=1).to(maps[0].dtype)

@@ -1,22 +1,43 @@
-"""Multi-linear pooling: three pairs and one triple."""
+"""Multi-linear pooling: every product of two or more maps."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 
-from c2f_zoo.pooling.multilinear import MultilinearPooling
-from c2f_zoo.pooling.registry import check_num_maps, register_pooling
+from c2f_zoo.pooling.multilinear import L2, MultilinearPooling
+from c2f_zoo.pooling.registry import Align, register_pooling
 
 
 @register_pooling("mlp")
-def mlp(in_channels: Sequence[int], dim: int = 8192, grad_eps: float = 1e-4) -> MultilinearPooling:
-    """Multi-linear pooling: `concat(UX*VY, UX*WZ, VY*WZ, UX*VY*WZ)` (Huo et al., SIGIR 2019, eq. 6).
+def mlp(
+    in_channels: Sequence[int],
+    dim: int = 8192,
+    max_order: int = 3,
+    grad_eps: float = 1e-4,
+    l2: L2 = "branch",
+    align: Align = "error",
+) -> MultilinearPooling:
+    """Three pairs and one triple: `concat(UX*VY, UX*WZ, VY*WZ, UX*VY*WZ)` (Huo et al., SIGIR 2019, eq. 6).
+
+    Multi-linear pooling. The paper's has three maps; for n maps the terms are all subsets of 2, 3, ...,
+    `max_order` of them, the smaller subsets first.
 
     Args:
-        in_channels: number of channels of the three maps.
-        dim: width d of the projections; the vector has 4 d entries.
+        in_channels: number of channels of each map, two or more.
+        dim: width d of the projections; the vector has d entries for each term, with three maps 4 d.
+        max_order: the most maps that a term multiplies, >= 2.
         grad_eps: bound on the root's gradient, see `c2f_zoo.ops.signed_sqrt`.
+        l2: normalise each `"branch"` or the whole `"vector"`.
+        align: what to do with maps of different sizes: `"error"` or `"pool"`.
 
     Raises:
-        ValueError: not three maps.
+        ValueError: fewer than two maps, or `max_order` is below 2.
     """
-    check_num_maps("mlp", in_channels, allowed=[3])
-    return MultilinearPooling(in_channels, [(0, 1), (0, 2), (1, 2), (0, 1, 2)], dim, grad_eps)
+    if len(in_channels) < 2:
+        raise ValueError(f"mlp pools 2 or more maps, not {len(in_channels)}; name that many taps")
+    if max_order < 2:
+        raise ValueError(f"mlp multiplies 2 or more maps, so max_order={max_order} leaves no term; choose 2 or more")
+    indices = range(len(in_channels))
+    terms = [term for order in range(2, max_order + 1) for term in combinations(indices, order)]
+    return MultilinearPooling(in_channels, terms, None, dim, grad_eps, l2, align)

@@ -1,58 +1,87 @@
-"""The module behind `hbp`, `trilinear` and `mlp`: they differ only in which maps are multiplied."""
+"""The module behind `low_rank_bilinear`, `hbp`, `trilinear` and `mlp`: they differ only in what is multiplied."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from c2f_zoo.ops import l2_normalize, multilinear_sums, signed_sqrt
-from c2f_zoo.pooling.registry import check_maps
+from c2f_zoo.pooling.registry import Align, align_maps, check_choice
+
+L2 = Literal["branch", "vector"]
 
 
 class MultilinearPooling(nn.Module):
     """Projects every map to `dim` channels and pools products of the projections.
 
-    Each term's product is summed over locations; its signed square root is l2-normalised by itself; the
-    terms are concatenated. The projections are separate 1x1 convolutions with bias and neither
-    normalisation nor activation, initialised as in HBP's Caffe release: uniform within sqrt(3 / C_i).
+    Each term's product is summed over locations, then signed square root, l2, concatenation. The projections
+    are separate 1x1 convolutions with bias and neither normalisation nor activation, initialised as in HBP's
+    Caffe release: uniform within sqrt(3 / C_i).
 
     The paper writes U in R^(hw x d); like HBP's released network it is read as a projection of channels,
     U in R^(C x d): the only reading in which d = 8192 and the classifier P fit.
 
     Args:
         in_channels: number of channels of each map.
-        terms: which maps each product takes, by index.
+        terms: which projections each product takes, by index.
+        sources: for each projection the index of the map that it projects; None: one projection a map.
         dim: width d of the projections.
         grad_eps: bound on the root's gradient, see `c2f_zoo.ops.signed_sqrt`.
+        l2: `"branch"` normalises each term by itself, as in HBP; `"vector"` the concatenation of all.
+        align: what to do with maps of different sizes, see `c2f_zoo.pooling.registry.align_maps`.
+
+    Raises:
+        ValueError: `l2` or `align` is none of its values.
     """
 
-    def __init__(self, in_channels: Sequence[int], terms: Sequence[tuple[int, ...]], dim: int, grad_eps: float) -> None:
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        terms: Sequence[tuple[int, ...]],
+        sources: Sequence[int] | None = None,
+        dim: int = 8192,
+        grad_eps: float = 1e-4,
+        l2: L2 = "branch",
+        align: Align = "error",
+    ) -> None:
         super().__init__()
+        check_choice("l2", l2, get_args(L2))
+        check_choice("align", align, get_args(Align))
         self.in_channels = tuple(in_channels)
         self.terms = tuple(terms)
+        self.sources = tuple(sources if sources is not None else range(len(in_channels)))
         self.grad_eps = grad_eps
+        self.l2 = l2
+        self.align: Align = align
+        self.one_size = align == "error"
         self.out_features = dim * len(self.terms)
-        self.projections = nn.ModuleList(_projection(channels, dim) for channels in in_channels)
+        self.projections = nn.ModuleList(projection(in_channels[source], dim) for source in self.sources)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Pools maps of shape (N, C_i, H, W) to (N, out_features), in the projections' dtype."""
-        check_maps(maps, self.in_channels)
+        maps = align_maps(maps, self.in_channels, self.align)
         sums = multilinear_sums(
-            maps,
-            [cast(Tensor, projection.weight).flatten(1) for projection in self.projections],
-            [cast(Tensor, projection.bias) for projection in self.projections],
+            [maps[source] for source in self.sources],
+            [cast(Tensor, layer.weight).flatten(1) for layer in self.projections],
+            [cast(Tensor, layer.bias) for layer in self.projections],
             self.terms,
         )
-        branches = [l2_normalize(signed_sqrt(branch, self.grad_eps)) for branch in sums]
-        return torch.cat(branches, dim=1).to(cast(Tensor, self.projections[0].weight).dtype)
+        roots = [signed_sqrt(branch, self.grad_eps) for branch in sums]
+        if self.l2 == "branch":
+            pooled = torch.cat([l2_normalize(root) for root in roots], dim=1)
+        else:
+            pooled = l2_normalize(torch.cat(roots, dim=1))
+        return pooled.to(cast(Tensor, self.projections[0].weight).dtype)
 
 
-def _projection(channels: int, dim: int) -> nn.Conv2d:
-    projection = nn.Conv2d(channels, dim, kernel_size=1)
+def projection(channels: int, dim: int, bias: bool = True) -> nn.Conv2d:
+    """A 1x1 convolution, initialised as in HBP's Caffe release: weights uniform within sqrt(3 / channels), no bias."""
+    layer = nn.Conv2d(channels, dim, kernel_size=1, bias=bias)
     bound = (3 / channels) ** 0.5
-    nn.init.uniform_(projection.weight, -bound, bound)
-    nn.init.zeros_(projection.bias)  # type: ignore[arg-type]
-    return projection
+    nn.init.uniform_(layer.weight, -bound, bound)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer

@@ -1,22 +1,27 @@
 """Trilinear pooling: one triple."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 from c2f_zoo.pooling.multilinear import MultilinearPooling
-from c2f_zoo.pooling.registry import check_num_maps, register_pooling
+from c2f_zoo.pooling.registry import Align, check_num_maps, register_pooling
 
 
 @register_pooling("trilinear")
-def trilinear(in_channels: Sequence[int], dim: int = 8192, grad_eps: float = 1e-4) -> MultilinearPooling:
-    """Trilinear pooling: `UX*VY*WZ` (Huo et al., SIGIR 2019, eq. 5).
+def trilinear(
+    in_channels: Sequence[int], dim: int = 8192, grad_eps: float = 1e-4, align: Align = "error"
+) -> MultilinearPooling:
+    """One cross-layer triple: `UX*VY*WZ` (Huo et al., SIGIR 2019, eq. 5).
 
     Args:
         in_channels: number of channels of the three maps.
         dim: width d of the projections and of the vector.
         grad_eps: bound on the root's gradient, see `c2f_zoo.ops.signed_sqrt`.
+        align: what to do with maps of different sizes: `"error"` or `"pool"`.
 
     Raises:
         ValueError: not three maps.
     """
     check_num_maps("trilinear", in_channels, allowed=[3])
-    return MultilinearPooling(in_channels, [(0, 1, 2)], dim, grad_eps)
+    return MultilinearPooling(in_channels, [(0, 1, 2)], None, dim, grad_eps, align=align)

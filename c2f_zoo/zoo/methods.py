@@ -32,5 +32,9 @@ for _name, _method in {
     "hbp": Method("hbp", 3, False, "Yu et al., ECCV 2018"),
     "trilinear": Method("trilinear", 3, False, "Huo et al., SIGIR 2019, eq. 5"),
     "bcnn": Method("bilinear", 1, False, "Lin et al., ICCV 2015"),
+    "cbcnn": Method("compact_bilinear", 1, False, "Gao et al., CVPR 2016"),
+    "kp": Method("kernel", 1, False, "Cui et al., CVPR 2017"),
+    "fbp": Method("low_rank_bilinear", 1, False, "Kim et al., ICLR 2017; Huo et al., SIGIR 2019, eq. 3"),
+    "isqrt": Method("isqrt_cov", 1, False, "Li et al., CVPR 2018"),
 }.items():
     METHODS.register(_name)(_method)

@@ -1,0 +1,75 @@
+"""Gram and covariance matrices of feature maps, and the square root of a matrix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from c2f_zoo.ops.normalize import signed_sqrt
+from c2f_zoo.ops.precision import at_least_float32, without_autocast
+
+
+def gram(x: Tensor, y: Tensor) -> Tensor:
+    """The (cross-)Gram matrix sum_l x_l y_l^T over locations (Lin et al. 2015), in float32 at the least.
+
+    Args:
+        x: a feature map, (N, C_1, H, W).
+        y: another of the same spatial size, (N, C_2, H, W), or `x` again.
+
+    Returns:
+        (N, C_1, C_2), float32 or float64: a Gram matrix of float16 maps would overflow.
+
+    Examples:
+        >>> gram(torch.ones(1, 1, 2, 2), torch.full((1, 2, 2, 2), 3.0))  # 4 locations, 1 * 3 at each
+        tensor([[[12., 12.]]])
+    """
+    with without_autocast(x):
+        return at_least_float32(x).flatten(2) @ at_least_float32(y).flatten(2).transpose(1, 2)
+
+
+def covariance(x: Tensor) -> Tensor:
+    """The covariance matrix 1/L sum_l (x_l - m)(x_l - m)^T of a map's L vectors (Li et al. 2018).
+
+    Args:
+        x: vectors in columns, (N, C, L), float32 or float64.
+
+    Returns:
+        (N, C, C), positive semi-definite to rounding. One location gives zeros.
+
+    Examples:
+        >>> covariance(torch.tensor([[[1.0, 3.0], [5.0, 5.0]]]))
+        tensor([[[1., 0.],
+                 [0., 0.]]])
+    """
+    with without_autocast(x):
+        centred = x - x.mean(dim=2, keepdim=True)
+        return centred @ centred.transpose(1, 2) / x.shape[2]
+
+
+def matrix_sqrt(a: Tensor, iterations: int = 5, grad_eps: float = 1e-4) -> Tensor:
+    """The square root of positive semi-definite matrices, by Newton and Schulz (Li et al., CVPR 2018).
+
+    The matrix is divided by its trace, so that the iteration converges; the result is multiplied by the
+    root of the trace. Zeros give zeros and a gradient of zero.
+
+    Args:
+        a: symmetric positive semi-definite matrices (N, d, d), float32 or float64.
+        iterations: how many, >= 1; the paper's 5 leave small eigenvalues' roots too small.
+        grad_eps: what bounds the gradient of the trace's root, see `signed_sqrt`.
+
+    Returns:
+        A tensor like `a`.
+
+    Examples:
+        >>> matrix_sqrt(torch.tensor([[[4.0, 0.0], [0.0, 9.0]]]), iterations=20)
+        tensor([[[2.0000, 0.0000],
+                 [0.0000, 3.0000]]])
+    """
+    with without_autocast(a):
+        trace = a.diagonal(dim1=1, dim2=2).sum(dim=1)[:, None, None]
+        identity = torch.eye(a.shape[1], dtype=a.dtype, device=a.device)
+        y, z = a / torch.where(trace > 0, trace, 1), identity
+        for _ in range(iterations):
+            step = 1.5 * identity - 0.5 * (z @ y)
+            y, z = y @ step, step @ z
+        return y * signed_sqrt(trace, grad_eps)

@@ -1,0 +1,80 @@
+"""Random sketches of outer products: short vectors whose inner products are, on average, those of long ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from c2f_zoo.ops.precision import without_autocast
+
+
+def draw_hashes(count: int, channels: int, dim: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draws count sketches: for each channel an entry of the sketch that it goes to, and a sign.
+
+    Args:
+        count: how many sketches.
+        channels: number of channels C of what is sketched.
+        dim: length d of a sketch.
+        generator: where the numbers come from; the global generator is left alone.
+
+    Returns:
+        Entries in [0, d), (count, C), int64, and signs -1 or 1, (count, C), int8.
+    """
+    hashes = torch.randint(dim, (count, channels), generator=generator, device="cpu")
+    return hashes, draw_signs((count, channels), generator)
+
+
+def draw_signs(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Draws independent signs -1 or 1, int8."""
+    return torch.randint(2, shape, generator=generator, device="cpu", dtype=torch.int8) * 2 - 1
+
+
+def sketch_matrix(a: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor], dim: int) -> Tensor:
+    """The Tensor Sketch of matrices: entry (i, j) is added, with its two signs, to entry (h_i + h_j) mod d.
+
+    For x y^T this is the circular convolution of the count sketches of x and y (Pham & Pagh, KDD 2013). It is
+    linear, so the sketch of a Gram matrix is the sum of the sketches of its locations (Gao et al. 2016, alg. 2).
+
+    Args:
+        a: matrices (N, C_1, C_2).
+        rows: hashes (C_1,) and signs (C_1,) of the rows.
+        columns: hashes (C_2,) and signs (C_2,) of the columns.
+        dim: length d of the sketch.
+
+    Returns:
+        (N, d), in `a`'s dtype.
+
+    Examples:
+        >>> rows, columns = (torch.tensor([0, 2]), torch.tensor([1, 1])), (torch.tensor([1]), torch.tensor([-1]))
+        >>> sketch_matrix(torch.tensor([[[5.0], [7.0]]]), rows, columns, dim=3)
+        tensor([[-7., -5.,  0.]])
+    """
+    entries = (rows[0][:, None] + columns[0]) % dim
+    signed = a * (rows[1][:, None] * columns[1]).to(a.dtype)
+    return a.new_zeros(len(a), dim).index_add(1, entries.flatten(), signed.flatten(1))
+
+
+def tensor_sketch_sums(x: Tensor, hashes: Tensor, signs: Tensor, dim: int) -> list[Tensor]:
+    """Sums over locations of the Tensor Sketches of x, x (x) x, x (x) x (x) x, ... (Pham & Pagh, KDD 2013).
+
+    The sketch of order m is the circular convolution of the first m count sketches, made by FFT.
+
+    Args:
+        x: vectors in columns, (N, C, L), float32 or float64.
+        hashes: (orders, C), int64, in [0, d).
+        signs: (orders, C), -1 or 1.
+        dim: length d of a sketch.
+
+    Returns:
+        For each order 1, 2, ... a tensor (N, d); for maps of one
+        location, inner products of two estimate (x . y)^order.
+    """
+    with without_autocast(x):
+        sums: list[Tensor] = []
+        spectrum = None
+        for entries, sign in zip(hashes, signs, strict=True):
+            counted = x.new_zeros(len(x), dim, x.shape[2]).index_add(1, entries, x * sign.to(x.dtype)[:, None])
+            turned = torch.fft.rfft(counted, dim=1)
+            spectrum = turned if spectrum is None else spectrum * turned
+            sums.append(torch.fft.irfft(spectrum.sum(dim=2), n=dim, dim=1))
+        return sums

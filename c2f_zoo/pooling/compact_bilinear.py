@@ -1,0 +1,90 @@
+"""Compact bilinear pooling (CB-CNN): a random sketch of the Gram matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from c2f_zoo.ops import (
+    draw_hashes,
+    draw_signs,
+    gram,
+    l2_normalize,
+    multilinear_sums,
+    signed_sqrt,
+    sketch_matrix,
+)
+from c2f_zoo.pooling.registry import Align, align_maps, check_choice, check_num_maps, register_pooling
+
+Sketch = Literal["tensor_sketch", "random_maclaurin"]
+
+
+@register_pooling("compact_bilinear")
+class CompactBilinearPooling(nn.Module):
+    """A fixed random sketch of `X Y^T`, d entries long (Gao et al., CVPR 2016).
+
+    CB-CNN: inner products of two sketches are, on average over sketches, those of the bilinear vectors. Signed
+    root and l2 follow. It has no parameters; the sketch is drawn from a generator of its own and saved.
+
+    Args:
+        in_channels: number of channels of the one or two maps.
+        dim: length d of the sketch.
+        sketch: `"tensor_sketch"` (their algorithm 2), or `"random_maclaurin"` (algorithm 1), which projects
+            each location on random signs and multiplies.
+        seed: which sketch is drawn.
+        grad_eps: bound on the root's gradient, see `c2f_zoo.ops.signed_sqrt`.
+        align: what to do with two maps of different sizes: `"error"` or `"pool"`.
+
+    Raises:
+        ValueError: neither one map nor two, or `sketch` is neither of the two.
+    """
+
+    hashes_x: Tensor
+    hashes_y: Tensor
+    signs_x: Tensor
+    signs_y: Tensor
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        dim: int = 8192,
+        sketch: Sketch = "tensor_sketch",
+        seed: int = 0,
+        grad_eps: float = 1e-4,
+        align: Align = "error",
+    ) -> None:
+        super().__init__()
+        check_num_maps("compact_bilinear", in_channels, allowed=[1, 2])
+        check_choice("sketch", sketch, get_args(Sketch))
+        check_choice("align", align, get_args(Align))
+        self.in_channels = tuple(in_channels)
+        self.sketch = sketch
+        self.grad_eps = grad_eps
+        self.align: Align = align
+        self.one_size = align == "error"
+        self.out_features = dim
+        generator = torch.Generator().manual_seed(seed)
+        for name, channels in zip("xy", (in_channels[0], in_channels[-1]), strict=True):
+            if sketch == "tensor_sketch":
+                hashes, signs = draw_hashes(1, channels, dim, generator)
+                self.register_buffer(f"hashes_{name}", hashes[0])
+                self.register_buffer(f"signs_{name}", signs[0])
+            else:
+                self.register_buffer(f"signs_{name}", draw_signs((dim, channels), generator))
+
+    def sums(self, maps: Sequence[Tensor]) -> Tensor:
+        """The sketch, (N, d), before root and norm: inner products of two estimate those of two Gram matrices."""
+        maps = align_maps(maps, self.in_channels, self.align)
+        x, y = maps[0], maps[-1]
+        if self.sketch == "tensor_sketch":
+            rows, columns = (self.hashes_x, self.signs_x), (self.hashes_y, self.signs_y)
+            return sketch_matrix(gram(x, y), rows, columns, self.out_features)
+        signs = [self.signs_x.to(x.dtype), self.signs_y.to(y.dtype)]
+        return multilinear_sums([x, y], signs, [None, None], [(0, 1)])[0] / self.out_features**0.5
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Pools maps of shape (N, C_i, H, W) to (N, dim)."""
+        return l2_normalize(signed_sqrt(self.sums(maps), self.grad_eps)).to(maps[0].dtype)

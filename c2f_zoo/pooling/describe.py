@@ -1,0 +1,101 @@
+"""What a pooling is and what it costs, for tables."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from c2f_zoo.pooling.registry import POOLINGS, create_pooling
+
+
+@dataclass(frozen=True)
+class PoolingDescription:
+    """A row of the table of poolings.
+
+    Attributes:
+        what: what it computes.
+        source: the paper it comes from.
+        parameters: number of trained parameters.
+        out_features: length of the vector.
+        multiply_adds: multiply-adds of one picture's forward pass; an element-wise product, power or comparison counts
+            as one, an FFT of n real numbers as 5/4 n log2(n).
+    """
+
+    what: str
+    source: str
+    parameters: int
+    out_features: int
+    multiply_adds: int
+
+
+def describe_pooling(
+    name: str, in_channels: Sequence[int], size: tuple[int, int], **options: object
+) -> PoolingDescription:
+    """Describes a pooling, and counts what it costs by running it once.
+
+    What it is comes from the first line of its docstring, which ends with its source in brackets.
+
+    Args:
+        name: one of `list_poolings()`.
+        in_channels: number of channels of each map.
+        size: (height, width) of the maps.
+        **options: as for `create_pooling`.
+
+    Examples:
+        >>> row = describe_pooling("mlp", [512, 512, 512], (2, 2), dim=16)
+        >>> row.source, row.parameters, row.out_features
+        ('Huo et al., SIGIR 2019, eq. 6', 24624, 64)
+    """
+    first = (inspect.getdoc(POOLINGS[name]) or "").partition("\n")[0]
+    found = re.fullmatch(r"(.*) \((.*)\)\.", first)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        pooling = create_pooling(name, in_channels, **options)
+        with FlopCounterMode(display=False, custom_mapping=_FLOPS) as counter:
+            pooling([torch.ones(1, channels, *size) for channels in in_channels])
+    return PoolingDescription(
+        what=found[1] if found else first,
+        source=found[2] if found else "",
+        parameters=sum(weight.numel() for weight in pooling.parameters()),
+        out_features=pooling.out_features,  # type: ignore[arg-type]
+        multiply_adds=counter.get_total_flops() // 2,
+    )
+
+
+def _raw(count: Callable[..., int]) -> Callable[..., int]:
+    count._get_raw = True  # type: ignore[attr-defined]  # FlopCounterMode then passes tensors, not shapes
+    return count
+
+
+@_raw
+def _of_output(*args: Any, out_val: Tensor, **kwargs: Any) -> int:
+    return 2 * out_val.numel() * (4 if out_val.is_complex() else 1)
+
+
+@_raw
+def _of_input(x: Tensor, *args: Any, out_val: Tensor, **kwargs: Any) -> int:
+    return 2 * x.numel()
+
+
+@_raw
+def _of_fft(x: Tensor, dims: list[int], *args: Any, out_val: Tensor, **kwargs: Any) -> int:
+    real = out_val if x.is_complex() else x
+    return round(2.5 * real.numel() * math.log2(real.shape[dims[-1]]))
+
+
+# Multiplications and convolutions of matrices are counted by PyTorch.
+_FLOPS: dict[Any, Any] = {
+    torch.ops.aten.mul: _of_output,
+    torch.ops.aten.pow: _of_output,
+    torch.ops.aten.mean: _of_input,
+    torch.ops.aten.amax: _of_input,
+    torch.ops.aten._fft_r2c: _of_fft,
+    torch.ops.aten._fft_c2r: _of_fft,
+}

@@ -1,0 +1,56 @@
+"""iSQRT-COV (fast MPN-COV): the square root of the covariance matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from c2f_zoo.ops import at_least_float32, covariance, matrix_sqrt, project
+from c2f_zoo.pooling.multilinear import projection
+from c2f_zoo.pooling.registry import check_channels, check_num_maps, register_pooling
+
+
+@register_pooling("isqrt_cov")
+class IsqrtCovPooling(nn.Module):
+    """The square root of the covariance, by Newton and Schulz, its upper triangle (Li et al., CVPR 2018).
+
+    Fast MPN-COV. A 1x1 convolution first reduces the channels, here without the batch norm and ReLU that
+    follow it in the published networks. No root or norm follows: the matrix root is the normalisation.
+
+    Args:
+        in_channels: number of channels of the one map.
+        dim: channels d after the reduction; None for no reduction. The vector has d (d + 1) / 2 entries.
+        iterations: of Newton and Schulz, >= 1.
+        grad_eps: bound on the gradient of the trace's root, see `c2f_zoo.ops.signed_sqrt`.
+
+    Raises:
+        ValueError: not one map.
+    """
+
+    def __init__(
+        self, in_channels: Sequence[int], dim: int | None = 256, iterations: int = 5, grad_eps: float = 1e-4
+    ) -> None:
+        super().__init__()
+        check_num_maps("isqrt_cov", in_channels, allowed=[1])
+        self.in_channels = tuple(in_channels)
+        self.iterations = iterations
+        self.grad_eps = grad_eps
+        # A bias would not change the covariance.
+        self.reduction = None if dim is None else projection(in_channels[0], dim, bias=False)
+        width = dim or in_channels[0]
+        self.out_features = width * (width + 1) // 2
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Pools a map of shape (N, C, H, W) to (N, out_features): row by row, from the diagonal on."""
+        check_channels(maps, self.in_channels)
+        if self.reduction is None:
+            x = at_least_float32(maps[0]).flatten(2)
+        else:
+            x = project(maps[0], cast(Tensor, self.reduction.weight).flatten(1))
+        root = matrix_sqrt(covariance(x), self.iterations, self.grad_eps)
+        rows, columns = torch.triu_indices(root.shape[1], root.shape[2], device=root.device)
+        dtype = maps[0].dtype if self.reduction is None else self.reduction.weight.dtype
+        return root[:, rows, columns].to(dtype)

@@ -1,0 +1,92 @@
+"""Kernel pooling (KP): a compact Taylor series of a kernel between locations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from c2f_zoo.ops import at_least_float32, draw_hashes, l2_normalize, signed_sqrt, tensor_sketch_sums
+from c2f_zoo.pooling.registry import check_channels, check_num_maps, register_pooling
+
+_SHORTEST = 1e-2  # a location's vector shorter than that is not stretched to length 1: bounds the gradient
+
+
+@register_pooling("kernel")
+class KernelPooling(nn.Module):
+    """A compact Taylor series of a kernel: `concat(a_1 X, a_2 TS_2(X), ..., a_p TS_p(X))` (Cui et al., CVPR 2017).
+
+    Inner products of two locations' features estimate the kernel K(x, y) = sum_i a_i^2 (x . y)^i, i = 1..p, of
+    their unit vectors: order 1 is the vector itself, the others are Tensor Sketches of the i-fold outer product.
+    Features are summed over locations; signed root and l2 over the whole vector follow.
+
+    By default a_i^2 = exp(-2 gamma) (2 gamma)^i / i!, so that K is the Gaussian kernel exp(-gamma |x - y|^2) but
+    for its constant and its orders beyond p (their theorem for unit vectors). The sketches of the orders
+    share their first factors here: each order is an estimate as good as with factors of its own.
+
+    Args:
+        in_channels: number of channels of the one map.
+        max_order: p, >= 1.
+        dim: length d of each sketch; the vector has C + (p - 1) d entries, for 512 channels 12 800.
+        gamma: of the Gaussian kernel, > 0.
+        coefficients: a_i^2 for i = 1..p, >= 0, in place of the Gaussian kernel's.
+        learn_coefficients: train the a_i; otherwise they are a buffer.
+        seed: which sketches are drawn.
+        grad_eps: bound on the root's gradient, see `c2f_zoo.ops.signed_sqrt`.
+
+    Raises:
+        ValueError: not one map, `max_order` below 1, or coefficients that are not p numbers >= 0.
+    """
+
+    hashes: Tensor
+    signs: Tensor
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        max_order: int = 4,
+        dim: int = 4096,
+        gamma: float = 1.0,
+        coefficients: Sequence[float] | None = None,
+        learn_coefficients: bool = True,
+        seed: int = 0,
+        grad_eps: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        check_num_maps("kernel", in_channels, allowed=[1])
+        if max_order < 1:
+            raise ValueError(f"kernel has orders from 1 on, so max_order={max_order} leaves none; choose 1 or more")
+        if coefficients is None:
+            orders = range(1, max_order + 1)
+            coefficients = [math.exp(-2 * gamma) * (2 * gamma) ** order / math.factorial(order) for order in orders]
+        if len(coefficients) != max_order or min(coefficients) < 0:
+            raise ValueError(f"kernel wants coefficients for orders 1..{max_order}, all >= 0, not {coefficients}")
+        self.in_channels = tuple(in_channels)
+        self.dim = dim
+        self.grad_eps = grad_eps
+        self.out_features = in_channels[0] + (max_order - 1) * dim
+        roots = torch.tensor([value**0.5 for value in coefficients])
+        if learn_coefficients:
+            self.coefficients = nn.Parameter(roots)
+        else:
+            self.register_buffer("coefficients", roots)
+        # Order 1 alone needs no sketch; one that is not used is drawn, for the file to have the same names.
+        hashes, signs = draw_hashes(max_order, in_channels[0], dim, torch.Generator().manual_seed(seed))
+        self.register_buffer("hashes", hashes)
+        self.register_buffer("signs", signs)
+
+    def sums(self, maps: Sequence[Tensor]) -> Tensor:
+        """The features summed over locations, before root and norm: inner products of two estimate sums of K."""
+        check_channels(maps, self.in_channels)
+        x = F.normalize(at_least_float32(maps[0]).flatten(2), dim=1, eps=_SHORTEST)
+        orders = [x.sum(dim=2)]
+        if len(self.coefficients) > 1:
+            orders += tensor_sketch_sums(x, self.hashes, self.signs, self.dim)[1:]
+        return torch.cat([a * order for a, order in zip(self.coefficients.to(x.dtype), orders, strict=True)], dim=1)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Pools a map of shape (N, C, H, W) to (N, out_features)."""
+        return l2_normalize(signed_sqrt(self.sums(maps), self.grad_eps)).to(maps[0].dtype)

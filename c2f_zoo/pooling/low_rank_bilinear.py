@@ -1,0 +1,27 @@
+"""Low-rank bilinear pooling (FBP, MLB): a product of two projections of one map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from c2f_zoo.pooling.multilinear import MultilinearPooling
+from c2f_zoo.pooling.registry import check_num_maps, register_pooling
+
+
+@register_pooling("low_rank_bilinear")
+def low_rank_bilinear(in_channels: Sequence[int], dim: int = 8192, grad_eps: float = 1e-4) -> MultilinearPooling:
+    """Two projections of one tap: `UX*VX`, classified by P (Kim et al., ICLR 2017; Huo et al., eq. 3).
+
+    P^T (U^T X * V^T X), also called factorised bilinear pooling. As in HBP's and the paper's comparisons, signed
+    root and l2 follow the sum over locations, and P is the linear classifier that reads the vector.
+
+    Args:
+        in_channels: number of channels of the one map.
+        dim: width d of the projections and of the vector.
+        grad_eps: bound on the root's gradient, see `c2f_zoo.ops.signed_sqrt`.
+
+    Raises:
+        ValueError: not one map.
+    """
+    check_num_maps("low_rank_bilinear", in_channels, allowed=[1])
+    return MultilinearPooling(in_channels, [(0, 1)], (0, 0), dim, grad_eps)
