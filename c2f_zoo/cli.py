@@ -34,16 +34,40 @@ def list_(
     """List what there is: models, backbones, poolings, heads, hierarchies or datasets."""
     import c2f_zoo
 
+    if kind is Kind.poolings:
+        Console().print(_pooling_table(pattern))
+        return
     lists: dict[Kind, Callable[[str], list[str]]] = {
         Kind.models: c2f_zoo.list_models,
         Kind.backbones: c2f_zoo.list_backbones,
-        Kind.poolings: c2f_zoo.list_poolings,
         Kind.heads: c2f_zoo.list_heads,
         Kind.hierarchies: c2f_zoo.list_hierarchies,
         Kind.datasets: c2f_zoo.list_datasets,
     }
     for name in lists[kind](pattern):
         print(name)
+
+
+def _pooling_table(pattern: str) -> Table:
+    """What each pooling is and costs on maps of 512 x 28 x 28, those of VGG-16 at 448 pixels."""
+    import c2f_zoo
+    from c2f_zoo.pooling import describe_pooling
+    from c2f_zoo.zoo import METHODS
+
+    methods = {name: METHODS[name] for name in METHODS.names()}
+    taps = {method.pooling: method.num_taps for method in methods.values()}
+    table = Table(title="poolings; features, parameters and multiply-adds on maps of 512 x 28 x 28")
+    for column in ("name", "what", "source", "methods"):
+        table.add_column(column, overflow="fold", no_wrap=column == "name")
+    for column in ("maps", "features", "parameters", "multiply-adds"):
+        table.add_column(column, justify="right")
+    for name in c2f_zoo.list_poolings(pattern):
+        maps = taps.get(name, 1)
+        row = describe_pooling(name, [512] * maps, (28, 28))
+        used_by = ", ".join(key for key, method in methods.items() if method.pooling == name)
+        cost = (f"{row.parameters / 1e6:.2f} M", f"{row.multiply_adds / 1e6:,.1f} M")
+        table.add_row(name, row.what, row.source, used_by, str(maps), f"{row.out_features:,}", *cost)
+    return table
 
 
 @app.command()

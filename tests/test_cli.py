@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from c2f_zoo import C2FModel
+from c2f_zoo import C2FModel, list_poolings
 
 
-def c2f_zoo(*arguments: str, ok: bool = True) -> str:
+def c2f_zoo(*arguments: str, ok: bool = True, columns: int = 80) -> str:
     command = [sys.executable, "-c", "from c2f_zoo.cli import main; main()", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    environment = {**os.environ, "COLUMNS": str(columns)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert (done.returncode == 0) == ok, done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout if ok else done.stderr
@@ -25,7 +27,6 @@ def c2f_zoo(*arguments: str, ok: bool = True) -> str:
     [
         ("models", ["mlph_vgg16_cub", "bcnn_resnet50_cars"]),
         ("backbones", ["vgg16", "convnext_tiny"]),
-        ("poolings", ["avg", "bilinear", "hbp", "mlp", "trilinear"]),
         ("heads", ["levels"]),
         ("hierarchies", ["cars", "critters", "cub", "fashion_mnist"]),
         ("datasets", ["critters", "cub", "fashion_mnist"]),
@@ -33,6 +34,22 @@ def c2f_zoo(*arguments: str, ok: bool = True) -> str:
 )
 def test_list(kind: str, some: list[str]) -> None:
     assert set(some) <= set(c2f_zoo("list", kind).split())
+
+
+def test_list_poolings_is_a_table_of_what_they_cost() -> None:
+    rows = {
+        line.split("│")[1].strip(): line
+        for line in c2f_zoo("list", "poolings", columns=220).splitlines()
+        if "│" in line
+    }
+    assert set(list_poolings()) <= set(rows)
+    # Three projections of 512 x 8192 with bias; 784 locations of three projections, three products and a triple's.
+    parts = [part.strip() for part in rows["mlp"].strip("│").split("│")]
+    multiply_adds = 784 * (3 * 512 * 8192 + (3 + 2) * 8192) + 4 * 8192  # and a root for each entry
+    assert parts[2:5] == ["Huo et al., SIGIR 2019, eq. 6", "mlp, mlph", "3"]
+    assert parts[5:7] == ["32,768", f"{3 * (512 * 8192 + 8192) / 1e6:.2f} M"]
+    assert float(parts[7].removesuffix(" M").replace(",", "")) == pytest.approx(multiply_adds / 1e6, rel=1e-4)
+    assert "Gao et al., CVPR 2016" in rows["compact_bilinear"]
 
 
 def test_list_takes_a_wildcard() -> None:

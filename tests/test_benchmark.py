@@ -1,0 +1,55 @@
+"""The benchmark: what it compares is one function, and what it counts is right."""
+
+from __future__ import annotations
+
+import csv
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from c2f_zoo import create_pooling, list_poolings
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "benchmark.py"
+benchmark = runpy.run_path(str(RECIPE))
+TAPS = {"hbp": 3, "mlp": 3, "trilinear": 3}
+
+
+@pytest.mark.parametrize("name", list_poolings())
+def test_ours_and_the_plain_transcription_are_one_function(name: str) -> None:
+    torch.manual_seed(0)
+    maps = [torch.rand(2, 6, 4, 3) for _ in range(TAPS.get(name, 1))]
+    options = {} if name in ("avg", "bilinear", "gem", "max") else {"dim": 5}
+    pooling = create_pooling(name, [6] * len(maps), **options).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(benchmark["PLAIN"][name](pooling, maps), pooling(maps), rtol=1e-3, atol=1e-3)
+
+
+def test_kept_bytes_by_hand() -> None:
+    x = torch.rand(1000, requires_grad=True)
+    # exp keeps its output, 4000 bytes; the product with x keeps that again and x, which was given.
+    assert benchmark["kept_bytes"](lambda: x.exp() * x, [x]) == 4000
+
+
+def test_peak_bytes_sees_what_was_allocated() -> None:
+    megabytes = benchmark["peak_bytes"](lambda: torch.ones(50_000_000).sum()) / 1e6
+    assert 190 < megabytes < 260
+
+
+def test_it_writes_a_row_for_each_variant(tmp_path: Path) -> None:
+    command = [sys.executable, str(RECIPE), "pooling", "--names", "[avg,mlp]", "--batch", "2", "--channels", "4"]
+    command += ["--size", "3", "--repeats", "1", "--output", str(tmp_path / "out.csv")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with open(tmp_path / "out.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    variants = [(row["pooling"], row["variant"]) for row in rows]
+    assert variants == [("avg", "plain"), ("avg", "ours"), ("mlp", "plain"), ("mlp", "ours")]
+    for row in rows:
+        assert float(row["step_ms"]) > 0
+    # Three projections of 2 x 8192 x 9 float32, products of two (not of three) and what the root and norm keep.
+    assert float(rows[2]["kept_mib"]) > 3 * 2 * 8192 * 9 * 4 / 2**20
+    assert "mlp" in done.stdout
