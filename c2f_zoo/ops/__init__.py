@@ -1,22 +1,25 @@
 """The maths without state."""
 
+from c2f_zoo.ops.choice import IMPLEMENTATIONS, explain
 from c2f_zoo.ops.multilinear import multilinear_sums
-from c2f_zoo.ops.normalize import l2_normalize, signed_sqrt
+from c2f_zoo.ops.normalize import signed_sqrt, signed_sqrt_l2
 from c2f_zoo.ops.precision import at_least_float32, project
 from c2f_zoo.ops.second_order import covariance, gram, matrix_sqrt
 from c2f_zoo.ops.sketch import draw_hashes, draw_signs, sketch_matrix, tensor_sketch_sums
 
 __all__ = [
+    "IMPLEMENTATIONS",
     "at_least_float32",
     "covariance",
     "draw_hashes",
     "draw_signs",
+    "explain",
     "gram",
-    "l2_normalize",
     "matrix_sqrt",
     "multilinear_sums",
     "project",
     "signed_sqrt",
+    "signed_sqrt_l2",
     "sketch_matrix",
     "tensor_sketch_sums",
 ]

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import mul
 
+import torch
 from torch import Tensor
 
-from c2f_zoo.ops.precision import project, without_autocast
+from c2f_zoo.ops.choice import Problem, choose
+from c2f_zoo.ops.cross_gram import cross_gram_sums
+from c2f_zoo.ops.lean import SumsOperator
+from c2f_zoo.ops.precision import compute_dtype, project, without_autocast
+from c2f_zoo.ops.tiled import tiled_sums
+from c2f_zoo.ops.triton_multilinear import triton_multilinear_sums
 
 
 def multilinear_sums(
@@ -16,11 +23,12 @@ def multilinear_sums(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor | None],
     terms: Sequence[tuple[int, ...]],
+    impl: str | None = None,
 ) -> list[Tensor]:
     """Projects each map, multiplies the projections of each term element by element, sums over locations.
 
     With P_i = U_i X_i + b_i, a term such as (0, 2) gives sum_l P_0[:, l] * P_2[:, l] (Huo et al. 2019,
-    eqs. 4 to 6, before root and norm). The projections follow autocast; products and sums are made in
+    eqs. 4 to 6, before root and norm). The projections may follow autocast; products and sums are made in
     float32 (float64 for float64 maps).
 
     Args:
@@ -28,15 +36,81 @@ def multilinear_sums(
         weights: the projections U_i, (d, C_i).
         biases: their biases b_i, (d,), or None.
         terms: for each sum the indices of the maps that it multiplies.
+        impl: one of `c2f_zoo.ops.IMPLEMENTATIONS`; None chooses, see `c2f_zoo.ops.explain`. One that cannot
+            serve falls back on the choice, with a warning, the first time.
 
     Returns:
         For each term a tensor (N, d), float32 or float64.
+
+    Raises:
+        ValueError: `impl` is unknown.
 
     Examples:
         >>> x, u, b = torch.ones(1, 2, 3, 3), torch.ones(4, 2), torch.zeros(4)
         >>> multilinear_sums([x, x], [u, u], [b, b], [(0, 1)])[0]  # 9 locations, 2 * 2 at each
         tensor([[36., 36., 36., 36.]])
     """
+    choice = choose(_problem(maps, weights, terms), impl)
+    if choice.refused is not None and choice.refused not in _said:
+        _said.add(choice.refused)
+        warnings.warn(f"multilinear_sums: {choice.refused}; {choice.impl!r} serves instead", stacklevel=2)
+    return _RUN[choice.impl](maps, weights, biases, terms)
+
+
+_said: set[str] = set()
+
+
+def _plain(
+    maps: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    terms: Sequence[tuple[int, ...]],
+) -> list[Tensor]:
     projected = [project(x, weight, bias) for x, weight, bias in zip(maps, weights, biases, strict=True)]
     with without_autocast(maps[0]):
         return [reduce(mul, [projected[index] for index in term]).sum(dim=2) for term in terms]
+
+
+def _lean(operator: SumsOperator, keep: str = "") -> Callable[..., list[Tensor]]:
+    """An operator on flat maps and bit masks as a function like `_plain`; it computes in float32 at the least."""
+
+    def run(
+        maps: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor | None],
+        terms: Sequence[tuple[int, ...]],
+    ) -> list[Tensor]:
+        given = [weight.new_zeros(len(weight)) if b is None else b for weight, b in zip(weights, biases, strict=True)]
+        masks = [sum(1 << index for index in term) for term in terms]
+        with without_autocast(maps[0]):
+            return list(operator([x.flatten(2) for x in maps], list(weights), given, masks, keep)[0])
+
+    return run
+
+
+_RUN: dict[str, Callable[..., list[Tensor]]] = {
+    "plain": _plain,
+    "tiled": _lean(tiled_sums),
+    "saved": _lean(tiled_sums, "float32"),
+    "saved_bf16": _lean(tiled_sums, "bfloat16"),
+    "gram": _lean(cross_gram_sums),
+    "triton": triton_multilinear_sums,
+}
+
+
+def _problem(maps: Sequence[Tensor], weights: Sequence[Tensor], terms: Sequence[tuple[int, ...]]) -> Problem:
+    return Problem(
+        batch=maps[0].shape[0],
+        channels=tuple(x.shape[1] for x in maps),
+        locations=maps[0].shape[2] * maps[0].shape[3],
+        dim=weights[0].shape[0],
+        terms=tuple(terms),
+        dtype=compute_dtype(maps[0], weights[0]),
+        device=maps[0].device.type,
+        exporting=_is_exporting(),
+    )
+
+
+def _is_exporting() -> bool:
+    # Before torch 2.7 an export cannot be told from a compilation.
+    return getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()

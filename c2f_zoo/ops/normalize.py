@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -29,25 +28,26 @@ def signed_sqrt(x: Tensor, grad_eps: float = 1e-4) -> Tensor:
     return _SignedSqrt.apply(x, grad_eps)
 
 
-def l2_normalize(x: Tensor) -> Tensor:
-    """Divides each row by its Euclidean norm; a row of zeros stays one, and passes no gradient on.
+def signed_sqrt_l2(x: Tensor, grad_eps: float = 1e-4) -> Tensor:
+    """Signed square root of each row, divided by the row's Euclidean norm: sign(x) sqrt(|x| / sum |x|).
+
+    In one piece, since the norm of a row of roots is the root of the sum of |x|: no square overflows, and no
+    root is kept for the backward pass, only `x`. The root's gradient is bounded as in `signed_sqrt`, the norm's is
+    exact. A row of zeros stays one, and passes no gradient on.
 
     Args:
-        x: floating-point tensor (N, D).
+        x: float32 or float64 tensor (N, D).
+        grad_eps: as in `signed_sqrt`.
 
     Returns:
         A tensor like `x`.
 
     Examples:
-        >>> l2_normalize(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
-        tensor([[0.6000, 0.8000],
-                [0.0000, 0.0000]])
+        >>> signed_sqrt_l2(torch.tensor([[-9.0, 16.0], [0.0, 0.0]]))
+        tensor([[-0.6000,  0.8000],
+                [ 0.0000,  0.0000]])
     """
-    # F.normalize alone neither brings a row of 1e-13 to length 1 nor keeps the squares of 1e20 finite. The scale
-    # is a constant to autograd: the result does not depend on it. The floor keeps 1 / scale finite in the gradient.
-    scale = x.detach().abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny ** 0.75)
-    # F.normalize would also multiply the gradient of a row of zeros by 1e12.
-    return F.normalize(x / scale, dim=1) * (x != 0).any(dim=1, keepdim=True)
+    return _SignedSqrtL2.apply(x, grad_eps)
 
 
 class _SignedSqrt(torch.autograd.Function):
@@ -63,3 +63,30 @@ class _SignedSqrt(torch.autograd.Function):
         # y is a saved *output*, so a second derivative flows through it and is right too.
         (y,) = ctx.saved_tensors
         return 0.5 * grad / (y.abs() + ctx.grad_eps), None
+
+
+class _SignedSqrtL2(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, grad_eps: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.grad_eps = grad_eps
+        y = x.abs()
+        return y.div_(y.sum(dim=1, keepdim=True).clamp(min=_least(x))).sqrt_().copysign_(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        # From x alone, by operations that have a derivative, so that a second derivative is right too.
+        (x,) = ctx.saved_tensors
+        size = x.abs()
+        total = size.sum(dim=1, keepdim=True).clamp(min=_least(x))
+        norm, root = total.sqrt(), size.sqrt()
+        y = root.copysign(x) / norm
+        tangent = grad - y * (y * grad).sum(dim=1, keepdim=True)
+        # A row of zeros has no direction.
+        scale = torch.where(total > _least(x), 0.5 / norm, 0)
+        return tangent * scale / (root + ctx.grad_eps), None
+
+
+def _least(x: Tensor) -> float:
+    """What a row's sum is at least, so that dividing by it or by its root stays finite, in the gradient too."""
+    return torch.finfo(x.dtype).tiny ** 0.95

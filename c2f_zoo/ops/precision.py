@@ -39,21 +39,22 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         tensor([[[120000.]]])
     """
     kernel = weight[:, :, None, None]
-    if _compute_dtype(x, weight) != torch.float16:
+    if compute_dtype(x, weight) != torch.float16:
         return at_least_float32(F.conv2d(x, kernel, bias).flatten(2))
-    scale = _power_of_two_above(x)
+    scale = power_of_two_above(x)
     projected = F.conv2d((x.float() / scale).to(x.dtype), kernel).float() * scale
     return projected.flatten(2) if bias is None else projected.flatten(2) + bias.float()[:, None]
 
 
-def _compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
+def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
+    """The dtype in which PyTorch would project `x` by `weight`: autocast's where it is on, otherwise the weight's."""
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return weight.dtype
 
 
-def _power_of_two_above(x: Tensor) -> Tensor:
+def power_of_two_above(x: Tensor) -> Tensor:
     """For each picture the least power of two that its values do not exceed, (N, 1, 1, 1); no part of the graph."""
     largest = x.detach().float().abs().amax(dim=(1, 2, 3), keepdim=True)
     return largest.clamp(1e-30, 1e30).log2().ceil().exp2()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,22 @@ def gram(x: Tensor, y: Tensor) -> Tensor:
         tensor([[[12., 12.]]])
     """
     with without_autocast(x):
-        return at_least_float32(x).flatten(2) @ at_least_float32(y).flatten(2).transpose(1, 2)
+        flat = at_least_float32(x).flatten(2)
+        return _SelfGram.apply(flat) if x is y else flat @ at_least_float32(y).flatten(2).transpose(1, 2)
+
+
+class _SelfGram(torch.autograd.Function):
+    """x x^T, whose gradient (G + G^T) x is one product of matrices instead of two."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x @ x.transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return (grad + grad.transpose(1, 2)) @ x
 
 
 def covariance(x: Tensor) -> Tensor:
@@ -67,9 +84,13 @@ def matrix_sqrt(a: Tensor, iterations: int = 5, grad_eps: float = 1e-4) -> Tenso
     """
     with without_autocast(a):
         trace = a.diagonal(dim1=1, dim2=2).sum(dim=1)[:, None, None]
-        identity = torch.eye(a.shape[1], dtype=a.dtype, device=a.device)
-        y, z = a / torch.where(trace > 0, trace, 1), identity
-        for _ in range(iterations):
-            step = 1.5 * identity - 0.5 * (z @ y)
-            y, z = y @ step, step @ z
+        middle = 1.5 * torch.eye(a.shape[1], dtype=a.dtype, device=a.device)
+        y = a / torch.where(trace > 0, trace, 1)
+        z = middle - 0.5 * y  # the first step, from z = identity
+        y = y @ z
+        for iteration in range(1, iterations):
+            step = torch.baddbmm(middle, z, y, alpha=-0.5)
+            y = y @ step
+            if iteration < iterations - 1:
+                z = step @ z
         return y * signed_sqrt(trace, grad_eps)

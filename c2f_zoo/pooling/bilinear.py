@@ -7,7 +7,7 @@ from typing import get_args
 
 from torch import Tensor, nn
 
-from c2f_zoo.ops import gram, l2_normalize, signed_sqrt
+from c2f_zoo.ops import gram, signed_sqrt_l2
 from c2f_zoo.pooling.registry import Align, align_maps, check_choice, check_num_maps, register_pooling
 
 
@@ -40,4 +40,4 @@ class BilinearPooling(nn.Module):
         """Pools maps of shape (N, C_i, H, W) to (N, out_features): row-major x_i y_j."""
         maps = align_maps(maps, self.in_channels, self.align)
         sums = gram(maps[0], maps[-1]).flatten(1)
-        return l2_normalize(signed_sqrt(sums, self.grad_eps)).to(maps[0].dtype)
+        return signed_sqrt_l2(sums, self.grad_eps).to(maps[0].dtype)

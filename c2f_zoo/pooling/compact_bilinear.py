@@ -12,9 +12,8 @@ from c2f_zoo.ops import (
     draw_hashes,
     draw_signs,
     gram,
-    l2_normalize,
     multilinear_sums,
-    signed_sqrt,
+    signed_sqrt_l2,
     sketch_matrix,
 )
 from c2f_zoo.pooling.registry import Align, align_maps, check_choice, check_num_maps, register_pooling
@@ -87,4 +86,4 @@ class CompactBilinearPooling(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Pools maps of shape (N, C_i, H, W) to (N, dim)."""
-        return l2_normalize(signed_sqrt(self.sums(maps), self.grad_eps)).to(maps[0].dtype)
+        return signed_sqrt_l2(self.sums(maps), self.grad_eps).to(maps[0].dtype)

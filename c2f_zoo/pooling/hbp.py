@@ -10,7 +10,12 @@ from c2f_zoo.pooling.registry import Align, check_num_maps, register_pooling
 
 @register_pooling("hbp")
 def hbp(
-    in_channels: Sequence[int], dim: int = 8192, grad_eps: float = 1e-4, l2: L2 = "branch", align: Align = "error"
+    in_channels: Sequence[int],
+    dim: int = 8192,
+    grad_eps: float = 1e-4,
+    l2: L2 = "branch",
+    align: Align = "error",
+    impl: str | None = None,
 ) -> MultilinearPooling:
     """Three cross-layer pairs: `concat(UX*VY, UX*WZ, VY*WZ)` (Yu et al., ECCV 2018; Huo et al., eq. 4).
 
@@ -23,9 +28,10 @@ def hbp(
         grad_eps: bound on the root's gradient, see `c2f_zoo.ops.signed_sqrt`.
         l2: normalise each `"branch"` or the whole `"vector"`.
         align: what to do with maps of different sizes: `"error"` or `"pool"`.
+        impl: what runs it, see [fast pooling](../explanation/fast-pooling.md); None chooses.
 
     Raises:
         ValueError: not three maps.
     """
     check_num_maps("hbp", in_channels, allowed=[3])
-    return MultilinearPooling(in_channels, [(0, 1), (0, 2), (1, 2)], None, dim, grad_eps, l2, align)
+    return MultilinearPooling(in_channels, [(0, 1), (0, 2), (1, 2)], None, dim, grad_eps, l2, align, impl)

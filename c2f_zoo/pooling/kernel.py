@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from c2f_zoo.ops import at_least_float32, draw_hashes, l2_normalize, signed_sqrt, tensor_sketch_sums
+from c2f_zoo.ops import at_least_float32, draw_hashes, signed_sqrt_l2, tensor_sketch_sums
 from c2f_zoo.pooling.registry import check_channels, check_num_maps, register_pooling
 
 _SHORTEST = 1e-2  # a location's vector shorter than that is not stretched to length 1: bounds the gradient
@@ -89,4 +89,4 @@ class KernelPooling(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Pools a map of shape (N, C, H, W) to (N, out_features)."""
-        return l2_normalize(signed_sqrt(self.sums(maps), self.grad_eps)).to(maps[0].dtype)
+        return signed_sqrt_l2(self.sums(maps), self.grad_eps).to(maps[0].dtype)

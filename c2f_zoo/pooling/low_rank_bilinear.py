@@ -9,7 +9,9 @@ from c2f_zoo.pooling.registry import check_num_maps, register_pooling
 
 
 @register_pooling("low_rank_bilinear")
-def low_rank_bilinear(in_channels: Sequence[int], dim: int = 8192, grad_eps: float = 1e-4) -> MultilinearPooling:
+def low_rank_bilinear(
+    in_channels: Sequence[int], dim: int = 8192, grad_eps: float = 1e-4, impl: str | None = None
+) -> MultilinearPooling:
     """Two projections of one tap: `UX*VX`, classified by P (Kim et al., ICLR 2017; Huo et al., eq. 3).
 
     P^T (U^T X * V^T X), also called factorised bilinear pooling. As in HBP's and the paper's comparisons, signed
@@ -19,9 +21,10 @@ def low_rank_bilinear(in_channels: Sequence[int], dim: int = 8192, grad_eps: flo
         in_channels: number of channels of the one map.
         dim: width d of the projections and of the vector.
         grad_eps: bound on the root's gradient, see `c2f_zoo.ops.signed_sqrt`.
+        impl: what runs it, see [fast pooling](../explanation/fast-pooling.md); None chooses.
 
     Raises:
         ValueError: not one map.
     """
     check_num_maps("low_rank_bilinear", in_channels, allowed=[1])
-    return MultilinearPooling(in_channels, [(0, 1)], (0, 0), dim, grad_eps)
+    return MultilinearPooling(in_channels, [(0, 1)], (0, 0), dim, grad_eps, impl=impl)

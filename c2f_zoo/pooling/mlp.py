@@ -17,6 +17,7 @@ def mlp(
     grad_eps: float = 1e-4,
     l2: L2 = "branch",
     align: Align = "error",
+    impl: str | None = None,
 ) -> MultilinearPooling:
     """Three pairs and one triple: `concat(UX*VY, UX*WZ, VY*WZ, UX*VY*WZ)` (Huo et al., SIGIR 2019, eq. 6).
 
@@ -30,6 +31,7 @@ def mlp(
         grad_eps: bound on the root's gradient, see `c2f_zoo.ops.signed_sqrt`.
         l2: normalise each `"branch"` or the whole `"vector"`.
         align: what to do with maps of different sizes: `"error"` or `"pool"`.
+        impl: what runs it, see [fast pooling](../explanation/fast-pooling.md); None chooses.
 
     Raises:
         ValueError: fewer than two maps, or `max_order` is below 2.
@@ -40,4 +42,4 @@ def mlp(
         raise ValueError(f"mlp multiplies 2 or more maps, so max_order={max_order} leaves no term; choose 2 or more")
     indices = range(len(in_channels))
     terms = [term for order in range(2, max_order + 1) for term in combinations(indices, order)]
-    return MultilinearPooling(in_channels, terms, None, dim, grad_eps, l2, align)
+    return MultilinearPooling(in_channels, terms, None, dim, grad_eps, l2, align, impl)

@@ -8,7 +8,7 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from c2f_zoo.ops import l2_normalize, multilinear_sums, signed_sqrt
+from c2f_zoo.ops import IMPLEMENTATIONS, multilinear_sums, signed_sqrt_l2
 from c2f_zoo.pooling.registry import Align, align_maps, check_choice
 
 L2 = Literal["branch", "vector"]
@@ -32,9 +32,10 @@ class MultilinearPooling(nn.Module):
         grad_eps: bound on the root's gradient, see `c2f_zoo.ops.signed_sqrt`.
         l2: `"branch"` normalises each term by itself, as in HBP; `"vector"` the concatenation of all.
         align: what to do with maps of different sizes, see `c2f_zoo.pooling.registry.align_maps`.
+        impl: one of `c2f_zoo.ops.IMPLEMENTATIONS`, which differ in speed and memory only; None chooses.
 
     Raises:
-        ValueError: `l2` or `align` is none of its values.
+        ValueError: `l2`, `align` or `impl` is none of its values.
     """
 
     def __init__(
@@ -46,15 +47,19 @@ class MultilinearPooling(nn.Module):
         grad_eps: float = 1e-4,
         l2: L2 = "branch",
         align: Align = "error",
+        impl: str | None = None,
     ) -> None:
         super().__init__()
         check_choice("l2", l2, get_args(L2))
         check_choice("align", align, get_args(Align))
+        if impl is not None:
+            check_choice("impl", impl, list(IMPLEMENTATIONS))
         self.in_channels = tuple(in_channels)
         self.terms = tuple(terms)
         self.sources = tuple(sources if sources is not None else range(len(in_channels)))
         self.grad_eps = grad_eps
         self.l2 = l2
+        self.impl = impl
         self.align: Align = align
         self.one_size = align == "error"
         self.out_features = dim * len(self.terms)
@@ -68,12 +73,12 @@ class MultilinearPooling(nn.Module):
             [cast(Tensor, layer.weight).flatten(1) for layer in self.projections],
             [cast(Tensor, layer.bias) for layer in self.projections],
             self.terms,
+            self.impl,
         )
-        roots = [signed_sqrt(branch, self.grad_eps) for branch in sums]
         if self.l2 == "branch":
-            pooled = torch.cat([l2_normalize(root) for root in roots], dim=1)
+            pooled = torch.cat([signed_sqrt_l2(branch, self.grad_eps) for branch in sums], dim=1)
         else:
-            pooled = l2_normalize(torch.cat(roots, dim=1))
+            pooled = signed_sqrt_l2(torch.cat(sums, dim=1), self.grad_eps)
         return pooled.to(cast(Tensor, self.projections[0].weight).dtype)
 
 

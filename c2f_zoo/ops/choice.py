@@ -1,0 +1,141 @@
+"""Which implementation of the multilinear sums runs, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from c2f_zoo.ops import triton_multilinear
+from c2f_zoo.registry import unknown_name
+
+IMPLEMENTATIONS = {
+    "plain": "projections, products and sums as PyTorch operations; everything is kept for the backward pass",
+    "tiled": "tile by tile, in float32; the backward pass projects again; memory flat in d and N",
+    "saved": "tile by tile, in float32; the projections are kept in float32",
+    "saved_bf16": "tile by tile, in float32; the projections are kept in bfloat16: gradients differ by some 1e-3",
+    "gram": "pairs only: products with the cross-Gram matrix of the maps instead of projections, in float32",
+    "triton": "fused GPU kernels, in the dtype that autocast or the weights ask for; the backward pass projects again",
+}
+
+SMALL = 2**22  # numbers in all projections together: 16 MB in float32
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the choice depends on.
+
+    Attributes:
+        batch: pictures N.
+        channels: of each map.
+        locations: H * W.
+        dim: d.
+        terms: which projections each sum multiplies.
+        dtype: in which the projections were asked for.
+        device: type of the device, e.g. `"cuda"`.
+        exporting: inside `torch.export`.
+    """
+
+    batch: int
+    channels: tuple[int, ...]
+    locations: int
+    dim: int
+    terms: tuple[tuple[int, ...], ...]
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+    exporting: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The implementation that runs, why, and why not the one that was asked for (None: nothing was refused)."""
+
+    impl: str
+    reason: str
+    refused: str | None = None
+
+
+def choose(problem: Problem, impl: str | None = None) -> Choice:
+    """Chooses an implementation; the table is in `docs/explanation/fast-pooling.md`.
+
+    Raises:
+        ValueError: `impl` is unknown.
+    """
+    if impl is not None and impl not in IMPLEMENTATIONS:
+        raise unknown_name("impl", impl, IMPLEMENTATIONS)
+    fault = None if impl is None else _why_not(impl, problem)
+    if impl is not None and fault is None:
+        return Choice(impl, "asked for")
+    refused = None if fault is None else f"impl={impl!r} cannot serve: {fault}"
+    for candidate, applies, reason in _table(problem):
+        if applies and _why_not(candidate, problem) is None:
+            return Choice(candidate, reason, refused)
+    return Choice("plain", "nothing else can serve", refused)
+
+
+def explain(
+    shape: tuple[int, int, int, int],
+    dim: int = 8192,
+    terms: Sequence[tuple[int, ...]] = ((0, 1), (0, 2), (1, 2), (0, 1, 2)),
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    impl: str | None = None,
+) -> None:
+    """Prints which implementation of the multilinear sums would run, and why.
+
+    Args:
+        shape: (N, C, H, W) of every map.
+        dim: width d of the projections.
+        terms: which maps each sum multiplies; the default is `mlp`'s.
+        dtype: in which the projections are asked for, by autocast or by the weights.
+        device: type of the device.
+        impl: what is asked for, one of `IMPLEMENTATIONS`.
+
+    Raises:
+        ValueError: `impl` is unknown.
+
+    Examples:
+        >>> explain((8, 512, 28, 28))
+        tiled: the projections would take 588 MiB
+    """
+    batch, channels, height, width = shape
+    maps = 1 + max(index for term in terms for index in term)
+    problem = Problem(batch, (channels,) * maps, height * width, dim, tuple(terms), dtype, device)
+    choice = choose(problem, impl)
+    print(f"{choice.impl}: {choice.reason}" + (f" ({choice.refused})" if choice.refused else ""))
+
+
+def _table(problem: Problem) -> list[tuple[str, bool, str]]:
+    """Rows of (implementation, whether it is preferred, why); the first that applies and can serve is taken."""
+    numbers = problem.batch * problem.dim * problem.locations * len(problem.channels)
+    share = max(problem.channels) / problem.locations + max(problem.channels) / problem.dim
+    half = problem.dtype in (torch.float16, torch.bfloat16)
+    size = f"{numbers * 4 / 2**20:.0f} MiB"
+    return [
+        ("plain", problem.exporting, "an exported program holds PyTorch's own operations only"),
+        ("plain", numbers <= SMALL, f"the projections take {size} only"),
+        ("triton", problem.device == "cuda", "a GPU"),
+        (
+            "plain",
+            problem.device == "cuda" and half,
+            "half precision on a GPU, whose matrix units float32 would not use",
+        ),
+        ("gram", share < 1, f"pairs only, and C / L + C / d = {share:.2f} < 1"),
+        ("tiled", True, f"the projections would take {size}"),
+    ]
+
+
+def _why_not(impl: str, problem: Problem) -> str | None:
+    """Why an implementation cannot serve; None where it can."""
+    if impl == "plain":
+        return None
+    if problem.exporting:
+        return "an exported program holds PyTorch's own operations only"
+    if any(len(set(term)) < len(term) for term in problem.terms):
+        return "a term multiplies a map with itself; give the map twice"
+    if impl == "gram" and any(len(term) != 2 for term in problem.terms):
+        return "not every term is a pair"
+    if impl == "triton":
+        return triton_multilinear.unsupported_kind(problem.terms, problem.dtype, problem.device)
+    return None

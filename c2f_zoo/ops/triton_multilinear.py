@@ -1,0 +1,593 @@
+"""`multilinear_sums` as fused Triton kernels: no projection, (N, d, H * W), is ever held in memory.
+
+The forward kernel keeps a tile of every projection in registers, multiplies the tiles, sums over the locations
+and writes nothing but the sums. The backward pass projects again, for `_CHUNK` of the d units at a time: a kernel
+writes the gradients of that chunk's projections, and matrix products (cuBLAS) turn them into the gradients of
+maps and weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import mul
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from c2f_zoo.ops.precision import compute_dtype, power_of_two_above, without_autocast
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = tl = None
+
+_T = TypeVar("_T")
+# Without Triton the kernels are functions that nobody calls.
+_jit: Any = (lambda kernel: kernel) if triton is None else triton.jit
+
+
+class _Tile(NamedTuple):
+    """What one program works on at a time, and with how many warps and stages of its pipeline."""
+
+    units: int
+    channels: int
+    locations: int
+    warps: int
+    stages: int
+
+
+# Compiled for an H100 these use up to 235 of a thread's 255 registers (three float32 tiles of units x locations live
+# at once) and spill none; 128 x 128 spills. float32 without TF32 has no tensor cores, so its tiles are smaller.
+_TILES = {
+    torch.float32: _Tile(64, 32, 64, warps=8, stages=2),
+    torch.float16: _Tile(128, 64, 64, warps=8, stages=3),
+    torch.bfloat16: _Tile(128, 64, 64, warps=8, stages=3),
+}
+_MAX_PROJECTIONS = 3
+# Units whose gradients exist at once in the backward pass: enough of them for efficient matrix products.
+_CHUNK = 1024
+# float16 slopes are scaled to at most this: far from its end at 65504, and 28 powers of two above its least
+# normal number, because how far below the bound they stay is not known.
+_LARGEST_SLOPE = 2.0**14
+
+
+def triton_multilinear_sums(
+    maps: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    terms: Sequence[tuple[int, ...]],
+) -> list[Tensor]:
+    """`c2f_zoo.ops.multilinear_sums` in kernels that never write a projection to memory.
+
+    The projections are made in autocast's dtype, or else the weights'; biases, products and sums in float32.
+    float32 is exact (no TF32 in the kernels). In float16 each picture's map and the gradients are scaled by powers
+    of two, as in `c2f_zoo.ops.project`. There is no second derivative.
+
+    Args:
+        maps: the feature maps X_i, (N, C_i, H, W), one spatial size, at most three; any memory layout, where
+            channels_last saves a copy of the map.
+        weights: the projections U_i, (d, C_i).
+        biases: their biases b_i, (d,), or None.
+        terms: for each sum the indices of the maps that it multiplies, each at most once.
+
+    Returns:
+        For each term a tensor (N, d), float32.
+
+    Raises:
+        ValueError: the kernels do not serve these maps, terms or dtype; `unsupported` says so in advance.
+    """
+    reason = unsupported(maps, terms) or _unsupported_parameters(maps, weights, biases)
+    if reason is not None:
+        raise ValueError(f"triton_multilinear_sums can't serve {reason}; use multilinear_sums")
+    masks = [sum(1 << index for index in term) for term in terms]
+    distinct = tuple(dict.fromkeys(masks))
+    dtype = compute_dtype(maps[0], weights[0])
+    with without_autocast(maps[0]):
+        sums = _MultilinearSums.apply(distinct, dtype, *maps, *weights, *biases).unbind()
+    return [sums[distinct.index(mask)] for mask in masks]
+
+
+def available() -> bool:
+    """Whether Triton is installed and has something to run on: a GPU, or its interpreter.
+
+    The interpreter runs the kernels slowly on the CPU; TRITON_INTERPRET=1 must be set before Triton is imported.
+    """
+    return triton is not None and (torch.cuda.is_available() or _interpreted())
+
+
+def unsupported(maps: Sequence[Tensor], terms: Sequence[tuple[int, ...]]) -> str | None:
+    """Says why `triton_multilinear_sums` can't serve these maps and terms; None where it can.
+
+    Args:
+        maps: the feature maps, (N, C_i, H, W).
+        terms: which maps each sum multiplies.
+
+    Returns:
+        What stands in the way, in words, or None.
+
+    Examples:
+        >>> unsupported([torch.ones(1, 2, 3, 3, dtype=torch.float64)], [(0,)])
+        'a map of torch.float64: the kernels take float32, float16 and bfloat16'
+    """
+    return _unsupported_terms(len(maps), terms) or _unsupported_maps(maps) or _unsupported_device(maps[0].device)
+
+
+def unsupported_kind(terms: Sequence[tuple[int, ...]], dtype: torch.dtype, device: str) -> str | None:
+    """Says why the kernels can't serve such a problem, where there are no maps yet; None where they can.
+
+    Args:
+        terms: which maps each sum multiplies.
+        dtype: in which the projections would be made.
+        device: where, e.g. `"cuda"`.
+
+    Returns:
+        What stands in the way, in words, or None.
+
+    Examples:
+        >>> unsupported_kind([(0, 0)], torch.float32, "cuda")
+        'the term (0, 0): the kernels multiply each projection at most once'
+    """
+    return (
+        _unsupported_terms(_MAX_PROJECTIONS, terms)
+        or (None if dtype in _TILES else f"{dtype}: the kernels compute in float32, float16 or bfloat16")
+        or _unsupported_device(torch.device(device))
+    )
+
+
+def _unsupported_terms(count: int, terms: Sequence[tuple[int, ...]]) -> str | None:
+    if not 1 <= count <= _MAX_PROJECTIONS:
+        return f"{count} projections: the kernels hold 1 to {_MAX_PROJECTIONS}"
+    if not terms:
+        return "an empty list of terms"
+    for term in terms:
+        if not term or not set(term) <= set(range(count)):
+            return f"the term {term}: its indices must lie in 0 to {count - 1}, and it needs one"
+        if len(set(term)) < len(term):
+            return f"the term {term}: the kernels multiply each projection at most once"
+    return None
+
+
+def _unsupported_maps(maps: Sequence[Tensor]) -> str | None:
+    first = maps[0]
+    for x in maps:
+        if x.dtype not in _TILES:
+            return f"a map of {x.dtype}: the kernels take float32, float16 and bfloat16"
+        if x.dim() != 4 or x.numel() == 0:
+            return f"a map of shape {tuple(x.shape)}: the kernels take (N, C, H, W), none of them 0"
+        if x.shape[0] != first.shape[0] or x.shape[2:] != first.shape[2:]:
+            return f"maps of {tuple(first.shape)} and {tuple(x.shape)}: batch and spatial size must be one"
+        if x.device != first.device:
+            return f"maps on {first.device} and {x.device}: they must be on one device"
+    return None
+
+
+def _unsupported_parameters(
+    maps: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor | None]
+) -> str | None:
+    # The kernels trust these shapes: they would read beyond a tensor that is too small.
+    if not len(maps) == len(weights) == len(biases):
+        return f"{len(maps)} maps with {len(weights)} weights and {len(biases)} biases: give one of each a map"
+    dtype, dim = compute_dtype(maps[0], weights[0]), len(weights[0])
+    if dtype not in _TILES:
+        return f"weights of {dtype}: the kernels compute in float32, float16 or bfloat16"
+    for x, weight, bias in zip(maps, weights, biases, strict=True):
+        if weight.shape != (dim, x.shape[1]):
+            return f"a weight of shape {tuple(weight.shape)}: this map needs {(dim, x.shape[1])}"
+        if bias is not None and bias.shape != (dim,):
+            return f"a bias of shape {tuple(bias.shape)}: these weights need {(dim,)}"
+        for parameter in (weight, bias):
+            if parameter is not None and parameter.device != x.device:
+                return f"a parameter on {parameter.device}: its map is on {x.device}"
+    return None
+
+
+def _unsupported_device(device: torch.device) -> str | None:
+    if triton is None:
+        return "a machine without Triton: pip install triton"
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return "a model that is being compiled, exported or traced: only the plain formula can be"
+    if _interpreted():
+        return None
+    if device.type != "cuda":
+        return f"maps on {device}: the kernels need a GPU (or, for tests, TRITON_INTERPRET=1)"
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
+        return f"maps on {torch.cuda.get_device_name(device)}: Triton needs compute capability 8.0"
+    return None
+
+
+class _MultilinearSums(torch.autograd.Function):
+    """(masks, dtype, *maps, *weights, *biases) -> the sums, (terms, N, d); bit i of a mask is projection i."""
+
+    @staticmethod
+    def forward(ctx: Any, masks: tuple[int, ...], dtype: torch.dtype, *inputs: Tensor | None) -> Tensor:
+        ctx.save_for_backward(*inputs)
+        ctx.masks, ctx.dtype = masks, dtype
+        return _launch_sums(_projections(inputs, dtype), masks)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+        saved = ctx.saved_tensors
+        with torch.no_grad(), without_autocast(upstream):  # backward() may have been called under autocast
+            found = _input_gradients(saved, ctx.needs_input_grad[2:], upstream.contiguous(), ctx.masks, ctx.dtype)
+        if torch.is_grad_enabled():  # create_graph=True
+            found = [each if each is None else _NoSecondDerivative.apply(each, upstream, *saved) for each in found]
+        return None, None, *found
+
+
+class _NoSecondDerivative(torch.autograd.Function):
+    """Hands a gradient on. `once_differentiable` would not refuse where the gradient of the sums is a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *made_of: Tensor | None) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> Any:
+        raise RuntimeError("triton_multilinear_sums has no second derivative: use multilinear_sums")
+
+
+def _input_gradients(
+    inputs: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+    upstream: Tensor,
+    masks: tuple[int, ...],
+    dtype: torch.dtype,
+) -> list[Tensor | None]:
+    """The gradients of maps, weights and biases, as `_MultilinearSums` has them; None where none is wanted."""
+    projections = _projections(inputs, dtype)
+    factors = _gradient_factors(projections, upstream, masks)
+    gradients = [_Gradients(*its) for its in zip(projections, factors, *_in_three(wanted), strict=True)]
+    for first in range(0, upstream.shape[2], _CHUNK):
+        _add_chunk(gradients, upstream, masks, dtype, first)
+    found = [each.like(*its) for each, *its in zip(gradients, *_in_three(inputs), strict=True)]
+    return [gradient for kind in zip(*found, strict=True) for gradient in kind]
+
+
+@dataclass(frozen=True)
+class _Projection:
+    """What the kernels read of one projection.
+
+    Attributes:
+        rows: the map, a row a location, (N * H * W, C), in the compute dtype; for float16 divided by `scale`.
+        weight: (d, C), in the compute dtype.
+        bias: (d,), float32; zeros for none.
+        scale: for each picture what the product of `weight` and `rows` is multiplied by, (N,), float32.
+    """
+
+    rows: Tensor
+    weight: Tensor
+    bias: Tensor
+    scale: Tensor
+
+
+def _projections(inputs: Sequence[Tensor | None], dtype: torch.dtype) -> list[_Projection]:
+    return [_projection(*each, dtype) for each in zip(*_in_three(inputs), strict=True)]
+
+
+def _projection(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> _Projection:
+    scale = x.new_ones(len(x), dtype=torch.float32)
+    if dtype == torch.float16:
+        powers = power_of_two_above(x)
+        x, scale = x.float() / powers, powers.flatten()
+    # Channels last is no copy where the map has that layout; and its rows, unlike those of 14 x 14 or 7 x 7
+    # locations, begin at addresses from which the GPU loads 16 bytes at a time.
+    rows = x.to(dtype, memory_format=torch.channels_last).permute(0, 2, 3, 1).reshape(-1, x.shape[1]).contiguous()
+    bias = weight.new_zeros(len(weight)) if bias is None else bias
+    # The interpreter neither multiplies nor rounds bfloat16: its kernels get the rounded values in float32.
+    held = torch.float32 if dtype == torch.bfloat16 and _interpreted() else dtype
+    return _Projection(rows.to(held), weight.to(dtype).to(held).contiguous(), bias.float().contiguous(), scale)
+
+
+def _in_three(items: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
+    """Maps, weights and biases, or what stands for them."""
+    count = len(items) // 3
+    return items[:count], items[count : 2 * count], items[2 * count :]
+
+
+class _Gradients:
+    """The gradients of one projection's map, weight and bias: gathered in float32, a chunk of its units at a time."""
+
+    def __init__(self, projection: _Projection, factor: Tensor, of_map: bool, of_weight: bool, of_bias: bool) -> None:
+        """Makes room for what is wanted.
+
+        Args:
+            projection: the projection.
+            factor: what each picture's slopes are multiplied by before they are rounded to the compute dtype, (N,).
+            of_map: whether the map needs a gradient.
+            of_weight: whether the weight does.
+            of_bias: whether the bias does.
+        """
+        self.projection, self.factor, self.wanted = projection, factor, of_map or of_weight or of_bias
+        self.map = torch.zeros_like(projection.rows, dtype=torch.float32) if of_map else None
+        self.weight = torch.zeros_like(projection.weight, dtype=torch.float32) if of_weight else None
+        self.bias = torch.zeros_like(projection.bias) if of_bias else None
+        self.rows, self.share = _shared_rows(projection, factor) if of_weight else (projection.rows, None)
+
+    def add(self, units: slice, slopes: Tensor, bias_parts: Tensor) -> None:
+        """Adds what a chunk contributes.
+
+        Args:
+            units: the chunk.
+            slopes: the gradients of its projections times `factor`, (units, N * H * W), in the compute dtype.
+            bias_parts: their sums over some locations each, without the factor, (parts, units), float32.
+        """
+        if self.map is not None:
+            self.map += _matmul_float32(slopes.t(), self.projection.weight[units])
+        if self.weight is not None:
+            product = _matmul_float32(slopes, self.rows)
+            self.weight[units] = product if self.share is None else product * self.share
+        if self.bias is not None:
+            self.bias[units] = bias_parts.sum(dim=0)
+
+    def like(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> list[Tensor | None]:
+        """The gradients in their inputs' dtypes, and the map's in its layout; None for what is not wanted."""
+        of_map = None
+        if self.map is not None:
+            channels_last = self.map.view(len(x), *x.shape[2:], x.shape[1]).div_(self.factor[:, None, None, None])
+            of_map = torch.empty_like(x).copy_(channels_last.permute(0, 3, 1, 2))
+        of_weight = None if self.weight is None else self.weight.to(weight.dtype)
+        of_bias = None if self.bias is None or bias is None else self.bias.to(bias.dtype)
+        return [of_map, of_weight, of_bias]
+
+
+def _shared_rows(projection: _Projection, factor: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Rows and one number that turn slopes with a factor for each picture into the weight's gradient.
+
+    A picture whose share is less than 2^-24 of another's adds nothing, as it would in a sum of float32.
+    """
+    if projection.rows.dtype != torch.float16:
+        return projection.rows, None
+    # In float64: where a map and its gradient are zeros, both are 1e-30.
+    shares = projection.scale.double() / factor
+    largest = shares.amax()
+    ratios = (shares / largest).half()
+    rows = projection.rows.view(len(ratios), -1) * ratios[:, None]
+    return rows.view_as(projection.rows), largest
+
+
+def _gradient_factors(projections: list[_Projection], upstream: Tensor, masks: tuple[int, ...]) -> list[Tensor]:
+    """For each projection and picture a power of two that brings the slopes into float16's range, (N,); else ones."""
+    if projections[0].rows.dtype != torch.float16:
+        return [torch.ones_like(projection.scale) for projection in projections]
+    largest = [_largest(projection) for projection in projections]
+    factors = []
+    for index in range(len(projections)):
+        bound = torch.zeros_like(upstream[0])
+        for mask, gradient in zip(masks, upstream, strict=True):
+            if mask >> index & 1:
+                others = [each for other, each in enumerate(largest) if other != index and mask >> other & 1]
+                bound += reduce(mul, others, gradient.abs())
+        factors.append(_LARGEST_SLOPE / power_of_two_above(bound[:, :, None, None]).flatten())
+    return factors
+
+
+def _largest(projection: _Projection) -> Tensor:
+    """A bound on |P| over the locations, (N, d): the norms of weight and location, by Cauchy and Schwarz."""
+    norms = torch.linalg.vector_norm(projection.rows, dim=1, dtype=torch.float32)
+    norm = norms.view(len(projection.scale), -1).amax(dim=1) * projection.scale
+    weight_norms = torch.linalg.vector_norm(projection.weight, dim=1, dtype=torch.float32)
+    return norm[:, None] * weight_norms + projection.bias.abs()
+
+
+def _add_chunk(
+    gradients: list[_Gradients], upstream: Tensor, masks: tuple[int, ...], dtype: torch.dtype, first: int
+) -> None:
+    units = slice(first, min(first + _CHUNK, upstream.shape[2]))
+    slopes, bias_parts = _launch_slopes(gradients, upstream, masks, units)
+    for index, each in enumerate(gradients):
+        if each.wanted:
+            each.add(units, slopes[index].to(dtype), bias_parts[index])
+
+
+def _matmul_float32(a: Tensor, b: Tensor) -> Tensor:
+    """The product in float32 of matrices of any one dtype."""
+    if a.is_cuda and a.dtype != torch.float32:
+        if "dtype" in torch.ops.aten.mm.overloads() and torch.version.hip is None:  # torch 2.8
+            return torch.mm(a, b, out_dtype=torch.float32)
+        if a.dtype == torch.bfloat16:
+            return (a @ b).float()
+    return a.float() @ b.float()  # older torch too: float16 would overflow
+
+
+def _launch_sums(projections: list[_Projection], masks: tuple[int, ...]) -> Tensor:
+    first = projections[0]
+    batch, dim = len(first.scale), len(first.weight)
+    tile = _TILES[first.rows.dtype]
+    sums = first.scale.new_empty(len(masks), batch, dim)
+    with torch.cuda.device_of(sums):
+        _sums_kernel[(triton.cdiv(dim, tile.units) * batch,)](
+            *_pointers(projections),
+            sums,
+            batch,
+            len(first.rows) // batch,
+            dim,
+            *_channels(projections),
+            **_constants(tile, projections, masks),
+            columns=triton.next_power_of_2(len(masks)),
+        )
+    return sums
+
+
+def _launch_slopes(
+    gradients: list[_Gradients], upstream: Tensor, masks: tuple[int, ...], units: slice
+) -> tuple[Tensor, Tensor]:
+    """For each projection its slopes times factor, (units, N * H * W), and their sums for each block of locations."""
+    projections = [each.projection for each in gradients]
+    first = projections[0]
+    batch, width = len(first.scale), units.stop - units.start
+    locations = len(first.rows) // batch
+    tile = _TILES[first.rows.dtype]
+    places = batch * triton.cdiv(locations, tile.locations)
+    slopes = first.rows.new_empty(len(projections), width, batch * locations)
+    bias_parts = first.scale.new_empty(len(projections), places, width)
+    with torch.cuda.device_of(slopes):
+        _slopes_kernel[(triton.cdiv(width, tile.units) * places,)](
+            *_pointers(projections),
+            *_three([each.factor for each in gradients]),
+            upstream,
+            slopes,
+            bias_parts,
+            batch,
+            locations,
+            upstream.shape[2],
+            *_channels(projections),
+            units.start,
+            units.stop,
+            **_constants(tile, projections, masks),
+            wanted=sum(each.wanted << index for index, each in enumerate(gradients)),
+        )
+    return slopes, bias_parts
+
+
+def _pointers(projections: list[_Projection]) -> list[Tensor]:
+    three = _three(projections)
+    kinds = ([p.rows for p in three], [p.weight for p in three], [p.bias for p in three], [p.scale for p in three])
+    return [tensor for kind in kinds for tensor in kind]
+
+
+def _channels(projections: list[_Projection]) -> list[int]:
+    return [projection.rows.shape[1] for projection in _three(projections)]
+
+
+def _three(items: list[_T]) -> list[_T]:
+    """Fills up to three; the kernels leave what is beyond `count` alone."""
+    return (items + items[:1] * 2)[:3]
+
+
+def _constants(tile: _Tile, projections: list[_Projection], masks: tuple[int, ...]) -> dict[str, int]:
+    return {
+        "count": len(projections),
+        "terms": len(masks),
+        "term_bits": sum(mask << 3 * number for number, mask in enumerate(masks)),
+        "block_d": tile.units,
+        "block_c": tile.channels,
+        "block_l": tile.locations,
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+    }
+
+
+# The kernels. Three bits a term in `term_bits` say which projections it multiplies. Offsets are int64 where they
+# may pass 2^31: in maps, weights and slopes.
+
+
+@_jit
+def _project_tile(
+    rows, weight, bias, scale, picture, locations, units, length, channels, stop,
+    block_d: tl.constexpr, block_c: tl.constexpr, block_l: tl.constexpr,
+):  # fmt: skip
+    """P at a tile of units and locations of a picture, float32; 0 at locations that the map does not have."""
+    inside, exists = locations < length, units < stop
+    row = rows + (picture * length + locations)[None, :] * channels
+    column = weight + units.to(tl.int64)[:, None] * channels
+    tile = tl.zeros((block_d, block_l), tl.float32)
+    for first in range(0, channels, block_c):
+        channel = first + tl.arange(0, block_c)
+        known = channel < channels
+        a = tl.load(column + channel[None, :], mask=exists[:, None] & known[None, :], other=0.0)
+        b = tl.load(row + channel[:, None], mask=known[:, None] & inside[None, :], other=0.0)
+        tile = tl.dot(a, b, tile, input_precision="ieee")
+    tile = tile * tl.load(scale + picture) + tl.load(bias + units, mask=exists, other=0.0)[:, None]
+    return tl.where(inside[None, :], tile, 0.0)  # where there is no location, there is no bias either
+
+
+@_jit
+def _product(p0, p1, p2, bits: tl.constexpr):
+    """The product of the projections whose bits are set; 1 for none."""
+    product = tl.full(p0.shape, 1.0, tl.float32)
+    if bits & 1:
+        product = product * p0
+    if bits & 2:
+        product = product * p1
+    if bits & 4:
+        product = product * p2
+    return product
+
+
+@_jit
+def _project_tiles(
+    x0, x1, x2, u0, u1, u2, b0, b1, b2, s0, s1, s2, picture, locations, units, length, c0, c1, c2, stop,
+    count: tl.constexpr, block_d: tl.constexpr, block_c: tl.constexpr, block_l: tl.constexpr,
+):  # fmt: skip
+    p0 = _project_tile(x0, u0, b0, s0, picture, locations, units, length, c0, stop, block_d, block_c, block_l)
+    p1 = p0
+    p2 = p0
+    if count > 1:
+        p1 = _project_tile(x1, u1, b1, s1, picture, locations, units, length, c1, stop, block_d, block_c, block_l)
+    if count > 2:
+        p2 = _project_tile(x2, u2, b2, s2, picture, locations, units, length, c2, stop, block_d, block_c, block_l)
+    return p0, p1, p2
+
+
+@_jit
+def _sums_kernel(
+    x0, x1, x2, u0, u1, u2, b0, b1, b2, s0, s1, s2, sums, batch, length, dim, c0, c1, c2,
+    count: tl.constexpr, terms: tl.constexpr, term_bits: tl.constexpr, columns: tl.constexpr,
+    block_d: tl.constexpr, block_c: tl.constexpr, block_l: tl.constexpr,
+):  # fmt: skip
+    """The sums of one picture at one block of units; programs of a picture run side by side and share its map."""
+    blocks = tl.cdiv(dim, block_d)
+    picture = (tl.program_id(0) // blocks).to(tl.int64)
+    units = tl.program_id(0) % blocks * block_d + tl.arange(0, block_d)
+    column = tl.arange(0, columns)
+    total = tl.zeros((block_d, columns), tl.float32)
+    for first in range(0, length, block_l):
+        locations = first + tl.arange(0, block_l)
+        p0, p1, p2 = _project_tiles(
+            x0, x1, x2, u0, u1, u2, b0, b1, b2, s0, s1, s2, picture, locations, units, length, c0, c1, c2, dim,
+            count, block_d, block_c, block_l,
+        )  # fmt: skip
+        for term in tl.static_range(terms):
+            part = tl.sum(_product(p0, p1, p2, (term_bits >> (3 * term)) & 7), axis=1)
+            total += tl.where(column[None, :] == term, part[:, None], 0.0)
+    place = sums + (column[None, :] * batch + picture) * dim + units[:, None]
+    tl.store(place, total, mask=(units < dim)[:, None] & (column < terms)[None, :])
+
+
+@_jit
+def _slopes_kernel(
+    x0, x1, x2, u0, u1, u2, b0, b1, b2, s0, s1, s2, f0, f1, f2, upstream, slopes, bias_parts,
+    batch, length, dim, c0, c1, c2, start, stop,
+    count: tl.constexpr, terms: tl.constexpr, term_bits: tl.constexpr, wanted: tl.constexpr,
+    block_d: tl.constexpr, block_c: tl.constexpr, block_l: tl.constexpr,
+):  # fmt: skip
+    """The gradients of the projections at one tile of units and locations of a picture."""
+    blocks = tl.cdiv(stop - start, block_d)
+    place = tl.program_id(0) // blocks
+    length_blocks = tl.cdiv(length, block_l)
+    picture = (place // length_blocks).to(tl.int64)
+    locations = place % length_blocks * block_l + tl.arange(0, block_l)
+    units = start + tl.program_id(0) % blocks * block_d + tl.arange(0, block_d)
+    p0, p1, p2 = _project_tiles(
+        x0, x1, x2, u0, u1, u2, b0, b1, b2, s0, s1, s2, picture, locations, units, length, c0, c1, c2, stop,
+        count, block_d, block_c, block_l,
+    )  # fmt: skip
+    for index in tl.static_range(count):
+        if (wanted >> index) & 1:
+            slope = tl.zeros((block_d, block_l), tl.float32)
+            for term in tl.static_range(terms):
+                if (term_bits >> (3 * term + index)) & 1:
+                    gradient = upstream + (term * batch + picture) * dim + units
+                    slope += tl.load(gradient, mask=units < stop, other=0.0)[:, None] * _product(
+                        p0, p1, p2, ((term_bits >> (3 * term)) & 7) - (1 << index)
+                    )
+            slope = tl.where((locations < length)[None, :], slope, 0.0)  # a term of one projection is 1 everywhere
+            row = index * (stop - start) + units - start
+            parts = bias_parts + (index * batch * length_blocks + place) * (stop - start) + units - start
+            tl.store(parts, tl.sum(slope, axis=1), mask=units < stop)
+            factor = tl.load(f0 + picture)
+            if index == 1:
+                factor = tl.load(f1 + picture)
+            if index == 2:
+                factor = tl.load(f2 + picture)
+            entry = slopes + row.to(tl.int64)[:, None] * (batch * length) + picture * length + locations[None, :]
+            exists = (units < stop)[:, None] & (locations < length)[None, :]
+            tl.store(entry, (slope * factor).to(slopes.dtype.element_ty), mask=exists)
+
+
+def _interpreted() -> bool:
+    return not isinstance(_sums_kernel, triton.runtime.JITFunction)
