@@ -52,19 +52,17 @@ def _pooling_table(pattern: str) -> Table:
     """What each pooling is and costs on maps of 512 x 28 x 28, those of VGG-16 at 448 pixels."""
     import c2f_zoo
     from c2f_zoo.pooling import describe_pooling
-    from c2f_zoo.zoo import METHODS
+    from c2f_zoo.zoo import METHODS, num_taps_of
 
-    methods = {name: METHODS[name] for name in METHODS.names()}
-    taps = {method.pooling: method.num_taps for method in methods.values()}
     table = Table(title="poolings; features, parameters and multiply-adds on maps of 512 x 28 x 28")
     for column in ("name", "what", "source", "methods"):
         table.add_column(column, overflow="fold", no_wrap=column == "name")
     for column in ("maps", "features", "parameters", "multiply-adds"):
         table.add_column(column, justify="right")
     for name in c2f_zoo.list_poolings(pattern):
-        maps = taps.get(name, 1)
+        maps = num_taps_of(name)
         row = describe_pooling(name, [512] * maps, (28, 28))
-        used_by = ", ".join(key for key, method in methods.items() if method.pooling == name)
+        used_by = ", ".join(key for key in METHODS.names() if METHODS[key].pooling == name)
         cost = (f"{row.parameters / 1e6:.2f} M", f"{row.multiply_adds / 1e6:,.1f} M")
         table.add_row(name, row.what, row.source, used_by, str(maps), f"{row.out_features:,}", *cost)
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from c2f_zoo import create_pooling, list_poolings
+from c2f_zoo.ops import tiled
 
 CHANNELS = {
     "avg": (3, 2),
@@ -20,6 +22,7 @@ CHANNELS = {
     "compact_bilinear": (4,),
     "gem": (3, 2),
     "hbp": (3, 4, 2),
+    "hbp_shared": (3, 3, 3),
     "isqrt_cov": (4,),
     "kernel": (4,),
     "low_rank_bilinear": (4,),
@@ -27,10 +30,10 @@ CHANNELS = {
     "mlp": (3, 4, 2),
     "trilinear": (3, 4, 2),
 }
-HAS_DIM = ("compact_bilinear", "hbp", "kernel", "low_rank_bilinear", "mlp", "trilinear")
+HAS_DIM = ("compact_bilinear", "hbp", "hbp_shared", "kernel", "low_rank_bilinear", "mlp", "trilinear")
 OPTIONS: dict[str, dict[str, int]] = {name: {"dim": 5} for name in HAS_DIM} | {"isqrt_cov": {"dim": 3}}
 # Those that multiply features, and so have a root whose gradient is bounded.
-HAS_ROOT = (*HAS_DIM, "bilinear", "isqrt_cov")
+HAS_ROOT = (*(name for name in HAS_DIM if name != "hbp_shared"), "bilinear", "isqrt_cov")
 
 
 def make(name: str, dtype: torch.dtype = torch.float64, **options: object) -> nn.Module:
@@ -127,6 +130,29 @@ def _kernel(pooling: nn.Module, maps: Sequence[Tensor], n: int) -> list[float]:
     return _root_and_l2(vector)
 
 
+def _hbp_shared(pooling: nn.Module, maps: Sequence[Tensor], n: int) -> list[float]:
+    state = {key: tensor.tolist() for key, tensor in pooling.state_dict().items()}
+    weight = pooling.state_dict()["projection.weight"][:, :, 0, 0].tolist()
+    active: list[list[list[float]]] = []  # map, unit, location
+    for i in range(3):
+        active.append([])
+        for k, row in enumerate(weight):
+            pictures = [
+                [sum(w * x for w, x in zip(row, place[i], strict=True)) for place in _locations(maps, m)]
+                for m in range(len(maps[0]))
+            ]
+            values = [value for picture in pictures for value in picture]
+            mean = sum(values) / len(values)
+            var = sum((value - mean) ** 2 for value in values) / len(values)
+            gain, offset = state["norm.weight"][k] / math.sqrt(var + 1e-5), state["norm.bias"][k]
+            active[i].append([max(gain * (value - mean) + offset, 0.0) for value in pictures[n]])
+    vector: list[float] = []
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        pairs = zip(active[i], active[j], strict=True)
+        vector += _root_and_l2([sum(a * b for a, b in zip(x, y, strict=True)) + pooling.root_eps for x, y in pairs])
+    return vector
+
+
 def _isqrt_cov(pooling: nn.Module, maps: Sequence[Tensor], n: int) -> list[float]:
     weight = pooling.state_dict()["reduction.weight"][:, :, 0, 0]
     vectors = torch.tensor([place[0] for place in _locations(maps, n)], dtype=torch.float64) @ weight.T
@@ -167,6 +193,7 @@ REFERENCES: dict[str, Callable[..., list[float]]] = {
     "compact_bilinear": _compact_bilinear,
     "gem": _gem,
     "hbp": _multilinear([(0, 1), (0, 2), (1, 2)]),
+    "hbp_shared": _hbp_shared,
     "isqrt_cov": _isqrt_cov,
     "kernel": _kernel,
     "low_rank_bilinear": _multilinear([(0, 1)], sources=(0, 0)),
@@ -240,7 +267,8 @@ def test_the_order_of_locations_does_not_matter(name: str) -> None:
 
 @all_poolings
 def test_seeing_everything_twice_does_not_matter(name: str) -> None:
-    pooling, maps = make(name), make_maps(name)
+    options = {"root_eps": 0.0} if name == "hbp_shared" else {}  # that is added to the sums, few or many
+    pooling, maps = make(name, **options), make_maps(name)
     torch.testing.assert_close(pooling([torch.cat([x, x], dim=2) for x in maps]), pooling(maps))
 
 
@@ -274,7 +302,7 @@ def test_hard_inputs_are_finite_forward_and_backward(
     (out.float() * torch.linspace(-1, 1, out.shape[1])).sum().backward()
     assert out.dtype == dtype
     assert out.isfinite().all()
-    if hard == "zeros" and name != "gem":
+    if hard == "zeros" and name not in ("gem", "hbp_shared"):  # they have a least value
         assert out.eq(0).all()
     for tensor in [*maps, *pooling.parameters()]:
         assert tensor.grad is not None
@@ -367,8 +395,8 @@ def test_compiled_it_gives_the_same(name: str) -> None:
     expected = pooling(maps)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     (expected * torch.linspace(-1, 1, expected.shape[1])).sum().backward()
-    for x, copy in zip(maps, copies, strict=True):
-        torch.testing.assert_close(copy.grad, x.grad, rtol=1e-3, atol=1e-5)
+    for x, other in zip(maps, copies, strict=True):
+        torch.testing.assert_close(other.grad, x.grad, rtol=1e-3, atol=1e-5)
 
 
 @all_poolings
@@ -574,6 +602,7 @@ def test_isqrt_converges_to_the_root_of_the_eigenvalues() -> None:
         ("kernel", 2, {}, "kernel pools 1 map, not 2"),
         ("low_rank_bilinear", 2, {}, "low_rank_bilinear pools 1 map, not 2"),
         ("mlp", 1, {}, "mlp pools 2 or more maps, not 1"),
+        ("hbp_shared", 2, {}, "hbp_shared pools 3 maps, not 2"),
         ("trilinear", 2, {}, "trilinear pools 3 maps, not 2"),
         ("mlp", 3, {"max_order": 1}, "max_order=1 leaves no term"),
         ("mlp", 3, {"l2": "branches"}, "unknown l2 'branches'; did you mean 'branch'"),
@@ -604,3 +633,39 @@ def test_projections_start_as_in_hbps_caffe_release(name: str) -> None:
         # A uniform distribution on (-b, b) has variance b^2 / 3, here 1 / channels.
         assert weight.var().item() == pytest.approx(1 / channels, rel=0.05)
         assert pooling.state_dict()[f"projections.{index}.bias"].eq(0).all()
+
+
+def test_shared_hbp_is_the_published_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Its modules as they are called there: for each pair both maps, batch norm in training mode each time.
+    monkeypatch.setattr(tiled, "_TILE_ROWS", 2)  # so that five units are several tiles
+    pooling, maps = make("hbp_shared"), [x.requires_grad_() for x in make_maps("hbp_shared")]
+    head = nn.Sequential(copy.deepcopy(pooling.projection), copy.deepcopy(pooling.norm), nn.ReLU())
+
+    def published(x: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.normalize((head(x) * head(y)).flatten(2).sum(dim=2).add(1e-5).sqrt(), dim=1)
+
+    for training in (True, False):
+        pooling.train(training)
+        head.train(training)
+        expected = torch.cat([published(maps[i], maps[j]) for i, j in ((0, 1), (0, 2), (1, 2))], dim=1)
+        found = pooling(maps)
+        torch.testing.assert_close(found, expected)
+        upstream = torch.linspace(-1, 1, found.shape[1], dtype=torch.float64)
+        ours = torch.autograd.grad((found * upstream).sum(), [*maps, *pooling.parameters()])
+        theirs = torch.autograd.grad((expected * upstream).sum(), [*maps, *head.parameters()])
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b)
+        for (key, a), b in zip(pooling.norm.state_dict().items(), head[1].state_dict().values(), strict=True):
+            torch.testing.assert_close(a, b, msg=key)
+
+
+def test_shared_hbp_has_a_second_derivative() -> None:
+    pooling, maps = make("hbp_shared", dim=2), [x.requires_grad_() for x in make_maps("hbp_shared", 2, 1, 2)]
+    assert torch.autograd.gradgradcheck(lambda *maps: pooling(maps), maps)
+
+
+def test_shared_hbp_refuses_what_it_cannot_do() -> None:
+    with pytest.raises(ValueError, match=r"they have \[3, 4, 3\] channels; choose taps with as many"):
+        create_pooling("hbp_shared", [3, 4, 3])
+    with pytest.raises(ValueError, match="one picture with one location has no variance"):
+        make("hbp_shared")(make_maps("hbp_shared", 1, 1, 1))

@@ -175,8 +175,8 @@ def _halve(fine: np.ndarray) -> np.ndarray:
 class Critters:
     """The drawn data set: ``per_class`` pictures of each of the 36 species.
 
-    Pictures are drawn when they are asked for, and are the same each time: a picture depends on the seed,
-    the split and the index only. The two splits share no random stream.
+    A picture is drawn when it is first asked for, and kept (28 kB each): it depends on the seed, the split and
+    the index only. The two splits share no random stream.
 
     Attributes:
         hierarchy: the tree of 4 families, 12 genera and 36 species.
@@ -205,6 +205,7 @@ class Critters:
         self.hierarchy = load_hierarchy("critters")
         self.targets = [index // per_class for index in range(_SPECIES * per_class)]
         self._stream = (seed, _SPLITS.index(split))
+        self._drawn: dict[int, Image.Image] = {}
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -214,4 +215,6 @@ class Critters:
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is out of range for {len(self)} pictures")
         species = self.targets[index]
-        return draw_critter(species, np.random.default_rng((*self._stream, index))), species
+        if index not in self._drawn:
+            self._drawn[index] = draw_critter(species, np.random.default_rng((*self._stream, index)))
+        return self._drawn[index].copy(), species

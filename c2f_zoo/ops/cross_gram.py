@@ -22,7 +22,12 @@ def _row_slices(dim: int) -> Iterator[slice]:
 
 
 def _forward(
-    maps: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor], masks: Sequence[int], keep: str
+    maps: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    masks: Sequence[int],
+    keep: str,
+    rectify: bool,
 ) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(maps[0].dtype, torch.float32)
     dim, locations = len(weights[0]), maps[0].shape[2]
@@ -51,6 +56,7 @@ def _backward(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     masks: Sequence[int],
+    rectify: bool,
     kept: Tensor,
     grad: Tensor,
     needed: Sequence[bool],

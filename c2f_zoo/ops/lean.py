@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 SumsOperator = Callable[
-    [Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Sequence[int], str], tuple[Tensor, Tensor]
+    [Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Sequence[int], str, bool], tuple[Tensor, Tensor]
 ]
 
-_FORWARD = "(Tensor[] maps, Tensor[] weights, Tensor[] biases, int[] masks, str keep) -> (Tensor, Tensor)"
+_FORWARD = "(Tensor[] maps, Tensor[] weights, Tensor[] biases, int[] masks, str keep, bool rectify) -> (Tensor, Tensor)"
 _BACKWARD = (
-    "(Tensor[] maps, Tensor[] weights, Tensor[] biases, int[] masks, Tensor kept, Tensor grad, bool[] needed)"
+    "(Tensor[] maps, Tensor[] weights, Tensor[] biases, int[] masks, bool rectify, Tensor kept, Tensor grad,"
+    " bool[] needed)"
     " -> Tensor[]"
 )
 
@@ -29,18 +30,19 @@ def register_sums(
     fake_kept: Callable[..., Tensor],
     formula: Callable[..., Tensor],
 ) -> SumsOperator:
-    """Makes the operator `c2f_zoo::<name>`, (maps, weights, biases, masks, keep) -> (sums, kept).
+    """Makes the operator `c2f_zoo::<name>`, (maps, weights, biases, masks, keep, rectify) -> (sums, kept).
 
     Maps are (N, C_i, L), weights (d, C_i), biases (d,); a mask is a term, the set of the projections that it
-    multiplies as bits; `keep` says what to keep for the backward pass. Sums are (terms, N, d), float32 at the least.
+    multiplies as bits; `keep` says what to keep for the backward pass; `rectify` clips projections at 0. Sums are
+    (terms, N, d), float32 at the least.
 
     Args:
         name: of the operator.
         forward: its values.
-        backward: (maps, weights, biases, masks, kept, grad of sums, which inputs need a gradient) -> a gradient for
-            each map, weight and bias, empty where none is needed.
+        backward: (maps, weights, biases, masks, rectify, kept, grad of sums, which inputs need a gradient) -> a
+            gradient for each map, weight and bias, empty where none is needed.
         fake_kept: the arguments of `forward` -> an empty tensor of `kept`'s shape and dtype.
-        formula: the plain formula (maps, weights, biases, masks) -> sums, for a gradient of the gradient.
+        formula: the plain formula (maps, weights, biases, masks, rectify) -> sums, for a gradient of the gradient.
     """
     operator = torch.library.custom_op(f"c2f_zoo::{name}", forward, mutates_args=(), schema=_FORWARD)
     backward_operator = torch.library.custom_op(
@@ -48,18 +50,20 @@ def register_sums(
     )
 
     @operator.register_fake
-    def _(maps: Any, weights: Any, biases: Any, masks: Any, keep: str) -> tuple[Tensor, Tensor]:
+    def _(maps: Any, weights: Any, biases: Any, masks: Any, keep: str, rectify: bool) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(maps[0].dtype, torch.float32)
         sums = maps[0].new_empty(len(masks), maps[0].shape[0], weights[0].shape[0], dtype=dtype)
         return sums, fake_kept(maps, weights, biases, masks, keep)
 
     @backward_operator.register_fake
-    def _(maps: Any, weights: Any, biases: Any, masks: Any, kept: Any, grad: Any, needed: Any) -> list[Tensor]:
+    def _(
+        maps: Any, weights: Any, biases: Any, masks: Any, rectify: bool, kept: Any, grad: Any, needed: Any
+    ) -> list[Tensor]:
         inputs = [*maps, *weights, *biases]
         return [torch.empty_like(x) if need else x.new_empty(0) for x, need in zip(inputs, needed, strict=True)]
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        maps, weights, biases, ctx.masks, _ = inputs
+        maps, weights, biases, ctx.masks, _, ctx.rectify = inputs
         ctx.save_for_backward(*maps, *weights, *biases, output[1])
 
     def differentiate(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
@@ -69,12 +73,12 @@ def register_sums(
         needed = [need for group in ctx.needs_input_grad[:3] for need in group]
         if torch.is_grad_enabled():  # create_graph=True: the formula's own gradient has a gradient
             wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
-            found = iter(torch.autograd.grad(formula(*groups, ctx.masks), wanted, grad, create_graph=True))
+            found = iter(torch.autograd.grad(formula(*groups, ctx.masks, ctx.rectify), wanted, grad, create_graph=True))
             grads: list[Any] = [next(found) if need else None for need in needed]
         else:
-            made = backward_operator(*groups, ctx.masks, kept, grad.contiguous(), needed)
+            made = backward_operator(*groups, ctx.masks, ctx.rectify, kept, grad.contiguous(), needed)
             grads = [x if need else None for x, need in zip(made, needed, strict=True)]
-        return (*(grads[i * count : (i + 1) * count] for i in range(3)), None, None)
+        return (*(grads[i * count : (i + 1) * count] for i in range(3)), None, None, None)
 
     operator.register_autograd(differentiate, setup_context=save)
     return operator

@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import mul
 
-import torch
 from torch import Tensor
 
 from c2f_zoo.ops.choice import Problem, choose
 from c2f_zoo.ops.cross_gram import cross_gram_sums
 from c2f_zoo.ops.lean import SumsOperator
-from c2f_zoo.ops.precision import compute_dtype, project, without_autocast
+from c2f_zoo.ops.precision import compute_dtype, is_exporting, project, without_autocast
 from c2f_zoo.ops.tiled import tiled_sums
 from c2f_zoo.ops.triton_multilinear import triton_multilinear_sums
 
@@ -83,7 +82,7 @@ def _lean(operator: SumsOperator, keep: str = "") -> Callable[..., list[Tensor]]
         given = [weight.new_zeros(len(weight)) if b is None else b for weight, b in zip(weights, biases, strict=True)]
         masks = [sum(1 << index for index in term) for term in terms]
         with without_autocast(maps[0]):
-            return list(operator([x.flatten(2) for x in maps], list(weights), given, masks, keep)[0])
+            return list(operator([x.flatten(2) for x in maps], list(weights), given, masks, keep, False)[0])
 
     return run
 
@@ -107,10 +106,5 @@ def _problem(maps: Sequence[Tensor], weights: Sequence[Tensor], terms: Sequence[
         terms=tuple(terms),
         dtype=compute_dtype(maps[0], weights[0]),
         device=maps[0].device.type,
-        exporting=_is_exporting(),
+        exporting=is_exporting(),
     )
-
-
-def _is_exporting() -> bool:
-    # Before torch 2.7 an export cannot be told from a compilation.
-    return getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()

@@ -19,6 +19,12 @@ def without_autocast(x: Tensor) -> Any:
     return torch.autocast(x.device.type, enabled=False)
 
 
+def is_exporting() -> bool:
+    """Whether `torch.export` is looking on, for which everything must be made of PyTorch's own operations."""
+    # Before torch 2.7 an export cannot be told from a compilation.
+    return getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()
+
+
 def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """A 1x1 convolution of a feature map, in the dtype that autocast or the weight asks for; the result in float32.
 

@@ -19,7 +19,11 @@ _KEPT = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def plain_sums(
-    maps: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor], masks: Sequence[int]
+    maps: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    masks: Sequence[int],
+    rectify: bool = False,
 ) -> Tensor:
     """The formula itself, in float32 at the least: (N, C_i, L), (d, C_i), (d,) -> (terms, N, d)."""
     dtype = torch.promote_types(maps[0].dtype, torch.float32)
@@ -27,6 +31,8 @@ def plain_sums(
         weight.to(dtype) @ x.to(dtype) + bias.to(dtype)[:, None]
         for x, weight, bias in zip(maps, weights, biases, strict=True)
     ]
+    if rectify:
+        projected = [x.relu() for x in projected]
     sums = []
     for mask in masks:
         first, *others = members(mask)
@@ -43,14 +49,19 @@ def members(mask: int) -> list[int]:
 
 
 def _forward(
-    maps: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor], masks: Sequence[int], keep: str
+    maps: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    masks: Sequence[int],
+    keep: str,
+    rectify: bool,
 ) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(maps[0].dtype, torch.float32)
     sums = maps[0].new_empty(len(masks), len(maps[0]), len(weights[0]), dtype=dtype)
     kept = _fake_kept(maps, weights, biases, masks, keep)
     tiles = _Tiles(maps, weights, biases)
     for n, rows in tiles:
-        projected = tiles.project(rows)
+        projected = tiles.project(rows, rectify)
         for term, mask in enumerate(masks):
             torch.sum(_product(projected, members(mask), tiles.scratch), dim=1, out=sums[term, n, rows])
         if keep:
@@ -73,6 +84,7 @@ def _backward(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     masks: Sequence[int],
+    rectify: bool,
     kept: Tensor,
     grad: Tensor,
     needed: Sequence[bool],
@@ -82,11 +94,13 @@ def _backward(
     of_maps, of_weights, of_biases = (gradients[i * count : (i + 1) * count] for i in range(3))
     tiles = _Tiles(maps, weights, biases)
     for n, rows in tiles:
-        projected = tiles.load(kept[:, n, rows]) if kept.numel() else tiles.project(rows)
+        projected = tiles.load(kept[:, n, rows]) if kept.numel() else tiles.project(rows, rectify)
         for index in range(count):
             if of_maps[index] is None and of_weights[index] is None and of_biases[index] is None:
                 continue
             upstream = _upstream(index, projected, masks, grad[:, n, rows, None], tiles)
+            if rectify:  # one pass, in place: 0 where the projection was clipped
+                torch.ops.aten.threshold_backward(upstream, projected[index], 0, grad_input=upstream)
             # The first product overwrites (beta=0) what nobody has set to zero.
             if (gradient := of_maps[index]) is not None:
                 gradient[n].addmm_(tiles.weights[index].T, upstream, beta=int(rows.start > 0))
@@ -132,13 +146,14 @@ class _Tiles:
     def upstream(self) -> Tensor:
         return self._buffer(-2)
 
-    def project(self, rows: slice) -> list[Tensor]:
+    def project(self, rows: slice, rectify: bool) -> list[Tensor]:
         """This tile's projections, (rows, L) each."""
         biases = [bias[rows, None].to(self.dtype) for bias in self._all[2]]
-        return [
+        projected = [
             torch.addmm(bias, weight, x, out=self._buffer(index))
             for index, (x, weight, bias) in enumerate(zip(self.maps, self.weights, biases, strict=True))
         ]
+        return [tile.relu_() for tile in projected] if rectify else projected
 
     def load(self, kept: Tensor) -> list[Tensor]:
         """This tile's projections, as the forward pass kept them."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from c2f_zoo.backbones.default_taps import NUM_TAPS
+from c2f_zoo.pooling import create_pooling
 from c2f_zoo.registry import Registry
 
 
@@ -38,3 +40,17 @@ for _name, _method in {
     "isqrt": Method("isqrt_cov", 1, False, "Li et al., CVPR 2018"),
 }.items():
     METHODS.register(_name)(_method)
+
+
+def num_taps_of(pooling: str) -> int:
+    """How many taps a pooling is shown with: its method's number, or the least that it takes, for want of a method."""
+    for name in METHODS.names():
+        if METHODS[name].pooling == pooling:
+            return METHODS[name].num_taps
+    for count in range(1, NUM_TAPS + 1):
+        try:
+            create_pooling(pooling, [1] * count)
+        except ValueError:
+            continue
+        return count
+    raise ValueError(f"pooling {pooling!r} takes none of 1 to {NUM_TAPS} maps")

@@ -1,0 +1,90 @@
+"""Sums of products behind one shared projection with batch norm and ReLU: HBP as published in PyTorch, but lean.
+
+The published head projects every map once for every pair, and keeps all of it. Here batch norm is folded into the
+projection, and what is left runs tile by tile. Mean and variance of the projected maps follow from mean and covariance
+of the maps, so that no projection is needed for them, and their gradients go through these small matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from c2f_zoo.ops.precision import is_exporting
+from c2f_zoo.ops.tiled import plain_sums, tiled_sums
+
+
+def shared_projection_sums(
+    maps: Sequence[Tensor],
+    weight: Tensor,
+    gain: Tensor,
+    offset: Tensor,
+    terms: Sequence[tuple[int, ...]],
+    statistics: tuple[Tensor, Tensor] | None = None,
+    eps: float = 1e-5,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Projects every map by one weight, normalises each over the batch, clips at 0, sums products over locations.
+
+    With A_i = relu(gain (W X_i - mean) / sqrt(var + eps) + offset), a term such as (0, 2) gives sum_l A_0 * A_2.
+
+    Args:
+        maps: the feature maps X_i, (N, C, H, W), one spatial size, float32 or float64.
+        weight: the projection W, (d, C).
+        gain: batch norm's weight, (d,).
+        offset: batch norm's bias, (d,).
+        terms: for each sum the indices of the maps that it multiplies.
+        statistics: mean and variance (d,) to normalise all maps with; None: each map's own over the batch.
+        eps: batch norm's.
+
+    Returns:
+        The sums, (N, d) for each term, and the mean and the (biased) variance (d,) of each projected map.
+
+    Examples:
+        >>> x, one, zero = torch.tensor([[[[1.0, 3.0]]]]), torch.ones(1), torch.zeros(1)
+        >>> sums, mean, var = shared_projection_sums([x, x], torch.ones(1, 1), one, zero, [(0, 1)], eps=0.0)
+        >>> sums[0], mean[0], var[0]  # relu(-1)^2 + relu(1)^2
+        (tensor([[1.]]), tensor([2.]), tensor([1.]))
+    """
+    flat = [x.flatten(2) for x in maps]
+    if statistics is None:
+        found = [_BatchStatistics.apply(x, weight) for x in flat]
+        means, variances = [mean for mean, _ in found], [var for _, var in found]
+    else:
+        means, variances = [statistics[0]] * len(flat), [statistics[1]] * len(flat)
+    scales = [gain * (var + eps).rsqrt() for var in variances]
+    weights = [weight * scale[:, None] for scale in scales]
+    biases = [offset - scale * mean for scale, mean in zip(scales, means, strict=True)]
+    masks = [sum(1 << index for index in term) for term in terms]
+    if is_exporting():
+        return list(plain_sums(flat, weights, biases, masks, rectify=True)), means, variances
+    return list(tiled_sums(flat, weights, biases, masks, "", True)[0]), means, variances
+
+
+class _BatchStatistics(torch.autograd.Function):
+    """Mean and variance of W x over pictures and locations; keeps x, W and the covariance of x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        centre, covariance = _centre_and_covariance(x)
+        ctx.save_for_backward(x, weight, centre, covariance)
+        return weight @ centre, ((weight @ covariance) * weight).sum(dim=1).clamp(min=0)
+
+    @staticmethod
+    def backward(ctx: Any, of_mean: Tensor, of_variance: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight, centre, covariance = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for a second derivative these are not constants
+            centre, covariance = _centre_and_covariance(x)
+        scaled = of_variance[:, None] * weight
+        of_weight = torch.addr(2 * of_variance[:, None] * (weight @ covariance), of_mean, centre)
+        of_covariance, of_centre = weight.T @ scaled, weight.T @ of_mean
+        through_both = 2 * of_covariance @ (x - centre[:, None]) + of_centre[:, None]
+        return through_both / (x.shape[0] * x.shape[2]), of_weight
+
+
+def _centre_and_covariance(x: Tensor) -> tuple[Tensor, Tensor]:
+    centre = x.mean(dim=(0, 2))
+    centred = x - centre[:, None]
+    return centre, (centred @ centred.transpose(1, 2)).sum(dim=0) / (x.shape[0] * x.shape[2])
