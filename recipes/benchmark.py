@@ -1,10 +1,13 @@
-"""Measure speed and memory, ours beside a plain transcription of the formula, side by side in one run.
+"""Measure speed and memory, ours beside plain transcriptions of the formulas, side by side in one run.
 
-    python recipes/benchmark.py pooling                                  # every pooling, at the paper's shape
-    python recipes/benchmark.py pooling --names [mlp,hbp] --batch 2      # some of them, smaller
+    python recipes/benchmark.py pooling                                # every pooling, at the paper's shape
+    python recipes/benchmark.py pooling --names [hbp] --channels 256   # one of them, other maps
+    python recipes/benchmark.py sweep                                  # mlp against d, batch, channels and map size
+    python recipes/benchmark.py step                                   # a whole training step of mlph_vgg16_cub
 
-Every variant runs in two processes of its own: one that measures time, and one that measures memory, in which
-freed memory goes back to the operating system at once, so that its high-water mark is that of the step.
+Every variant runs in two processes of its own: one that measures time, beside the machine's own rate of matrix
+products, and one that measures memory, in which freed memory goes back to the operating system at once, so that its
+high-water mark is that of the step.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from jsonargparse import auto_cli
@@ -30,10 +34,19 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import c2f_zoo
-from c2f_zoo.zoo import METHODS
+from c2f_zoo.zoo import num_taps_of
 
-Variant = Literal["ours", "plain"]
+plt.switch_backend("agg")
 MEBIBYTE = 2**20
+# Beside "plain" and "ours": the plain transcription through torch.compile, and implementations that are asked for.
+VARIANTS = {"mlp": ("plain", "compiled", "ours", "saved", "saved_bf16"), "hbp": ("plain", "compiled", "ours", "tiled")}
+COLUMNS = {
+    "forward, ms": "forward_ms",
+    "forward + backward, ms": "step_ms",
+    "kept, MiB": "kept_mib",
+    "peak of forward, MiB": "peak_forward_mib",
+    "peak of both, MiB": "peak_step_mib",
+}
 
 
 def root_and_norm(sums: Tensor) -> Tensor:
@@ -98,6 +111,19 @@ def plain_isqrt_cov(pooling: Any, maps: Sequence[Tensor]) -> Tensor:
     return (y * trace.sqrt())[:, rows, columns]
 
 
+def plain_hbp_shared(pooling: Any, maps: Sequence[Tensor]) -> Tensor:
+    """As published in PyTorch: each map goes through projection, batch norm and ReLU once for each of its pairs."""
+
+    def head(x: Tensor) -> Tensor:
+        return F.relu(pooling.norm(pooling.projection(x)), inplace=True)
+
+    branches = []
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        sums = (head(maps[i]) * head(maps[j])).flatten(2).sum(dim=2)
+        branches.append(F.normalize((sums + 1e-5).sqrt(), dim=1))
+    return torch.cat(branches, dim=1)
+
+
 def plain_gem(pooling: Any, maps: Sequence[Tensor]) -> Tensor:
     powers = [x.clamp(min=pooling.eps).pow(pooling.p) for x in maps]
     return torch.cat([x.mean(dim=(2, 3)).pow(1 / pooling.p) for x in powers], dim=1)
@@ -109,6 +135,7 @@ PLAIN: dict[str, Callable[[Any, Sequence[Tensor]], Tensor]] = {
     "compact_bilinear": plain_compact_bilinear,
     "gem": plain_gem,
     "hbp": plain_multilinear,
+    "hbp_shared": plain_hbp_shared,
     "isqrt_cov": plain_isqrt_cov,
     "kernel": plain_kernel,
     "low_rank_bilinear": plain_multilinear,
@@ -123,6 +150,7 @@ def pooling(
     batch: int = 8,
     channels: int = 512,
     size: int = 28,
+    dim: int | None = None,
     repeats: int = 5,
     output: str = "runs/benchmark-pooling.csv",
 ) -> None:
@@ -133,99 +161,217 @@ def pooling(
         batch: pictures.
         channels: of each map.
         size: height and width of the maps.
+        dim: the pooling's option; default its own.
         repeats: timed runs of each kind; the median counts.
         output: the CSV file; an older one is replaced.
     """
-    header = {
-        "date": datetime.date.today().isoformat(),
-        "device": f"{os.cpu_count()} x {cpu_name()}",
-        "torch": torch.__version__,
-        "batch": batch,
-        "channels": channels,
-        "size": size,
-        "gemm_gflops": round(gemm_rate() / 1e9, 1),
-    }
     rows: list[dict[str, Any]] = []
     for name in names or c2f_zoo.list_poolings():
-        for variant in ("plain", "ours") if name in PLAIN else ("ours",):
-            measured: dict[str, Any] = {}
-            for what in ("memory", "speed"):
-                measured |= in_a_process(name, variant, what, batch, channels, size, repeats)
-            rows.append({"pooling": name, "variant": variant, **measured, **header})
-            print(", ".join(f"{key} {value}" for key, value in rows[-1].items() if key not in header), flush=True)
+        for variant in VARIANTS.get(name, ("plain", "ours") if name in PLAIN else ("ours",)):
+            rows.append(measured_row(name, variant, batch, channels, size, dim, repeats))
+            print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
             write_csv(Path(output), rows)
-    Console(width=130).print(comparison(rows))
-    print(f"{header}\nwritten to {output}")
+    Console(width=150).print(comparison(rows))
+    print(f"written to {output}")
 
 
-def in_a_process(name: str, variant: str, what: str, *numbers: int) -> dict[str, Any]:
+def sweep(repeats: int = 2, output: str = "runs/benchmark-sweep.csv") -> None:
+    """Cost of `mlp` against d, batch, channels and map size, one at a time, from d 4096, batch 2, 256 channels, 28.
+
+    Args:
+        repeats: timed runs of each kind; the median counts.
+        output: the CSV file; the plot gets the same name with .png.
+    """
+    base = {"dim": 4096, "batch": 2, "channels": 256, "size": 28}
+    steps = {
+        "dim": (1024, 4096, 8192, 16384),
+        "batch": (1, 2, 4, 8),
+        "channels": (64, 256, 512, 1024),
+        "size": (7, 14, 28, 56),
+    }
+    rows: list[dict[str, Any]] = []
+    for what, values in steps.items():
+        for value in values:
+            at: dict[str, Any] = {**base, what: value}
+            for variant in ("plain", "ours"):
+                row = measured_row("mlp", variant, at["batch"], at["channels"], at["size"], at["dim"], repeats)
+                rows.append({"against": what, **row})
+                print(what, value, variant, row["step_ms"], "ms", row["peak_step_mib"], "MiB", flush=True)
+                write_csv(Path(output), rows)
+    plot_sweep(rows, Path(output).with_suffix(".png"))
+    print(f"written to {output}")
+
+
+def step(repeats: int = 3, memory_gib: float = 24.0, output: str = "runs/benchmark-step.csv") -> None:
+    """A training step of mlph_vgg16_cub at 448 pixels (all weights trained, one level), with the head plain and ours.
+
+    The largest batch is reckoned from the memory of two batches, which grows linearly.
+
+    Args:
+        repeats: timed runs; the median counts.
+        memory_gib: the memory that the largest batch is to fit.
+        output: the CSV file.
+    """
+    rows: list[dict[str, Any]] = []
+    for impl in ("plain", "tiled"):
+        peaks = {}
+        for batch in (1, 3):
+            row = {"impl": impl, "batch": batch, **machine()}
+            for what in ("memory", "speed"):
+                row |= in_a_process("measure_step", impl, what, batch, repeats)
+            peaks[batch] = row["total_mib"]
+            rows.append(row)
+            print(row, flush=True)
+        slope = (peaks[3] - peaks[1]) / 2
+        largest = int((memory_gib * 1024 - (peaks[1] - slope)) / slope)
+        for row in rows[-2:]:
+            row["largest_batch"] = largest
+        write_csv(Path(output), rows)
+        print(f"{impl}: {slope:.0f} MiB a picture; the largest batch in {memory_gib:g} GiB is about {largest}")
+
+
+def measured_row(
+    name: str, variant: str, batch: int, channels: int, size: int, dim: int | None, repeats: int
+) -> dict[str, Any]:
+    shape = {"batch": batch, "channels": channels, "size": size}
+    row: dict[str, Any] = {"pooling": name, "variant": variant, **shape, "dim": dim}
+    options = () if dim is None else ("--dim", dim)
+    for what in ("memory", "speed"):
+        row |= in_a_process("measure", name, variant, what, *shape.values(), repeats, *options)
+    return row | machine()
+
+
+def machine() -> dict[str, Any]:
+    device = f"{os.cpu_count()} x {cpu_name()}"
+    return {"date": datetime.date.today().isoformat(), "device": device, "torch": torch.__version__}
+
+
+def in_a_process(*arguments: object) -> dict[str, Any]:
     environment = dict(os.environ)
-    if what == "memory":
+    if "memory" in arguments:
         environment["MALLOC_MMAP_THRESHOLD_"] = "65536"
-    command = [sys.executable, __file__, "measure", name, variant, what, *map(str, numbers)]
+    command = [sys.executable, __file__, *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{name}, {variant}, {what} failed:\n{done.stderr}")
+        raise SystemExit(f"{' '.join(command[2:])} failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure(
     name: str,
-    variant: Variant,
+    variant: str,
     what: Literal["memory", "speed"],
     batch: int,
     channels: int,
     size: int,
     repeats: int,
+    dim: int | None = None,
 ) -> None:
-    """Measures one variant; prints JSON. `pooling` runs this, a user need not.
+    """Measures one variant; prints JSON. `pooling` and `sweep` run this, a user need not.
 
     Args:
         name: the pooling.
-        variant: ours, or the plain transcription.
+        variant: "ours", "plain", "compiled" (plain, by torch.compile), or the name of an implementation.
         what: time, or memory.
         batch: pictures.
         channels: of each map.
         size: height and width of the maps.
         repeats: timed runs.
+        dim: the pooling's option; default its own.
     """
     torch.manual_seed(0)
-    num_taps = {METHODS[key].pooling: METHODS[key].num_taps for key in METHODS.names()}.get(name, 1)
-    module = c2f_zoo.create_pooling(name, [channels] * num_taps)
-    maps = [torch.rand(batch, channels, size, size).requires_grad_() for _ in range(num_taps)]
-    run = (lambda: module(maps)) if variant == "ours" else (lambda: PLAIN[name](module, maps))
-    tensors = [*maps, *module.parameters()]
-    for tensor in tensors:
-        tensor.grad = torch.zeros_like(tensor)  # is there before the step, and does not count as its memory
-    upstream = torch.rand(batch, module.out_features)  # type: ignore[call-overload]
+    options: dict[str, Any] = {} if dim is None else {"dim": dim}
+    if variant not in ("ours", "plain", "compiled"):
+        options["impl"] = variant
+    module = c2f_zoo.create_pooling(name, [channels] * num_taps_of(name), **options)
+    plain = PLAIN.get(name)
+    call: Callable[[Any, Sequence[Tensor]], Tensor] = lambda module, maps: module(maps)  # noqa: E731
+    if variant in ("plain", "compiled"):
+        assert plain is not None
+        call = torch.compile(plain) if variant == "compiled" else plain
 
-    def forward() -> None:
-        with torch.no_grad():
-            run()
+    def make_maps(count: int) -> list[Tensor]:
+        return [torch.rand(count, channels, size, size).requires_grad_() for _ in range(num_taps_of(name))]
 
-    def step() -> None:
-        run().backward(upstream)
-
+    maps = make_maps(batch)
     if what == "memory":
-        result = {
-            "kept_mib": round(kept_bytes(run, [*tensors, *module.buffers()]) / MEBIBYTE, 1),
-            "peak_forward_mib": round(peak_bytes(forward) / MEBIBYTE, 1),
-            "peak_step_mib": round(peak_bytes(step) / MEBIBYTE, 1),
-        }
+        if variant != "compiled":  # which would compile a second time, for any batch
+            run_step(call, module, make_maps(1))  # what libraries allocate once does not count
+        result = memory(call, module, maps)
     else:
-        if name in PLAIN:
-            check_alike(module, maps, name)
-        result = {"forward_ms": median_ms(forward, repeats), "step_ms": median_ms(step, repeats)}
+        if plain is not None:
+            check_alike(module, maps, plain)
+        result = {
+            "forward_ms": median_ms(lambda: run_forward(call, module, maps), repeats),
+            "step_ms": median_ms(lambda: run_step(call, module, maps), repeats),
+            "gemm_gflops": round(gemm_rate() / 1e9, 1),
+        }
     print(json.dumps(result))
 
 
-def check_alike(module: nn.Module, maps: Sequence[Tensor], name: str) -> None:
+def measure_step(impl: str, what: Literal["memory", "speed"], batch: int, repeats: int) -> None:
+    """Measures a training step of the whole model; prints JSON. `step` runs this, a user need not.
+
+    Args:
+        impl: implementation of the multilinear sums.
+        what: time, or memory.
+        batch: pictures.
+        repeats: timed runs.
+    """
+    torch.manual_seed(0)
+    model = c2f_zoo.create_model("mlph_vgg16_cub", pooling_options={"impl": impl})
+    pictures, labels = torch.rand(batch, 3, 448, 448), torch.zeros(batch, dtype=torch.long)
+    sgd = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+
+    def train() -> None:
+        sgd.zero_grad()
+        F.cross_entropy(model(pictures, levels=("species",))["species"], labels).backward()
+        sgd.step()
+
+    if what == "memory":
+        train()  # gradients and momentum are there from now on
+        peak_bytes(train)
+        result = {"total_mib": round(status_bytes("VmHWM") / MEBIBYTE, 1)}
+    else:
+        result = {"step_ms": median_ms(train, repeats), "gemm_gflops": round(gemm_rate() / 1e9, 1)}
+    print(json.dumps(result))
+
+
+def run_forward(call: Callable[..., Tensor], module: nn.Module, maps: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        call(module, maps)
+
+
+def run_step(call: Callable[..., Tensor], module: nn.Module, maps: Sequence[Tensor]) -> None:
+    for tensor in (*maps, *module.parameters()):
+        tensor.grad = None
+    out = call(module, maps)
+    out.backward(torch.ones_like(out))
+
+
+def memory(call: Callable[..., Tensor], module: nn.Module, maps: Sequence[Tensor]) -> dict[str, Any]:
+    """What is kept for the backward pass; peaks beyond inputs, weights and their gradients."""
+    tensors = [*maps, *module.parameters()]
+    for tensor in tensors:
+        tensor.grad = None
+    forward = peak_bytes(lambda: run_forward(call, module, maps))
+    both = peak_bytes(lambda: run_step(call, module, maps))
+    gradients = sum(tensor.grad.nbytes for tensor in tensors if tensor.grad is not None)
+    kept = kept_bytes(lambda: call(module, maps), [*tensors, *module.buffers()])
+    return {
+        "kept_mib": round(kept / MEBIBYTE, 1),
+        "peak_forward_mib": round(forward / MEBIBYTE, 1),
+        "peak_step_mib": round((both - gradients) / MEBIBYTE, 1),
+    }
+
+
+def check_alike(module: nn.Module, maps: Sequence[Tensor], plain: Callable[..., Tensor]) -> None:
     """Ours and the plain transcription are one function, or the comparison is void."""
     with torch.no_grad():
-        ours, plain = module(maps), PLAIN[name](module, maps)
-    difference = ((ours - plain).norm() / plain.norm()).item()
+        ours, theirs = module(maps), plain(module, maps)
+    difference = ((ours - theirs).norm() / theirs.norm()).item()
     if not difference < 1e-2:  # the root makes 1e-3 of the rounding errors of sums near 0
-        raise SystemExit(f"{name}: ours and the plain transcription differ by {difference:.1e}")
+        raise SystemExit(f"ours and the plain transcription differ by {difference:.1e}")
 
 
 def median_ms(function: Callable[[], Any], repeats: int) -> float:
@@ -280,24 +426,40 @@ def cpu_name() -> str:
 
 
 def comparison(rows: Sequence[dict[str, Any]]) -> Table:
-    """Ours, and in brackets how many times as much the plain transcription takes."""
-    table = Table(title="ours (in brackets: plain / ours)")
-    columns = {
-        "forward, ms": "forward_ms",
-        "forward + backward, ms": "step_ms",
-        "kept, MiB": "kept_mib",
-        "peak of forward, MiB": "peak_forward_mib",
-        "peak of both, MiB": "peak_step_mib",
-    }
+    """Each variant, and in brackets how many times as much the plain transcription takes."""
+    table = Table(title="in brackets: plain / this")
     table.add_column("pooling")
-    for title in columns:
+    table.add_column("variant")
+    for title in COLUMNS:
         table.add_column(title, justify="right")
-    cells = {(row["pooling"], row["variant"]): row for row in rows}
-    for name in dict.fromkeys(row["pooling"] for row in rows):
-        ours, plain = cells[name, "ours"], cells.get((name, "plain"), {})
-        pairs = [(ours[key], plain.get(key)) for key in columns.values()]
-        table.add_row(name, *[f"{a:,.1f} ({b / a:.2f})" if a and b else f"{a:,.1f} (-)" for a, b in pairs])
+    plain = {row["pooling"]: row for row in rows if row["variant"] == "plain"}
+    for row in rows:
+        pairs = [(row[key], plain.get(row["pooling"], {}).get(key)) for key in COLUMNS.values()]
+        cells = [f"{a:,.1f} ({b / a:.2f})" if a and b and row["variant"] != "plain" else f"{a:,.1f}" for a, b in pairs]
+        table.add_row(row["pooling"], row["variant"], *cells)
     return table
+
+
+def plot_sweep(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    names = {"dim": "d", "batch": "batch", "channels": "channels", "size": "height and width"}
+    figure, axes = plt.subplots(2, 4, figsize=(13, 6), layout="constrained", sharey="row")
+    for column, (what, name) in enumerate(names.items()):
+        for variant, style in (("plain", "o--"), ("ours", "o-")):
+            chosen = [row for row in rows if row["against"] == what and row["variant"] == variant]
+            for line, key in enumerate(("step_ms", "peak_step_mib")):
+                axes[line][column].plot(
+                    [row[what] for row in chosen], [row[key] for row in chosen], style, label=variant
+                )
+        for axis in axes[:, column]:
+            axis.set(xscale="log", yscale="log", xlabel=name)
+            axis.set_xticks([row[what] for row in chosen], [str(row[what]) for row in chosen], minor=False)
+            axis.minorticks_off()
+            axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("forward + backward, ms")
+    axes[1][0].set_ylabel("peak beyond inputs and gradients, MiB")
+    axes[0][0].legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -311,4 +473,4 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    auto_cli([pooling, measure])
+    auto_cli([pooling, sweep, step, measure, measure_step])

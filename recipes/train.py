@@ -123,6 +123,8 @@ def main(options: Options, config_name: str) -> None:
         # In a step only one level's classifier is used.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+    if accelerator.device.type == "cpu" and torch.get_num_threads() == 1:  # as accelerate launch sets it
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // accelerator.num_processes))
     set_seed(options.seed)
     if options.batch_size % accelerator.num_processes:
         raise ValueError(f"batch_size {options.batch_size} cannot be shared by {accelerator.num_processes} processes")

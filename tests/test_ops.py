@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from c2f_zoo.ops import multilinear_sums, signed_sqrt
+from c2f_zoo.ops import gram, matrix_sqrt, multilinear_sums, signed_sqrt, signed_sqrt_l2
 
 
 def test_the_root_is_exact_forward() -> None:
@@ -55,3 +55,47 @@ def test_products_are_made_in_float32_under_autocast() -> None:
         (total,) = multilinear_sums([x] * 3, [weight] * 3, [bias] * 3, [(0, 1, 2)])
     assert total.dtype == torch.float32
     assert total.item() == 4 * 300.0**3
+
+
+def test_root_and_norm_in_one_piece_by_hand() -> None:
+    x = torch.tensor([[-9.0, 16.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    y = signed_sqrt_l2(x, grad_eps=0.5)
+    torch.testing.assert_close(y.detach(), torch.tensor([[-0.6, 0.8, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64))
+    # Upstream (1, 0, 1): its tangent is (1, 0, 1) - y (-0.6) = (0.64, 0.48, 1); over the norm 5, x 0.5 / (|r| + 0.5).
+    upstream = torch.tensor([[1.0, 0.0, 1.0]] * 2, dtype=torch.float64)
+    expected = [0.64 / 5 * 0.5 / 3.5, 0.48 / 5 * 0.5 / 4.5, 1 / 5 * 0.5 / 0.5]
+    for create_graph in (False, True):
+        (grad,) = torch.autograd.grad(y, x, upstream, create_graph=create_graph, retain_graph=True)
+        torch.testing.assert_close(grad[0].detach(), torch.tensor(expected, dtype=torch.float64))
+        assert grad[1].eq(0).all(), "a row of zeros has no direction"
+
+
+def test_root_and_norm_have_right_derivatives() -> None:
+    x = torch.tensor([[-3.0, 0.2, 0.5], [7.0, -1.0, 2.0]], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: signed_sqrt_l2(x, 0.0), x)
+    assert torch.autograd.gradgradcheck(lambda x: signed_sqrt_l2(x, 0.0), x)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12, 1e34])
+def test_root_and_norm_do_not_overflow_or_vanish(scale: float) -> None:
+    x = (scale * torch.tensor([[9.0, -16.0]])).requires_grad_()
+    y = signed_sqrt_l2(x)
+    torch.testing.assert_close(y.detach(), torch.tensor([[0.6, -0.8]]))
+    (grad,) = torch.autograd.grad(y[0, 0], x)
+    assert grad.isfinite().all()
+
+
+def test_the_first_steps_of_newton_and_schulz_by_hand() -> None:
+    # For a number a the trace is a itself: y = z = 1 from the start, and the root is exact after any step.
+    a = torch.tensor([[[9.0]]], dtype=torch.float64)
+    assert matrix_sqrt(a, iterations=1).item() == 3.0
+    # diag(1, 3) / 4: one step gives y = a (3 - a) / 2 elementwise, times the root of the trace, 2.
+    found = matrix_sqrt(torch.diag(torch.tensor([1.0, 3.0], dtype=torch.float64))[None], iterations=1)
+    expected = [2 * q * (3 - q) / 2 for q in (0.25, 0.75)]
+    torch.testing.assert_close(found[0].diagonal(), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_the_gram_matrix_of_one_map_has_the_right_derivatives() -> None:
+    x = torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: gram(x, x), x)
+    assert torch.autograd.gradgradcheck(lambda x: gram(x, x), x)
