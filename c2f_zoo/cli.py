@@ -35,7 +35,7 @@ def list_(
     import c2f_zoo
 
     if kind is Kind.poolings:
-        Console().print(_pooling_table(pattern))
+        Console(width=max(Console().width, 130)).print(_pooling_table(pattern))  # into a file or a pipe it is 80
         return
     lists: dict[Kind, Callable[[str], list[str]]] = {
         Kind.models: c2f_zoo.list_models,

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import HARD
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -250,6 +255,108 @@ def test_a_path_that_cannot_serve_says_so_once(monkeypatch: pytest.MonkeyPatch) 
         case.run("gram")
 
 
+def test_an_empty_batch_gives_zero_gradients() -> None:
+    for impl in ("tiled", "gram"):
+        case = make_case((3, 4, 2), HBP, batch=0)
+        sums = case.run(impl)
+        assert sums.shape == (3, 0, 9)
+        for x, gradient in zip(case.inputs(), torch.autograd.grad(sums.sum(), case.inputs()), strict=True):
+            assert gradient.shape == x.shape
+            assert gradient.eq(0).all()
+
+
+@pytest.mark.parametrize("impl", LEAN)
+def test_a_backward_pass_under_autocast_is_not_cast(impl: str) -> None:
+    case = make_case((3, 4, 2), HBP).to(torch.float32)
+    expected = case.values_and_gradients(case.run(impl))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = case.values_and_gradients(case.run(impl))
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("impl", ["tiled", "gram"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+def test_the_operators_are_what_they_say(impl: str, layout: str) -> None:
+    case = make_case((3, 4, 2), HBP, layout=layout)
+    operator = {"tiled": tiled.tiled_sums, "gram": cross_gram.cross_gram_sums}[impl]
+    arguments = ([x.flatten(2) for x in case.maps], case.weights, case.biases, [3, 5, 6], "", False)
+    torch.library.opcheck(operator, arguments)
+
+
+def test_compiled_it_takes_another_batch_and_layout() -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(lambda case: case.run("tiled"), backend="aot_eager")
+    for batch, layout in ((2, "contiguous"), (3, "channels_last"), (4, "channels_last")):
+        case = make_case((3, 4, 2), batch=batch, layout=layout).to(torch.float32)
+        sums = compiled(case)
+        for found, wanted in zip(
+            case.values_and_gradients(sums), case.values_and_gradients(case.formula()), strict=True
+        ):
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_an_export_may_leave_the_batch_open() -> None:
+    pooling = create_pooling("mlp", (3, 4, 2), dim=5).eval()
+    maps = [torch.randn(2, c, 4, 3) for c in (3, 4, 2)]
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(pooling, (maps,), dynamic_shapes=([{0: batch}] * 3,))
+    more = [torch.randn(5, c, 4, 3) for c in (3, 4, 2)]
+    torch.testing.assert_close(program.module()(more), pooling(more))
+
+
+@pytest.mark.parametrize("impl", ["tiled", "gram", "saved"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("hard", HARD)
+def test_hard_inputs_are_finite(hard: str, dtype: torch.dtype, impl: str) -> None:
+    name = "hbp" if impl == "gram" else "mlp"
+    pooling = create_pooling(name, (3, 4, 2), dim=5, impl=impl).to(dtype)
+    generator = torch.Generator().manual_seed(2)
+    maps = [HARD[hard](torch.randn(2, c, 5, 3, generator=generator)).to(dtype).requires_grad_() for c in (3, 4, 2)]
+    out = pooling(maps)
+    (out.float() * torch.linspace(-1, 1, out.shape[1])).sum().backward()
+    for x in (out, *(x.grad for x in (*maps, *pooling.parameters()))):
+        assert x is not None
+        assert x.isfinite().all()
+
+
+def test_two_processes_get_the_gradient_of_one(tmp_path: Path) -> None:
+    """Under DistributedDataParallel, with a head of which only one level is used."""
+    script = tmp_path / "ddp.py"
+    script.write_text(DDP)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "the same" in done.stdout
+
+
+DDP = """
+import torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from c2f_zoo import create_pooling
+from c2f_zoo.ops import tiled
+dist.init_process_group("gloo")
+tiled._TILE_ROWS = 4
+torch.manual_seed(0)
+maps = [torch.randn(4, c, 5, 3) for c in (3, 4, 2)]
+pooling = create_pooling("mlp", (3, 4, 2), dim=9, impl="tiled")
+alone = create_pooling("mlp", (3, 4, 2), dim=9, impl="plain")
+alone.load_state_dict(pooling.state_dict())
+wrapped = DistributedDataParallel(pooling, find_unused_parameters=True)
+rank = dist.get_rank()
+out = wrapped([x[2 * rank : 2 * rank + 2] for x in maps])
+(out * torch.linspace(-1, 1, out.shape[1])).sum().backward()
+whole = alone(maps)
+(whole * torch.linspace(-1, 1, whole.shape[1])).sum().backward()
+for ours, theirs in zip(pooling.parameters(), alone.parameters()):
+    torch.testing.assert_close(ours.grad, theirs.grad / 2, rtol=1e-4, atol=1e-5)  # DDP averages
+if rank == 0:
+    print("the same")
+dist.destroy_process_group()
+"""
+
+
 BIG = Problem(batch=8, channels=(512,) * 3, locations=784, dim=8192, terms=MLP)
 
 
@@ -262,8 +369,12 @@ BIG = Problem(batch=8, channels=(512,) * 3, locations=784, dim=8192, terms=MLP)
         ({"batch": 1, "dim": 512, "locations": 49}, "plain"),
         ({"exporting": True}, "plain"),
         ({"terms": ((0, 0),)}, "plain"),
-        ({"dtype": torch.float64}, "tiled"),
-        ({"dtype": torch.bfloat16}, "tiled"),  # on a CPU, in float32
+        ({"dtypes": (torch.float64,)}, "tiled"),
+        ({"dtypes": (torch.float64, torch.float32)}, "plain"),  # which then says what does not fit
+        ({"dtypes": (torch.bfloat16,)}, "tiled"),  # on a CPU, in float32
+        ({"device": "cuda"}, "tiled"),  # in float32, where the kernels have no matrix units
+        ({"device": "cuda", "terms": HBP}, "gram"),
+        ({"device": "cuda", "dtypes": (torch.bfloat16,), "channels": (512,) * 4}, "plain"),  # the kernels hold three
     ],
 )
 def test_the_choice_is_the_documented_one(changes: dict, impl: str) -> None:
@@ -278,7 +389,10 @@ def test_small_shapes_run_the_plain_formula() -> None:
 
 def test_explain_prints_the_choice_and_why(capsys: pytest.CaptureFixture[str]) -> None:
     explain((8, 512, 28, 28), terms=HBP)
-    assert capsys.readouterr().out == "gram: pairs only, and C / L + C / d = 0.72 < 1\n"
+    assert capsys.readouterr().out.splitlines() == [
+        "gram: pairs only, and C / L + C / d < 1",
+        "the projections hold 147.00 x 2^20 numbers; C / L + C / d = 0.72",  # 8 x 8192 x 784 x 3
+    ]
     explain((8, 512, 28, 28), impl="gram")
     assert "tiled" in (said := capsys.readouterr().out)
     assert "impl='gram' cannot serve: not every term is a pair" in said
@@ -286,7 +400,10 @@ def test_explain_prints_the_choice_and_why(capsys: pytest.CaptureFixture[str]) -
         explain((8, 512, 28, 28), impl="tile")
 
 
-def test_a_pooling_takes_the_implementation() -> None:
+def test_a_pooling_takes_the_implementation(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    for impl, run in list(multilinear._RUN.items()):
+        monkeypatch.setitem(multilinear._RUN, impl, lambda *a, impl=impl, run=run: ran.append(impl) or run(*a))
     maps = [torch.randn(2, c, 4, 3) for c in (3, 4, 2)]
     for impl in IMPLEMENTATIONS:
         if impl in ("gram", "triton"):
@@ -295,6 +412,8 @@ def test_a_pooling_takes_the_implementation() -> None:
         plain = create_pooling("mlp", (3, 4, 2), dim=5)
         torch.manual_seed(0)
         other = create_pooling("mlp", (3, 4, 2), dim=5, impl=impl)
-        torch.testing.assert_close(other(maps), plain(maps), rtol=1e-4, atol=1e-5)
+        found, expected = other(maps), plain(maps)
+        assert ran[-2:] == [impl, "plain"]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="unknown impl 'fast'"):
         create_pooling("mlp", (3, 4, 2), impl="fast")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from conftest import HARD
 from torch import Tensor, nn
 
 from c2f_zoo import create_pooling, list_poolings
@@ -272,17 +273,6 @@ def test_seeing_everything_twice_does_not_matter(name: str) -> None:
     torch.testing.assert_close(pooling([torch.cat([x, x], dim=2) for x in maps]), pooling(maps))
 
 
-# The inputs that break second-order poolings elsewhere; constants and one location have no covariance.
-HARD = {
-    "zeros": lambda x: torch.zeros_like(x),
-    "constant": lambda x: torch.full_like(x, 0.7),
-    "large constant": lambda x: torch.full_like(x, 1e4),
-    "one location": lambda x: x[:, :, :1, :1],
-    "tiny": lambda x: 1e-8 * x,
-    "large": lambda x: 1e4 * x.clamp(-3, 3),
-    "large and tiny": lambda x: x * 10.0 ** torch.linspace(-8, 4, x.shape[3], dtype=x.dtype),
-    "dead channel": lambda x: torch.cat([torch.zeros_like(x[:, :1]), x[:, 1:]], dim=1),
-}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -307,6 +297,19 @@ def test_hard_inputs_are_finite_forward_and_backward(
     for tensor in [*maps, *pooling.parameters()]:
         assert tensor.grad is not None
         assert tensor.grad.isfinite().all()
+    with torch.no_grad():
+        assert pooling.eval()(maps).isfinite().all(), "after a step of training, too"
+
+
+@all_poolings
+def test_an_empty_batch_gives_no_rows(name: str) -> None:
+    pooling = make(name, torch.float32).eval()
+    maps = [x[:0].requires_grad_() for x in make_maps(name, dtype=torch.float32)]
+    out = pooling(maps)
+    assert out.shape == (0, pooling.out_features)
+    out.sum().backward()
+    for weight in pooling.parameters():
+        assert weight.grad is None or weight.grad.eq(0).all()
 
 
 @all_poolings
@@ -567,6 +570,12 @@ def test_kernel_poolings_error_falls_as_one_over_d() -> None:
         assert 2.5 < coarse / fine < 6.5
 
 
+def test_kernel_pooling_does_not_see_the_size_of_a_location() -> None:
+    pooling, maps = make("kernel"), make_maps("kernel")
+    sizes = 10.0 ** torch.linspace(-6, 3, 15, dtype=torch.float64).reshape(5, 3)
+    torch.testing.assert_close(pooling([maps[0] * sizes]), pooling(maps))
+
+
 def test_kernel_poolings_default_is_the_gaussian_kernel() -> None:
     generator = torch.Generator().manual_seed(1)
     x, y = _unit(generator), _unit(generator)
@@ -611,6 +620,7 @@ def test_isqrt_converges_to_the_root_of_the_eigenvalues() -> None:
         ("kernel", 1, {"max_order": 0}, "max_order=0 leaves none"),
         ("kernel", 1, {"coefficients": [1.0]}, r"coefficients for orders 1..4, all >= 0, not \[1.0\]"),
         ("kernel", 1, {"coefficients": [1.0, 1.0, -1.0, 1.0]}, "all >= 0"),
+        ("isqrt_cov", 1, {"iterations": 0}, "isqrt_cov wants 1 iteration or more, not 0"),
         ("gem", 1, {"p": 0.0}, "gem wants p and eps above 0, not p=0.0"),
         ("kernal", 1, {}, "unknown pooling 'kernal'; did you mean 'kernel'"),
         ("gem", 1, {"power": 2.0}, "unknown option of pooling 'gem': 'power'"),
@@ -662,6 +672,25 @@ def test_shared_hbp_is_the_published_head(monkeypatch: pytest.MonkeyPatch) -> No
 def test_shared_hbp_has_a_second_derivative() -> None:
     pooling, maps = make("hbp_shared", dim=2), [x.requires_grad_() for x in make_maps("hbp_shared", 2, 1, 2)]
     assert torch.autograd.gradgradcheck(lambda *maps: pooling(maps), maps)
+
+
+def test_shared_hbp_runs_another_norm_as_it_is() -> None:
+    pooling, maps = make("hbp_shared"), make_maps("hbp_shared")
+    expected = pooling(maps)
+    frozen = copy.deepcopy(pooling)
+
+    class Other(nn.BatchNorm2d):
+        pass
+
+    other = Other(5).double()
+    other.load_state_dict(make("hbp_shared").norm.state_dict())
+    frozen.norm = other
+    torch.testing.assert_close(frozen(maps), expected)
+    assert other.num_batches_tracked == 6
+    pooling.norm.momentum = 0.0
+    before = pooling.norm.running_var.clone()
+    pooling(maps)
+    assert torch.equal(pooling.norm.running_var, before)
 
 
 def test_shared_hbp_refuses_what_it_cannot_do() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +32,7 @@ class Problem:
         locations: H * W.
         dim: d.
         terms: which projections each sum multiplies.
-        dtype: in which the projections were asked for.
+        dtypes: in which the projections were asked for, and those of the maps and weights.
         device: type of the device, e.g. `"cuda"`.
         exporting: inside `torch.export`.
     """
@@ -42,7 +42,7 @@ class Problem:
     locations: int
     dim: int
     terms: tuple[tuple[int, ...], ...]
-    dtype: torch.dtype = torch.float32
+    dtypes: tuple[torch.dtype, ...] = (torch.float32,)
     device: str = "cpu"
     exporting: bool = False
 
@@ -97,33 +97,38 @@ def explain(
 
     Examples:
         >>> explain((8, 512, 28, 28))
-        tiled: the projections would take 588 MiB
+        tiled: the projections are large
+        the projections hold 147.00 x 2^20 numbers; C / L + C / d = 0.72
     """
     batch, channels, height, width = shape
     maps = 1 + max(index for term in terms for index in term)
-    problem = Problem(batch, (channels,) * maps, height * width, dim, tuple(terms), dtype, device)
+    problem = Problem(batch, (channels,) * maps, height * width, dim, tuple(terms), (dtype,), device)
     choice = choose(problem, impl)
     print(f"{choice.impl}: {choice.reason}" + (f" ({choice.refused})" if choice.refused else ""))
+    print(f"the projections hold {_numbers(problem) / 2**20:.2f} x 2^20 numbers; C / L + C / d = {_share(problem):.2f}")
 
 
-def _table(problem: Problem) -> list[tuple[str, bool, str]]:
+def _numbers(problem: Problem) -> int:
+    """Of all projections together."""
+    return problem.batch * problem.dim * problem.locations * len(problem.channels)
+
+
+def _share(problem: Problem) -> float:
+    """The multiplications by cross-Gram matrices as a share of those by projections."""
+    widest = max(problem.channels)
+    return widest / problem.locations + widest / problem.dim
+
+
+def _table(problem: Problem) -> Iterator[tuple[str, bool, str]]:
     """Rows of (implementation, whether it is preferred, why); the first that applies and can serve is taken."""
-    numbers = problem.batch * problem.dim * problem.locations * len(problem.channels)
-    share = max(problem.channels) / problem.locations + max(problem.channels) / problem.dim
-    half = problem.dtype in (torch.float16, torch.bfloat16)
-    size = f"{numbers * 4 / 2**20:.0f} MiB"
-    return [
-        ("plain", problem.exporting, "an exported program holds PyTorch's own operations only"),
-        ("plain", numbers <= SMALL, f"the projections take {size} only"),
-        ("triton", problem.device == "cuda", "a GPU"),
-        (
-            "plain",
-            problem.device == "cuda" and half,
-            "half precision on a GPU, whose matrix units float32 would not use",
-        ),
-        ("gram", share < 1, f"pairs only, and C / L + C / d = {share:.2f} < 1"),
-        ("tiled", True, f"the projections would take {size}"),
-    ]
+    # No arithmetic before this: in an export the numbers may be symbols.
+    yield "plain", problem.exporting, "an exported program holds PyTorch's own operations only"
+    on_gpu_in_half = problem.device == "cuda" and problem.dtypes[0] in (torch.float16, torch.bfloat16)
+    yield "plain", _numbers(problem) <= SMALL, "the projections are small, 2^22 numbers or fewer"
+    yield "triton", on_gpu_in_half, "half precision on a GPU"
+    yield "plain", on_gpu_in_half, "half precision on a GPU, whose matrix units float32 would not use"
+    yield "gram", _share(problem) < 1, "pairs only, and C / L + C / d < 1"
+    yield "tiled", True, "the projections are large"
 
 
 def _why_not(impl: str, problem: Problem) -> str | None:
@@ -134,8 +139,12 @@ def _why_not(impl: str, problem: Problem) -> str | None:
         return "an exported program holds PyTorch's own operations only"
     if any(len(set(term)) < len(term) for term in problem.terms):
         return "a term multiplies a map with itself; give the map twice"
+    if torch.float64 in problem.dtypes and len(set(problem.dtypes)) > 1:
+        return "float64 beside other dtypes"
     if impl == "gram" and any(len(term) != 2 for term in problem.terms):
         return "not every term is a pair"
     if impl == "triton":
-        return triton_multilinear.unsupported_kind(problem.terms, problem.dtype, problem.device)
+        if problem.batch == 0 or len(problem.channels) > triton_multilinear.MAX_PROJECTIONS:
+            return f"{problem.batch} pictures and {len(problem.channels)} projections"
+        return triton_multilinear.unsupported_kind(problem.terms, problem.dtypes[0], problem.device)
     return None

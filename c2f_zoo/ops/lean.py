@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from c2f_zoo.ops.precision import without_autocast
+
 SumsOperator = Callable[
     [Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Sequence[int], str, bool], tuple[Tensor, Tensor]
 ]
@@ -60,7 +62,7 @@ def register_sums(
         maps: Any, weights: Any, biases: Any, masks: Any, rectify: bool, kept: Any, grad: Any, needed: Any
     ) -> list[Tensor]:
         inputs = [*maps, *weights, *biases]
-        return [torch.empty_like(x) if need else x.new_empty(0) for x, need in zip(inputs, needed, strict=True)]
+        return [x.new_empty(x.shape if need else 0) for x, need in zip(inputs, needed, strict=True)]
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         maps, weights, biases, ctx.masks, _, ctx.rectify = inputs
@@ -73,10 +75,12 @@ def register_sums(
         needed = [need for group in ctx.needs_input_grad[:3] for need in group]
         if torch.is_grad_enabled():  # create_graph=True: the formula's own gradient has a gradient
             wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
-            found = iter(torch.autograd.grad(formula(*groups, ctx.masks, ctx.rectify), wanted, grad, create_graph=True))
+            sums = formula(*groups, ctx.masks, ctx.rectify)
+            found = iter(torch.autograd.grad(sums, wanted, grad, create_graph=True, allow_unused=True))
             grads: list[Any] = [next(found) if need else None for need in needed]
         else:
-            made = backward_operator(*groups, ctx.masks, ctx.rectify, kept, grad.contiguous(), needed)
+            with without_autocast(grad):
+                made = backward_operator(*groups, ctx.masks, ctx.rectify, kept, grad.contiguous(), needed)
             grads = [x if need else None for x, need in zip(made, needed, strict=True)]
         return (*(grads[i * count : (i + 1) * count] for i in range(3)), None, None, None)
 
@@ -89,6 +93,8 @@ def accumulators(
 ) -> list[Tensor | None]:
     """Tensors to add gradients up in, float32 at the least, for those inputs that need one."""
     dtype = torch.promote_types(inputs[0].dtype, torch.float32)
+    if inputs[0].shape[0] == 0:  # no picture writes into what is made empty
+        make = torch.zeros
     return [
         make(x.shape, dtype=dtype, device=x.device) if need else None for x, need in zip(inputs, needed, strict=True)
     ]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import mul
 
+import torch
 from torch import Tensor
 
 from c2f_zoo.ops.choice import Problem, choose
@@ -42,13 +43,16 @@ def multilinear_sums(
         For each term a tensor (N, d), float32 or float64.
 
     Raises:
-        ValueError: `impl` is unknown.
+        ValueError: `impl` is unknown, or the maps differ in batch or spatial size.
 
     Examples:
         >>> x, u, b = torch.ones(1, 2, 3, 3), torch.ones(4, 2), torch.zeros(4)
         >>> multilinear_sums([x, x], [u, u], [b, b], [(0, 1)])[0]  # 9 locations, 2 * 2 at each
         tensor([[36., 36., 36., 36.]])
     """
+    first = maps[0].shape
+    if any(x.shape[0] != first[0] or x.shape[2:] != first[2:] for x in maps):
+        raise ValueError(f"the maps differ in batch or size: {[tuple(x.shape) for x in maps]}; they must share both")
     choice = choose(_problem(maps, weights, terms), impl)
     if choice.refused is not None and choice.refused not in _said:
         _said.add(choice.refused)
@@ -81,8 +85,10 @@ def _lean(operator: SumsOperator, keep: str = "") -> Callable[..., list[Tensor]]
     ) -> list[Tensor]:
         given = [weight.new_zeros(len(weight)) if b is None else b for weight, b in zip(weights, biases, strict=True)]
         masks = [sum(1 << index for index in term) for term in terms]
+        trained = torch.is_grad_enabled() and any(x.requires_grad for x in (*maps, *weights, *given))
+        flat = [x.flatten(2) for x in maps]
         with without_autocast(maps[0]):
-            return list(operator([x.flatten(2) for x in maps], list(weights), given, masks, keep, False)[0])
+            return list(operator(flat, list(weights), given, masks, keep if trained else "", False)[0])
 
     return run
 
@@ -104,7 +110,7 @@ def _problem(maps: Sequence[Tensor], weights: Sequence[Tensor], terms: Sequence[
         locations=maps[0].shape[2] * maps[0].shape[3],
         dim=weights[0].shape[0],
         terms=tuple(terms),
-        dtype=compute_dtype(maps[0], weights[0]),
+        dtypes=(compute_dtype(maps[0], weights[0]), *(x.dtype for x in (*maps, *weights))),
         device=maps[0].device.type,
         exporting=is_exporting(),
     )

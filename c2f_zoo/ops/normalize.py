@@ -51,12 +51,16 @@ def signed_sqrt_l2(x: Tensor, grad_eps: float = 1e-4) -> Tensor:
 
 
 class _SignedSqrt(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, grad_eps: float) -> Tensor:
-        y = x.sign() * x.abs().sqrt()
-        ctx.save_for_backward(y)
-        ctx.grad_eps = grad_eps
-        return y
+    def forward(x: Tensor, grad_eps: float) -> Tensor:
+        return x.sign() * x.abs().sqrt()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+        ctx.grad_eps = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -66,12 +70,17 @@ class _SignedSqrt(torch.autograd.Function):
 
 
 class _SignedSqrtL2(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, grad_eps: float) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.grad_eps = grad_eps
+    def forward(x: Tensor, grad_eps: float) -> Tensor:
         y = x.abs()
         return y.div_(y.sum(dim=1, keepdim=True).clamp(min=_least(x))).sqrt_().copysign_(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.grad_eps = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

@@ -45,10 +45,11 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         tensor([[[120000.]]])
     """
     kernel = weight[:, :, None, None]
+    dtype = x.dtype if torch.is_autocast_enabled(x.device.type) else weight.dtype
     if compute_dtype(x, weight) != torch.float16:
-        return at_least_float32(F.conv2d(x, kernel, bias).flatten(2))
+        return at_least_float32(F.conv2d(x.to(dtype), kernel, bias).flatten(2))
     scale = power_of_two_above(x)
-    projected = F.conv2d((x.float() / scale).to(x.dtype), kernel).float() * scale
+    projected = F.conv2d((x.float() / scale).to(dtype), kernel).float() * scale
     return projected.flatten(2) if bias is None else projected.flatten(2) + bias.float()[:, None]
 
 

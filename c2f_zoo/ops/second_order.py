@@ -33,15 +33,21 @@ def gram(x: Tensor, y: Tensor) -> Tensor:
 class _SelfGram(torch.autograd.Function):
     """x x^T, whose gradient (G + G^T) x is one product of matrices instead of two."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
+    def forward(x: Tensor) -> Tensor:
         return x @ x.transpose(1, 2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        return (grad + grad.transpose(1, 2)) @ x
+        with without_autocast(x):
+            return (grad + grad.transpose(1, 2)) @ x
 
 
 def covariance(x: Tensor) -> Tensor:
@@ -71,17 +77,23 @@ def matrix_sqrt(a: Tensor, iterations: int = 5, grad_eps: float = 1e-4) -> Tenso
 
     Args:
         a: symmetric positive semi-definite matrices (N, d, d), float32 or float64.
-        iterations: how many, >= 1; the paper's 5 leave small eigenvalues' roots too small.
+        iterations: how many, >= 1; the paper's 5 leave small eigenvalues' roots too small. In float32 more than 20
+            may diverge where a matrix is singular.
         grad_eps: what bounds the gradient of the trace's root, see `signed_sqrt`.
 
     Returns:
         A tensor like `a`.
+
+    Raises:
+        ValueError: `iterations` is below 1.
 
     Examples:
         >>> matrix_sqrt(torch.tensor([[[4.0, 0.0], [0.0, 9.0]]]), iterations=20)
         tensor([[[2.0000, 0.0000],
                  [0.0000, 3.0000]]])
     """
+    if iterations < 1:
+        raise ValueError(f"matrix_sqrt wants 1 iteration or more, not {iterations}")
     with without_autocast(a):
         trace = a.diagonal(dim1=1, dim2=2).sum(dim=1)[:, None, None]
         middle = 1.5 * torch.eye(a.shape[1], dtype=a.dtype, device=a.device)

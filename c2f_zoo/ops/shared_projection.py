@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from c2f_zoo.ops.precision import is_exporting
+from c2f_zoo.ops.precision import is_exporting, without_autocast
 from c2f_zoo.ops.tiled import plain_sums, tiled_sums
 
 
@@ -75,13 +75,14 @@ class _BatchStatistics(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, of_mean: Tensor, of_variance: Tensor) -> tuple[Tensor, Tensor]:
         x, weight, centre, covariance = ctx.saved_tensors
-        if torch.is_grad_enabled():  # for a second derivative these are not constants
-            centre, covariance = _centre_and_covariance(x)
-        scaled = of_variance[:, None] * weight
-        of_weight = torch.addr(2 * of_variance[:, None] * (weight @ covariance), of_mean, centre)
-        of_covariance, of_centre = weight.T @ scaled, weight.T @ of_mean
-        through_both = 2 * of_covariance @ (x - centre[:, None]) + of_centre[:, None]
-        return through_both / (x.shape[0] * x.shape[2]), of_weight
+        with without_autocast(x):
+            if torch.is_grad_enabled():  # for a second derivative these are not constants
+                centre, covariance = _centre_and_covariance(x)
+            scaled = of_variance[:, None] * weight
+            of_weight = torch.addr(2 * of_variance[:, None] * (weight @ covariance), of_mean, centre)
+            of_covariance, of_centre = weight.T @ scaled, weight.T @ of_mean
+            through_both = 2 * of_covariance @ (x - centre[:, None]) + of_centre[:, None]
+            return through_both / max(1, x.shape[0] * x.shape[2]), of_weight
 
 
 def _centre_and_covariance(x: Tensor) -> tuple[Tensor, Tensor]:

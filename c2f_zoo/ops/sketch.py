@@ -69,6 +69,8 @@ def tensor_sketch_sums(x: Tensor, hashes: Tensor, signs: Tensor, dim: int) -> li
         For each order 1, 2, ... a tensor (N, d); for maps of one
         location, inner products of two estimate (x . y)^order.
     """
+    if len(x) == 0:  # which the FFT refuses
+        return [x.new_zeros(0, dim) for _ in hashes]
     with without_autocast(x):
         sums: list[Tensor] = []
         spectrum = None

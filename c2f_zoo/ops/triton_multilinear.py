@@ -47,7 +47,7 @@ _TILES = {
     torch.float16: _Tile(128, 64, 64, warps=8, stages=3),
     torch.bfloat16: _Tile(128, 64, 64, warps=8, stages=3),
 }
-_MAX_PROJECTIONS = 3
+MAX_PROJECTIONS = 3
 # Units whose gradients exist at once in the backward pass: enough of them for efficient matrix products.
 _CHUNK = 1024
 # float16 slopes are scaled to at most this: far from its end at 65504, and 28 powers of two above its least
@@ -132,15 +132,15 @@ def unsupported_kind(terms: Sequence[tuple[int, ...]], dtype: torch.dtype, devic
         'the term (0, 0): the kernels multiply each projection at most once'
     """
     return (
-        _unsupported_terms(_MAX_PROJECTIONS, terms)
+        _unsupported_terms(MAX_PROJECTIONS, terms)
         or (None if dtype in _TILES else f"{dtype}: the kernels compute in float32, float16 or bfloat16")
         or _unsupported_device(torch.device(device))
     )
 
 
 def _unsupported_terms(count: int, terms: Sequence[tuple[int, ...]]) -> str | None:
-    if not 1 <= count <= _MAX_PROJECTIONS:
-        return f"{count} projections: the kernels hold 1 to {_MAX_PROJECTIONS}"
+    if not 1 <= count <= MAX_PROJECTIONS:
+        return f"{count} projections: the kernels hold 1 to {MAX_PROJECTIONS}"
     if not terms:
         return "an empty list of terms"
     for term in terms:
@@ -194,6 +194,8 @@ def _unsupported_device(device: torch.device) -> str | None:
         return None
     if device.type != "cuda":
         return f"maps on {device}: the kernels need a GPU (or, for tests, TRITON_INTERPRET=1)"
+    if not torch.cuda.is_available():
+        return "a machine without a GPU"
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
         return f"maps on {torch.cuda.get_device_name(device)}: Triton needs compute capability 8.0"
     return None

@@ -25,8 +25,8 @@ class PoolingDescription:
         source: the paper it comes from.
         parameters: number of trained parameters.
         out_features: length of the vector.
-        multiply_adds: multiply-adds of one picture's forward pass; an element-wise product, power or comparison counts
-            as one, an FFT of n real numbers as 5/4 n log2(n).
+        multiply_adds: multiply-adds of one picture's forward pass by the plain formula; an element-wise product, power
+            or comparison counts as one, an FFT of n real numbers as 5/4 n log2(n).
     """
 
     what: str
@@ -54,6 +54,8 @@ def describe_pooling(
         >>> row.source, row.parameters, row.out_features
         ('Huo et al., SIGIR 2019, eq. 6', 24624, 64)
     """
+    if "impl" in inspect.signature(POOLINGS[name]).parameters:
+        options = {"impl": "plain", **options}
     first = (inspect.getdoc(POOLINGS[name]) or "").partition("\n")[0]
     found = re.fullmatch(r"(.*) \((.*)\)\.", first)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -90,9 +92,19 @@ def _of_fft(x: Tensor, dims: list[int], *args: Any, out_val: Tensor, **kwargs: A
     return round(2.5 * real.numel() * math.log2(real.shape[dims[-1]]))
 
 
+@_raw
+def _of_tiled_sums(
+    maps: list[Tensor], weights: list[Tensor], biases: Any, masks: list[int], *args: Any, out_val: Any, **kwargs: Any
+) -> int:
+    projections = sum(weight.numel() for weight in weights)
+    products = len(weights[0]) * sum(mask.bit_count() - 1 for mask in masks)
+    return 2 * maps[0].shape[0] * maps[0].shape[2] * (projections + products)
+
+
 # Multiplications and convolutions of matrices are counted by PyTorch.
 _FLOPS: dict[Any, Any] = {
     torch.ops.aten.mul: _of_output,
+    torch.ops.c2f_zoo.tiled_sums: _of_tiled_sums,
     torch.ops.aten.pow: _of_output,
     torch.ops.aten.mean: _of_input,
     torch.ops.aten.amax: _of_input,

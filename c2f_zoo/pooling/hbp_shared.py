@@ -17,7 +17,6 @@ from c2f_zoo.ops import (
 from c2f_zoo.pooling.multilinear import projection
 from c2f_zoo.pooling.registry import Align, align_maps, check_choice, check_num_maps, register_pooling
 
-_MOMENTUM = 0.1  # of the running statistics, PyTorch's default
 _PAIRS = ((0, 1), (0, 2), (1, 2))
 
 
@@ -57,7 +56,7 @@ class SharedHbpPooling(nn.Module):
         self.one_size = align == "error"
         self.out_features = dim * len(_PAIRS)
         self.projection = projection(in_channels[0], dim, bias=False)
-        self.norm = nn.BatchNorm2d(dim, momentum=_MOMENTUM)
+        self.norm = nn.BatchNorm2d(dim)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Pools maps of shape (N, C, H, W) to (N, out_features), in the projection's dtype.
@@ -66,6 +65,21 @@ class SharedHbpPooling(nn.Module):
             ValueError: in training there is one picture with one location, which has no variance.
         """
         maps = [at_least_float32(x) for x in align_maps(maps, self.in_channels, self.align)]
+        # Another norm is SyncBatchNorm, or one that somebody froze.
+        sums = self._lean_sums(maps) if type(self.norm) is nn.BatchNorm2d else self._sums_of_modules(maps)
+        with without_autocast(maps[0]):
+            pooled = torch.cat([signed_sqrt_l2(branch + self.root_eps, grad_eps=0.0) for branch in sums], dim=1)
+        return pooled.to(self.projection.weight.dtype)
+
+    def _sums_of_modules(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """As published: each map goes through the modules once for each of its pairs."""
+        active = [
+            [self.norm(self.projection(maps[index].to(self.projection.weight.dtype))).relu().float() for index in pair]
+            for pair in _PAIRS
+        ]
+        return [(one * other).sum(dim=(2, 3)) for one, other in active]
+
+    def _lean_sums(self, maps: Sequence[Tensor]) -> list[Tensor]:
         given = (self.projection.weight.flatten(1), self.norm.weight, self.norm.bias)
         weight, gain, offset = (at_least_float32(x) for x in given)
         with without_autocast(maps[0]):
@@ -73,12 +87,10 @@ class SharedHbpPooling(nn.Module):
                 self._check_batch(maps[0])
                 sums, mean, var = shared_projection_sums(maps, weight, gain, offset, _PAIRS, eps=self.norm.eps)
                 self._track(mean, var, maps[0].shape[0] * maps[0].shape[2] * maps[0].shape[3])
-            else:
-                running = (self.norm.running_mean, self.norm.running_var)
-                known = (at_least_float32(cast(Tensor, running[0])), at_least_float32(cast(Tensor, running[1])))
-                sums = shared_projection_sums(maps, weight, gain, offset, _PAIRS, known, self.norm.eps)[0]
-            pooled = torch.cat([signed_sqrt_l2(branch + self.root_eps, grad_eps=0.0) for branch in sums], dim=1)
-        return pooled.to(self.projection.weight.dtype)
+                return sums
+            running = (self.norm.running_mean, self.norm.running_var)
+            known = (at_least_float32(cast(Tensor, running[0])), at_least_float32(cast(Tensor, running[1])))
+            return shared_projection_sums(maps, weight, gain, offset, _PAIRS, known, self.norm.eps)[0]
 
     def _check_batch(self, x: Tensor) -> None:
         if x.shape[0] * x.shape[2] * x.shape[3] < 2:
@@ -87,8 +99,12 @@ class SharedHbpPooling(nn.Module):
     @torch.no_grad()
     def _track(self, mean: Sequence[Tensor], var: Sequence[Tensor], count: int) -> None:
         """Updates the running statistics as the published head does, map by map of each pair."""
-        running_mean, running_var = cast(Tensor, self.norm.running_mean), cast(Tensor, self.norm.running_var)
-        for index in (index for pair in _PAIRS for index in pair):
-            running_mean.lerp_(mean[index].to(running_mean.dtype), _MOMENTUM)
-            running_var.lerp_((var[index] * (count / (count - 1))).to(running_var.dtype), _MOMENTUM)
+        for running, found in (
+            (cast(Tensor, self.norm.running_mean), mean),
+            (cast(Tensor, self.norm.running_var), [x * (count / (count - 1)) for x in var]),
+        ):
+            value, largest = at_least_float32(running), torch.finfo(running.dtype).max
+            for index in (index for pair in _PAIRS for index in pair):
+                value = value.lerp(found[index], cast(float, self.norm.momentum))
+            running.copy_(value.clamp(-largest, largest))  # float16 ends at 65504
         cast(Tensor, self.norm.num_batches_tracked).add_(2 * len(_PAIRS))

@@ -23,11 +23,12 @@ class IsqrtCovPooling(nn.Module):
     Args:
         in_channels: number of channels of the one map.
         dim: channels d after the reduction; None for no reduction. The vector has d (d + 1) / 2 entries.
-        iterations: of Newton and Schulz, >= 1.
+        iterations: of Newton and Schulz, >= 1; in float32 more than 20 may diverge where the covariance is singular, as
+            that of fewer locations than channels is.
         grad_eps: bound on the gradient of the trace's root, see `c2f_zoo.ops.signed_sqrt`.
 
     Raises:
-        ValueError: not one map.
+        ValueError: not one map, or `iterations` is below 1.
     """
 
     def __init__(
@@ -35,6 +36,8 @@ class IsqrtCovPooling(nn.Module):
     ) -> None:
         super().__init__()
         check_num_maps("isqrt_cov", in_channels, allowed=[1])
+        if iterations < 1:
+            raise ValueError(f"isqrt_cov wants 1 iteration or more, not {iterations}")
         self.in_channels = tuple(in_channels)
         self.iterations = iterations
         self.grad_eps = grad_eps

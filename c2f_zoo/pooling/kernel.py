@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from c2f_zoo.ops import at_least_float32, draw_hashes, signed_sqrt_l2, tensor_sketch_sums
 from c2f_zoo.pooling.registry import check_channels, check_num_maps, register_pooling
 
-_SHORTEST = 1e-2  # a location's vector shorter than that is not stretched to length 1: bounds the gradient
+_SHORTEST = 1e-2  # the gradient of a location's unit vector is that of a vector no shorter than this: bounded
 
 
 @register_pooling("kernel")
@@ -20,8 +21,8 @@ class KernelPooling(nn.Module):
     """A compact Taylor series of a kernel: `concat(a_1 X, a_2 TS_2(X), ..., a_p TS_p(X))` (Cui et al., CVPR 2017).
 
     Inner products of two locations' features estimate the kernel K(x, y) = sum_i a_i^2 (x . y)^i, i = 1..p, of
-    their unit vectors: order 1 is the vector itself, the others are Tensor Sketches of the i-fold outer product.
-    Features are summed over locations; signed root and l2 over the whole vector follow.
+    their unit vectors (a vector of zeros stays one): order 1 is the vector itself, the others are Tensor Sketches
+    of the i-fold outer product. Features are summed over locations; signed root and l2 over the whole vector follow.
 
     By default a_i^2 = exp(-2 gamma) (2 gamma)^i / i!, so that K is the Gaussian kernel exp(-gamma |x - y|^2) but
     for its constant and its orders beyond p (their theorem for unit vectors). The sketches of the orders
@@ -81,7 +82,7 @@ class KernelPooling(nn.Module):
     def sums(self, maps: Sequence[Tensor]) -> Tensor:
         """The features summed over locations, before root and norm: inner products of two estimate sums of K."""
         check_channels(maps, self.in_channels)
-        x = F.normalize(at_least_float32(maps[0]).flatten(2), dim=1, eps=_SHORTEST)
+        x = _UnitVectors.apply(at_least_float32(maps[0]).flatten(2))
         orders = [x.sum(dim=2)]
         if len(self.coefficients) > 1:
             orders += tensor_sketch_sums(x, self.hashes, self.signs, self.dim)[1:]
@@ -90,3 +91,26 @@ class KernelPooling(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Pools a map of shape (N, C, H, W) to (N, out_features)."""
         return signed_sqrt_l2(self.sums(maps), self.grad_eps).to(maps[0].dtype)
+
+
+class _UnitVectors(torch.autograd.Function):
+    """Each location's vector over its length: exact forward, a gradient of at most 1 / `_SHORTEST`; zeros pass none."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        # First over the largest value, for squares not to vanish.
+        x = x / x.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+        return F.normalize(x, dim=1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        x, unit = ctx.saved_tensors
+        length = x.norm(dim=1, keepdim=True)
+        tangent = grad - unit * (unit * grad).sum(dim=1, keepdim=True)
+        return tangent * torch.where(length > 0, 1 / length.clamp(min=_SHORTEST), 0)

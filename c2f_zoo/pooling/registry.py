@@ -97,7 +97,7 @@ def align_maps(maps: Sequence[Tensor], in_channels: Sequence[int], align: Align)
 
 def check_one_size(sizes: Sequence[tuple[int, int]]) -> None:
     """Raises a ValueError unless all (height, width) are the same."""
-    if len(set(sizes)) > 1:
+    if any(size != sizes[0] for size in sizes):  # not a set: under torch.export sizes may be symbols
         shown = ", ".join(f"{height} x {width}" for height, width in sizes)
         raise ValueError(
             f"the maps differ in spatial size ({shown}); choose taps of one size, or a pooling's option align='pool'"
