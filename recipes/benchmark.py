@@ -376,8 +376,9 @@ def check_alike(module: nn.Module, maps: Sequence[Tensor], plain: Callable[..., 
         gradient = torch.autograd.grad((out * torch.linspace(-1, 1, out.shape[1])).sum(), maps[0])[0]
         found.append((out.detach(), gradient))
     for name, ours, theirs in zip(("values", "gradients"), *found, strict=True):
-        difference = ((ours - theirs).norm() / theirs.norm()).item()
-        if not difference < 3e-2:  # the root makes 1e-3 of the rounding errors of sums near 0, and more of its slope
+        # Medians: near 0 the root's slope, which ours bounds, makes a few large numbers of rounding errors.
+        difference = ((ours - theirs).abs().median() / theirs.abs().median()).item()
+        if not difference < 1e-2:
             raise SystemExit(f"ours and the plain transcription differ in {name} by {difference:.1e}")
 
 

@@ -92,13 +92,14 @@ def _through_products(
     gram = x[i] @ x[j].T
     of_gram = torch.zeros_like(gram)
     for rows in _row_slices(len(grad)):
-        scale = grad[rows, None]
-        if (gradient := of_weights[j]) is not None:
-            gradient[rows].addcmul_(u[i][rows] @ gram, scale)
+        # A row's factor may as well come before the product.
+        scaled = u[j][rows] * grad[rows, None]
         if (gradient := of_weights[i]) is not None:
-            gradient[rows].addcmul_(u[j][rows] @ gram.T, scale)
+            gradient[rows].addmm_(scaled, gram.T)
         if of_maps[i] is not None or of_maps[j] is not None:
-            of_gram.addmm_(u[i][rows].T, u[j][rows] * scale)
+            of_gram.addmm_(u[i][rows].T, scaled)
+        if (gradient := of_weights[j]) is not None:
+            gradient[rows].addmm_(u[i][rows] * grad[rows, None], gram)
     return of_gram
 
 

@@ -66,6 +66,7 @@ def register_sums(
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         maps, weights, biases, ctx.masks, _, ctx.rectify = inputs
+        ctx.set_materialize_grads(False)  # or zeros as large as what is kept would be made
         ctx.save_for_backward(*maps, *weights, *biases, output[1])
 
     def differentiate(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
