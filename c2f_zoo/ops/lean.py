@@ -69,9 +69,11 @@ def register_sums(
         ctx.set_materialize_grads(False)  # or zeros as large as what is kept would be made
         ctx.save_for_backward(*maps, *weights, *biases, output[1])
 
-    def differentiate(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+    def differentiate(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
         *inputs, kept = ctx.saved_tensors
         count = len(inputs) // 3
+        if grad is None:  # zero, as a second derivative may find it
+            return (*([None] * count for _ in range(3)), None, None, None)
         groups = [inputs[i * count : (i + 1) * count] for i in range(3)]
         needed = [need for group in ctx.needs_input_grad[:3] for need in group]
         if torch.is_grad_enabled():  # create_graph=True: the formula's own gradient has a gradient
