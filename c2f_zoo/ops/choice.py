@@ -14,7 +14,7 @@ IMPLEMENTATIONS = {
     "plain": "projections, products and sums as PyTorch operations; everything is kept for the backward pass",
     "tiled": "tile by tile, in float32; the backward pass projects again; memory flat in d and N",
     "saved": "tile by tile, in float32; the projections are kept in float32",
-    "saved_bf16": "tile by tile, in float32; the projections are kept in bfloat16: gradients differ by some 1e-3",
+    "saved_bf16": "tile by tile, in float32; the projections are kept in bfloat16, which rounds gradients",
     "gram": "pairs only: products with the cross-Gram matrix of the maps instead of projections, in float32",
     "triton": "fused GPU kernels, in the dtype that autocast or the weights ask for; the backward pass projects again",
 }

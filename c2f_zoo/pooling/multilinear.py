@@ -32,7 +32,7 @@ class MultilinearPooling(nn.Module):
         grad_eps: bound on the root's gradient, see `c2f_zoo.ops.signed_sqrt`.
         l2: `"branch"` normalises each term by itself, as in HBP; `"vector"` the concatenation of all.
         align: what to do with maps of different sizes, see `c2f_zoo.pooling.registry.align_maps`.
-        impl: one of `c2f_zoo.ops.IMPLEMENTATIONS`, which differ in speed and memory only; None chooses.
+        impl: one of `c2f_zoo.ops.IMPLEMENTATIONS`, which differ in speed, memory and rounding; None chooses.
 
     Raises:
         ValueError: `l2`, `align` or `impl` is none of its values.
