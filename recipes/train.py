@@ -124,7 +124,7 @@ def main(options: Options, config_name: str) -> None:
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     if accelerator.device.type == "cpu" and torch.get_num_threads() == 1:  # as accelerate launch sets it
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // accelerator.num_processes))
+        torch.set_num_threads(max(1, usable_cores() // accelerator.num_processes))
     set_seed(options.seed)
     if options.batch_size % accelerator.num_processes:
         raise ValueError(f"batch_size {options.batch_size} cannot be shared by {accelerator.num_processes} processes")
@@ -150,6 +150,11 @@ def main(options: Options, config_name: str) -> None:
     if accelerator.is_main_process:
         print_report(model, matrix, output)
     accelerator.end_training()
+
+
+def usable_cores() -> int:
+    # taskset, Slurm and containers allow fewer cores than the machine has; macOS and Windows cannot tell.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def train(
