@@ -5,9 +5,10 @@
     python recipes/benchmark.py sweep                                  # mlp against d, batch, channels and map size
     python recipes/benchmark.py step                                   # a whole training step of mlph_vgg16_cub
 
-Every variant runs in two processes of its own: one that measures time, beside the machine's own rate of matrix
-products, and one that measures memory, in which freed memory goes back to the operating system at once, so that its
-high-water mark is that of the step.
+Every variant runs in two processes of its own: one that measures memory, in which freed memory goes back to the
+operating system at once, so that its high-water mark is that of the step; and one that measures time. The latter take
+turns, run by run, each with a product of matrices that tells the machine's own rate: where the machine is slower for a
+while, all variants are.
 """
 
 from __future__ import annotations
@@ -167,15 +168,16 @@ def pooling(
     """
     rows: list[dict[str, Any]] = []
     for name in names or c2f_zoo.list_poolings():
-        for variant in VARIANTS.get(name, ("plain", "ours") if name in PLAIN else ("ours",)):
-            rows.append(measured_row(name, variant, batch, channels, size, dim, repeats))
-            print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-            write_csv(Path(output), rows)
+        variants = VARIANTS.get(name, ("plain", "ours") if name in PLAIN else ("ours",))
+        for row in measured_rows(name, variants, batch, channels, size, dim, repeats):
+            rows.append(row)
+            print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+        write_csv(Path(output), rows)
     Console(width=150).print(comparison(rows))
     print(f"written to {output}")
 
 
-def sweep(repeats: int = 2, output: str = "runs/benchmark-sweep.csv") -> None:
+def sweep(repeats: int = 3, output: str = "runs/benchmark-sweep.csv") -> None:
     """Cost of `mlp` against d, batch, channels and map size, one at a time, from d 4096, batch 2, 256 channels, 28.
 
     Args:
@@ -193,11 +195,11 @@ def sweep(repeats: int = 2, output: str = "runs/benchmark-sweep.csv") -> None:
     for what, values in steps.items():
         for value in values:
             at: dict[str, Any] = {**base, what: value}
-            for variant in ("plain", "ours"):
-                row = measured_row("mlp", variant, at["batch"], at["channels"], at["size"], at["dim"], repeats)
+            shape = (at["batch"], at["channels"], at["size"], at["dim"])
+            for row in measured_rows("mlp", ("plain", "ours"), *shape, repeats):
                 rows.append({"against": what, **row})
-                print(what, value, variant, row["step_ms"], "ms", row["peak_step_mib"], "MiB", flush=True)
-                write_csv(Path(output), rows)
+                print(what, value, row["variant"], row["step_ms"], "ms", row["peak_step_mib"], "MiB", flush=True)
+            write_csv(Path(output), rows)
     plot_sweep(rows, Path(output).with_suffix(".png"))
     print(f"written to {output}")
 
@@ -213,32 +215,34 @@ def step(repeats: int = 3, memory_gib: float = 24.0, output: str = "runs/benchma
         output: the CSV file.
     """
     rows: list[dict[str, Any]] = []
-    for impl in ("plain", "tiled"):
-        peaks = {}
-        for batch in (1, 3):
-            row = {"impl": impl, "batch": batch, **machine()}
-            for what in ("memory", "speed"):
-                row |= in_a_process("measure_step", impl, what, batch, repeats)
-            peaks[batch] = row["total_mib"]
-            rows.append(row)
-            print(row, flush=True)
-        slope = (peaks[3] - peaks[1]) / 2
-        largest = int((memory_gib * 1024 - (peaks[1] - slope)) / slope)
-        for row in rows[-2:]:
-            row["largest_batch"] = largest
-        write_csv(Path(output), rows)
-        print(f"{impl}: {slope:.0f} MiB a picture; the largest batch in {memory_gib:g} GiB is about {largest}")
+    for batch in (1, 3):
+        times = taking_turns([("measure_step", impl, "speed", batch) for impl in ("plain", "tiled")], repeats)
+        for impl, time_of in zip(("plain", "tiled"), times, strict=True):
+            peak = in_a_process("measure_step", impl, "memory", batch)
+            rows.append({"impl": impl, "batch": batch, **machine(), **peak, **time_of})
+            print(rows[-1], flush=True)
+    for small, large in zip(rows[:2], rows[2:], strict=True):
+        slope = (large["total_mib"] - small["total_mib"]) / 2
+        largest = int((memory_gib * 1024 - (small["total_mib"] - slope)) / slope)
+        small["largest_batch"] = large["largest_batch"] = largest
+        print(f"{small['impl']}: {slope:.0f} MiB a picture; the largest batch in {memory_gib:g} GiB is about {largest}")
+    write_csv(Path(output), rows)
 
 
-def measured_row(
-    name: str, variant: str, batch: int, channels: int, size: int, dim: int | None, repeats: int
-) -> dict[str, Any]:
+def measured_rows(
+    name: str, variants: Sequence[str], batch: int, channels: int, size: int, dim: int | None, repeats: int
+) -> list[dict[str, Any]]:
     shape = {"batch": batch, "channels": channels, "size": size}
-    row: dict[str, Any] = {"pooling": name, "variant": variant, **shape, "dim": dim}
     options = () if dim is None else ("--dim", dim)
-    for what in ("memory", "speed"):
-        row |= in_a_process("measure", name, variant, what, *shape.values(), repeats, *options)
-    return row | machine()
+    commands = [("measure", name, variant, "speed", *shape.values(), *options) for variant in variants]
+    times = taking_turns(commands, repeats)
+    return [
+        {"pooling": name, "variant": variant, **shape, "dim": dim}
+        | in_a_process("measure", name, variant, "memory", *shape.values(), *options)
+        | time_of
+        | machine()
+        for variant, time_of in zip(variants, times, strict=True)
+    ]
 
 
 def machine() -> dict[str, Any]:
@@ -247,14 +251,54 @@ def machine() -> dict[str, Any]:
 
 
 def in_a_process(*arguments: object) -> dict[str, Any]:
-    environment = dict(os.environ)
-    if "memory" in arguments:
-        environment["MALLOC_MMAP_THRESHOLD_"] = "65536"
+    """What a command of this file prints: memory, where freed memory goes back at once."""
     command = [sys.executable, __file__, *map(str, arguments)]
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command[2:])} failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def taking_turns(commands: Sequence[Sequence[object]], repeats: int) -> list[dict[str, Any]]:
+    """Starts commands of this file that `serve`, has them run in turn, and gives the medians of each."""
+    calls = [[sys.executable, __file__, *map(str, command)] for command in commands]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(call, **pipes) for call in calls]
+    kinds = [ask(process) for process in processes]
+    runs: list[list[dict[str, float]]] = [[] for _ in commands]
+    for _ in range(repeats):
+        for process, names, found in zip(processes, kinds, runs, strict=True):
+            found.append({name: ask(process, name) for name in names})
+    for process in processes:
+        process.communicate()
+    medians = [{name: statistics.median(run[name] for run in found) for name in found[0]} for found in runs]
+    return [{name: round(value, 2) for name, value in row.items()} for row in medians]
+
+
+def ask(process: subprocess.Popen, question: str = "") -> Any:
+    assert process.stdin is not None and process.stdout is not None
+    if question:
+        process.stdin.write(question + "\n")
+        process.stdin.flush()
+    for line in process.stdout:
+        return json.loads(line)
+    raise SystemExit("a variant's process failed; its last words are above")
+
+
+def serve(runs: dict[str, Callable[[], Any]]) -> None:
+    """Runs each function once; then, for each name that comes in, that function, and prints its milliseconds."""
+    a, b = torch.rand(2048, 2048), torch.rand(2048, 2048)
+    runs = {**runs, "gemm_gflops": lambda: torch.mm(a, b)}
+    for run in runs.values():
+        run()
+    print(json.dumps(list(runs)), flush=True)
+    for line in sys.stdin:
+        name = line.strip()
+        start = time.perf_counter()
+        runs[name]()
+        seconds = time.perf_counter() - start
+        print(2 * 2048**3 / seconds / 1e9 if name == "gemm_gflops" else 1e3 * seconds, flush=True)
 
 
 def measure(
@@ -264,10 +308,9 @@ def measure(
     batch: int,
     channels: int,
     size: int,
-    repeats: int,
     dim: int | None = None,
 ) -> None:
-    """Measures one variant; prints JSON. `pooling` and `sweep` run this, a user need not.
+    """Measures one variant: prints its memory, or serves its runs. `pooling` and `sweep` run this, a user need not.
 
     Args:
         name: the pooling.
@@ -276,7 +319,6 @@ def measure(
         batch: pictures.
         channels: of each map.
         size: height and width of the maps.
-        repeats: timed runs.
         dim: the pooling's option; default its own.
     """
     torch.manual_seed(0)
@@ -300,26 +342,21 @@ def measure(
         run_forward(call, module, others)
         run_step(call, module, others)
         del others
-        result = memory(call, module, maps)
-    else:
-        if plain is not None:
-            check_alike(module, maps, plain)
-        result = {
-            "forward_ms": median_ms(lambda: run_forward(call, module, maps), repeats),
-            "step_ms": median_ms(lambda: run_step(call, module, maps), repeats),
-            "gemm_gflops": round(gemm_rate() / 1e9, 1),
-        }
-    print(json.dumps(result))
+        print(json.dumps(memory(call, module, maps)))
+        return
+    if plain is not None:
+        check_alike(module, maps, plain)
+    forward, both = (lambda: run_forward(call, module, maps)), (lambda: run_step(call, module, maps))
+    serve({"forward_ms": forward, "step_ms": both})
 
 
-def measure_step(impl: str, what: Literal["memory", "speed"], batch: int, repeats: int) -> None:
-    """Measures a training step of the whole model; prints JSON. `step` runs this, a user need not.
+def measure_step(impl: str, what: Literal["memory", "speed"], batch: int) -> None:
+    """Measures a training step of the whole model, as `measure` a pooling. `step` runs this, a user need not.
 
     Args:
         impl: implementation of the multilinear sums.
         what: time, or memory.
         batch: pictures.
-        repeats: timed runs.
     """
     torch.manual_seed(0)
     model = c2f_zoo.create_model("mlph_vgg16_cub", pooling_options={"impl": impl})
@@ -334,10 +371,9 @@ def measure_step(impl: str, what: Literal["memory", "speed"], batch: int, repeat
     if what == "memory":
         train()  # gradients and momentum are there from now on
         peak_bytes(train)
-        result = {"total_mib": round(status_bytes("VmHWM") / MEBIBYTE, 1)}
+        print(json.dumps({"total_mib": round(status_bytes("VmHWM") / MEBIBYTE, 1)}))
     else:
-        result = {"step_ms": median_ms(train, repeats), "gemm_gflops": round(gemm_rate() / 1e9, 1)}
-    print(json.dumps(result))
+        serve({"step_ms": train})
 
 
 def run_forward(call: Callable[..., Tensor], module: nn.Module, maps: Sequence[Tensor]) -> None:
@@ -382,15 +418,6 @@ def check_alike(module: nn.Module, maps: Sequence[Tensor], plain: Callable[..., 
             raise SystemExit(f"ours and the plain transcription differ in {name} by {difference:.1e}")
 
 
-def median_ms(function: Callable[[], Any], repeats: int) -> float:
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return round(1e3 * statistics.median(times[1:]), 2)  # the first one warms up
-
-
 def kept_bytes(run: Callable[[], Tensor], given: Iterable[Tensor]) -> int:
     """Bytes that the forward pass keeps for the backward pass, beside inputs, weights and buffers."""
     known = {tensor.untyped_storage().data_ptr() for tensor in given}
@@ -420,12 +447,6 @@ def peak_bytes(function: Callable[[], None]) -> int:
 def status_bytes(key: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
-
-
-def gemm_rate(size: int = 2048) -> float:
-    """Floating-point operations per second of this machine's own matrix product, float32."""
-    a, b = torch.rand(size, size), torch.rand(size, size)
-    return 2 * size**3 / (median_ms(lambda: torch.mm(a, b), 5) / 1e3)
 
 
 def cpu_name() -> str:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from c2f_zoo.ops import gram, matrix_sqrt, multilinear_sums, signed_sqrt, signed_sqrt_l2
+from c2f_zoo.ops import covariance, gram, matrix_sqrt, multilinear_sums, signed_sqrt, signed_sqrt_l2
 
 
 def test_the_root_is_exact_forward() -> None:
@@ -95,7 +95,20 @@ def test_the_first_steps_of_newton_and_schulz_by_hand() -> None:
     torch.testing.assert_close(found[0].diagonal(), torch.tensor(expected, dtype=torch.float64))
 
 
-def test_the_gram_matrix_of_one_map_has_the_right_derivatives() -> None:
-    x = torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_the_gram_matrix_of_one_map_by_loops(channels: int) -> None:
+    x = torch.randn(2, channels, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = torch.stack([sum(torch.outer(v, v) for v in picture.flatten(1).T) for picture in x])
+    torch.testing.assert_close(gram(x, x), expected)
+    x.requires_grad_()
     assert torch.autograd.gradcheck(lambda x: gram(x, x), x)
     assert torch.autograd.gradgradcheck(lambda x: gram(x, x), x)
+
+
+def test_the_covariance_is_torchs() -> None:
+    x = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = torch.stack([torch.cov(vectors, correction=0) for vectors in x])
+    torch.testing.assert_close(covariance(x), expected)
+    x.requires_grad_()
+    assert torch.autograd.gradcheck(covariance, x)
+    assert torch.autograd.gradgradcheck(covariance, x)

@@ -1,7 +1,9 @@
 """Sums of pairs without any projection: sum_l (u . x_l)(v . y_l) = u^T (sum_l x_l y_l^T) v.
 
 The cross-Gram matrix of two maps is made once for each picture; what was projected at L locations is then a product
-with a C x C matrix. It takes fewer multiplications where C / L + C / d < 1.
+with a C x C matrix. It takes fewer multiplications where C / L + C / d < 1, and the matrices are smaller than the maps.
+They are kept for the backward pass. Rows of the weights are walked through in the outer loop: read once, they stay in
+the cache while all pictures pass.
 """
 
 from __future__ import annotations
@@ -17,10 +19,6 @@ from c2f_zoo.ops.tiled import members, plain_sums
 _ROWS = 1024
 
 
-def _row_slices(dim: int) -> Iterator[slice]:
-    return (slice(start, min(start + _ROWS, dim)) for start in range(0, dim, _ROWS))
-
-
 def _forward(
     maps: Sequence[Tensor],
     weights: Sequence[Tensor],
@@ -30,25 +28,51 @@ def _forward(
     rectify: bool,
 ) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(maps[0].dtype, torch.float32)
-    dim, locations = len(weights[0]), maps[0].shape[2]
-    sums = maps[0].new_empty(len(masks), len(maps[0]), dim, dtype=dtype)
-    u, b = ([x.to(dtype) for x in group] for group in (weights, biases))
-    for n in range(len(maps[0])):
-        x = [feature_map[n].to(dtype) for feature_map in maps]
-        means = [weight @ vectors.sum(dim=1) for weight, vectors in zip(u, x, strict=True)]
+    sums = maps[0].new_empty(len(masks), len(maps[0]), len(weights[0]), dtype=dtype)
+    kept = _grams(maps, masks)
+    grams = _split(kept, maps, masks)
+    totals = [x.sum(dim=2, dtype=dtype) for x in maps]
+    for rows in _row_slices(len(weights[0])):
+        u, b = ([x[rows].to(dtype) for x in group] for group in (weights, biases))
+        means = [weight @ total.T for weight, total in zip(u, totals, strict=True)]
         for term, mask in enumerate(masks):
             i, j = members(mask)
-            gram = x[i] @ x[j].T
-            for rows in _row_slices(dim):
-                torch.sum((u[i][rows] @ gram).mul_(u[j][rows]), dim=1, out=sums[term, n, rows])
-            sums[term, n] += b[j] * means[i] + b[i] * means[j] + locations * b[i] * b[j]
-    return sums, maps[0].new_empty(0)
+            product = torch.empty_like(u[j])
+            for n, gram in enumerate(grams[term]):
+                torch.mm(u[i], gram, out=product)
+                torch.sum(product.mul_(u[j]), dim=1, out=sums[term, n, rows])
+            linear = b[j][:, None] * means[i] + b[i][:, None] * means[j]
+            sums[term, :, rows] += (linear + maps[0].shape[2] * (b[i] * b[j])[:, None]).T
+    return sums, kept if keep else kept.new_empty(0)
 
 
 def _fake_kept(
     maps: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor], masks: Sequence[int], keep: str
 ) -> Tensor:
-    return maps[0].new_empty(0)
+    dtype = torch.promote_types(maps[0].dtype, torch.float32)
+    size = sum(maps[i].shape[1] * maps[j].shape[1] for i, j in map(members, masks)) if keep else 0
+    return maps[0].new_empty(maps[0].shape[0] * size, dtype=dtype)
+
+
+def _grams(maps: Sequence[Tensor], masks: Sequence[int]) -> Tensor:
+    """The cross-Gram matrices of all terms and pictures, one after the other."""
+    packed = _fake_kept(maps, (), (), masks, "grams")
+    for mask, matrices in zip(masks, _split(packed, maps, masks), strict=True):
+        i, j = members(mask)
+        for n, out in enumerate(matrices):
+            torch.mm(maps[i][n].to(packed.dtype), maps[j][n].to(packed.dtype).T, out=out)
+    return packed
+
+
+def _split(packed: Tensor, maps: Sequence[Tensor], masks: Sequence[int]) -> list[Tensor]:
+    """For each term its matrices, (N, C_i, C_j)."""
+    shapes = [(maps[0].shape[0], maps[i].shape[1], maps[j].shape[1]) for i, j in map(members, masks)]
+    parts = packed.split([n * rows * columns for n, rows, columns in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _row_slices(dim: int) -> Iterator[slice]:
+    return (slice(start, min(start + _ROWS, dim)) for start in range(0, dim, _ROWS))
 
 
 def _backward(
@@ -62,73 +86,84 @@ def _backward(
     needed: Sequence[bool],
 ) -> list[Tensor]:
     inputs, count = [*maps, *weights, *biases], len(maps)
-    dtype = torch.promote_types(maps[0].dtype, torch.float32)
-    gradients = accumulators(inputs, needed)
+    gradients = accumulators(inputs, needed, torch.empty)
     of_maps, of_weights, of_biases = (gradients[i * count : (i + 1) * count] for i in range(3))
-    u, b = ([x.to(dtype) for x in group] for group in (weights, biases))
-    for n in range(len(maps[0])):
-        x = [feature_map[n].to(dtype) for feature_map in maps]
+    kept = kept if kept.numel() else _grams(maps, masks)
+    grams = _split(kept, maps, masks)
+    of_grams = _split(torch.zeros_like(kept), maps, masks)
+    totals = [x.sum(dim=2, dtype=kept.dtype) for x in maps]
+    of_totals = [torch.zeros_like(total) for total in totals]
+    for rows in _row_slices(len(weights[0])):
+        u, b = ([x[rows].to(kept.dtype) for x in group] for group in (weights, biases))
+        of_u = [None if gradient is None else gradient[rows] for gradient in of_weights]
+        of_b = [None if gradient is None else gradient[rows] for gradient in of_biases]
+        upstream = grad[:, :, rows]
+        _through_totals(totals, u, b, masks, upstream, maps[0].shape[2], of_totals, of_u, of_b)
         for term, mask in enumerate(masks):
             i, j = members(mask)
-            of_gram = _through_products(i, j, x, u, grad[term, n], of_maps, of_weights)
+            into = of_grams[term] if of_maps[i] is not None or of_maps[j] is not None else None
+            _through_products(i, j, u, grams[term], upstream[term], into, of_u)
+    for gradient, of_total in zip(of_maps, of_totals, strict=True):
+        if gradient is not None:
+            gradient.copy_(of_total[:, :, None].expand_as(gradient))
+    for mask, of_gram in zip(masks, of_grams, strict=True):
+        i, j = members(mask)
+        for n, matrix in enumerate(of_gram):
             if (gradient := of_maps[i]) is not None:
-                gradient[n].addmm_(of_gram, x[j])
+                gradient[n].addmm_(matrix, maps[j][n].to(kept.dtype))
             if (gradient := of_maps[j]) is not None:
-                gradient[n].addmm_(of_gram.T, x[i])
-        _through_biases(n, x, u, b, masks, grad[:, n], of_maps, of_weights, of_biases)
+                gradient[n].addmm_(matrix.T, maps[i][n].to(kept.dtype))
     return finished(gradients, inputs)
+
+
+def _through_totals(
+    totals: Sequence[Tensor],
+    u: Sequence[Tensor],
+    b: Sequence[Tensor],
+    masks: Sequence[int],
+    grad: Tensor,
+    locations: int,
+    of_totals: Sequence[Tensor],
+    of_u: Sequence[Tensor | None],
+    of_b: Sequence[Tensor | None],
+) -> None:
+    """Gradients of b_j u_i . t_i + b_i u_j . t_j + L b_i b_j, t a map's sum over locations; the first to write."""
+    means = [weight @ total.T for weight, total in zip(u, totals, strict=True)]
+    of_means, constant = [torch.zeros_like(mean) for mean in means], [torch.zeros_like(bias) for bias in b]
+    for term, mask in enumerate(masks):
+        i, j = members(mask)
+        for one, other in ((i, j), (j, i)):
+            of_means[one] += grad[term].T * b[other][:, None]
+            constant[one] += (grad[term].T * (means[other] + locations * b[other][:, None])).sum(dim=1)
+    for index, of_mean in enumerate(of_means):
+        if (gradient := of_b[index]) is not None:
+            gradient.copy_(constant[index])
+        if (gradient := of_u[index]) is not None:
+            torch.mm(of_mean, totals[index], out=gradient)
+        of_totals[index].addmm_(of_mean.T, u[index])
 
 
 def _through_products(
     i: int,
     j: int,
-    x: Sequence[Tensor],
     u: Sequence[Tensor],
+    grams: Tensor,
     grad: Tensor,
-    of_maps: Sequence[Tensor | None],
-    of_weights: Sequence[Tensor | None],
-) -> Tensor:
-    """Adds to the gradients of both weights of a pair; gives that of the cross-Gram matrix, (C_i, C_j)."""
-    gram = x[i] @ x[j].T
-    of_gram = torch.zeros_like(gram)
-    for rows in _row_slices(len(grad)):
-        # A row's factor may as well come before the product.
-        scaled = u[j][rows] * grad[rows, None]
-        if (gradient := of_weights[i]) is not None:
-            gradient[rows].addmm_(scaled, gram.T)
-        if of_maps[i] is not None or of_maps[j] is not None:
-            of_gram.addmm_(u[i][rows].T, scaled)
-        if (gradient := of_weights[j]) is not None:
-            gradient[rows].addmm_(u[i][rows] * grad[rows, None], gram)
-    return of_gram
-
-
-def _through_biases(
-    n: int,
-    x: Sequence[Tensor],
-    u: Sequence[Tensor],
-    b: Sequence[Tensor],
-    masks: Sequence[int],
-    grad: Tensor,
-    of_maps: Sequence[Tensor | None],
-    of_weights: Sequence[Tensor | None],
-    of_biases: Sequence[Tensor | None],
+    of_grams: Tensor | None,
+    of_u: Sequence[Tensor | None],
 ) -> None:
-    """Adds the gradients of b_j u_i . m_i + b_i u_j . m_j + L b_i b_j, where m is a map's sum over locations."""
-    sums = [vectors.sum(dim=1) for vectors in x]
-    means = [weight @ total for weight, total in zip(u, sums, strict=True)]
-    of_means = [torch.zeros_like(bias) for bias in b]
-    for term, mask in enumerate(masks):
-        i, j = members(mask)
-        for one, other in ((i, j), (j, i)):
-            of_means[one] += grad[term] * b[other]
-            if (gradient := of_biases[one]) is not None:
-                gradient += grad[term] * (means[other] + x[0].shape[1] * b[other])
-    for index, of_mean in enumerate(of_means):
-        if (gradient := of_weights[index]) is not None:
-            gradient.addr_(of_mean, sums[index])
-        if (gradient := of_maps[index]) is not None:
-            gradient[n] += (of_mean @ u[index])[:, None]
+    """Adds a pair's gradients of some rows of both weights, and of the cross-Gram matrices (N, C_i, C_j)."""
+    scaled_i, scaled_j = torch.empty_like(u[i]), torch.empty_like(u[j])
+    for n, gram in enumerate(grams):
+        factor = grad[n][:, None]
+        if of_u[i] is not None or of_grams is not None:
+            torch.mul(u[j], factor, out=scaled_j)
+        if (gradient := of_u[i]) is not None:
+            gradient.addmm_(scaled_j, gram.T)
+        if of_grams is not None:
+            of_grams[n].addmm_(u[i].T, scaled_j)
+        if (gradient := of_u[j]) is not None:
+            gradient.addmm_(torch.mul(u[i], factor, out=scaled_i), gram)
 
 
 cross_gram_sums = register_sums("cross_gram_sums", _forward, _backward, _fake_kept, plain_sums)

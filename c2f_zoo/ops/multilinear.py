@@ -98,7 +98,7 @@ _RUN: dict[str, Callable[..., list[Tensor]]] = {
     "tiled": _lean(tiled_sums),
     "saved": _lean(tiled_sums, "float32"),
     "saved_bf16": _lean(tiled_sums, "bfloat16"),
-    "gram": _lean(cross_gram_sums),
+    "gram": _lean(cross_gram_sums, "grams"),
     "triton": triton_multilinear_sums,
 }
 

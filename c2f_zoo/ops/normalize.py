@@ -104,7 +104,7 @@ def _slope_in_place(x: Tensor, grad: Tensor, grad_eps: float) -> Tensor:
     root = x.abs()
     total = root.sum(dim=1, keepdim=True).clamp(min=_least(x))
     signed = root.sqrt_().copysign(x)
-    along = torch.linalg.vecdot(signed, grad, dim=1)[:, None] / total
+    along = torch.bmm(signed[:, None], grad[:, :, None])[:, 0] / total  # row by row; vecdot would write the products
     tangent = torch.addcmul(grad, signed, along, value=-1, out=signed)
     return tangent.mul_(torch.where(total > _least(x), 0.5 * total.rsqrt(), 0)).div_(root.add_(grad_eps))
 

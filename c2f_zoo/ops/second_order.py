@@ -31,13 +31,19 @@ def gram(x: Tensor, y: Tensor) -> Tensor:
 
 
 class _SelfGram(torch.autograd.Function):
-    """x x^T, whose gradient (G + G^T) x is one product of matrices instead of two."""
+    """x x^T, three of whose four blocks are made; its gradient (G + G^T) x is one product of matrices, not two."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        return x @ x.transpose(1, 2)
+        half = x.shape[1] // 2
+        upper, lower = x[:, :half], x[:, half:]
+        product = x.new_empty(x.shape[0], x.shape[1], x.shape[1])
+        product[:, :half] = upper @ x.transpose(1, 2)
+        product[:, half:, :half] = product[:, :half, half:].transpose(1, 2)
+        product[:, half:, half:] = lower @ lower.transpose(1, 2)
+        return product
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -65,8 +71,28 @@ def covariance(x: Tensor) -> Tensor:
                  [0., 0.]]])
     """
     with without_autocast(x):
+        return _Covariance.apply(x)
+
+
+class _Covariance(torch.autograd.Function):
+    """The gradient of a covariance matrix is centred by itself: one product of matrices, and nothing after it."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
         centred = x - x.mean(dim=2, keepdim=True)
         return centred @ centred.transpose(1, 2) / x.shape[2]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        with without_autocast(x):
+            return (grad + grad.transpose(1, 2)) @ ((x - x.mean(dim=2, keepdim=True)) / x.shape[2])
 
 
 def matrix_sqrt(a: Tensor, iterations: int = 5, grad_eps: float = 1e-4) -> Tensor:

@@ -1,8 +1,9 @@
 """Multilinear sums tile by tile: nothing of size N x d x HW is made.
 
 A tile is some rows of the projections of one picture. It is projected, multiplied, summed over locations and
-forgotten; the backward pass projects it again. A step with three maps is 12 large matrix products then instead of
-9, and still faster than 9 whose results go through memory. Or the projections are kept, for 9 products and more memory.
+forgotten; the backward pass projects it again. All pictures pass the same rows in turn, which stay in the cache. A step
+with three maps is 12 large matrix products then instead of 9, and still faster than 9 whose results go through memory.
+Or the projections are kept, for 9 products and more memory.
 """
 
 from __future__ import annotations
@@ -127,12 +128,12 @@ class _Tiles:
 
     def __iter__(self) -> Iterator[tuple[int, slice]]:
         maps, weights, _ = self._all
-        for n in range(len(maps[0])):
-            self.maps = [x[n].to(self.dtype) for x in maps]
-            for start in range(0, len(weights[0]), _TILE_ROWS):
-                rows = slice(start, min(start + _TILE_ROWS, len(weights[0])))
-                self._height = rows.stop - start
-                self.weights = [weight[rows].to(self.dtype) for weight in weights]
+        for start in range(0, len(weights[0]), _TILE_ROWS):
+            rows = slice(start, min(start + _TILE_ROWS, len(weights[0])))
+            self._height = rows.stop - start
+            self.weights = [weight[rows].to(self.dtype) for weight in weights]
+            for n in range(len(maps[0])):
+                self.maps = [x[n].to(self.dtype) for x in maps]
                 yield n, rows
 
     def _buffer(self, index: int) -> Tensor:
