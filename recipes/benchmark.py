@@ -295,10 +295,18 @@ def serve(runs: dict[str, Callable[[], Any]]) -> None:
     print(json.dumps(list(runs)), flush=True)
     for line in sys.stdin:
         name = line.strip()
-        start = time.perf_counter()
-        runs[name]()
-        seconds = time.perf_counter() - start
+        seconds = seconds_of(runs[name])
         print(2 * 2048**3 / seconds / 1e9 if name == "gemm_gflops" else 1e3 * seconds, flush=True)
+
+
+def seconds_of(function: Callable[[], Any], at_least: float = 0.2) -> float:
+    """The time of a run; if it is short, the median of several, for the first finds the caches used by others."""
+    times: list[float] = []
+    while sum(times) < at_least:
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
 
 def measure(
@@ -413,7 +421,8 @@ def check_alike(module: nn.Module, maps: Sequence[Tensor], plain: Callable[..., 
         found.append((out.detach(), gradient))
     for name, ours, theirs in zip(("values", "gradients"), *found, strict=True):
         # Medians: near 0 the root's slope, which ours bounds, makes a few large numbers of rounding errors.
-        difference = ((ours - theirs).abs().median() / theirs.abs().median()).item()
+        there = (ours != 0) | (theirs != 0)
+        difference = ((ours - theirs)[there].abs().median() / theirs[there].abs().median()).item()
         if not difference < 1e-2:
             raise SystemExit(f"ours and the plain transcription differ in {name} by {difference:.1e}")
 
