@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,14 @@ class C2FModel(nn.Module):
             ValueError: the model does not answer one of the levels.
         """
         return self.forward_head(self.forward_pool(self.forward_features(x)), levels)
+
+    def log_probs(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Logits (N, classes) of `forward` to log-probabilities of each level, as the head defines them.
+
+        A subset of the levels will do. What a level's log-probabilities are given at is up to the caller: levels may
+        come from pictures of different resolutions.
+        """
+        return self.head.log_probs(logits)  # type: ignore[operator]
 
     def at_level(self, level: str) -> LevelClassifier:
         """The model as a plain classifier of one level; it shares this model's weights."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -21,6 +21,8 @@ class LevelsHead(nn.Module):
         levels: the levels to answer, coarse to fine.
     """
 
+    is_distribution = False
+
     def __init__(self, in_features: int, hierarchy: Hierarchy, levels: Sequence[str]) -> None:
         super().__init__()
         self.levels = tuple(levels)
@@ -36,3 +38,7 @@ class LevelsHead(nn.Module):
     def forward(self, v: Tensor, levels: Sequence[str]) -> dict[str, Tensor]:
         """Maps vectors (N, in_features) to logits (N, classes) for each of `levels`."""
         return {level: self.get_classifier(level)(v) for level in levels}
+
+    def log_probs(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Maps logits (N, classes) to log-probabilities, each level's by itself: levels may contradict each other."""
+        return {level: z.log_softmax(dim=1) for level, z in logits.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ class Hierarchy:
         classes: for each level the names of its classes, in label order.
         parents: for each level but the coarsest, for each of its classes, the label of its parent in
             the level above.
+        version: which edition of the tree this is, e.g. `"1.0"`; empty where nobody said. A part of a tree keeps it.
 
     Raises:
         ValueError: the tree has a fault; all faults are named at once.
@@ -42,6 +43,7 @@ class Hierarchy:
     levels: tuple[str, ...]
     classes: tuple[tuple[str, ...], ...]
     parents: tuple[tuple[int, ...], ...]
+    version: str = ""
 
     def __post_init__(self) -> None:
         faults = _faults(self.levels, self.classes, self.parents)
@@ -85,6 +87,63 @@ class Hierarchy:
         table = torch.tensor(self._ancestors(level), device=fine_labels.device)
         return table[fine_labels.long()]
 
+    def ancestors(self, fine_labels: torch.Tensor) -> torch.Tensor:
+        """The whole path of each label of the finest level.
+
+        Args:
+            fine_labels: integer tensor of any shape (...), values in `[0, num_classes[finest])`.
+
+        Returns:
+            int64 tensor (..., levels): the labels from the coarsest level down to the finest.
+
+        Raises:
+            ValueError: a label lies outside the tree.
+
+        Examples:
+            >>> load_hierarchy("fashion_mnist").ancestors(torch.tensor([0, 9]))  # T-shirt, ankle boot
+            tensor([[0, 0, 0],
+                    [1, 4, 9]])
+        """
+        import torch
+
+        return torch.stack([self.to_parent(fine_labels, level) for level in self.levels], dim=-1)
+
+    def lca_height(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """How far above the finest level the lowest common ancestor of two labels lies (Bertinetto et al., CVPR 2020).
+
+        0 for the same class, 1 for siblings, and so on; the number of levels for classes that share no ancestor, as
+        if one root stood above the coarsest level.
+
+        Args:
+            a: labels of the finest level, integer tensor.
+            b: other labels; both shapes are broadcast.
+
+        Returns:
+            int64 tensor, values in `[0, number of levels]`.
+
+        Raises:
+            ValueError: a label lies outside the tree.
+
+        Examples:
+            >>> load_hierarchy("fashion_mnist").lca_height(torch.tensor(0), torch.tensor([0, 2, 3, 9]))
+            tensor([0, 1, 2, 3])
+        """
+        shared = self.ancestors(a) == self.ancestors(b)
+        return len(self.levels) - shared.sum(dim=-1)
+
+    def collapse(self, level: str) -> Hierarchy:
+        """The tree down to a level, which becomes the finest; labels stay as they are.
+
+        Raises:
+            ValueError: the level is unknown.
+
+        Examples:
+            >>> load_hierarchy("cub").collapse("genus").num_classes
+            {'family': 36, 'genus': 113}
+        """
+        depth = self._depth(level)
+        return Hierarchy(self.levels[: depth + 1], self.classes[: depth + 1], self.parents[:depth], self.version)
+
     def path(self, fine_label: int) -> tuple[str, ...]:
         """Class names from the coarsest level down to the class of a finest-level label."""
         return tuple(
@@ -102,7 +161,7 @@ class Hierarchy:
         if unknown:
             raise unknown_name(self.finest, min(unknown), self.classes[-1])
         rows = [self.path(label) for label, name in enumerate(self.classes[-1]) if name in wanted]
-        return Hierarchy.from_rows(self.levels, rows)
+        return replace(Hierarchy.from_rows(self.levels, rows), version=self.version)
 
     @classmethod
     def from_rows(cls, levels: Sequence[str], rows: Iterable[Sequence[str]]) -> Hierarchy:
@@ -158,6 +217,7 @@ class Hierarchy:
     def to_dict(self) -> dict[str, Any]:
         """The tree as lists and strings, ready for `json.dumps`; `from_dict` reads it back."""
         return {
+            "version": self.version,
             "levels": list(self.levels),
             "classes": [list(names) for names in self.classes],
             "parents": [list(labels) for labels in self.parents],
@@ -171,12 +231,13 @@ class Hierarchy:
             ValueError: a key is missing or unknown, or the tree has a fault.
         """
         expected = {"levels", "classes", "parents"}
-        if set(data) != expected:
-            raise ValueError(f"a hierarchy has the keys {sorted(expected)}, not {sorted(data)}")
+        if set(data) - {"version"} != expected:
+            raise ValueError(f"a hierarchy has the keys {sorted(expected)} and perhaps 'version', not {sorted(data)}")
         return cls(
             tuple(data["levels"]),
             tuple(tuple(names) for names in data["classes"]),
             tuple(tuple(labels) for labels in data["parents"]),
+            str(data.get("version", "")),
         )
 
     def _depth(self, level: str) -> int:

@@ -1,0 +1,1 @@
+"""From log-probabilities of every level to a label for every level."""

@@ -1,0 +1,1 @@
+"""Losses on the log-probabilities of one level, given the tree down to it."""
