@@ -7,8 +7,8 @@
 
 Every variant runs in two processes of its own: one that measures memory, in which freed memory goes back to the
 operating system at once, so that its high-water mark is that of the step; and one that measures time. The latter take
-turns, run by run, each with a product of matrices that tells the machine's own rate: where the machine is slower for a
-while, all variants are.
+turns, run by run, each with a product of matrices that tells the machine's own rate, by torch.mm (mm_gflops) and as the
+lean implementations make it (matmul_gflops): where the machine is slower for a while, all variants are.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import c2f_zoo
+from c2f_zoo.ops.products import matmul
 from c2f_zoo.zoo import num_taps_of
 
 plt.switch_backend("agg")
@@ -289,14 +290,15 @@ def ask(process: subprocess.Popen, question: str = "") -> Any:
 def serve(runs: dict[str, Callable[[], Any]]) -> None:
     """Runs each function once; then, for each name that comes in, that function, and prints its milliseconds."""
     a, b = torch.rand(2048, 2048), torch.rand(2048, 2048)
-    runs = {**runs, "gemm_gflops": lambda: torch.mm(a, b)}
+    rates = {"mm_gflops": lambda: torch.mm(a, b), "matmul_gflops": lambda: matmul(a, b)}
+    runs = {**runs, **rates}
     for run in runs.values():
         run()
     print(json.dumps(list(runs)), flush=True)
     for line in sys.stdin:
         name = line.strip()
         seconds = seconds_of(runs[name])
-        print(2 * 2048**3 / seconds / 1e9 if name == "gemm_gflops" else 1e3 * seconds, flush=True)
+        print(2 * 2048**3 / seconds / 1e9 if name in rates else 1e3 * seconds, flush=True)
 
 
 def seconds_of(function: Callable[[], Any], at_least: float = 0.2) -> float:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from c2f_zoo.ops.lean import accumulators, finished, register_sums
+from c2f_zoo.ops.products import add_product, matmul
 from c2f_zoo.ops.tiled import members, plain_sums
 
 _ROWS = 1024
@@ -37,10 +38,8 @@ def _forward(
         means = [weight @ total.T for weight, total in zip(u, totals, strict=True)]
         for term, mask in enumerate(masks):
             i, j = members(mask)
-            product = torch.empty_like(u[j])
             for n, gram in enumerate(grams[term]):
-                torch.mm(u[i], gram, out=product)
-                torch.sum(product.mul_(u[j]), dim=1, out=sums[term, n, rows])
+                torch.sum(matmul(u[i], gram).mul_(u[j]), dim=1, out=sums[term, n, rows])
             linear = b[j][:, None] * means[i] + b[i][:, None] * means[j]
             sums[term, :, rows] += (linear + maps[0].shape[2] * (b[i] * b[j])[:, None]).T
     return sums, kept if keep else kept.new_empty(0)
@@ -60,7 +59,7 @@ def _grams(maps: Sequence[Tensor], masks: Sequence[int]) -> Tensor:
     for mask, matrices in zip(masks, _split(packed, maps, masks), strict=True):
         i, j = members(mask)
         for n, out in enumerate(matrices):
-            torch.mm(maps[i][n].to(packed.dtype), maps[j][n].to(packed.dtype).T, out=out)
+            out.copy_(matmul(maps[i][n].to(packed.dtype), maps[j][n].to(packed.dtype).T))
     return packed
 
 
@@ -110,9 +109,9 @@ def _backward(
         i, j = members(mask)
         for n, matrix in enumerate(of_gram):
             if (gradient := of_maps[i]) is not None:
-                gradient[n].addmm_(matrix, maps[j][n].to(kept.dtype))
+                add_product(gradient[n], matrix, maps[j][n].to(kept.dtype))
             if (gradient := of_maps[j]) is not None:
-                gradient[n].addmm_(matrix.T, maps[i][n].to(kept.dtype))
+                add_product(gradient[n], matrix.T, maps[i][n].to(kept.dtype))
     return finished(gradients, inputs)
 
 
@@ -153,17 +152,17 @@ def _through_products(
     of_u: Sequence[Tensor | None],
 ) -> None:
     """Adds a pair's gradients of some rows of both weights, and of the cross-Gram matrices (N, C_i, C_j)."""
-    scaled_i, scaled_j = torch.empty_like(u[i]), torch.empty_like(u[j])
+    scaled_j = torch.empty_like(u[j])
     for n, gram in enumerate(grams):
         factor = grad[n][:, None]
         if of_u[i] is not None or of_grams is not None:
             torch.mul(u[j], factor, out=scaled_j)
         if (gradient := of_u[i]) is not None:
-            gradient.addmm_(scaled_j, gram.T)
+            add_product(gradient, scaled_j, gram.T)
         if of_grams is not None:
-            of_grams[n].addmm_(u[i].T, scaled_j)
+            add_product(of_grams[n], u[i].T, scaled_j)
         if (gradient := of_u[j]) is not None:
-            gradient.addmm_(torch.mul(u[i], factor, out=scaled_i), gram)
+            gradient.addcmul_(matmul(u[i], gram), factor)
 
 
 cross_gram_sums = register_sums("cross_gram_sums", _forward, _backward, _fake_kept, plain_sums)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from c2f_zoo.ops.normalize import signed_sqrt
 from c2f_zoo.ops.precision import at_least_float32, without_autocast
+from c2f_zoo.ops.products import bmm
 
 
 def gram(x: Tensor, y: Tensor) -> Tensor:
@@ -27,7 +28,7 @@ def gram(x: Tensor, y: Tensor) -> Tensor:
     """
     with without_autocast(x):
         flat = at_least_float32(x).flatten(2)
-        return _SelfGram.apply(flat) if x is y else flat @ at_least_float32(y).flatten(2).transpose(1, 2)
+        return _SelfGram.apply(flat) if x is y else bmm(flat, at_least_float32(y).flatten(2).transpose(1, 2))
 
 
 class _SelfGram(torch.autograd.Function):
@@ -40,9 +41,9 @@ class _SelfGram(torch.autograd.Function):
         half = x.shape[1] // 2
         upper, lower = x[:, :half], x[:, half:]
         product = x.new_empty(x.shape[0], x.shape[1], x.shape[1])
-        product[:, :half] = upper @ x.transpose(1, 2)
+        product[:, :half] = bmm(upper, x.transpose(1, 2))
         product[:, half:, :half] = product[:, :half, half:].transpose(1, 2)
-        product[:, half:, half:] = lower @ lower.transpose(1, 2)
+        product[:, half:, half:] = bmm(lower, lower.transpose(1, 2))
         return product
 
     @staticmethod
@@ -53,7 +54,7 @@ class _SelfGram(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         with without_autocast(x):
-            return (grad + grad.transpose(1, 2)) @ x
+            return bmm(grad + grad.transpose(1, 2), x)
 
 
 def covariance(x: Tensor) -> Tensor:
@@ -82,7 +83,7 @@ class _Covariance(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         centred = x - x.mean(dim=2, keepdim=True)
-        return centred @ centred.transpose(1, 2) / x.shape[2]
+        return bmm(centred, centred.transpose(1, 2)) / x.shape[2]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -92,7 +93,7 @@ class _Covariance(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         with without_autocast(x):
-            return (grad + grad.transpose(1, 2)) @ ((x - x.mean(dim=2, keepdim=True)) / x.shape[2])
+            return bmm(grad + grad.transpose(1, 2), (x - x.mean(dim=2, keepdim=True)) / x.shape[2])
 
 
 def matrix_sqrt(a: Tensor, iterations: int = 5, grad_eps: float = 1e-4) -> Tensor:
@@ -125,10 +126,10 @@ def matrix_sqrt(a: Tensor, iterations: int = 5, grad_eps: float = 1e-4) -> Tenso
         middle = 1.5 * torch.eye(a.shape[1], dtype=a.dtype, device=a.device)
         y = a / torch.where(trace > 0, trace, 1)
         z = middle - 0.5 * y  # the first step, from z = identity
-        y = y @ z
+        y = bmm(y, z)
         for iteration in range(1, iterations):
-            step = torch.baddbmm(middle, z, y, alpha=-0.5)
-            y = y @ step
+            step = middle - 0.5 * bmm(z, y)
+            y = bmm(y, step)
             if iteration < iterations - 1:
-                z = step @ z
+                z = bmm(step, z)
         return y * signed_sqrt(trace, grad_eps)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from c2f_zoo.ops.precision import is_exporting, without_autocast
+from c2f_zoo.ops.products import bmm
 from c2f_zoo.ops.tiled import plain_sums, tiled_sums
 
 
@@ -70,7 +71,7 @@ class _BatchStatistics(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         centre, covariance = _centre_and_covariance(x)
         ctx.save_for_backward(x, weight, centre, covariance)
-        return weight @ centre, ((weight @ covariance) * weight).sum(dim=1).clamp(min=0)
+        return weight @ centre, (_product(weight, covariance) * weight).sum(dim=1).clamp(min=0)
 
     @staticmethod
     def backward(ctx: Any, of_mean: Tensor, of_variance: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,13 +80,18 @@ class _BatchStatistics(torch.autograd.Function):
             if torch.is_grad_enabled():  # for a second derivative these are not constants
                 centre, covariance = _centre_and_covariance(x)
             scaled = of_variance[:, None] * weight
-            of_weight = torch.addr(2 * of_variance[:, None] * (weight @ covariance), of_mean, centre)
-            of_covariance, of_centre = weight.T @ scaled, weight.T @ of_mean
-            through_both = 2 * of_covariance @ (x - centre[:, None]) + of_centre[:, None]
+            of_weight = torch.addr(2 * of_variance[:, None] * _product(weight, covariance), of_mean, centre)
+            of_covariance, of_centre = _product(weight.T, scaled), weight.T @ of_mean
+            spread = (2 * of_covariance).expand(len(x), -1, -1)
+            through_both = bmm(spread, x - centre[:, None]) + of_centre[:, None]
             return through_both / max(1, x.shape[0] * x.shape[2]), of_weight
 
 
 def _centre_and_covariance(x: Tensor) -> tuple[Tensor, Tensor]:
     centre = x.mean(dim=(0, 2))
     centred = x - centre[:, None]
-    return centre, (centred @ centred.transpose(1, 2)).sum(dim=0) / (x.shape[0] * x.shape[2])
+    return centre, bmm(centred, centred.transpose(1, 2)).sum(dim=0) / (x.shape[0] * x.shape[2])
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    return bmm(a[None], b[None])[0]

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from c2f_zoo.ops.lean import accumulators, finished, register_sums
+from c2f_zoo.ops.products import add_product, matmul
 
-_TILE_ROWS = 1024
+_TILE_ROWS = 512
 _KEPT = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -102,11 +103,10 @@ def _backward(
             upstream = _upstream(index, projected, masks, grad[:, n, rows, None], tiles)
             if rectify:  # one pass, in place: 0 where the projection was clipped
                 torch.ops.aten.threshold_backward(upstream, projected[index], 0, grad_input=upstream)
-            # The first product overwrites (beta=0) what nobody has set to zero.
             if (gradient := of_maps[index]) is not None:
-                gradient[n].addmm_(tiles.weights[index].T, upstream, beta=int(rows.start > 0))
+                add_product(gradient[n], tiles.weights[index].T, upstream, is_first=rows.start == 0)
             if (gradient := of_weights[index]) is not None:
-                gradient[rows].addmm_(upstream, tiles.maps[index].T, beta=int(n > 0))
+                add_product(gradient[rows], upstream, tiles.maps[index].T, is_first=n == 0)
             if (gradient := of_biases[index]) is not None:
                 gradient[rows].add_(upstream.sum(dim=1)) if n else torch.sum(upstream, dim=1, out=gradient[rows])
     return finished(gradients, inputs)
@@ -119,8 +119,7 @@ class _Tiles:
         self._all = (maps, weights, biases)
         self.dtype = torch.promote_types(maps[0].dtype, torch.float32)
         self._buffers = [
-            torch.empty(_TILE_ROWS, maps[0].shape[2], dtype=self.dtype, device=maps[0].device)
-            for _ in range(len(maps) + 2)
+            torch.empty(_TILE_ROWS, maps[0].shape[2], dtype=self.dtype, device=maps[0].device) for _ in range(2)
         ]
         self.maps: list[Tensor] = []
         self.weights: list[Tensor] = []
@@ -136,29 +135,25 @@ class _Tiles:
                 self.maps = [x[n].to(self.dtype) for x in maps]
                 yield n, rows
 
-    def _buffer(self, index: int) -> Tensor:
-        return self._buffers[index][: self._height]
-
     @property
     def scratch(self) -> Tensor:
-        return self._buffer(-1)
+        return self._buffers[0][: self._height]
 
     @property
     def upstream(self) -> Tensor:
-        return self._buffer(-2)
+        return self._buffers[1][: self._height]
 
     def project(self, rows: slice, rectify: bool) -> list[Tensor]:
         """This tile's projections, (rows, L) each."""
         biases = [bias[rows, None].to(self.dtype) for bias in self._all[2]]
         projected = [
-            torch.addmm(bias, weight, x, out=self._buffer(index))
-            for index, (x, weight, bias) in enumerate(zip(self.maps, self.weights, biases, strict=True))
+            matmul(weight, x).add_(bias) for x, weight, bias in zip(self.maps, self.weights, biases, strict=True)
         ]
         return [tile.relu_() for tile in projected] if rectify else projected
 
     def load(self, kept: Tensor) -> list[Tensor]:
         """This tile's projections, as the forward pass kept them."""
-        return [self._buffer(index).copy_(tile) for index, tile in enumerate(kept)]
+        return [tile.to(self.dtype) for tile in kept]
 
 
 def _product(projected: Sequence[Tensor], indices: Sequence[int], out: Tensor) -> Tensor:
