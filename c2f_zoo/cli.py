@@ -6,11 +6,15 @@ import sys
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from c2f_zoo.hierarchy import Hierarchy
+    from c2f_zoo.model import C2FModel
 
 app = typer.Typer(help="Coarse-to-fine grained image classification.", no_args_is_help=True)
 
@@ -69,12 +73,37 @@ def _pooling_table(pattern: str) -> Table:
 
 
 @app.command()
-def info(name: Annotated[str, typer.Argument(help="A model's name, or the folder of a saved one.")]) -> None:
-    """Show a model's levels, taps, parameters, input, and where its weights live."""
+def info(
+    name: Annotated[str, typer.Argument(help="A model's name, the folder of a saved one, or a hierarchy's name.")],
+    tree: Annotated[bool, typer.Option("--tree", help="Draw the class tree instead.")] = False,
+) -> None:
+    """Show a model's levels, taps, parameters, input, and where its weights live; or a hierarchy's levels."""
     import c2f_zoo
+    from c2f_zoo.hierarchy import HIERARCHIES, draw_text
+
+    if name in HIERARCHIES:
+        hierarchy = c2f_zoo.load_hierarchy(name)
+        table = _hierarchy_table(name, hierarchy)
+    else:
+        model = c2f_zoo.create_model(f"local-dir:{name}" if Path(name).is_dir() else name)
+        hierarchy, table = model.hierarchy, _model_table(name, model)
+    if tree:
+        print(draw_text(hierarchy))
+    else:
+        Console().print(table)
+
+
+def _hierarchy_table(name: str, hierarchy: Hierarchy) -> Table:
+    table = Table(title=name, show_header=False)
+    for level, count in hierarchy.num_classes.items():
+        table.add_row(f"level {level}", f"{count} classes")
+    table.add_row("version", hierarchy.version or "none")
+    return table
+
+
+def _model_table(name: str, model: C2FModel) -> Table:
     from c2f_zoo.backbones import pretrained_cfg
 
-    model = c2f_zoo.create_model(f"local-dir:{name}" if Path(name).is_dir() else name)
     config = model.config
     table = Table(title=name, show_header=False)
     for level, count in model.hierarchy.num_classes.items():
@@ -94,7 +123,7 @@ def info(name: Annotated[str, typer.Argument(help="A model's name, or the folder
     backbone_weights = f"hf-hub:{hub_id} (pretrained_backbone=True)" if hub_id else "none known"
     table.add_row("weights", f"{name}/model.safetensors" if Path(name).is_dir() else "none published yet")
     table.add_row("backbone weights", backbone_weights)
-    Console().print(table)
+    return table
 
 
 @app.command()

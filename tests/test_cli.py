@@ -63,6 +63,24 @@ def test_info_shows_levels_taps_and_parameters() -> None:
     assert "timm/vgg16" in shown, "where the backbone's weights live"
 
 
+def test_info_shows_a_hierarchys_levels() -> None:
+    shown = c2f_zoo("info", "cub_modern")
+    for part in ("order", "13 classes", "37 classes", "121 classes", "200 classes", "1.0"):
+        assert part in shown
+
+
+def test_info_draws_a_hierarchy() -> None:
+    lines = c2f_zoo("info", "fashion_mnist", "--tree").splitlines()
+    assert lines[:3] == ["Clothes (6)", "├── Tops (3)", "│   ├── T-shirt/top"]
+    assert lines[-1] == "    └── Bag"
+    assert len(lines) == 2 + 6 + 10
+
+
+def test_info_draws_a_models_tree(small_model: C2FModel, tmp_path: Path) -> None:
+    small_model.save_pretrained(tmp_path / "run")
+    assert c2f_zoo("info", str(tmp_path / "run"), "--tree") == c2f_zoo("info", "cub", "--tree")
+
+
 def test_predict_prints_a_path(small_model: C2FModel, tmp_path: Path) -> None:
     small_model.save_pretrained(tmp_path / "run")
     Image.new("CMYK", (50, 40)).save(tmp_path / "some.jpg")

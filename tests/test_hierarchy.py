@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from c2f_zoo import Hierarchy, list_hierarchies, load_hierarchy, register_hierarchy
+from c2f_zoo import C2FModel, Hierarchy, list_hierarchies, load_hierarchy, register_hierarchy
 from c2f_zoo.hierarchy import HIERARCHIES
 
 ROWS = [("Birds", "Gulls", "Ivory gull"), ("Birds", "Gulls", "Herring gull"), ("Birds", "Jays", "Blue jay")]
@@ -45,6 +45,19 @@ def test_a_label_outside_the_tree_is_named(tree: Hierarchy, label: int) -> None:
         tree.to_parent(torch.tensor([0, label]), "class")
 
 
+@pytest.mark.parametrize("label", [-1, 4])
+def test_the_path_of_a_label_outside_the_tree_is_refused(tree: Hierarchy, label: int) -> None:
+    with pytest.raises(ValueError, match=rf"label {label} is outside the tree: species has 4 classes"):
+        tree.path(label)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8])
+def test_labels_of_small_integers_in_a_tree_of_more_classes(dtype: torch.dtype) -> None:
+    tree = Hierarchy.from_rows(("ten", "one"), [(f"{label // 10}x", str(label)) for label in range(300)])
+    labels = torch.tensor([7, 100], dtype=dtype)
+    assert tree.ancestors(labels).tolist() == [[0, 7], [10, 100]]
+
+
 def test_an_unknown_level_is_named(tree: Hierarchy) -> None:
     with pytest.raises(ValueError, match=r"unknown level 'specie'; did you mean 'species'\?"):
         tree.class_names("specie")
@@ -69,6 +82,8 @@ def test_sizes_are_those_published() -> None:
     assert list(load_hierarchy("cars").num_classes.values()) == [14, 113, 196]
     assert list(load_hierarchy("fashion_mnist").num_classes.values()) == [2, 6, 10]
     assert list(load_hierarchy("critters").num_classes.values()) == [4, 12, 36]
+    assert list(load_hierarchy("cub_modern").num_classes.values()) == [13, 37, 121, 200]
+    assert list(load_hierarchy("cifar100").num_classes.values()) == [20, 100]
 
 
 def test_known_places_in_the_shipped_trees() -> None:
@@ -81,6 +96,57 @@ def test_known_places_in_the_shipped_trees() -> None:
         ("Clothes", "Tops", "Shirt"),
         ("Goods", "Accessories", "Bag"),
     }
+
+
+def test_the_modern_tree_of_birds_has_the_same_species() -> None:
+    modern, paper = load_hierarchy("cub_modern"), load_hierarchy("cub")
+    assert modern.levels == ("order", "family", "genus", "species")
+    assert modern.class_names("species") == paper.class_names("species")
+    # What changed since 2005: the chat has a family of its own, the frigatebirds an order without pelicans.
+    assert modern.path(19) == ("Passeriformes", "Icteriidae", "Icteria", "020.Yellow_breasted_Chat")
+    assert paper.path(19)[0] == "Parulidae"
+    assert modern.path(43)[:2] == ("Suliformes", "Fregatidae")
+    assert modern.path(35) == ("Piciformes", "Picidae", "Colaptes", "036.Northern_Flicker")
+
+
+# The coarse label of each fine label, as the files of CIFAR-100 have them.
+CIFAR100 = [
+    *(4, 1, 14, 8, 0, 6, 7, 7, 18, 3, 3, 14, 9, 18, 7, 11, 3, 9, 7, 11, 6, 11, 5, 10, 7, 6, 13, 15, 3, 15, 0, 11, 1),
+    *(10, 12, 14, 16, 9, 11, 5, 5, 19, 8, 8, 15, 13, 14, 17, 18, 10, 16, 4, 17, 4, 2, 0, 17, 4, 18, 17, 10, 3, 2, 12),
+    *(12, 16, 12, 1, 9, 19, 2, 10, 0, 1, 16, 12, 9, 13, 15, 13, 16, 19, 2, 4, 6, 19, 5, 5, 8, 19, 18, 1, 2, 15, 6, 0),
+    *(17, 8, 14, 13),
+]
+
+
+def test_cifar100_has_the_labels_of_its_files() -> None:
+    tree = load_hierarchy("cifar100")
+    assert tree.to_parent(torch.arange(100), "superclass").tolist() == CIFAR100
+    for level in tree.levels:
+        assert list(tree.class_names(level)) == sorted(tree.class_names(level))
+    assert {CIFAR100.count(label) for label in range(20)} == {5}
+    assert tree.path(1) == ("fish", "aquarium_fish")
+    assert tree.path(41) == ("vehicles_2", "lawn_mower")
+    assert tree.path(99) == ("non-insect_invertebrates", "worm")
+
+
+@pytest.mark.parametrize("name", list_hierarchies())
+def test_a_shipped_tree_has_a_version(name: str) -> None:
+    assert load_hierarchy(name).version == "1.0"
+    assert load_hierarchy(name).collapse(load_hierarchy(name).levels[0]).version == "1.0"
+
+
+def test_a_saved_model_carries_its_tree(small_model: C2FModel, tmp_path: Path) -> None:
+    small_model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["hierarchy"]
+    assert saved["version"] == "1.0"
+    assert Hierarchy.from_dict(saved) == load_hierarchy("cub")
+
+
+def test_a_subtree_has_the_trees_order_not_that_of_its_rows() -> None:
+    tree = Hierarchy.from_rows(("kind", "shape"), [("round", "disc"), ("edged", "box"), ("round", "ring")])
+    part = tree.subtree(["ring", "box"])
+    assert part.classes == (("round", "edged"), ("box", "ring"))
+    assert part.parents == ((1, 0),)
 
 
 def test_a_subtree_keeps_order_and_drops_the_childless(tree: Hierarchy) -> None:
@@ -101,10 +167,13 @@ def test_a_csv_file_is_read(tmp_path: Path, tree: Hierarchy) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([*ROWS, ("Beasts", "Gulls", "Gull-cat")], "group 'Gulls' has two parents: 'Birds' and 'Beasts'"),
-        ([*ROWS, ROWS[0]], "species 'Ivory gull' stands in 2 rows"),
-        ([*ROWS, ("Birds", "", "Dodo")], "group has a class with an empty name"),
-        ([*ROWS, ("Birds", "Dodo")], "row 5 has 2 names, the tree has 3 levels"),
+        (
+            [*ROWS, ("Beasts", "Gulls", "Gull-cat")],
+            r"line 6: group 'Gulls' has two parents: 'Birds' \(line 2\) and 'Beasts' \(line 6\)",
+        ),
+        ([*ROWS, ROWS[0]], "line 6: species 'Ivory gull' is named before, in line 2"),
+        ([*ROWS, ("Birds", "", "Dodo")], "line 6: group is empty"),
+        ([*ROWS, ("Birds", "Dodo")], "line 6: the path 'Birds > Dodo' has 2 names, the tree has 3 levels"),
         ([], "needs a header"),
     ],
 )
@@ -123,6 +192,8 @@ def test_a_broken_csv_file_is_named_with_its_fault(tmp_path: Path, rows: list[tu
         (("a", "b"), (("x", "w"), ("y",)), ((0,),), "a 'w' has no b"),
         (("a", "b"), (("x",), ("y", "y")), ((0, 0),), "b 'y' is named twice"),
         (("a", "b"), (("x",), ("y", " ")), ((0, 0),), "b has a class with an empty name"),
+        (("a", "b"), (("x",), ("y", " z")), ((0, 0),), "b ' z' has white space around it"),
+        (("a", "b "), (("x",), ("y", "z")), ((0, 0),), "level 'b ' has white space around it"),
         (("a", "b"), (("x",), ("y", "z")), ((0,),), "b has 2 classes but 1 parents"),
         (("a", "a"), (("x",), ("y",)), ((0,),), "level 'a' is named twice"),
         (("a", "b"), (("x",),), ((0,),), "2 levels need as many lists of classes"),

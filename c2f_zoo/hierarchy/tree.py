@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from c2f_zoo.hierarchy import datasets, reading
 from c2f_zoo.registry import unknown_name
 
 if TYPE_CHECKING:
@@ -79,13 +80,13 @@ class Hierarchy:
         """
         import torch
 
+        fine_labels = fine_labels.long()  # uint8 would compare with the number of classes modulo 256
         count = len(self.classes[-1])
         outside = (fine_labels < 0) | (fine_labels >= count)
         if outside.any():
-            bad = fine_labels[outside].flatten()[0].item()
-            raise ValueError(f"label {bad} is outside the tree: {self.finest} has {count} classes (0..{count - 1})")
-        table = torch.tensor(self._ancestors(level), device=fine_labels.device)
-        return table[fine_labels.long()]
+            raise self._outside(int(fine_labels[outside].flatten()[0]))
+        table = torch.tensor(self._ancestors[self._depth(level)], device=fine_labels.device)
+        return table[fine_labels]
 
     def ancestors(self, fine_labels: torch.Tensor) -> torch.Tensor:
         """The whole path of each label of the finest level.
@@ -145,10 +146,14 @@ class Hierarchy:
         return Hierarchy(self.levels[: depth + 1], self.classes[: depth + 1], self.parents[:depth], self.version)
 
     def path(self, fine_label: int) -> tuple[str, ...]:
-        """Class names from the coarsest level down to the class of a finest-level label."""
-        return tuple(
-            names[self._ancestors(level)[fine_label]] for level, names in zip(self.levels, self.classes, strict=True)
-        )
+        """Class names from the coarsest level down to the class of a finest-level label.
+
+        Raises:
+            ValueError: the label lies outside the tree.
+        """
+        if not 0 <= fine_label < len(self.classes[-1]):
+            raise self._outside(fine_label)
+        return tuple(names[labels[fine_label]] for names, labels in zip(self.classes, self._ancestors, strict=True))
 
     def subtree(self, fine_classes: Iterable[str]) -> Hierarchy:
         """Keeps some of the finest classes, their ancestors, and nothing else, in this tree's order.
@@ -160,8 +165,15 @@ class Hierarchy:
         unknown = wanted.difference(self.classes[-1])
         if unknown:
             raise unknown_name(self.finest, min(unknown), self.classes[-1])
-        rows = [self.path(label) for label, name in enumerate(self.classes[-1]) if name in wanted]
-        return replace(Hierarchy.from_rows(self.levels, rows), version=self.version)
+        fine = [label for label, name in enumerate(self.classes[-1]) if name in wanted]
+        kept = [sorted({labels[label] for label in fine}) for labels in self._ancestors]
+        renumbered = [{old: new for new, old in enumerate(labels)} for labels in kept]
+        classes = [tuple(names[label] for label in labels) for names, labels in zip(self.classes, kept, strict=True)]
+        parents = [
+            tuple(renumbered[depth][above[label]] for label in kept[depth + 1])
+            for depth, above in enumerate(self.parents)
+        ]
+        return Hierarchy(self.levels, tuple(classes), tuple(parents), self.version)
 
     @classmethod
     def from_rows(cls, levels: Sequence[str], rows: Iterable[Sequence[str]]) -> Hierarchy:
@@ -170,49 +182,141 @@ class Hierarchy:
         Classes are labelled in the order in which they first appear.
 
         Raises:
-            ValueError: a row of the wrong length, a class under two parents, or a repeated row.
+            ValueError: the rows are no tree; the message names every fault and its row.
         """
-        rows = [tuple(row) for row in rows]
-        for number, row in enumerate(rows, start=1):
-            if len(row) != len(levels):
-                raise ValueError(f"row {number} has {len(row)} names, the tree has {len(levels)} levels: {row}")
-        for name, count in Counter(row[-1] for row in rows).items():
-            if count > 1:
-                raise ValueError(f"{levels[-1]} {name!r} stands in {count} rows; it needs exactly one")
-        labels: list[dict[str, int]] = [{} for _ in levels]
-        parents: list[dict[int, int]] = [{} for _ in levels]
-        for row in rows:
-            above = -1
-            for depth, name in enumerate(row):
-                label = labels[depth].setdefault(name, len(labels[depth]))
-                if parents[depth].setdefault(label, above) != above:
-                    names = list(labels[depth - 1])
-                    raise ValueError(
-                        f"{levels[depth]} {name!r} has two parents: "
-                        f"{names[parents[depth][label]]!r} and {names[above]!r}"
-                    )
-                above = label
-        return cls(
-            tuple(levels),
-            tuple(tuple(names) for names in labels),
-            tuple(tuple(above.values()) for above in parents[1:]),
-        )
+        return cls(*reading.read_rows(levels, rows))
 
     @classmethod
     def from_csv(cls, path: str | Path) -> Hierarchy:
         """Reads a UTF-8 CSV file: the header names the levels, coarse to fine; one row a finest class.
 
+        Classes are labelled in the order in which they first appear.
+
         Raises:
-            ValueError: the file is empty or its rows are no tree; the message names the file.
+            ValueError: the file is no tree; the message names the file, every fault and its line.
+
+        Examples:
+            >>> _ = Path("tree.csv").write_text("kind,shape\\nround,disc\\nround,ring\\nedged,box\\n")
+            >>> Hierarchy.from_csv("tree.csv").num_classes
+            {'kind': 2, 'shape': 3}
+            >>> _ = Path("tree.csv").write_text("kind,shape\\nround,disc\\nround,\\nedged,disc\\n")
+            >>> try:
+            ...     Hierarchy.from_csv("tree.csv")
+            ... except ValueError as error:
+            ...     print(error)
+            no hierarchy in tree.csv:
+              line 3: shape is empty
+              line 4: shape 'disc' has two parents: 'round' (line 2) and 'edged' (line 4)
         """
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row]
-        if len(rows) < 2:
-            raise ValueError(f"{path}: a hierarchy needs a header with the levels and a row for each finest class")
-        try:
-            return cls.from_rows(rows[0], rows[1:])
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+        return cls(*reading.read_csv(path))
+
+    @classmethod
+    def from_parents(cls, path: str | Path, levels: Sequence[str]) -> Hierarchy:
+        """Reads a UTF-8 CSV file with the header `child,parent` and a row for each class of every level.
+
+        The parent of a class of the coarsest level is left empty. Each level's classes are labelled in the order of
+        their rows. No name may stand at two levels: `from_csv` reads such a tree.
+
+        Args:
+            path: the file.
+            levels: names of the levels, coarse to fine.
+
+        Raises:
+            ValueError: the file is no tree of that many levels; the message names the file, every fault and its line.
+
+        Examples:
+            >>> lines = ["child,parent", "round,", "edged,", "disc,round", "box,edged", "ring,round"]
+            >>> _ = Path("tree.csv").write_text("\\n".join(lines))
+            >>> Hierarchy.from_parents("tree.csv", ("kind", "shape")).classes
+            (('round', 'edged'), ('disc', 'box', 'ring'))
+        """
+        return cls(*reading.read_parents(path, levels))
+
+    @classmethod
+    def from_folders(cls, folder: str | Path, levels: Sequence[str] | None = None) -> Hierarchy:
+        """Reads nested folders, `family/genus/species/*.jpg`: each folder is a class, those without folders the finest.
+
+        Classes are labelled in the order of their sorted paths. Hidden files and folders do not count, nor do files
+        beside folders. No file is opened.
+
+        Args:
+            folder: the folder that holds the coarsest classes' folders.
+            levels: names of the levels, coarse to fine. Without them they are the last of kingdom, phylum, class,
+                order, family, genus and species, as many as folders are deep; for more than 7, `level_1`, `level_2`
+                and so on.
+
+        Raises:
+            OSError: there is no such folder.
+            ValueError: the folders are no tree, are not equally deep everywhere, or one is empty; the message names
+                every fault and its folder.
+
+        Examples:
+            >>> for name in ("round/disc", "round/ring", "edged/box"):
+            ...     Path("shapes", name).mkdir(parents=True)
+            ...     Path("shapes", name, "1.jpg").touch()
+            >>> Hierarchy.from_folders("shapes", ("kind", "shape")).classes
+            (('edged', 'round'), ('box', 'disc', 'ring'))
+        """
+        return cls(*reading.read_folders(folder, levels))
+
+    @classmethod
+    def from_paths(cls, paths: Iterable[str | PurePath], levels: Sequence[str] | None = None) -> Hierarchy:
+        """The tree that `from_folders` would read, from the paths of its files; nothing need be there.
+
+        Args:
+            paths: relative to the folder that holds the coarsest classes' folders.
+            levels: names of the levels, coarse to fine; without them as in `from_folders`.
+
+        Raises:
+            ValueError: the paths are no tree, or are not equally deep; the message names every fault.
+
+        Examples:
+            >>> tree = Hierarchy.from_paths(["round/disc/1.jpg", "round/disc/2.jpg", "edged/box/3.jpg"])
+            >>> tree.levels, tree.classes
+            (('genus', 'species'), (('edged', 'round'), ('box', 'disc')))
+        """
+        return cls(*reading.read_paths(paths, levels))
+
+    @classmethod
+    def from_inaturalist(cls, categories: Iterable[str]) -> Hierarchy:
+        """Reads the names of iNaturalist 2021's categories: kingdom, phylum, class, order, family, genus, species.
+
+        Species are labelled in the order of the categories and are named by genus and epithet. A name that stands
+        under several parents, as a genus of birds and a genus of mints do, gets its parent's in brackets.
+
+        Args:
+            categories: the folders' names, e.g. `all_categories` of `torchvision.datasets.INaturalist`.
+
+        Raises:
+            ValueError: a name is no category's; the message names every fault.
+
+        Examples:
+            >>> birds = "00000_Animalia_Chordata_Aves_Passeriformes_Prunellidae_Prunella_modularis"
+            >>> mints = "00001_Plantae_Tracheophyta_Magnoliopsida_Lamiales_Lamiaceae_Prunella_vulgaris"
+            >>> tree = Hierarchy.from_inaturalist([birds, mints])
+            >>> tree.class_names("genus")
+            ('Prunella (Prunellidae)', 'Prunella (Lamiaceae)')
+            >>> tree.class_names("species")
+            ('Prunella modularis', 'Prunella vulgaris')
+        """
+        return cls(*datasets.read_inaturalist(categories))
+
+    @classmethod
+    def from_aircraft(cls, folder: str | Path) -> Hierarchy:
+        """Reads FGVC-Aircraft's own lists (Maji et al., arXiv:1306.5151): manufacturer, family, variant.
+
+        Which variant is of which family, and which family of which manufacturer, is told by the pictures: each has
+        one of each. Every level's classes are labelled in the order of its list.
+
+        Args:
+            folder: `fgvc-aircraft-2013b/data`, or another with `manufacturers.txt`, `families.txt`, `variants.txt` and
+                the three `images_{manufacturer,family,variant}_trainval.txt`.
+
+        Raises:
+            FileNotFoundError: the folder lacks a file.
+            ValueError: the lists are no tree; the message names every fault, its file and line.
+        """
+        return cls(*datasets.read_aircraft(folder))
 
     def to_dict(self) -> dict[str, Any]:
         """The tree as lists and strings, ready for `json.dumps`; `from_dict` reads it back."""
@@ -245,11 +349,17 @@ class Hierarchy:
             raise unknown_name("level", level, self.levels)
         return self.levels.index(level)
 
-    def _ancestors(self, level: str) -> list[int]:
-        """For each finest label, the label of its ancestor at `level`."""
-        ancestors = list(range(len(self.classes[-1])))
-        for above in reversed(self.parents[self._depth(level) :]):
-            ancestors = [above[label] for label in ancestors]
+    def _outside(self, fine_label: int) -> ValueError:
+        count = len(self.classes[-1])
+        return ValueError(f"label {fine_label} is outside the tree: {self.finest} has {count} classes (0..{count - 1})")
+
+    # Lists, not a tensor, which would belong to the inference mode or the compilation that asked first.
+    @cached_property
+    def _ancestors(self) -> list[list[int]]:
+        """At each depth, for each finest label, the label of its ancestor there."""
+        ancestors = [list(range(len(self.classes[-1])))]
+        for above in reversed(self.parents):
+            ancestors.insert(0, [above[label] for label in ancestors[0]])
         return ancestors
 
 
@@ -261,9 +371,11 @@ def _faults(levels: Sequence[str], classes: Sequence[Sequence[str]], parents: Se
         ]
     faults = [f"level {name!r} is named twice" for name, count in Counter(levels).items() if count > 1]
     faults += ["a level has an empty name"] * any(not name.strip() for name in levels)
+    faults += [f"level {name!r} has white space around it" for name in levels if name.strip() not in ("", name)]
     for level, names in zip(levels, classes, strict=True):
         faults += [f"{level} has no classes"] * (not names)
         faults += [f"{level} has a class with an empty name"] * any(not name.strip() for name in names)
+        faults += [f"{level} {name!r} has white space around it" for name in names if name.strip() not in ("", name)]
         faults += [f"{level} {name!r} is named twice" for name, count in Counter(names).items() if count > 1]
     for depth, labels in enumerate(parents):
         above, level, names = classes[depth], levels[depth + 1], classes[depth + 1]
@@ -274,7 +386,6 @@ def _faults(levels: Sequence[str], classes: Sequence[Sequence[str]], parents: Se
             for name, label in zip(names, labels, strict=False)
             if not 0 <= label < len(above)
         ]
-        faults += [
-            f"{levels[depth]} {name!r} has no {level}" for label, name in enumerate(above) if label not in labels
-        ]
+        used = set(labels)
+        faults += [f"{levels[depth]} {name!r} has no {level}" for label, name in enumerate(above) if label not in used]
     return faults

@@ -1,0 +1,140 @@
+"""A class tree as text and as a picture."""
+
+from __future__ import annotations
+
+import math
+from itertools import count
+from typing import TYPE_CHECKING
+
+from c2f_zoo.hierarchy.tree import Hierarchy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def draw_text(tree: Hierarchy) -> str:
+    """Draws a tree in lines, as the command `tree` does.
+
+    In brackets: how many classes of the finest level lie below a class.
+
+    Examples:
+        >>> print(draw_text(load_hierarchy("fashion_mnist").collapse("group")))
+        Clothes (4)
+        ├── Tops
+        ├── Bottoms
+        ├── Dresses
+        └── Outers
+        Goods (2)
+        ├── Shoes
+        └── Accessories
+    """
+    children = _children(tree)
+
+    def draw(depth: int, label: int) -> tuple[list[str], int]:
+        """The lines of a class and all below it, and how many of the finest there are."""
+        name, below = tree.classes[depth][label], children[depth][label]
+        if not below:
+            return [name], 1
+        lines, size = [], 0
+        for child in below:
+            (head, *tail), leaves = draw(depth + 1, child)
+            elbow, bar = ("└── ", "    ") if child == below[-1] else ("├── ", "│   ")
+            lines += [elbow + head, *(bar + line for line in tail)]
+            size += leaves
+        return [f"{name} ({size})", *lines], size
+
+    return "\n".join(line for label in range(len(tree.classes[0])) for line in draw(0, label)[0])
+
+
+def draw_picture(tree: Hierarchy, font_size: float = 6) -> Figure:
+    """Draws a tree as rings of names: the coarsest classes inside, the finest outside.
+
+    The figure is as large as its names need: 200 classes take some 13 inches. Colours only tell neighbouring classes
+    of the coarsest level apart.
+
+    Args:
+        tree: the class tree.
+        font_size: height of the names in points (1/72 inch).
+
+    Returns:
+        a matplotlib figure, whose `savefig` writes PNG, SVG or PDF.
+
+    Examples:
+        >>> draw_picture(load_hierarchy("critters")).savefig("critters.png")
+    """
+    from matplotlib.figure import Figure
+
+    children = _children(tree)
+    turn = 2 * math.pi / len(tree.classes[-1])
+    # Two names of a ring are one finest class apart or more: the innermost ring has room for that many lines of text.
+    rings = [max(1.3 * font_size / turn, 8 * font_size)]
+    for names in tree.classes:
+        rings.append(rings[-1] + max(_width(name, font_size) for name in names) + 3 * font_size)
+    size = rings[-1]
+    figure = Figure(figsize=(2 * size / 72, 2 * size / 72))  # one unit of the axes is a point
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(-size, size), ylim=(-size, size))
+    axes.set_axis_off()
+    leaves = count()
+
+    def draw(depth: int, label: int, colour: str) -> float:
+        """Draws a class and all below it; gives its angle."""
+        below = [draw(depth + 1, child, colour) for child in children[depth][label]]
+        angle = (below[0] + below[-1]) / 2 if below else math.pi / 2 - turn * next(leaves)
+        name = tree.classes[depth][label]
+        _write(axes, name, angle, rings[depth], font_size, colour if depth == 0 else "black")
+        if below:
+            inner, outer = rings[depth] + _width(name, font_size) + font_size / 2, rings[depth + 1] - font_size / 2
+            arc = rings[depth + 1] - 1.5 * font_size
+            _line(axes, [(inner, angle), (arc, angle)], colour)
+            steps = [below[0] + (below[-1] - below[0]) * step / 32 for step in range(33)]
+            _line(axes, [(arc, step) for step in steps], colour)
+            for child in below:
+                _line(axes, [(arc, child), (outer, child)], colour)
+        return angle
+
+    for label in range(len(tree.classes[0])):
+        draw(0, label, f"C{label % 10}")
+    counts = "\n".join(f"{level}: {number}" for level, number in tree.num_classes.items())
+    axes.text(0, 0, counts, ha="center", va="center", fontsize=min(rings[0] / 8, 3 * font_size), parse_math=False)
+    return figure
+
+
+def _children(tree: Hierarchy) -> list[list[list[int]]]:
+    """At each depth, for each class, the labels of its children."""
+    children: list[list[list[int]]] = [[[] for _ in names] for names in tree.classes]
+    for depth, parents in enumerate(tree.parents):
+        for label, parent in enumerate(parents):
+            children[depth][parent].append(label)
+    return children
+
+
+def _width(name: str, font_size: float) -> float:
+    """How long a name is in points, at most."""
+    from matplotlib.textpath import TextPath
+
+    plain = name.replace("$", r"\$")  # no formula
+    return 1.08 * TextPath((0, 0), plain, size=font_size).get_extents().width  # fitted to pixels, letters get wider
+
+
+def _line(axes: Axes, points: list[tuple[float, float]], colour: str) -> None:
+    xs = [radius * math.cos(angle) for radius, angle in points]
+    ys = [radius * math.sin(angle) for radius, angle in points]
+    axes.plot(xs, ys, color=colour, linewidth=0.8, solid_capstyle="round")
+
+
+def _write(axes: Axes, name: str, angle: float, radius: float, font_size: float, colour: str) -> None:
+    """Writes a name outwards along a ray, never upside down."""
+    left = math.cos(angle) < -1e-9
+    axes.text(
+        radius * math.cos(angle),
+        radius * math.sin(angle),
+        name,
+        rotation=math.degrees(angle) + 180 * left,
+        rotation_mode="anchor",
+        ha="right" if left else "left",
+        va="center_baseline",
+        fontsize=font_size,
+        color=colour,
+        parse_math=False,
+    )
