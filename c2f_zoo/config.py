@@ -53,6 +53,7 @@ class ModelConfig:
             seen; a level that is missing, or None, sees the picture as it is.
         backbone_options: further keyword arguments of the backbone's constructor.
         pooling_options: further keyword arguments of the pooling's constructor.
+        head_options: further keyword arguments of the head's constructor.
     """
 
     backbone: str
@@ -65,6 +66,7 @@ class ModelConfig:
     resolutions: Mapping[str, int | None] = field(default_factory=dict)
     backbone_options: Mapping[str, Any] = field(default_factory=dict)
     pooling_options: Mapping[str, Any] = field(default_factory=dict)
+    head_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for level in (*self.levels, *self.resolutions):

@@ -40,6 +40,7 @@ def create_model(
     resolutions: Mapping[str, int | None] | None = None,
     backbone_options: Mapping[str, Any] | None = None,
     pooling_options: Mapping[str, Any] | None = None,
+    head_options: Mapping[str, Any] | None = None,
 ) -> C2FModel:
     """Makes a model.
 
@@ -61,6 +62,7 @@ def create_model(
         resolutions: for each level the shorter side in pixels at which it is meant to be seen.
         backbone_options: further keyword arguments of the backbone's constructor.
         pooling_options: further keyword arguments of the pooling's, e.g. `{"dim": 2048}`.
+        head_options: further keyword arguments of the head's, likewise.
 
     Returns:
         The model, in training mode, on the CPU, in float32.
@@ -76,7 +78,7 @@ def create_model(
     """
     if name.startswith(LOCAL_DIR):
         parts = (backbone, hierarchy, taps, pooling, levels, input_size, resolutions, backbone_checkpoint)
-        if any(part is not None for part in (*parts, backbone_options, pooling_options)):
+        if any(part is not None for part in (*parts, backbone_options, pooling_options, head_options)):
             raise ValueError(f"{name!r} is a saved model, which has its parts; name no others beside it")
         return load_model(name.removeprefix(LOCAL_DIR))
     if name.startswith("hf-hub:"):
@@ -105,6 +107,7 @@ def create_model(
         resolutions=dict(resolutions or {}),
         backbone_options=options,
         pooling_options=dict(pooling_options or {}),
+        head_options=dict(head_options or {}),
     )
     return _assemble(tap_backbone, config)
 
@@ -137,7 +140,8 @@ def _assemble(backbone: TapBackbone, config: ModelConfig) -> C2FModel:
     pooling = create_pooling(config.pooling, backbone.out_channels, **config.pooling_options)
     if getattr(pooling, "one_size", True):
         check_one_size([(height, width) for _, height, width in backbone.map_shapes])
-    head = create_head(config.head, pooling.out_features, config.hierarchy, config.levels)  # type: ignore[arg-type]
+    features: int = pooling.out_features  # type: ignore[assignment]
+    head = create_head(config.head, features, config.hierarchy, config.levels, **config.head_options)
     return C2FModel(backbone, pooling, head, config)
 
 

@@ -1,1 +1,190 @@
-"""Losses on the log-probabilities of one level, given the tree down to it."""
+"""Losses on the log-probabilities of one level, given the tree down to it; and a prior on a classifier's weights.
+
+A loss takes what `C2FModel.log_probs` gives for a level, labels of that level, and `hierarchy.collapse(level)`. Labels
+of -1 are unknown: such pictures are left out of the mean. No loss normalises: where a level's probabilities sum to
+less than 1, as a hex head's do, it takes them as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from c2f_zoo.hierarchy import Hierarchy
+
+
+def cross_entropy(log_probs: Tensor, labels: Tensor, tree: Hierarchy, label_smoothing: float = 0.0) -> Tensor:
+    """The mean of `-log p(label)`, with or without label smoothing (Szegedy et al., CVPR 2016).
+
+    Args:
+        log_probs: log-probabilities (N, C) of the tree's finest level.
+        labels: integer tensor (N,), values in `[0, C)`, or -1 for unknown.
+        tree: the class tree down to the level of the labels.
+        label_smoothing: the share of the target that is spread evenly over all classes, in [0, 1].
+
+    Returns:
+        A scalar; 0, with a gradient of 0, where no label is known.
+
+    Raises:
+        ValueError: a label or the number of classes does not fit the tree, or `label_smoothing` is outside [0, 1].
+
+    Examples:
+        >>> tree = load_hierarchy("fashion_mnist").collapse("division")
+        >>> cross_entropy(torch.tensor([[0.25, 0.75], [0.5, 0.5]]).log(), torch.tensor([1, -1]), tree)
+        tensor(0.2877)
+    """
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing is a share in [0, 1], not {label_smoothing}")
+    log_probs, labels = _known(log_probs, labels, tree)
+    if len(labels) == 0:
+        return log_probs.sum()
+    loss = F.nll_loss(log_probs, labels)
+    return loss if label_smoothing == 0 else (1 - label_smoothing) * loss - label_smoothing * log_probs.mean()
+
+
+def soft_labels(log_probs: Tensor, labels: Tensor, tree: Hierarchy, beta: float = 10.0) -> Tensor:
+    """Cross-entropy with targets that classes share by how near they are in the tree (Bertinetto et al., CVPR 2020).
+
+    A class has the share `exp(-beta d(class, label))` of the target, over the sum of all shares; d is the height of
+    their lowest common ancestor (`Hierarchy.lca_height`) over that of the tree, the number of levels. A large `beta`
+    gives cross-entropy, 0 the same target for every picture. The paper tries 4 to 30.
+
+    Args:
+        log_probs: log-probabilities (N, C) of the tree's finest level.
+        labels: integer tensor (N,), values in `[0, C)`, or -1 for unknown.
+        tree: the class tree down to the level of the labels.
+        beta: how much the label stands out, >= 0.
+
+    Returns:
+        A scalar; 0, with a gradient of 0, where no label is known.
+
+    Raises:
+        ValueError: a label or the number of classes does not fit the tree, or `beta` is negative.
+
+    Examples:
+        >>> tree = load_hierarchy("fashion_mnist")
+        >>> soft_labels(torch.full((1, 10), 0.1).log(), torch.tensor([3]), tree, beta=4.0)
+        tensor(2.3026)
+    """
+    if not 0 <= beta < math.inf:
+        raise ValueError(f"beta is a number of 0 or more, not {beta}")
+    log_probs, labels = _known(log_probs, labels, tree)
+    if len(labels) == 0:
+        return log_probs.sum()
+    distances = _lca_heights(labels, tree).to(log_probs.dtype) / len(tree.levels)
+    shares = (-beta * distances).softmax(dim=1)
+    return -(shares * log_probs).sum(dim=1).mean()
+
+
+def hxe(log_probs: Tensor, labels: Tensor, tree: Hierarchy, alpha: float = 0.1) -> Tensor:
+    """Hierarchical cross-entropy: mistakes high up in the tree weigh more (Bertinetto et al., CVPR 2020).
+
+    `-log p(label)` is the sum of `-log p(class | parent)` over the label's path. Here each term is weighted by
+    `exp(-alpha h)`. The paper calls h the height of the class, and counts it from the root: 1 for the coarsest level, 2
+    for the next, and so on, so that a large `alpha` prefers what is generic. An `alpha` of 0 gives cross-entropy;
+    the paper tries 0.1 to 0.6. The conditional probabilities come from sums of the finest ones; those of the
+    coarsest level are not divided by their own sum.
+
+    Args:
+        log_probs: log-probabilities (N, C) of the tree's finest level.
+        labels: integer tensor (N,), values in `[0, C)`, or -1 for unknown.
+        tree: the class tree down to the level of the labels.
+        alpha: how fast weights fall from level to level, >= 0.
+
+    Returns:
+        A scalar; 0, with a gradient of 0, where no label is known.
+
+    Raises:
+        ValueError: a label or the number of classes does not fit the tree, or `alpha` is negative.
+
+    Examples:
+        >>> log_probs = torch.full((1, 10), 0.1).log()  # 0.6 for clothes, 0.3 for tops, 0.1 for T-shirts
+        >>> hxe(log_probs, torch.tensor([0]), load_hierarchy("fashion_mnist"), alpha=0.5)
+        tensor(0.8100)
+    """
+    if not 0 <= alpha < math.inf:
+        raise ValueError(f"alpha is a number of 0 or more, not {alpha}")
+    log_probs, labels = _known(log_probs, labels, tree)
+    if len(labels) == 0:
+        return log_probs.sum()
+    heights = _lca_heights(labels, tree)
+    loss = log_probs.new_zeros(len(labels))
+    above = log_probs.new_zeros(len(labels))  # log 1: all that there is
+    for depth in range(1, len(tree.levels) + 1):
+        is_elsewhere = heights > len(tree.levels) - depth
+        here = log_probs.masked_fill(is_elsewhere, -torch.inf).logsumexp(dim=1)
+        loss = loss - math.exp(-alpha * depth) * (here - above)
+        above = here
+    return loss.mean()
+
+
+LOSSES: Mapping[str, Callable[..., Tensor]] = {"cross_entropy": cross_entropy, "soft_labels": soft_labels, "hxe": hxe}
+
+
+def tree_prior(weight: Tensor, tree: Hierarchy) -> Tensor:
+    """How far a classifier's weights are from those of a tree (Srivastava & Salakhutdinov, NIPS 2013).
+
+    Every class of the tree has a vector, drawn from a Gaussian of variance 1 around its parent's; those of the
+    coarsest level are drawn around 0. The finest level's are the classifier's weights. This is the negative logarithm
+    of the prior but for a constant, `1/2 sum |w(class) - w(parent)|^2`, with the vectors of all other levels at their
+    best. They are not stored: from the finest level upwards, what lies below a class of vector w costs
+    `1/2 precision |mean - w|^2` and a constant, so that the minimum is exact.
+
+    Classes with few pictures so borrow from their siblings. For a tree of one level it is `1/2 |weight|^2`.
+
+    Args:
+        weight: weights (C, D) of a linear classifier of the tree's finest level.
+        tree: the class tree down to that level.
+
+    Returns:
+        A scalar >= 0.
+
+    Raises:
+        ValueError: the number of rows is not the number of classes.
+
+    Examples:
+        >>> tree = Hierarchy.from_rows(("kind", "shape"), [("round", "disc"), ("round", "ring")])
+        >>> tree_prior(torch.tensor([[3.0], [3.0]]), tree)  # at best w(round) = 2: (1 + 1 + 4) / 2
+        tensor(3.)
+    """
+    if len(weight) != len(tree.classes[-1]):
+        raise ValueError(f"{len(weight)} rows of weights for {len(tree.classes[-1])} {tree.finest} classes")
+    mean, precision, cost = weight, weight.new_ones(len(weight)), weight.new_zeros(())
+    for names, labels in reversed(list(zip(tree.classes, tree.parents, strict=False))):
+        parents = torch.tensor(labels, device=weight.device)
+        total = weight.new_zeros(len(names)).index_add(0, parents, precision)
+        sums = weight.new_zeros(len(names), weight.shape[1]).index_add(0, parents, precision[:, None] * mean)
+        above = sums / total[:, None]
+        cost = cost + _cost(precision, mean - above[parents])
+        mean, precision = above, total / (total + 1)
+    return cost + _cost(precision, mean)
+
+
+def _cost(precision: Tensor, offset: Tensor) -> Tensor:
+    return (precision * offset.square().sum(dim=1)).sum() / 2
+
+
+def _lca_heights(labels: Tensor, tree: Hierarchy) -> Tensor:
+    """The height of each label's lowest common ancestor with each class, int64 (N, C)."""
+    return tree.lca_height(labels[:, None], torch.arange(len(tree.classes[-1]), device=labels.device))
+
+
+def _known(log_probs: Tensor, labels: Tensor, tree: Hierarchy) -> tuple[Tensor, Tensor]:
+    """The rows whose label is known, and those labels as int64; both are checked against the tree."""
+    count = len(tree.classes[-1])
+    if log_probs.shape != (len(labels), count):
+        raise ValueError(
+            f"log-probabilities of shape {tuple(log_probs.shape)} do not fit {len(labels)} labels of the tree's "
+            f"{count} {tree.finest} classes; collapse the tree to the labels' level"
+        )
+    outside = (labels < -1) | (labels >= count)
+    if outside.any():
+        bad = labels[outside][0].item()
+        known_labels = f"{count} classes (0..{count - 1}; -1: unknown)"
+        raise ValueError(f"label {bad} is outside the tree: {tree.finest} has {known_labels}")
+    known = labels >= 0
+    return log_probs[known], labels[known].long()

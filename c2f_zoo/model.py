@@ -113,7 +113,7 @@ class C2FModel(nn.Module):
         return LevelClassifier(self, level)
 
     def reset_classifier(self, hierarchy: Hierarchy, levels: Sequence[str] | None = None) -> None:
-        """Replaces the head by a new, untrained one for another tree.
+        """Replaces the head by a new, untrained one of the same kind and options for another tree.
 
         Args:
             hierarchy: the new class tree.
@@ -122,7 +122,8 @@ class C2FModel(nn.Module):
         levels = tuple(levels or hierarchy.levels)
         config = replace(self.config, hierarchy=hierarchy, levels=levels, resolutions={})
         weight = next(self.head.parameters())
-        head = create_head(config.head, self.pooling.out_features, hierarchy, levels)  # type: ignore[arg-type]
+        features: int = self.pooling.out_features  # type: ignore[assignment]
+        head = create_head(config.head, features, hierarchy, levels, **config.head_options)
         self.head = head.to(weight.device, weight.dtype)
         self.config = config
 

@@ -6,8 +6,9 @@
 
 Stage by stage: first pooling and head with the backbone frozen, then everything. Each step takes a batch of
 the highest resolution for the finest level, then one of the next lower for the next coarser level, and so on
-(Huo et al., SIGIR 2019, section 3). The epoch that is best on a part of the training pictures is kept; the
-test pictures are scored once, at the end.
+(Huo et al., SIGIR 2019, section 3). A picture whose label at that level is unknown is trained on by its deepest label
+where the head's levels are one distribution (docs/reference/heads.md), and left out of the step otherwise. The epoch
+that is best on a part of the training pictures is kept; the test pictures are scored once, at the end.
 """
 
 from __future__ import annotations
@@ -21,14 +22,13 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import torch
-import torch.nn.functional as F
 import yaml
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list, set_seed
@@ -39,14 +39,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from c2f_zoo.data import LabelledImages, LevelView, create_dataset, create_transform, stratified_split
+from c2f_zoo.data import LabelledImages, LevelView, create_dataset, create_transform, labels_of, stratified_split
 from c2f_zoo.factory import create_model, load_model
+from c2f_zoo.losses import LOSSES, tree_prior
 from c2f_zoo.model import C2FModel
-from c2f_zoo.registry import check_options
+from c2f_zoo.registry import check_options, unknown_name
 
 plt.switch_backend("agg")
 FREE_TO_CHANGE = ("output", "resume", "num_workers")  # when a run goes on
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "critters.yaml"
+
+# What a step minimises: of the model as it is to be called, a batch's pictures and their indices, and the level.
+Objective = Callable[[Callable[..., dict[str, Tensor]], Tensor, Tensor, str], Tensor]
 
 
 @dataclass
@@ -79,7 +83,11 @@ class Options:
         resolutions: for each level the shorter side in pixels to shrink pictures to; null or missing: none.
         stages: the stages, in order.
         dataset_options: what the dataset takes further, e.g. `{root: /data/CUB_200_2011}`.
-        model_options: what `create_model` takes further, e.g. `{backbone: resnet50}`.
+        model_options: what `create_model` takes further, e.g. `{backbone: resnet50, head: marginal}`.
+        loss: the loss of each level: `cross_entropy`, `soft_labels` or `hxe`, see `c2f_zoo.losses`.
+        loss_options: what the loss takes further, e.g. `{label_smoothing: 0.1}`.
+        level_weights: for each level the weight of its loss; a missing one has the paper's, 1.
+        tree_prior: weight of `c2f_zoo.losses.tree_prior`, on the finest classifier; 0: none.
         batch_size: pictures in a batch, over all processes together.
         momentum: momentum of SGD.
         weight_decay: weight decay of SGD.
@@ -96,6 +104,10 @@ class Options:
     stages: list[Stage]
     dataset_options: dict[str, Any] = field(default_factory=dict)
     model_options: dict[str, Any] = field(default_factory=dict)
+    loss: str = "cross_entropy"
+    loss_options: dict[str, Any] = field(default_factory=dict)
+    level_weights: dict[str, float] = field(default_factory=dict)
+    tree_prior: float = 0.0
     batch_size: int = 8
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -136,13 +148,18 @@ def main(options: Options, config_name: str) -> None:
             options.model, hierarchy=train_set.hierarchy, resolutions=options.resolutions, **options.model_options
         )
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on a CPU
-    train_indices, val_indices = stratified_split(train_set.targets, options.val_fraction, options.seed)
+    labels = labels_of(train_set)
+    train_indices, val_indices = stratified_split(labels, options.val_fraction, options.seed)
+    check_labels(labels[train_indices], model, "training")
+    check_labels(labels[val_indices or train_indices], model, "validation")
+    check_labels(labels_of(test_set), model, "test")
+    objective = create_objective(options, model, labels.to(accelerator.device))
     output = open_output(options, config_name, accelerator)
     if (output / "test.csv").exists():
         accelerator.print("this run is finished, and its test pictures are scored once only: see test.csv")
         return
 
-    train(model, train_set, train_indices, val_indices, options, output, accelerator)
+    train(model, train_set, train_indices, val_indices, objective, options, output, accelerator)
     accelerator.wait_for_everyone()
     accelerator.free_memory()
     best = accelerator.prepare(load_model(output))
@@ -157,11 +174,83 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def check_labels(labels: Tensor, model: C2FModel, part: str) -> None:
+    for level in model.levels:
+        if (labels[:, model.hierarchy.levels.index(level)] < 0).all():
+            raise ValueError(
+                f"no {part} picture has a label at {level!r}; name the levels that have some in model_options.levels, "
+                "or choose another val_fraction"
+            )
+
+
+def create_objective(options: Options, model: C2FModel, labels: Tensor) -> Objective:
+    """What a step minimises, as the options say; labels (n, levels) are those of the whole dataset."""
+    check_objective(options, model)
+    trees = {level: model.hierarchy.collapse(level) for level in model.levels}
+
+    def objective(call: Callable[..., dict[str, Tensor]], pictures: Tensor, index: Tensor, level: str) -> Tensor:
+        targets = targets_of(labels[index], level, model)
+        log_probs = model.log_probs(call(pictures, levels=tuple(targets)))
+        counts = {at: (target >= 0).sum() for at, target in targets.items()}
+        total = sum(counts.values()).clamp(min=1)  # type: ignore[union-attr]
+        loss = torch.zeros((), device=pictures.device)
+        for at, target in targets.items():
+            mean = LOSSES[options.loss](log_probs[at], target, trees[at], **options.loss_options)
+            loss = loss + counts[at] / total * mean
+        loss = options.level_weights.get(level, 1.0) * loss
+        if options.tree_prior > 0 and level == model.levels[-1]:
+            weight: Tensor = model.head.get_classifier(level).weight  # type: ignore[operator]
+            loss = loss + options.tree_prior * tree_prior(weight, trees[level])
+        return loss
+
+    return objective
+
+
+def check_objective(options: Options, model: C2FModel) -> None:
+    if options.loss not in LOSSES:
+        raise unknown_name("loss", options.loss, LOSSES)
+    check_options(f"option of loss {options.loss!r}:", LOSSES[options.loss], options.loss_options)
+    tree, finest = model.hierarchy, model.levels[-1]
+    uniform = torch.zeros(1, tree.num_classes[finest]).log_softmax(dim=1)
+    try:  # a bad value fails here, and not after the first pictures
+        LOSSES[options.loss](uniform, torch.tensor([0]), tree.collapse(finest), **options.loss_options)
+    except TypeError as error:
+        raise ValueError(f"loss_options {options.loss_options} do not fit {options.loss!r}: {error}") from error
+    for level, weight in options.level_weights.items():
+        if level not in model.levels:
+            raise unknown_name("level in level_weights:", level, model.levels)
+        if weight < 0:
+            raise ValueError(f"the weight of {level} is {weight}; a level's weight is 0 or more")
+    if options.tree_prior < 0:
+        raise ValueError(f"tree_prior is a weight of 0 or more, not {options.tree_prior}")
+    if options.tree_prior > 0:
+        model.head.get_classifier(finest)  # type: ignore[operator]  # or says that there is none
+
+
+def targets_of(labels: Tensor, level: str, model: C2FModel) -> dict[str, Tensor]:
+    """The labels (N,) to train on in a step of `level`, for each level that is needed for it; -1 where there is none.
+
+    Each picture has one target: its deepest label, at `level` or above it. A head whose levels do not agree learns
+    nothing of `level` from a label above it, and has none of these.
+    """
+    depth = model.levels.index(level)
+    marginalises = getattr(model.head, "is_distribution", False)
+    targets, is_open = {}, torch.ones(len(labels), dtype=torch.bool, device=labels.device)
+    for at in reversed(model.levels[0 if marginalises else depth : depth + 1]):
+        here = labels[:, model.hierarchy.levels.index(at)]
+        target = here.where(is_open, -1)
+        if at == level or (target >= 0).any():
+            targets[at] = target
+        is_open = is_open & (here < 0)
+    return targets
+
+
 def train(
     model: C2FModel,
     dataset: LabelledImages,
     train_indices: list[int],
     val_indices: list[int],
+    objective: Objective,
     options: Options,
     output: Path,
     accelerator: Accelerator,
@@ -193,7 +282,7 @@ def train(
             title = f"stage {number}, epoch {progress.epoch + 1}"
             set_seed(options.seed + progress.epoch + 1, device_specific=True)
             row = {"epoch": progress.epoch + 1, "stage": number, "lr": schedule.get_last_lr()[0]}
-            row |= train_epoch(wrapped, stage, loaders, optimizer, title, accelerator)
+            row |= train_epoch(wrapped, stage, loaders, objective, optimizer, title, accelerator)
             row |= validate(wrapped, dataset, val_indices or train_indices, options, accelerator)
             schedule.step()
             progress.epoch += 1
@@ -230,6 +319,7 @@ def train_epoch(
     model: torch.nn.Module,
     stage: Stage,
     loaders: dict[str, DataLoader],
+    objective: Objective,
     optimizer: torch.optim.Optimizer,
     title: str,
     accelerator: Accelerator,
@@ -246,8 +336,8 @@ def train_epoch(
     hidden = None if accelerator.is_main_process else True
     bar = tqdm(zip(*loaders.values(), strict=True), total=steps, desc=title, disable=hidden, leave=False)
     for batches in bar:
-        for level, (pictures, labels, _) in zip(loaders, batches, strict=True):
-            loss = F.cross_entropy(model(pictures, levels=(level,))[level].float(), labels)
+        for level, (pictures, _, index) in zip(loaders, batches, strict=True):
+            loss = objective(model, pictures, index, level)
             accelerator.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
@@ -272,7 +362,7 @@ def predict_all(
     options: Options,
     accelerator: Accelerator,
 ) -> dict[str, Tensor]:
-    """Predicts at one resolution: for each level the labels, with "index" and the finest "target" of each picture.
+    """Predicts at one resolution: for each level the labels, and the "index" of each picture.
 
     Every picture is counted exactly once, on however many processes.
     """
@@ -282,18 +372,26 @@ def predict_all(
     view = LevelView(dataset, dataset.hierarchy.finest, transform, indices)
     loader = accelerator.prepare(DataLoader(view, 4 * options.batch_size, num_workers=options.num_workers))
     columns: list[list[Tensor]] = []
-    for pictures, targets, index in loader:
+    for pictures, _, index in loader:
         logits = model(pictures, levels=levels)
-        batch = (index, targets, *(logits[level].argmax(dim=1) for level in levels))
+        batch = (index, *(logits[level].argmax(dim=1) for level in levels))
         columns.append([column.cpu() for column in accelerator.gather_for_metrics(batch)])
-    index, target, *labels = (torch.cat(column) for column in zip(*columns, strict=True))
+    index, *labels = (torch.cat(column) for column in zip(*columns, strict=True))
     if sorted(index.tolist()) != sorted(indices):
         raise RuntimeError(f"{len(indices)} pictures were to be scored once, but {len(index)} came back")
-    return {"index": index, "target": target, **dict(zip(levels, labels, strict=True))}
+    return {"index": index, **dict(zip(levels, labels, strict=True))}
 
 
-def accuracy_of(scored: dict[str, Tensor], level: str, dataset: LabelledImages) -> float:
-    return (scored[level] == dataset.hierarchy.to_parent(scored["target"], level)).double().mean().item()
+def truth_of(scored: dict[str, Tensor], level: str, dataset: LabelledImages) -> Tensor:
+    """The labels of the pictures scored at one level, -1 where it is unknown."""
+    return labels_of(dataset)[scored["index"], dataset.hierarchy.levels.index(level)]
+
+
+def accuracy_of(scored: dict[str, Tensor], level: str, dataset: LabelledImages) -> tuple[float, int]:
+    """The accuracy over the pictures whose label at a level is known, and how many they are."""
+    truth = truth_of(scored, level, dataset)
+    known = truth >= 0
+    return (scored[level][known] == truth[known]).double().mean().item(), int(known.sum())
 
 
 def validate(
@@ -304,7 +402,7 @@ def validate(
     for level in accelerator.unwrap_model(model).levels:
         resolution = options.resolutions.get(level)
         scored = predict_all(model, dataset, indices, resolution, (level,), options, accelerator)
-        accuracy[f"val_{level}"] = accuracy_of(scored, level, dataset)
+        accuracy[f"val_{level}"], _ = accuracy_of(scored, level, dataset)
     return accuracy
 
 
@@ -350,9 +448,9 @@ def score_test(
         scored = predict_all(model, dataset, everything, resolution, levels, options, accelerator)
         for level in levels:
             is_own = options.resolutions.get(level) == resolution
-            accuracy = accuracy_of(scored, level, dataset)
-            rows.append({"level": level, "resolution": resolution, "own": is_own, "accuracy": accuracy})
-            rows[-1]["pictures"] = len(scored["index"])
+            accuracy, pictures = accuracy_of(scored, level, dataset)
+            row = {"level": level, "resolution": resolution, "own": is_own, "accuracy": accuracy}
+            rows.append({**row, "pictures": pictures})
             if is_own:
                 predictions[level] = scored
     if accelerator.is_main_process:
@@ -362,15 +460,16 @@ def score_test(
 
 
 def prediction_rows(predictions: dict[str, dict[str, Tensor]], dataset: LabelledImages) -> Iterator[dict[str, Any]]:
-    """For each test picture the true and the predicted class of every level at its own resolution."""
+    """For each test picture the true (empty: unknown) and the predicted class of every level at its own resolution."""
     order = {level: scored["index"].argsort() for level, scored in predictions.items()}
+    truth = {level: truth_of(scored, level, dataset) for level, scored in predictions.items()}
     for position in range(len(dataset)):
         row: dict[str, Any] = {"index": position}
         for level, scored in predictions.items():
             at = order[level][position]
             names = dataset.hierarchy.class_names(level)
             row["index"] = int(scored["index"][at])
-            row[level] = names[int(dataset.hierarchy.to_parent(scored["target"][at], level))]
+            row[level] = names[truth[level][at]] if truth[level][at] >= 0 else ""
             row[f"predicted_{level}"] = names[int(scored[level][at])]
         yield row
 
@@ -449,7 +548,8 @@ def print_report(model: C2FModel, matrix: list[dict[str, Any]], output: Path) ->
     """Prints accuracy by level and resolution; a level's own resolution stands in brackets."""
     resolutions = list(dict.fromkeys(row["resolution"] for row in matrix))
     cells = {(row["level"], row["resolution"]): row for row in matrix}
-    table = Table(title=f"Accuracy in % on {matrix[0]['pictures']} test pictures; in brackets: own resolution")
+    pictures = max(row["pictures"] for row in matrix)
+    table = Table(title=f"Accuracy in % on {pictures} test pictures; in brackets: own resolution")
     table.add_column("level")
     table.add_column("classes", justify="right")
     for resolution in resolutions:

@@ -101,6 +101,7 @@ def test_lists() -> None:
         ),
         ({"name": "mlph_resnet18_cub", "pretrained": True}, "no trained weights for 'mlph_resnet18_cub'"),
         ({"name": "mlph_resnet18_cub", "resolutions": {"kind": 3}}, "unknown level 'kind'"),
+        ({"name": "mlph_resnet18_cub", "head_options": {"dim": 3}}, "unknown option of head 'levels': 'dim'"),
     ],
 )
 def test_mistakes_are_named(arguments: dict, message: str) -> None:
@@ -153,6 +154,19 @@ def test_reset_classifier(small_model: C2FModel) -> None:
     small_model.reset_classifier(load_hierarchy("fashion_mnist"))
     logits = small_model(torch.randn(1, 3, 64, 64))
     assert {level: z.shape[1] for level, z in logits.items()} == {"division": 2, "group": 6, "article": 10}
+
+
+def test_a_heads_options_are_kept(tmp_path: Path) -> None:
+    model = create_model("mlph", hierarchy="cub", head="disentangled", head_options={"dim": 3}, **SMALL)  # type: ignore[arg-type]
+    assert model.head.get_classifier("species").in_features == 3
+    model.reset_classifier(load_hierarchy("fashion_mnist"))
+    assert model.head.get_classifier("division").in_features == 3 * 3
+    model.save_pretrained(tmp_path)
+    again = create_model(f"local-dir:{tmp_path}")
+    assert again.config == model.config
+    assert again.head.get_classifier("group").in_features == 2 * 3
+    with pytest.raises(ValueError, match="is a saved model, which has its parts"):
+        create_model(f"local-dir:{tmp_path}", head_options={"dim": 3})
 
 
 def test_a_saved_model_comes_back_bit_for_bit(small_model: C2FModel, tmp_path: Path) -> None:

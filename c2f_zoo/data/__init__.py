@@ -3,12 +3,13 @@
 # Importing a dataset's file registers it.
 from c2f_zoo.data import critters, cub, fashion_mnist
 from c2f_zoo.data.images import read_image
-from c2f_zoo.data.registry import DATASETS, LabelledImages, create_dataset, list_datasets, register_dataset
+from c2f_zoo.data.registry import DATASETS, LabelledImages, create_dataset, labels_of, list_datasets, register_dataset
 from c2f_zoo.data.transforms import Shrink, create_transform
-from c2f_zoo.data.views import LevelView, stratified_split
+from c2f_zoo.data.views import HideLabels, LevelView, stratified_split
 
 __all__ = [
     "DATASETS",
+    "HideLabels",
     "LabelledImages",
     "LevelView",
     "Shrink",
@@ -17,6 +18,7 @@ __all__ = [
     "critters",
     "cub",
     "fashion_mnist",
+    "labels_of",
     "list_datasets",
     "read_image",
     "register_dataset",

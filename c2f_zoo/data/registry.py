@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.registry import Registry, check_options
 
 
 class LabelledImages(Protocol):
-    """What a dataset has: pictures, a label of the finest level for each, and the tree they belong to."""
+    """What a dataset has: pictures, a label of the finest level for each, and the tree they belong to.
+
+    A dataset of which some pictures are labelled at coarser levels only has another attribute, `labels`: an int64
+    tensor (n, levels), coarse to fine, with -1 for what is not known; a label that is known has all those above it. Its
+    `targets`, and the labels of its items, are then the last column.
+    """
 
     hierarchy: Hierarchy
     targets: list[int]
@@ -40,11 +47,11 @@ def create_dataset(name: str, split: str, **options: Any) -> LabelledImages:
         **options: what the dataset of that name takes further, e.g. `root`.
 
     Returns:
-        A dataset whose items are (RGB picture, label at the finest level); coarse labels come from its
-        `hierarchy`.
+        A dataset whose items are (RGB picture, label at the finest level, -1 where that is unknown); `labels_of`
+        gives its labels at all levels.
 
     Raises:
-        ValueError: the name, the split or an option is unknown, the dataset is empty, or a label is outside the tree.
+        ValueError: the name, the split or an option is unknown, the dataset is empty, or a label does not fit the tree.
 
     Examples:
         >>> dataset = create_dataset("critters", "train", per_class=2)
@@ -58,11 +65,68 @@ def create_dataset(name: str, split: str, **options: Any) -> LabelledImages:
     dataset = open_split(split=split, **options)
     if len(dataset) == 0:
         raise ValueError(f"dataset {name!r} has no {split} pictures")
-    count = dataset.hierarchy.num_classes[dataset.hierarchy.finest]
-    for index, label in enumerate(dataset.targets):
-        if not 0 <= label < count:
-            raise ValueError(
-                f"{split} picture {index} of dataset {name!r} has label {label}, outside the tree's "
-                f"{count} {dataset.hierarchy.finest} classes (0..{count - 1})"
-            )
+    try:
+        _checked_labels(dataset, f"dataset {name!r}")
+    except ValueError as error:
+        raise ValueError(f"{split} {error}") from error
     return dataset
+
+
+def labels_of(dataset: LabelledImages) -> Tensor:
+    """The labels of every picture at every level.
+
+    Args:
+        dataset: a dataset whose labels are its `labels`, or else come from its `targets` through its tree.
+
+    Returns:
+        int64 tensor (n, levels), coarse to fine; -1 for what is not known, below what is.
+
+    Raises:
+        ValueError: a label is outside the tree, stands below an unknown one or under another parent than its own,
+            or `targets` say something else; the message names the picture.
+
+    Examples:
+        >>> labels_of(create_dataset("critters", "train", per_class=1))[[0, 35]]
+        tensor([[ 0,  0,  0],
+                [ 3, 11, 35]])
+    """
+    return _checked_labels(dataset, "the dataset")
+
+
+def _checked_labels(dataset: LabelledImages, what: str) -> Tensor:
+    """`labels_of`, with a name for the dataset in its errors."""
+    tree = dataset.hierarchy
+    targets = torch.as_tensor(dataset.targets)
+    if getattr(dataset, "labels", None) is None:
+        _refuse(*_outside(targets, tree, tree.finest, 0), what)
+        return tree.ancestors(targets)
+    labels = torch.as_tensor(dataset.labels)  # type: ignore[attr-defined]
+    if labels.shape != (len(dataset), len(tree.levels)) or labels.is_floating_point():
+        raise ValueError(
+            f"labels of {what} are {labels.dtype} of shape {tuple(labels.shape)}; its {len(dataset)} pictures need "
+            f"whole numbers, one for each of {', '.join(tree.levels)}"
+        )
+    for depth, level in enumerate(tree.levels):
+        here = labels[:, depth]
+        _refuse(*_outside(here, tree, level, -1), what)
+        if depth > 0:
+            above, known, coarse = labels[:, depth - 1], here >= 0, tree.levels[depth - 1]
+            _refuse(known & (above < 0), f"has a label at {level} but none at {coarse}", what)
+            parents = torch.tensor(tree.parents[depth - 1])[here.clamp(min=0)]
+            _refuse(known & (parents != above), f"has a {level} that lies under another {coarse} than it has", what)
+    _refuse(targets != labels[:, -1], f"has another label in targets than in labels at {tree.finest}", what)
+    return labels.long()
+
+
+def _outside(labels: Tensor, tree: Hierarchy, level: str, least: int) -> tuple[Tensor, str]:
+    """Which labels are outside the tree, and the complaint about the first of them."""
+    count = tree.num_classes[level]
+    outside = (labels < least) | (labels >= count)
+    first = int(labels[outside][0]) if outside.any() else None
+    unknown = "; -1: unknown" if least < 0 else ""
+    return outside, f"has label {first}, outside the tree's {count} {level} classes (0..{count - 1}{unknown})"
+
+
+def _refuse(bad: Tensor, complaint: str, what: str) -> None:
+    if bad.any():
+        raise ValueError(f"picture {int(bad.nonzero()[0])} of {what} {complaint}")

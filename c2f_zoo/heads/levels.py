@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from c2f_zoo.heads.registry import register_head
+from c2f_zoo.heads.registry import depth_of, register_head
 from c2f_zoo.hierarchy import Hierarchy
-from c2f_zoo.registry import unknown_name
+from c2f_zoo.ops import at_least_float32
 
 
 @register_head("levels")
@@ -31,9 +31,7 @@ class LevelsHead(nn.Module):
 
     def get_classifier(self, level: str) -> nn.Linear:
         """The linear layer of one level."""
-        if level not in self.levels:
-            raise unknown_name("level", level, self.levels)
-        return self.classifiers[self.levels.index(level)]  # type: ignore[return-value]
+        return self.classifiers[depth_of(level, self.levels)]  # type: ignore[return-value]
 
     def forward(self, v: Tensor, levels: Sequence[str]) -> dict[str, Tensor]:
         """Maps vectors (N, in_features) to logits (N, classes) for each of `levels`."""
@@ -41,4 +39,9 @@ class LevelsHead(nn.Module):
 
     def log_probs(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Maps logits (N, classes) to log-probabilities, each level's by itself: levels may contradict each other."""
-        return {level: z.log_softmax(dim=1) for level, z in logits.items()}
+        return log_softmax(logits)
+
+
+def log_softmax(logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each level's logits (N, classes) to log-probabilities, float32 at least."""
+    return {level: at_least_float32(z).log_softmax(dim=1) for level, z in logits.items()}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from c2f_zoo.hierarchy import Hierarchy
-from c2f_zoo.registry import Registry
+from c2f_zoo.registry import Registry, check_options, unknown_name
 
 HEADS: Registry[Callable[..., nn.Module]] = Registry("head")
 register_head = HEADS.register
@@ -18,25 +18,44 @@ def list_heads(pattern: str = "*") -> list[str]:
     return HEADS.names(pattern)
 
 
-def create_head(name: str, in_features: int, hierarchy: Hierarchy, levels: Sequence[str]) -> nn.Module:
+def create_head(
+    name: str, in_features: int, hierarchy: Hierarchy, levels: Sequence[str], **options: object
+) -> nn.Module:
     """Makes a head: a module from a vector to logits for each level.
 
     Args:
         name: one of `list_heads()`.
         in_features: length of the pooled vector.
         hierarchy: the class tree.
-        levels: the levels to answer, coarse to fine.
+        levels: the levels to answer, coarse to fine, one or more.
+        **options: what the head of that name takes further, e.g. `dim=512`; JSON-able.
 
     Returns:
-        A module with `forward(v, levels) -> dict`, from (N, in_features) to (N, classes) for each
-        of the levels asked for, and `get_classifier(level)`.
+        A module with `forward(v, levels) -> dict`, from (N, in_features) to (N, classes) for each of the levels asked
+        for; `log_probs(logits) -> dict`, from such logits to log-probabilities; `get_classifier(level)`; and
+        `is_distribution`, which says whether the levels are marginals of one distribution over the tree.
 
     Raises:
-        ValueError: the name or a level is unknown.
+        ValueError: the name, a level or an option is unknown.
 
     Examples:
-        >>> head = create_head("levels", 16, load_hierarchy("cub"), ["family", "species"])
+        >>> head = create_head("marginal", 16, load_hierarchy("cub"), ["family", "species"])
         >>> {level: tuple(z.shape) for level, z in head(torch.rand(2, 16), ["family"]).items()}
         {'family': (2, 36)}
     """
-    return HEADS[name](in_features, hierarchy, tuple(levels))
+    head = HEADS[name]
+    check_options(f"option of head {name!r}:", head, options)
+    for level in levels:
+        depth_of(level, hierarchy.levels)
+    return head(in_features, hierarchy, tuple(levels), **options)
+
+
+def depth_of(level: str, levels: Sequence[str]) -> int:
+    """The place of a level among some, from 0.
+
+    Raises:
+        ValueError: it is none of them; the message names the closest ones.
+    """
+    if level not in levels:
+        raise unknown_name("level", level, levels)
+    return levels.index(level)

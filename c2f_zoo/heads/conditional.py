@@ -1,0 +1,63 @@
+"""The probability of a class given its parent, multiplied down the tree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from c2f_zoo.heads.grouped import grouped_logsumexp
+from c2f_zoo.heads.levels import LevelsHead
+from c2f_zoo.heads.registry import depth_of, register_head
+from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.ops import at_least_float32
+
+
+@register_head("conditional")
+class ConditionalHead(nn.Module):
+    """A softmax within the children of each class: `P(class) = P(parent) P(class | parent)`.
+
+    As in the WordTree of YOLO9000 (Redmon & Farhadi, CVPR 2017, "Hierarchical classification"). There is a linear
+    layer for each level of the tree down to the finest that is answered, whether the levels above it are or not.
+
+    Args:
+        in_features: length of the pooled vector.
+        hierarchy: the class tree.
+        levels: the levels to answer, coarse to fine.
+    """
+
+    is_distribution = True
+
+    def __init__(self, in_features: int, hierarchy: Hierarchy, levels: Sequence[str]) -> None:
+        super().__init__()
+        self.levels = tuple(levels)
+        depth = max(hierarchy.levels.index(level) for level in levels)
+        self.scores = LevelsHead(in_features, hierarchy, hierarchy.levels[: depth + 1])
+        for below, parents in enumerate(hierarchy.parents[:depth], start=1):
+            self.register_buffer(f"parents_{below}", torch.tensor(parents), persistent=False)
+
+    def get_classifier(self, level: str) -> nn.Linear:
+        """The linear layer of one level, whose outputs mean something only beside those of a class's siblings."""
+        return self.scores.get_classifier(level)
+
+    def forward(self, v: Tensor, levels: Sequence[str]) -> dict[str, Tensor]:
+        """Maps vectors (N, in_features) to log-probabilities (N, classes), float32 at least, for each of `levels`."""
+        for level in levels:
+            depth_of(level, self.levels)
+        down_to = max((self.scores.levels.index(level) for level in levels), default=-1)
+        found: dict[str, Tensor] = {}
+        for depth, (level, score) in enumerate(self.scores(v, self.scores.levels[: down_to + 1]).items()):
+            z = at_least_float32(score)
+            if depth == 0:
+                log_prob = z.log_softmax(dim=1)
+            else:
+                parents = getattr(self, f"parents_{depth}")
+                given_parent = z - grouped_logsumexp(z, parents, log_prob.shape[1])[:, parents]
+                log_prob = log_prob[:, parents] + given_parent
+            found[level] = log_prob
+        return {level: found[level] for level in levels}
+
+    def log_probs(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Gives the logits of `forward` back: they are log-probabilities already."""
+        return {level: at_least_float32(z) for level, z in logits.items()}

@@ -1,0 +1,96 @@
+"""A distribution over the paths of a tree, which may stop at any class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from c2f_zoo.heads.grouped import grouped_logsumexp
+from c2f_zoo.heads.levels import LevelsHead
+from c2f_zoo.heads.registry import depth_of, register_head
+from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.ops import at_least_float32
+
+
+@register_head("hex")
+class HexHead(nn.Module):
+    """A score for each class of the tree, a distribution over the paths down to any class (Deng et al., ECCV 2014).
+
+    The hierarchy-and-exclusion graph of a tree: a class implies its parent, and siblings exclude each other. What may
+    be true together, a state, is then a path from the top to any class, or nothing at all: a picture may stop at a
+    genus, or show none of the classes. A state's probability is proportional to the exponential of the sum of its
+    classes' scores (0 for the empty state); a class's is the sum over the states that hold it. Both sums are
+    exact, by one pass up the tree and one down.
+
+    The finest classes therefore sum to less than 1, and a class to more than its children. The rest is in
+    `stop_log_probs`.
+
+    Args:
+        in_features: length of the pooled vector.
+        hierarchy: the class tree; every class of it has a score, whatever levels are answered.
+        levels: the levels to answer, coarse to fine.
+    """
+
+    is_distribution = True
+
+    def __init__(self, in_features: int, hierarchy: Hierarchy, levels: Sequence[str]) -> None:
+        super().__init__()
+        self.levels = tuple(levels)
+        self.scores = LevelsHead(in_features, hierarchy, hierarchy.levels)
+        for depth, parents in enumerate(hierarchy.parents, start=1):
+            self.register_buffer(f"parents_{depth}", torch.tensor(parents), persistent=False)
+
+    def get_classifier(self, level: str) -> nn.Linear:
+        """The linear layer that scores one level's classes; their probabilities depend on the other levels' as well."""
+        return self.scores.get_classifier(level)
+
+    def forward(self, v: Tensor, levels: Sequence[str]) -> dict[str, Tensor]:
+        """Maps vectors (N, in_features) to log-probabilities (N, classes), float32 at least, for each of `levels`."""
+        for level in levels:
+            depth_of(level, self.levels)
+        holds, _ = self._log_marginals(v)
+        return {level: holds[self.scores.levels.index(level)] for level in levels}
+
+    def log_probs(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Gives the logits of `forward` back: they are log-probabilities already. A level's may sum to less than 1."""
+        return {level: at_least_float32(z) for level, z in logits.items()}
+
+    def stop_log_probs(self, v: Tensor) -> dict[str, Tensor]:
+        """The log-probability that a picture's path stops at a class, neither above nor below it.
+
+        Args:
+            v: vectors (N, in_features).
+
+        Returns:
+            (N, classes), float32 at least, for every level of the tree. Over all of them the probabilities sum to
+            1, less that of the empty state.
+
+        Examples:
+            >>> head = HexHead(16, load_hierarchy("cub"), ["species"])
+            >>> stops = head.stop_log_probs(torch.rand(2, 16))
+            >>> bool((torch.cat(list(stops.values()), dim=1).exp().sum(dim=1) < 1).all())
+            True
+        """
+        holds, goes_on = self._log_marginals(v)
+        return {level: p - z for level, p, z in zip(self.scores.levels, holds, goes_on, strict=True)}
+
+    def _log_marginals(self, v: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """For each level, coarse to fine, the log-probability of its classes, and that with which they are stopped at.
+
+        The second is the log of the sum over all ways to go on from a class, stopping there (1) among them.
+        """
+        scores = [at_least_float32(z) for z in self.scores(v, self.scores.levels).values()]
+        goes_on = [torch.zeros_like(scores[-1])]
+        into = [scores[-1]]  # the log of the sum over the ways to come into a class and go on from there
+        for depth in range(len(scores) - 1, 0, -1):
+            below = grouped_logsumexp(into[0], getattr(self, f"parents_{depth}"), scores[depth - 1].shape[1])
+            goes_on.insert(0, torch.logaddexp(below, torch.zeros_like(below)))
+            into.insert(0, scores[depth - 1] + goes_on[0])
+        top = into[0].logsumexp(dim=1, keepdim=True)
+        holds = [into[0] - torch.logaddexp(top, torch.zeros_like(top))]
+        for depth in range(1, len(scores)):
+            parents = getattr(self, f"parents_{depth}")
+            holds.append(holds[-1][:, parents] + (into[depth] - goes_on[depth - 1][:, parents]))
+        return holds, goes_on

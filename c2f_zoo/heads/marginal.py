@@ -1,0 +1,66 @@
+"""One classifier of the finest level; every other level is a sum over it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from c2f_zoo.heads.grouped import grouped_logsumexp
+from c2f_zoo.heads.levels import log_softmax
+from c2f_zoo.heads.registry import depth_of, register_head
+from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.ops import at_least_float32
+
+
+@register_head("marginal")
+class MarginalHead(nn.Module):
+    """A softmax over the finest classes; a coarse class has the sum of the probabilities below it.
+
+    A coarse logit is the log-sum-exp of the finest logits below it, so that the softmax of a level's logits is that
+    sum. The classifier is the tree's finest level's, also where only coarser levels are answered.
+
+    Args:
+        in_features: length of the pooled vector.
+        hierarchy: the class tree.
+        levels: the levels to answer, coarse to fine.
+    """
+
+    is_distribution = True
+
+    def __init__(self, in_features: int, hierarchy: Hierarchy, levels: Sequence[str]) -> None:
+        super().__init__()
+        self.levels = tuple(levels)
+        self.finest = hierarchy.finest
+        self.num_classes = hierarchy.num_classes
+        self.classifier = nn.Linear(in_features, self.num_classes[self.finest])
+        fine = torch.arange(self.num_classes[self.finest])
+        for number, level in enumerate(self.levels):  # numbers, since a buffer's name may hold no dot
+            self.register_buffer(f"ancestors_{number}", hierarchy.to_parent(fine, level), persistent=False)
+
+    def get_classifier(self, level: str) -> nn.Linear:
+        """The linear layer of the finest level, the only one.
+
+        Raises:
+            ValueError: another level, which has no layer of its own.
+        """
+        if level == self.finest:
+            return self.classifier
+        depth_of(level, (*self.levels, self.finest))
+        raise ValueError(f"{level!r} has no classifier in a marginal head: it sums over {self.finest!r}, which has one")
+
+    def forward(self, v: Tensor, levels: Sequence[str]) -> dict[str, Tensor]:
+        """Maps vectors (N, in_features) to logits (N, classes), float32 at least, for each of `levels`."""
+        z = at_least_float32(self.classifier(v))
+        return {level: self._sum(z, level) for level in levels}
+
+    def _sum(self, z: Tensor, level: str) -> Tensor:
+        if level == self.finest:
+            return z
+        ancestors = getattr(self, f"ancestors_{depth_of(level, self.levels)}")
+        return grouped_logsumexp(z, ancestors, self.num_classes[level])
+
+    def log_probs(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Maps logits (N, classes) to log-probabilities; a class has the sum of the classes below it."""
+        return log_softmax(logits)
