@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from c2f_zoo.data.transforms import create_transform
+from c2f_zoo.decoding import complete, decode
 from c2f_zoo.model import C2FModel
 
 
@@ -17,8 +18,9 @@ class Prediction:
     """A path in the tree, coarse to fine.
 
     Attributes:
-        path: for each level (level, class name, probability in [0, 1]). A probability is the level's own:
-            what its classifier gives, or where the model has none for it, the sum over its finest classes.
+        path: for each level (level, class name, probability in [0, 1]). A probability is the level's own: what the
+            head gives for it, or where the model does not answer it, the sum over its children. Where a picture may
+            stop at a class (the head `hex`), the probabilities of a level sum to less than 1.
     """
 
     path: list[tuple[str, str, float]]
@@ -31,8 +33,8 @@ class Predictor:
     """Names what is in a picture, at every level of the tree.
 
     Each level sees the picture at the resolution that the model was trained to see it at for that level.
-    The answer is the path with the greatest product of the levels' probabilities, so that it always is a
-    path in the tree.
+    The answer is the path with the greatest product of the levels' probabilities (the decoding `joint`), so that it
+    always is a path in the tree. It ends at the finest level that the model answers.
 
     Args:
         model: the model; it is put into evaluation mode.
@@ -56,14 +58,8 @@ class Predictor:
         """Predicts for one picture of any size and mode."""
         tree = self.model.hierarchy
         probabilities = self._probabilities(image.convert("RGB"))
-        fine = torch.arange(tree.num_classes[tree.finest])
-        ancestors = {level: tree.to_parent(fine, level) for level in tree.levels}
-        scores = sum(
-            (probabilities[level].log()[ancestors[level]] for level in self.model.levels),
-            start=torch.zeros(len(fine)),
-        )
-        best = int(scores.argmax())
-        labels = [int(ancestors[level][best]) for level in tree.levels]
+        answered = {level: probabilities[level].log()[None] for level in self.model.levels}
+        labels = decode(answered, tree, "joint")[0].tolist()
         return Prediction(
             [
                 (level, tree.class_names(level)[label], float(probabilities[level][label]))
@@ -73,16 +69,11 @@ class Predictor:
         )
 
     def _probabilities(self, image: Image.Image) -> dict[str, Tensor]:
+        """Float64 probabilities (classes,) of each level that is answered, or follows from one that is."""
         weight = next(self.model.parameters())
-        tree = self.model.hierarchy
-        found = {}
+        logits = {}
         for level, transform in self._transforms.items():
             x = transform(image)[None].to(weight.device, weight.dtype)
-            found[level] = self.model(x, (level,))[level][0].double().softmax(0).cpu()
-        if tree.finest in found:
-            fine = torch.arange(tree.num_classes[tree.finest])
-            for level in tree.levels:
-                if level not in found:
-                    sums = torch.zeros(tree.num_classes[level], dtype=torch.float64)
-                    found[level] = sums.index_add(0, tree.to_parent(fine, level), found[tree.finest])
-        return found
+            logits[level] = self.model(x, (level,))[level].double()
+        log_probs = complete(self.model.log_probs(logits), self.model.hierarchy)
+        return {level: z[0].exp().cpu() for level, z in log_probs.items()}

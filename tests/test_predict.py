@@ -47,6 +47,29 @@ def test_a_model_of_coarse_levels_alone_gives_what_it_knows() -> None:
     assert Predictor(model)(Image.new("RGB", (64, 64))).path == [("kind", "round", pytest.approx(0.9))]
 
 
+def test_a_coarser_level_follows_from_the_finest_that_is_answered() -> None:
+    tree = Hierarchy.from_rows(
+        ("world", "kind", "shape"), [("flat", "round", "disc"), ("flat", "edged", "box"), ("solid", "full", "ball")]
+    )
+    model = create_model("mlph", hierarchy=tree, levels=["kind"], **SMALL)  # type: ignore[arg-type]
+    with torch.no_grad():
+        classifier = model.head.get_classifier("kind")
+        classifier.weight.zero_()
+        classifier.bias.copy_(torch.tensor([0.3, 0.25, 0.45]).log())
+    path = Predictor(model)(Image.new("RGB", (64, 64))).path
+    assert path == [("world", "solid", pytest.approx(0.45)), ("kind", "full", pytest.approx(0.45))]
+
+
+def test_probabilities_are_those_that_the_head_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A picture may stop at a class: a level's probabilities then sum to less than 1, and are not to be normalised.
+    model = model_that_says({"kind": [0.5, 0.5], "shape": [0.2, 0.3, 0.5]})
+    said = {"kind": [[0.6, 0.1]], "shape": [[0.1, 0.3, 0.05]]}
+    log_probs = {level: torch.tensor(values).double().log() for level, values in said.items()}
+    monkeypatch.setattr(model.head, "log_probs", lambda logits: {level: log_probs[level] for level in logits})
+    path = Predictor(model)(Image.new("RGB", (64, 64))).path
+    assert path == [("kind", "round", pytest.approx(0.6)), ("shape", "ring", pytest.approx(0.3))]
+
+
 def test_each_level_sees_its_own_resolution() -> None:
     # A fine pattern whose mean is grey: at 4 pixels the coarse level must see what it sees of a grey picture.
     torch.manual_seed(0)

@@ -1,0 +1,63 @@
+"""The comparison of heads: what it fits is what it says, and every head and decoding is in its table."""
+
+from __future__ import annotations
+
+import csv
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+from c2f_zoo import list_heads
+from c2f_zoo.decoding import DECODINGS
+from c2f_zoo.hierarchy import Hierarchy
+
+ablation = runpy.run_path(str(Path(__file__).parents[1] / "recipes" / "ablation.py"))
+TREE = Hierarchy.from_rows(("kind", "shape"), [("round", "disc"), ("round", "ring"), ("edged", "box")])
+
+
+@pytest.mark.parametrize("name", list_heads())
+def test_every_head_is_fitted(name: str) -> None:
+    # Features that tell the shape, or at the coarse level the kind only, with noise far below the margin.
+    labels = TREE.ancestors(torch.tensor([0, 1, 2]).repeat(8))
+    noise = 0.1 * torch.randn(2, 24, 3, generator=torch.Generator().manual_seed(0))
+    kinds = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])
+    features = {"kind": kinds[labels[:, 0]] + noise[0], "shape": torch.eye(3)[labels[:, 1]] + noise[1]}
+    head = ablation["fit"](name, features, labels, TREE, penalty=1e-4, max_iter=50, seed=0)
+    report = ablation["score"](head, features, labels, TREE).report("independent")
+    assert (report["kind/accuracy"], report["shape/accuracy"]) == (1.0, 1.0)
+
+
+def test_the_penalty_keeps_weights_small() -> None:
+    labels = TREE.ancestors(torch.tensor([0, 1, 2]))
+    features = {"kind": torch.eye(3), "shape": torch.eye(3)}
+    norms = []
+    for penalty in (1e-4, 1.0):
+        head = ablation["fit"]("levels", features, labels, TREE, penalty, max_iter=50, seed=0)
+        norms.append(sum(float(weight.square().sum()) for weight in head.parameters() if weight.ndim > 1))
+    assert norms[1] < 0.1 * norms[0]
+
+
+def test_the_table_has_every_head_under_every_decoding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ablation["main"](
+        dataset="critters",
+        dataset_options={"per_class": 2},
+        model_options={"backbone": "test_convnext", "taps": ["stages.3"], "input_size": 48},
+        resolutions={"genus": 24, "family": 12},
+        val_fraction=0.5,
+        max_iter=2,
+        output=str(tmp_path / "heads.csv"),
+    )
+    with open(tmp_path / "heads.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["head"], row["decoding"]) for row in rows] == [
+        (head, how) for head in list_heads() for how in DECODINGS
+    ]
+    for row in rows:
+        assert row["pictures"] == "72"
+        for metric in ("species/top1", "species/ece", "hd@5", "fpa", "wap", "tice", "mistake_severity"):
+            assert float(row[metric]) >= 0
+        assert (float(row["tice"]) > 0) <= (row["decoding"] == "independent")
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in (*list_heads(), *DECODINGS))

@@ -1,0 +1,169 @@
+"""Decodings, against a case done by hand and a search over all paths."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from c2f_zoo import Hierarchy, load_hierarchy
+from c2f_zoo.decoding import DECODINGS, complete, decode, is_path
+
+# Three levels; a (p, q) and b (r): p has the species 0 and 1, q 2, r 3.
+TREE = Hierarchy.from_rows(("A", "B", "C"), [("a", "p", "0"), ("a", "p", "1"), ("a", "q", "2"), ("b", "r", "3")])
+
+
+def logs(**levels: list[float]) -> dict[str, Tensor]:
+    return {level: torch.tensor([values], dtype=torch.float64).log() for level, values in levels.items()}
+
+
+def random_tree(depth: int, seed: int) -> Hierarchy:
+    """An irregular tree: a class has one to three children, and labels of siblings lie apart."""
+    generator = torch.Generator().manual_seed(seed)
+    count = int(torch.randint(1, 4, (), generator=generator))
+    counts, parents = [count], []
+    for _ in range(depth - 1):
+        extra = torch.randint(
+            count, (int(torch.randint(0, 2 * count + 1, (), generator=generator)),), generator=generator
+        )
+        labels = torch.cat([torch.arange(count), extra])
+        labels = labels[torch.randperm(len(labels), generator=generator)]
+        parents.append(tuple(labels.tolist()))
+        count = len(labels)
+        counts.append(count)
+    classes = tuple(tuple(f"{level}.{label}" for label in range(n)) for level, n in enumerate(counts))
+    return Hierarchy(tuple(f"level {level}" for level in range(depth)), classes, tuple(parents))
+
+
+def random_log_probs(tree: Hierarchy, n: int, seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        level: (2 * torch.randn(n, count, generator=generator, dtype=torch.float64)).log_softmax(dim=1)
+        for level, count in tree.num_classes.items()
+    }
+
+
+TREES = [random_tree(depth, seed) for depth in (1, 2, 3, 4) for seed in (0, 1, 2)]
+
+
+def paths_of(tree: Hierarchy) -> list[tuple[int, ...]]:
+    fine = range(tree.num_classes[tree.finest])
+    return [
+        tuple(tree.class_names(level).index(name) for level, name in zip(tree.levels, tree.path(label), strict=True))
+        for label in fine
+    ]
+
+
+def test_all_four_differ_on_a_case_done_by_hand() -> None:
+    log_probs = logs(A=[0.45, 0.55], B=[0.28, 0.47, 0.25], C=[0.45, 0.15, 0.34, 0.06])
+    found = {how: decode(log_probs, TREE, how)[0].tolist() for how in DECODINGS}
+    # independent: b, q, 0. top_down: b, whose only child is r, whose only child is 3. bottom_up: 0, so p, so a.
+    # joint: a p 0: .45 * .28 * .45 = .0567; a p 1: .45 * .28 * .15 = .0189; a q 2: .45 * .47 * .34 = .0719;
+    # b r 3: .55 * .25 * .06 = .0083.
+    assert found == {"independent": [1, 1, 0], "top_down": [1, 2, 3], "bottom_up": [0, 0, 0], "joint": [0, 1, 2]}
+
+
+@pytest.mark.parametrize("tree", TREES, ids=lambda tree: str(list(tree.num_classes.values())))
+def test_decodings_agree_with_a_search_over_all_paths(tree: Hierarchy) -> None:
+    log_probs = random_log_probs(tree, n=40, seed=0)
+    found = {how: decode(log_probs, tree, how).tolist() for how in DECODINGS}
+    paths = paths_of(tree)
+    for i in range(40):
+        z = [log_probs[level][i].tolist() for level in tree.levels]
+        assert found["independent"][i] == [row.index(max(row)) for row in z]
+        assert found["joint"][i] == list(max(paths, key=lambda path: sum(z[d][c] for d, c in enumerate(path))))
+        assert found["bottom_up"][i] == list(max(paths, key=lambda path: z[-1][path[-1]]))
+        # Level by level among the paths that go on from what was chosen: an order by the coarsest, then the next...
+        assert found["top_down"][i] == list(max(paths, key=lambda path: [z[d][c] for d, c in enumerate(path)]))
+
+
+@pytest.mark.parametrize("how", DECODINGS)
+@pytest.mark.parametrize("tree", TREES, ids=lambda tree: str(list(tree.num_classes.values())))
+def test_only_independent_may_leave_the_tree(tree: Hierarchy, how: str) -> None:
+    labels = decode(random_log_probs(tree, n=200, seed=1), tree, how)
+    assert labels.dtype == torch.int64
+    paths = set(paths_of(tree))
+    legal = [tuple(row) in paths for row in labels.tolist()]
+    assert is_path(labels, tree).tolist() == legal
+    assert all(legal) or how == "independent"
+
+
+def test_independent_does_leave_the_tree() -> None:
+    tree = load_hierarchy("cub")
+    assert not is_path(decode(random_log_probs(tree, 50, 0), tree, "independent"), tree).any()
+
+
+@pytest.mark.parametrize("how", DECODINGS)
+def test_no_samples_give_no_labels(how: str) -> None:
+    assert decode({"C": torch.zeros(0, 4)}, TREE, how).shape == (0, 3)
+
+
+@pytest.mark.parametrize("how", ["top_down", "bottom_up", "joint"])
+def test_a_path_even_where_nothing_below_is_possible(how: str) -> None:
+    # Certain of b at the first level, and of what is not under b at the others.
+    log_probs = logs(A=[0, 1], B=[0.5, 0.5, 0], C=[0.5, 0.5, 0, 0])
+    assert is_path(decode(log_probs, TREE, how), TREE).all()
+    assert decode(log_probs, TREE, "top_down").tolist() == [[1, 2, 3]]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_joint_adds_half_precision_numbers_exactly(dtype: torch.dtype) -> None:
+    # The sums, 8 + 1/512 and 8 + 1/1024, are the same number at half precision.
+    log_probs = {"A": torch.tensor([[-8.0, -16.0]]), "C": torch.tensor([[-1 / 512, -1 / 1024, -1.0, -1.0]])}
+    assert decode({level: z.to(dtype) for level, z in log_probs.items()}, TREE, "joint").tolist() == [[0, 0, 1]]
+
+
+class TestMissingLevels:
+    def test_a_coarser_level_is_the_sum_of_its_children(self) -> None:
+        # The finest alone: p = .30 + .15, q = .35, r = .20; a = .80, b = .20.
+        log_probs = logs(C=[0.30, 0.15, 0.35, 0.20])
+        every = complete(log_probs, TREE)
+        assert list(every) == ["A", "B", "C"]
+        assert every["A"].exp()[0].tolist() == pytest.approx([0.80, 0.20])
+        assert every["B"].exp()[0].tolist() == pytest.approx([0.45, 0.35, 0.20])
+        assert every["C"] is log_probs["C"]
+        assert decode(log_probs, TREE, "independent").tolist() == [[0, 0, 2]]
+        assert decode(log_probs, TREE, "top_down").tolist() == [[0, 0, 0]]
+        assert decode(log_probs, TREE, "bottom_up").tolist() == [[0, 1, 2]]
+        assert decode(log_probs, TREE, "joint").tolist() == [[0, 1, 2]]
+
+    def test_the_next_finer_level_is_summed_up(self) -> None:
+        # a follows from the middle level (.1 + .2), not from the finest (.9 + 0 + 0).
+        every = complete(logs(B=[0.1, 0.2, 0.7], C=[0.9, 0, 0, 0.1]), TREE)
+        assert every["A"].exp()[0].tolist() == pytest.approx([0.3, 0.7])
+
+    def test_joint_counts_each_answer_once(self) -> None:
+        # Only A and C: a p 0: .4 * .40 = .16; b r 3: .6 * .30 = .18. If B, which follows from C, counted as well,
+        # a p 0 would win: .4 * .60 * .40 = .096 > .6 * .30 * .30 = .054.
+        log_probs = logs(A=[0.4, 0.6], C=[0.40, 0.20, 0.10, 0.30])
+        assert decode(log_probs, TREE, "joint").tolist() == [[1, 2, 3]]
+
+    @pytest.mark.parametrize("how", DECODINGS)
+    def test_finer_levels_are_unknown(self, how: str) -> None:
+        labels = decode(logs(B=[0.1, 0.2, 0.7]), TREE, how)
+        assert labels.tolist() == [[1, 2, -1]]
+        assert is_path(labels, TREE).all()
+
+    def test_impossible_classes_sum_to_zero(self) -> None:
+        assert complete(logs(C=[0, 0, 0, 1]), TREE)["B"].exp().tolist() == [[0, 0, 1]]
+
+    def test_sums_less_than_one_stay(self) -> None:
+        every = complete(logs(B=[0.2, 0.1, 0.3], C=[0.1, 0.0, 0.1, 0.1]), TREE)
+        assert every["A"].exp()[0].tolist() == pytest.approx([0.3, 0.3])
+        assert every["B"].exp()[0].tolist() == pytest.approx([0.2, 0.1, 0.3])
+
+
+def test_paths_of_mixed_depth() -> None:
+    labels = torch.tensor([[0, 0, 1], [0, 0, 2], [1, 0, 0], [0, 1, -1], [1, 1, -1], [1, -1, -1], [-1, 0, 0], [-1] * 3])
+    assert is_path(labels, TREE).tolist() == [True, False, False, True, False, True, False, True]
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(ValueError, match="unknown decoding 'topdown'; did you mean 'top_down'"):
+        decode(logs(A=[0.5, 0.5]), TREE, "topdown")
+    with pytest.raises(ValueError, match="unknown level 'D'"):
+        decode(logs(D=[0.5, 0.5]), TREE, "joint")
+    with pytest.raises(ValueError, match=r"A has 2 classes: its log-probabilities are \(N, 2\), not \(1, 3\)"):
+        decode(logs(A=[0.5, 0.3, 0.2]), TREE, "joint")
+    with pytest.raises(ValueError, match="no log-probabilities; give those of one or more of"):
+        complete({}, TREE)

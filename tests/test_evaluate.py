@@ -1,0 +1,262 @@
+"""The evaluation recipe: its figures against loops over single pictures, its files, and two processes of it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import BIRDS, SMALL
+from PIL import Image
+
+from c2f_zoo import C2FModel, Hierarchy, Predictor, create_dataset, create_model, list_heads, load_hierarchy
+from c2f_zoo.data import HideLabels, LabelledImages, create_transform, labels_of
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "evaluate.py"
+evaluate = runpy.run_path(str(RECIPE))
+RESOLUTIONS = {"family": 8, "genus": 24, "species": None}
+
+
+class Labelled:
+    """A dataset of grey pictures."""
+
+    def __init__(self, tree: Hierarchy, targets: list[int]) -> None:
+        self.hierarchy = tree
+        self.targets = targets
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.new("RGB", (32, 32)), self.targets[index]
+
+
+def critters_model(levels: list[str] | None = None, head: str = "levels") -> C2FModel:
+    torch.manual_seed(0)
+    options = {"hierarchy": "critters", "resolutions": RESOLUTIONS, **SMALL}
+    model = create_model("mlph", head=head, levels=levels, **options)  # type: ignore[arg-type]
+    for parameter in model.head.parameters():  # or one class would be the answer to all
+        torch.nn.init.normal_(parameter)
+    return model.eval()
+
+
+def results_of(model: C2FModel, dataset: LabelledImages, decoding: str = "all") -> dict:
+    target = evaluate["labels_in"](model.hierarchy, dataset)
+    decodings = evaluate["chosen_decodings"](decoding)
+    scores = evaluate["score"](model, dataset, target, decodings, 5, 0, Accelerator(cpu=True))
+    return evaluate["results_of"](scores, model)
+
+
+@torch.no_grad()
+def answer(model: C2FModel, image: Image.Image, level: str, resolution: int | None) -> int:
+    x = create_transform(model.config.preprocessing, resolution, train=False)(image)[None]
+    return int(model(x, (level,))[level].argmax())
+
+
+def test_figures_are_those_of_a_loop_over_pictures() -> None:
+    model, dataset = critters_model(), create_dataset("critters", "test", per_class=1)
+    results, labels, tree = results_of(model, dataset), labels_of(dataset), model.hierarchy
+    assert list(results["decodings"]) == ["independent", "top_down", "bottom_up", "joint"]
+    images = [dataset[index][0] for index in range(36)]
+    for depth, level in enumerate(tree.levels):
+        for resolution, shown in ((8, "8 px"), (24, "24 px"), (None, "full size")):
+            right = sum(answer(model, image, level, resolution) == labels[i, depth] for i, image in enumerate(images))
+            assert results["accuracy_by_resolution"][level][shown] == pytest.approx(right / 36)
+        own = "full size" if RESOLUTIONS[level] is None else f"{RESOLUTIONS[level]} px"
+        assert results["resolutions"][level] == own
+        for name, report in (("top1", results["any_decoding"]), ("accuracy", results["decodings"]["independent"])):
+            assert report[f"{level}/{name}"] == pytest.approx(results["accuracy_by_resolution"][level][own])
+
+
+@pytest.mark.parametrize("head", list_heads())
+def test_the_joint_decoding_gives_the_predictors_paths(head: str) -> None:
+    model, dataset = critters_model(head=head), create_dataset("critters", "test", per_class=1)
+    results, tree, predictor = results_of(model, dataset, "joint"), model.hierarchy, Predictor(model)
+    paths = [tuple(name for _, name, _ in predictor(dataset[index][0]).path) for index in range(36)]
+    assert len(set(paths)) > 2
+    heights = [sum(a != b for a, b in zip(path, tree.path(i), strict=True)) for i, path in enumerate(paths)]
+    assert results["lca_heights"] == {"joint": [heights.count(height) for height in range(4)]}
+    report = results["decodings"]["joint"]
+    assert report["fpa"] == pytest.approx(heights.count(0) / 36)
+    assert report["lca_distance"] == pytest.approx(sum(heights) / 36)
+    assert report["tice"] == 0
+
+
+def test_levels_that_are_not_answered_follow_from_finer_ones_and_end_the_tree() -> None:
+    model, dataset = critters_model(["genus"]), create_dataset("critters", "test", per_class=1)
+    results = results_of(model, dataset, "bottom_up")
+    assert results["levels"] == {"family": 4, "genus": 12}
+    assert results["answered"] == ["genus"]
+    assert results["resolutions"] == {"family": "24 px", "genus": "24 px"}
+    report = results["decodings"]["bottom_up"]
+    assert report["genus/accuracy"] == results["any_decoding"]["genus/top1"]
+    assert sum(results["lca_heights"]["bottom_up"]) == 36
+
+
+def test_pictures_of_unknown_species_count_where_they_are_known() -> None:
+    dataset = create_dataset("critters", "test", per_class=1)
+    model, hidden = critters_model(), HideLabels(dataset, "genus", range(9))
+    results, whole = results_of(model, hidden, "joint"), results_of(model, dataset, "joint")
+    assert results["any_decoding"]["genus/top1"] == whole["any_decoding"]["genus/top1"]
+    assert sum(results["lca_heights"]["joint"]) == 27
+
+
+class TestLabels:
+    TREE = Hierarchy.from_rows(("kind", "shape"), [("round", "disc"), ("edged", "box"), ("round", "ring")])
+
+    def test_classes_are_found_by_name(self) -> None:
+        part = Hierarchy.from_rows(("kind", "shape"), [("round", "ring"), ("edged", "box")])
+        assert evaluate["labels_in"](self.TREE, Labelled(part, [0, 1, 0])).tolist() == [[0, 2], [1, 1], [0, 2]]
+
+    def test_unknown_labels_stay_unknown(self) -> None:
+        hidden = HideLabels(Labelled(self.TREE, [1, 2]), "kind", [1])
+        assert evaluate["labels_in"](self.TREE, hidden).tolist() == [[1, 1], [0, -1]]
+
+    def test_levels_of_only_one_of_the_trees(self) -> None:
+        shapes = Hierarchy.from_rows(("shape",), [("box",), ("ring",)])
+        assert evaluate["labels_in"](self.TREE, Labelled(shapes, [0, 1])).tolist() == [[1, 1], [0, 2]]
+        kinds = Hierarchy.from_rows(("kind",), [("edged",), ("round",)])
+        assert evaluate["labels_in"](self.TREE, Labelled(kinds, [0, 1])).tolist() == [[1, -1], [0, -1]]
+
+    @pytest.mark.parametrize(
+        ("levels", "rows", "message"),
+        [
+            (
+                ("kind", "shape"),
+                [("round", "rings")],
+                "lacks a class of the dataset: unknown shape 'rings'; did you mean 'ring'",
+            ),
+            (
+                ("kinds", "shape"),
+                [("round", "ring")],
+                "lacks a level of the dataset: unknown level 'kinds'; did you mean 'kind'",
+            ),
+            (
+                ("kind", "shape"),
+                [("edged", "ring")],
+                "the dataset has the path edged > ring, which is none in the model's tree",
+            ),
+        ],
+    )
+    def test_what_the_models_tree_lacks_is_named(self, levels: tuple, rows: list, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            evaluate["labels_in"](self.TREE, Labelled(Hierarchy.from_rows(levels, rows), [0]))
+
+
+class TestFiles:
+    # Siblings lie apart in the labels: p has 0 and 2, q has 1, r has 3; a has p and r, b has q.
+    TREE = Hierarchy(("A", "B", "C d"), (("a", "b"), ("p", "q", "r"), ("0", "1", "2", "3")), ((0, 1, 0), (0, 1, 0, 2)))
+    MATRIX = torch.arange(16).reshape(4, 4)
+
+    def test_classes_are_in_the_order_of_the_tree(self) -> None:
+        assert evaluate["tree_order"](self.TREE, "C d") == [0, 2, 3, 1]
+        assert evaluate["tree_order"](self.TREE, "B") == [0, 2, 1]
+        paths = evaluate["paths_to"](self.TREE, "C d")
+        assert paths == [[0, 0, 0], [1, 1, 1], [0, 0, 2], [0, 2, 3]]
+        assert evaluate["blocks"](paths, [0, 2, 3, 1], 0) == [(0, 3, 0), (3, 4, 1)]
+        assert evaluate["blocks"](paths, [0, 2, 3, 1], 1) == [(0, 2, 0), (2, 3, 2), (3, 4, 1)]
+        assert evaluate["landings"](self.TREE) == ["correct", "same B", "same A", "elsewhere"]
+
+    def test_all_are_written(self, tmp_path: Path) -> None:
+        heights = {"joint": [5, 2, 1, 0], "top_down": [4, 2, 1, 1]}
+        results = {"lca_heights": heights, "decodings": {"joint": {"fpa": 0.5, "mistake_severity": math.nan}}}
+        confusions = {"A": torch.tensor([[3, 1], [0, 0]]), "C d": self.MATRIX}
+        evaluate["write"](tmp_path / "new" / "folder", results, confusions, self.TREE)
+        folder = tmp_path / "new" / "folder"
+        names = ["confusion_A.csv", "confusion_A.png", "confusion_C_d.csv", "confusion_C_d.png"]
+        assert sorted(path.name for path in folder.iterdir()) == [*names, "metrics.json", "mistakes.png"]
+        written = json.loads((folder / "metrics.json").read_text())
+        assert written["decodings"]["joint"] == {"fpa": 0.5, "mistake_severity": None}
+        with open(folder / "confusion_C_d.csv", newline="") as file:
+            rows = list(csv.reader(file))
+        # Row 2 of the matrix is 8 9 10 11; its columns 0, 2, 3, 1 are 8 10 11 9.
+        assert rows[0] == ["C d", "0", "2", "3", "1"]
+        assert rows[2] == ["2", "8", "10", "11", "9"]
+        for path in folder.glob("*.png"):
+            with Image.open(path) as image:
+                assert min(image.size) > 300
+
+    def test_names_are_no_formulas_and_levels_may_have_dots(self, tmp_path: Path) -> None:
+        tree = Hierarchy(("a_b", "a.b"), (("$x^$", "y"), ("$^$", "z")), ((0, 1),))
+        confusions = {level: torch.eye(2, dtype=torch.int64) for level in tree.levels}
+        evaluate["write"](tmp_path, {"lca_heights": {"joint": [1, 0, 1]}}, confusions, tree)
+        names = [f"confusion_{level}.{kind}" for level in ("a.b", "a_b") for kind in ("csv", "png")]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [*names, "metrics.json", "mistakes.png"]
+
+    def test_many_classes_can_be_drawn(self, tmp_path: Path) -> None:
+        tree = load_hierarchy("cub")
+        order = evaluate["tree_order"](tree, "species")
+        assert sorted(order) == list(range(200))
+        evaluate["plot_confusion"](torch.eye(200), tree, "species", order, tmp_path / "x.png")
+        assert (tmp_path / "x.png").stat().st_size > 10_000
+
+
+def test_two_processes_score_a_part_of_the_tree_once(cub_folder: Path, tmp_path: Path) -> None:
+    # Nine pictures, five for one process and four for the other, of four of the 200 species that the model knows.
+    split = cub_folder / "train_test_split.txt"
+    split.write_text("\n".join(f"{image_id} {int(image_id % 4 == 1)}" for image_id in range(1, 13)))
+    torch.manual_seed(0)
+    model = create_model("mlph", hierarchy="cub", resolutions={"family": 16}, **SMALL)  # type: ignore[arg-type]
+    model.save_pretrained(tmp_path / "run")
+    command = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(RECIPE),
+        str(tmp_path / "run"),
+    ]
+    command += ["--dataset", "cub", "--dataset_options.root", str(cub_folder), "--batch_size", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    written = json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text())
+    alone = results_of(model.eval(), create_dataset("cub", "test", root=str(cub_folder)))
+    for key, expected in evaluate["without_nan"](alone).items():
+        assert flat(written[key]) == pytest.approx(flat(expected), abs=1e-6), key
+    assert (written["processes"], written["pictures"]) == (2, 9)
+    assert written["labelled"] == {"family": 9, "genus": 9, "species": 9}
+    assert {"dataset", "split", "date", "device", "versions"} <= set(written)
+    with open(tmp_path / "run" / "evaluation" / "confusion_species.csv", newline="") as file:
+        counts = {
+            row["species"]: sum(int(n) for name, n in row.items() if name != "species") for row in csv.DictReader(file)
+        }
+    assert sum(counts.values()) == 9
+    assert {name for name, count in counts.items() if count} == set(BIRDS)
+    assert done.stdout.count("mistake_severity") == 1, "one table"
+    for name in ("fpa", "tice", "species/ece", "hd@5", "independent", "joint", "16 px", "9 test pictures of cub"):
+        assert name in done.stdout
+
+
+def flat(value: object, name: str = "") -> dict[str, object]:
+    if isinstance(value, dict):
+        return {key: v for part, inner in value.items() for key, v in flat(inner, f"{name}.{part}").items()}
+    if isinstance(value, list):
+        return flat(dict(enumerate(value)), name)
+    return {name: value}
+
+
+def test_the_runs_own_dataset_is_the_default(tmp_path: Path) -> None:
+    choose = evaluate["chosen_dataset"]
+    with pytest.raises(FileNotFoundError, match=r"holds no config.yaml that names a dataset; name one: --dataset NAME"):
+        choose(tmp_path, None, None)
+    (tmp_path / "config.yaml").write_text("dataset: critters\ndataset_options: {per_class: 4}\n")
+    assert choose(tmp_path, None, None) == ("critters", {"per_class": 4})
+    assert choose(tmp_path, None, {"per_class": 2}) == ("critters", {"per_class": 2})
+    assert choose(tmp_path, "cub", {"root": "birds"}) == ("cub", {"root": "birds"})
+    assert choose(tmp_path, "other", None) == ("other", {})
+
+
+def test_an_unknown_decoding_is_named() -> None:
+    with pytest.raises(ValueError, match="unknown decoding 'topdown'; did you mean 'top_down'"):
+        evaluate["chosen_decodings"]("topdown")
+    assert evaluate["chosen_decodings"]("joint") == ("joint",)

@@ -1,0 +1,339 @@
+"""Metrics, by hand on a small tree, against naive loops over sets, in uneven batches and over two processes."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from test_decoding import TREE, TREES, random_log_probs
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from c2f_zoo import Hierarchy
+from c2f_zoo.decoding import DECODINGS, decode
+from c2f_zoo.metrics import (
+    BalancedAccuracy,
+    CalibrationError,
+    FullPathAccuracy,
+    HierarchicalDistance,
+    HierarchicalF1,
+    LCADistance,
+    LCAHeights,
+    LevelAccuracy,
+    MistakeSeverity,
+    TopKAccuracy,
+    TreeInconsistency,
+    TreeMetrics,
+    tree_report,
+)
+
+# TREE: a has p and q, b has r; p has the species 0 and 1, q 2, r 3. Levels A, B, C.
+# Right; a sibling; the other genus of the family; elsewhere; the right species in the wrong family, which is no path.
+PREDICTED = torch.tensor([[0, 0, 0], [0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 0, 0]])
+TRUE = torch.tensor([[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 2, 3], [0, 0, 0]])
+# Known to the genus, known to the family, not known at all.
+PREDICTED_DEEPER = torch.tensor([[0, 1, 2], [0, 0, 0], [1, 0, 0]])
+TRUE_SHALLOW = torch.tensor([[0, 0, -1], [1, -1, -1], [-1, -1, -1]])
+
+PROBABILITIES = torch.tensor(
+    [
+        [0.70, 0.15, 0.10, 0.05],
+        [0.62, 0.30, 0.05, 0.03],
+        [0.42, 0.30, 0.20, 0.08],
+        [0.05, 0.10, 0.15, 0.70],
+        [0.30, 0.42, 0.20, 0.08],
+    ]
+)
+
+
+def value(metric: Metric, *batch: Tensor) -> float | dict[str, float]:
+    metric.update(*batch)
+    found = metric.compute()
+    return {key: float(v) for key, v in found.items()} if isinstance(found, dict) else float(found)
+
+
+class TestByHand:
+    def test_top_k(self) -> None:
+        # Most probable: 0, 0, 0, 3, 1 for 0, 1, 2, 3, 0: the first and the fourth are right. Of two: all but the third.
+        of_level = (PROBABILITIES.log(), TRUE[:, -1])
+        assert value(TopKAccuracy(1), *of_level) == pytest.approx(2 / 5)
+        assert value(TopKAccuracy(2), *of_level) == pytest.approx(4 / 5)
+        assert value(TopKAccuracy(5), *of_level) == 1, "of four classes, all are among the first five"
+
+    def test_balanced_accuracy(self) -> None:
+        # Class 0: one of two; 1: none of one; 2: none of one; 3: one of one: (1/2 + 0 + 0 + 1) / 4.
+        assert value(BalancedAccuracy(4), PROBABILITIES.log(), TRUE[:, -1]) == pytest.approx(1.5 / 4)
+        # Without the third sample class 2 does not occur, and does not count: (1/2 + 0 + 1) / 3.
+        kept = torch.tensor([0, 1, 3, 4])
+        assert value(BalancedAccuracy(4), PROBABILITIES[kept].log(), TRUE[kept, -1]) == pytest.approx(1.5 / 3)
+
+    def test_calibration_error(self) -> None:
+        # Confidences .70 (right), .62, .42, .70 (right), .42 lie in three bins of width 1/15:
+        # 2/5 |1 - .70| + 1/5 |0 - .62| + 2/5 |0 - .42| = .120 + .124 + .168.
+        assert value(CalibrationError(), PROBABILITIES.log(), TRUE[:, -1]) == pytest.approx(0.412)
+        # In one bin: accuracy 2/5, mean confidence 2.86 / 5.
+        assert value(CalibrationError(1), PROBABILITIES.log(), TRUE[:, -1]) == pytest.approx(0.86 / 5)
+
+    def test_sums_less_than_one_are_confidences_as_they_are(self) -> None:
+        # A picture may stop above this level: certain of nothing, and wrong, is well calibrated.
+        log_probs = torch.tensor([[0.0, 0.0, 0.1, 0.0]]).log()
+        assert value(CalibrationError(), log_probs, torch.tensor([3])) == pytest.approx(0.1)
+
+    def test_a_confidence_is_not_rounded_to_half_precision(self) -> None:
+        # exp(-1/1024) is 1 in bfloat16.
+        log_probs = torch.tensor([[-1 / 1024, -7.0]], dtype=torch.bfloat16)
+        assert value(CalibrationError(), log_probs, torch.tensor([0])) == pytest.approx(1 - math.exp(-1 / 1024))
+
+    def test_of_equals_the_lowest_label_is_the_answer_as_in_decoding(self) -> None:
+        for count in (4, 5, 200):
+            assert value(TopKAccuracy(1), torch.zeros(1, count), torch.tensor([0])) == 1, count
+        assert value(HierarchicalDistance(TREE, 1), torch.zeros(1, 4), torch.tensor([0])) == 0
+
+    def test_hierarchical_distance(self) -> None:
+        # Heights above the species of the true class: 0-0 0, 0-1 1, 0-2 2, 0-3 3, 2-3 3.
+        # k = 1: 0 for 0, 0 for 1, 0 for 2, 3 for 3, 1 for 0: (0 + 1 + 2 + 0 + 1) / 5.
+        of_level = (PROBABILITIES.log(), TRUE[:, -1])
+        assert value(HierarchicalDistance(TREE, 1), *of_level) == pytest.approx(4 / 5)
+        # k = 2: {0, 1} for 0; {0, 1} for 1; {0, 1} for 2; {3, 2} for 3; {1, 0} for 0: (1 + 1 + 4 + 3 + 1) / 10.
+        assert value(HierarchicalDistance(TREE, 2), *of_level) == pytest.approx(10 / 10)
+        # All four, from 0 6, from 1 6, from 2 2 + 2 + 3 = 7, from 3 9: (6 + 6 + 7 + 9 + 6) / 20.
+        assert value(HierarchicalDistance(TREE, 20), *of_level) == pytest.approx(34 / 20)
+
+    def test_level_accuracy_and_wap(self) -> None:
+        # A: the first three; B: the first two and the last; C: the first and the last. wAP weighs them by 2, 3, 4.
+        assert value(LevelAccuracy(TREE), PREDICTED, TRUE) == pytest.approx(
+            {"A/accuracy": 3 / 5, "B/accuracy": 3 / 5, "C/accuracy": 2 / 5, "wap": (2 * 0.6 + 3 * 0.6 + 4 * 0.4) / 9}
+        )
+
+    def test_full_path_accuracy(self) -> None:
+        assert value(FullPathAccuracy(TREE), PREDICTED, TRUE) == pytest.approx(1 / 5)
+
+    def test_tree_inconsistency(self) -> None:
+        assert value(TreeInconsistency(TREE), PREDICTED, TRUE) == pytest.approx(1 / 5)
+
+    def test_hierarchical_f1(self) -> None:
+        # Overlaps 3, 2, 1, 0 and, of {b, p, 0} with {a, p, 0}, 2; predicted and true 3 each.
+        assert value(HierarchicalF1(TREE), PREDICTED, TRUE) == pytest.approx(
+            {"hierarchical_precision": 8 / 15, "hierarchical_recall": 8 / 15, "hierarchical_f1": 8 / 15}
+        )
+        # Predictions that stop: {a} for {a, p, 0} and {b, r} for {a, p, 1}: 1 of 3 predicted and 6 true.
+        predicted = torch.tensor([[0, -1, -1], [1, 2, -1]])
+        assert value(HierarchicalF1(TREE), predicted, TRUE[:2]) == pytest.approx(
+            {"hierarchical_precision": 1 / 3, "hierarchical_recall": 1 / 6, "hierarchical_f1": 2 / 9}
+        )
+
+    def test_lca_distance_and_severity(self) -> None:
+        # Heights 0, 1, 2, 3, 0.
+        assert value(LCADistance(TREE), PREDICTED, TRUE) == pytest.approx(6 / 5)
+        assert value(MistakeSeverity(TREE), PREDICTED, TRUE) == pytest.approx(6 / 3)
+        heights = LCAHeights(TREE)
+        heights.update(PREDICTED, TRUE)
+        assert heights.compute().tolist() == [2, 1, 1, 1]
+
+
+OF_A_LEVEL = {
+    "top1": lambda: TopKAccuracy(1),
+    "balanced_accuracy": lambda: BalancedAccuracy(4),
+    "ece": lambda: CalibrationError(),
+    "hd@2": lambda: HierarchicalDistance(TREE, 2),
+}
+OF_LABELS = [LevelAccuracy, FullPathAccuracy, TreeInconsistency, HierarchicalF1, LCADistance, MistakeSeverity]
+
+
+class TestLabelsOfMixedDepth:
+    @pytest.mark.parametrize("name", OF_A_LEVEL)
+    def test_unknown_classes_are_left_out_of_a_level(self, name: str) -> None:
+        known = (PROBABILITIES.log(), TRUE[:, -1])
+        log_probs = torch.cat([PROBABILITIES.flip(0), PROBABILITIES]).log()
+        target = torch.cat([torch.full((5,), -1), TRUE[:, -1]])
+        assert value(OF_A_LEVEL[name](), log_probs, target) == value(OF_A_LEVEL[name](), *known)
+
+    def test_levels_count_by_themselves(self) -> None:
+        # A: the first of two; B: none of one; C: nothing to count, so that there is no weighted mean either.
+        found = value(LevelAccuracy(TREE), PREDICTED_DEEPER, TRUE_SHALLOW)
+        assert isinstance(found, dict)
+        assert (found["A/accuracy"], found["B/accuracy"]) == (0.5, 0.0)
+        assert math.isnan(found["C/accuracy"]) and math.isnan(found["wap"])
+
+    def test_only_whole_paths_count_for_what_is_about_paths(self) -> None:
+        predicted, true = torch.cat([PREDICTED, PREDICTED_DEEPER]), torch.cat([TRUE, TRUE_SHALLOW])
+        assert value(FullPathAccuracy(TREE), predicted, true) == pytest.approx(1 / 5)
+        assert value(LCADistance(TREE), predicted, true) == pytest.approx(6 / 5)
+        assert value(MistakeSeverity(TREE), predicted, true) == pytest.approx(6 / 3)
+
+    def test_consistency_does_not_ask_for_the_truth(self) -> None:
+        # The last of the three is no path.
+        assert value(TreeInconsistency(TREE), PREDICTED_DEEPER, TRUE_SHALLOW) == pytest.approx(1 / 3)
+
+    def test_what_lies_below_the_known_is_not_held_against_a_prediction(self) -> None:
+        # {a, q} for {a, p}: 1 of 2 and 2; {a} for {b}: 0 of 1 and 1; nothing for nothing.
+        assert value(HierarchicalF1(TREE), PREDICTED_DEEPER, TRUE_SHALLOW) == pytest.approx(
+            {"hierarchical_precision": 1 / 3, "hierarchical_recall": 1 / 3, "hierarchical_f1": 1 / 3}
+        )
+
+
+def some_batch(tree: Hierarchy, n: int, seed: int, mixed: bool = True) -> tuple[dict[str, Tensor], Tensor]:
+    """Log-probabilities that are often right, and labels, of which some are known to a part of their depth."""
+    generator = torch.Generator().manual_seed(seed)
+    target = tree.ancestors(torch.randint(tree.num_classes[tree.finest], (n,), generator=generator))
+    log_probs = random_log_probs(tree, n, seed)
+    for depth, level in enumerate(tree.levels):
+        log_probs[level][torch.arange(n), target[:, depth]] += 2
+        log_probs[level] = log_probs[level].log_softmax(dim=1)
+    if mixed:
+        depths = torch.randint(0, 2 * len(tree.levels), (n, 1), generator=generator)
+        target = target.where(torch.arange(len(tree.levels)) < depths, -1)
+    return log_probs, target
+
+
+def ancestors_of(tree: Hierarchy, depth: int, label: int) -> list[tuple[int, int]]:
+    """A class and its ancestors as (depth, label)."""
+    found = [(depth, label)]
+    for above in reversed(range(depth)):
+        label = tree.parents[above][label]
+        found.append((above, label))
+    return found
+
+
+def height(tree: Hierarchy, a: int, b: int) -> int:
+    last = len(tree.levels) - 1
+    return len(tree.levels) - len(set(ancestors_of(tree, last, a)) & set(ancestors_of(tree, last, b)))
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def naive_report(log_probs: dict[str, Tensor], target: Tensor, tree: Hierarchy, how: str) -> dict[str, float]:
+    """The metrics as one would say them, sample by sample."""
+    predicted, true, levels = decode(log_probs, tree, how).tolist(), target.tolist(), tree.levels
+    found: dict[str, float] = {}
+    for d, level in enumerate(levels):
+        ranked = [row.argsort(descending=True).tolist() for row in log_probs[level]]
+        known = [i for i in range(len(true)) if true[i][d] >= 0]
+        found[f"{level}/top1"] = mean([ranked[i][0] == true[i][d] for i in known])
+        found[f"{level}/top5"] = mean([true[i][d] in ranked[i][:5] for i in known])
+        recalls = [mean([ranked[i][0] == c for i in known if true[i][d] == c]) for c in {true[i][d] for i in known}]
+        found[f"{level}/balanced_accuracy"] = mean(recalls)
+        found[f"{level}/accuracy"] = mean([predicted[i][d] == true[i][d] for i in known])
+        probabilities, labels = log_probs[level][known].exp(), target[known, d]
+        count = max(2, probabilities.shape[1])  # torchmetrics wants two classes
+        padded = torch.zeros(len(known), count, dtype=probabilities.dtype)
+        padded[:, : probabilities.shape[1]] = probabilities
+        found[f"{level}/ece"] = float(multiclass_calibration_error(padded, labels, num_classes=count, n_bins=15))
+    ranked = [row.argsort(descending=True).tolist() for row in log_probs[tree.finest]]
+    whole = [i for i in range(len(true)) if true[i][-1] >= 0]
+    for k in (1, 5, 20):
+        found[f"hd@{k}"] = mean([mean([height(tree, c, true[i][-1]) for c in ranked[i][:k]]) for i in whole])
+    counts = [len(names) for names in tree.classes]
+    found["wap"] = sum(c * found[f"{level}/accuracy"] for c, level in zip(counts, levels, strict=True)) / sum(counts)
+    found["fpa"] = mean([predicted[i] == true[i] for i in whole])
+    paths = {tuple(row) for row in tree.ancestors(torch.arange(counts[-1])).tolist()}
+    found["tice"] = mean([tuple(row) not in paths for row in predicted])
+    heights = [height(tree, predicted[i][-1], true[i][-1]) for i in whole]
+    found["lca_distance"] = mean(heights)
+    found["mistake_severity"] = mean([h for h in heights if h > 0])
+    overlap = said_all = true_all = 0
+    for p, t in zip(predicted, true, strict=True):
+        said, right = ({(d, label) for d, label in enumerate(labels) if t[d] >= 0 and label >= 0} for labels in (p, t))
+        overlap, said_all, true_all = overlap + len(said & right), said_all + len(said), true_all + len(right)
+    precision, recall = overlap / said_all, overlap / true_all
+    found["hierarchical_precision"], found["hierarchical_recall"] = precision, recall
+    found["hierarchical_f1"] = 2 * precision * recall / (precision + recall)
+    return found
+
+
+@pytest.mark.parametrize("how", DECODINGS)
+@pytest.mark.parametrize("tree", [TREE, *TREES], ids=lambda tree: str(list(tree.num_classes.values())))
+def test_all_metrics_agree_with_naive_loops(tree: Hierarchy, how: str) -> None:
+    log_probs, target = some_batch(tree, 60, seed=3)
+    report, naive = tree_report(log_probs, target, tree, how), naive_report(log_probs, target, tree, how)
+    assert set(report) == set(naive)
+    for name, expected in naive.items():
+        assert report[name] == pytest.approx(expected, abs=1e-6, nan_ok=True), name
+
+
+def test_names_keep_their_order_and_a_level_may_have_a_dot() -> None:
+    tree = Hierarchy(("a.b", "items"), (("x",), ("y", "z")), ((0, 0),))
+    metrics = TreeMetrics(tree, ["joint"])
+    metrics.update({"items": torch.zeros(2, 2)}, torch.tensor([[0, 0], [0, 1]]))
+    of_levels = [f"{level}/{name}" for level in tree.levels for name in ("top1", "top5", "balanced_accuracy", "ece")]
+    assert list(metrics.report()) == [*of_levels, "hd@1", "hd@5", "hd@20"]
+    of_labels = ["a.b/accuracy", "items/accuracy", "wap", "fpa", "tice", "hierarchical_precision"]
+    of_labels += ["hierarchical_recall", "hierarchical_f1", "lca_distance", "mistake_severity"]
+    assert list(metrics.report("joint")) == of_labels
+
+
+def test_uneven_batches_give_what_one_batch_gives() -> None:
+    log_probs, target = some_batch(TREES[7], 60, seed=5)
+    # The first batch is one sample that is right throughout: every share then looks the same.
+    for depth, level in enumerate(TREES[7].levels):
+        target[0, depth] = 0
+        log_probs[level][0] = torch.tensor([1.0] + [-50.0] * (log_probs[level].shape[1] - 1)).log_softmax(dim=0)
+    whole, parts = TreeMetrics(TREES[7]), TreeMetrics(TREES[7])
+    whole.update(log_probs, target)
+    for begin, end in ((0, 1), (1, 4), (4, 4), (4, 37), (37, 60)):
+        parts.update({level: z[begin:end] for level, z in log_probs.items()}, target[begin:end])
+    for how in (None, *DECODINGS):
+        assert parts.report(how) == pytest.approx(whole.report(how))
+
+
+def test_a_missing_coarse_level_follows_from_the_finer_one() -> None:
+    log_probs, target = some_batch(TREE, 40, seed=1)
+    coarse = torch.stack([log_probs["C"][:, :3].exp().sum(dim=1), log_probs["C"][:, 3].exp()], dim=1)
+    report = tree_report({"C": log_probs["C"]}, target, TREE, "joint")
+    known = target[:, 0] >= 0
+    assert report["A/top1"] == pytest.approx(float((coarse.argmax(dim=1) == target[:, 0])[known].double().mean()))
+
+
+def test_nothing_to_count_is_nan() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for metric in (OF_A_LEVEL["top1"](), OF_A_LEVEL["balanced_accuracy"](), OF_A_LEVEL["ece"](), LCADistance(TREE)):
+            assert math.isnan(float(metric.compute()))
+        assert all(math.isnan(float(v)) for v in HierarchicalF1(TREE).compute().values())
+    assert any("was called before the ``update`` method" in str(warning.message) for warning in caught)
+    right = tree_report({"C": 9 * torch.eye(4)}, TREE.ancestors(torch.arange(4)), TREE, "joint")
+    assert right["fpa"] == 1 and math.isnan(right["mistake_severity"]), "nothing is wrong: no mistakes to be severe"
+
+
+@pytest.mark.parametrize("metric", OF_LABELS)
+def test_labels_of_another_shape_are_named(metric: type[Metric]) -> None:
+    with pytest.raises(ValueError, match=r"predicted labels are \(5, 3\), one for each of .*, not \(5, 2\)"):
+        metric(TREE).update(PREDICTED[:, :2], TRUE)
+    with pytest.raises(ValueError, match=r"true labels are \(5, 3\), one for each of .*, not \(5,\)"):
+        metric(TREE).update(PREDICTED, TRUE[:, 0])
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(ValueError, match=r"no log-probabilities for 'C'; use hierarchy.collapse\('B'\)"):
+        tree_report({"B": torch.zeros(5, 3)}, TRUE, TREE, "joint")
+    with pytest.raises(ValueError, match="unknown decoding 'jiont'; did you mean 'joint'"):
+        tree_report({"C": torch.zeros(5, 4)}, TRUE, TREE, "jiont")
+
+
+def of_one_process(rank: int, folder: str) -> None:
+    """Adds a process's share (18, or 2) to all metrics, and writes what they are over both."""
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", world_size=2, rank=rank)
+    log_probs, target = some_batch(TREE, 20, seed=2)
+    share = slice(0, 18) if rank == 0 else slice(18, 20)
+    metrics = TreeMetrics(TREE)
+    metrics.update({level: z[share] for level, z in log_probs.items()}, target[share])
+    reports = [metrics.report(how) for how in (None, *DECODINGS)]
+    Path(folder, f"{rank}.json").write_text(json.dumps(reports))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(of_one_process, (str(tmp_path),), nprocs=2)
+    metrics = TreeMetrics(TREE)
+    metrics.update(*some_batch(TREE, 20, seed=2))
+    for position, how in enumerate((None, *DECODINGS)):
+        for rank in (0, 1):
+            report = json.loads((tmp_path / f"{rank}.json").read_text())[position]
+            assert report == pytest.approx(metrics.report(how))
