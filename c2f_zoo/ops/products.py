@@ -15,8 +15,8 @@ _LARGE = 2**20  # multiply-adds of one product; below it, what calling another l
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """a @ b for matrices (m, k) and (k, n) of one dtype, outside autograd.
 
-    For float32 on a CPU it asks oneDNN, which PyTorch itself uses for convolutions; `torch.mm` asks MKL, which
-    leaves the AVX-512 units of processors of other makers unused, and is then half as fast.
+    For float32 on a CPU it asks oneDNN, which PyTorch itself uses for convolutions; `torch.mm` asks MKL, which was half
+    as fast on an AMD processor with AVX-512 (docs/explanation/fast-pooling.md).
 
     Examples:
         >>> matmul(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [4.0]]))
