@@ -33,7 +33,7 @@ from c2f_zoo.losses import cross_entropy
 from c2f_zoo.metrics import TreeMetrics
 from c2f_zoo.model import C2FModel
 
-PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2)
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 FIRST_COLUMNS = ("head", "decoding", "penalty", "val_accuracy", "pictures")
 Features = dict[str, Tensor]  # for each level (n, D), of the same pictures at that level's resolution
 
@@ -45,7 +45,7 @@ def main(
     resolutions: dict[str, int | None],
     heads: list[str] | None = None,
     val_fraction: float = 0.1,
-    max_iter: int = 200,
+    max_iter: int = 100,
     seed: int = 0,
     output: str = "runs/ablation-heads.csv",
 ) -> None:

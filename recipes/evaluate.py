@@ -33,6 +33,7 @@ from accelerate.utils import gather_object
 from jsonargparse import auto_cli
 from PIL import Image
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -385,25 +386,25 @@ def landings(tree: Hierarchy) -> list[str]:
 def print_tables(results: dict[str, Any], tree: Hierarchy) -> None:
     source = f"{results['pictures']} {results['split']} pictures of {results['dataset']}"
     table = Table(
-        title=f"{source}: shares in %, heights in levels of the tree",
+        title=escape(f"{source}: shares in %, heights in levels of the tree"),
         caption="any: does not depend on the decoding. ↑ higher is better, ↓ lower",
     )
     table.add_column("metric")
     for column in ("any", *results["decodings"]):
         table.add_column(column, justify="right")
     for name, value in results["any_decoding"].items():
-        table.add_row(with_arrow(name), formatted(name, value))
+        table.add_row(escape(with_arrow(name)), formatted(name, value))
     table.add_section()
     for name in next(iter(results["decodings"].values())):
         values = [formatted(name, report[name]) for report in results["decodings"].values()]
-        table.add_row(with_arrow(name), "", *values)
+        table.add_row(escape(with_arrow(name)), "", *values)
     matrix = Table(title="Accuracy in %; in brackets: own resolution", caption="each level by itself")
     matrix.add_column("level")
     matrix.add_column("classes", justify="right")
     for column in next(iter(results["accuracy_by_resolution"].values())):
         matrix.add_column(column, justify="right")
     for level, cells in results["accuracy_by_resolution"].items():
-        row = [level, str(tree.num_classes[level])]
+        row = [escape(level), str(tree.num_classes[level])]
         for resolution, accuracy in cells.items():
             is_own = resolution == results["resolutions"][level]
             row.append(f"[bold]\\[{100 * accuracy:.1f}][/bold]" if is_own else f"{100 * accuracy:.1f} ")

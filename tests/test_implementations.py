@@ -297,6 +297,7 @@ def test_compiled_it_takes_another_batch_and_layout() -> None:
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 cannot export an autograd.Function with an open batch")
 def test_an_export_may_leave_the_batch_open() -> None:
     pooling = create_pooling("mlp", (3, 4, 2), dim=5).eval()
     maps = [torch.randn(2, c, 4, 3) for c in (3, 4, 2)]

@@ -55,7 +55,7 @@ class DisentangledHead(nn.Module):
     def forward(self, v: Tensor, levels: Sequence[str]) -> dict[str, Tensor]:
         """Maps vectors (N, in_features) to logits (N, classes) for each of `levels`."""
         depths = {level: depth_of(level, self.levels) for level in levels}
-        coarsest = min(depths.values(), default=len(self.levels))
+        coarsest = min([*depths.values(), len(self.levels)])
         features = [None] * coarsest + [feature(v) / self.dim**0.5 for feature in self.features[coarsest:]]
         logits = {}
         for level, depth in depths.items():

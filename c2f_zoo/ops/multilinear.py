@@ -54,7 +54,8 @@ def multilinear_sums(
     if any(x.shape[0] != first[0] or x.shape[2:] != first[2:] for x in maps):
         raise ValueError(f"the maps differ in batch or size: {[tuple(x.shape) for x in maps]}; they must share both")
     choice = choose(_problem(maps, weights, terms), impl)
-    if choice.refused is not None and choice.refused not in _said:
+    # An export is not the place to say it: torch 2.6 cannot trace a warning.
+    if choice.refused is not None and choice.refused not in _said and not is_exporting():
         _said.add(choice.refused)
         warnings.warn(f"multilinear_sums: {choice.refused}; {choice.impl!r} serves instead", stacklevel=2)
     return _RUN[choice.impl](maps, weights, biases, terms)
