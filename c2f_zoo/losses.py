@@ -181,10 +181,11 @@ def _known(log_probs: Tensor, labels: Tensor, tree: Hierarchy) -> tuple[Tensor, 
             f"log-probabilities of shape {tuple(log_probs.shape)} do not fit {len(labels)} labels of the tree's "
             f"{count} {tree.finest} classes; collapse the tree to the labels' level"
         )
+    labels = labels.long()  # uint8 would compare with -1 as with 255
     outside = (labels < -1) | (labels >= count)
     if outside.any():
         bad = labels[outside][0].item()
         known_labels = f"{count} classes (0..{count - 1}; -1: unknown)"
         raise ValueError(f"label {bad} is outside the tree: {tree.finest} has {known_labels}")
     known = labels >= 0
-    return log_probs[known], labels[known].long()
+    return log_probs[known], labels[known]

@@ -148,6 +148,13 @@ def test_large_scores_give_a_finite_loss(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LOSSES)
+def test_labels_may_be_small_integers(name: str) -> None:
+    log_probs, labels = batch(TREE)[0], torch.tensor([0, 1, 2, 5, 5])
+    for dtype in (torch.uint8, torch.int32):
+        assert LOSSES[name](log_probs, labels.to(dtype), TREE) == LOSSES[name](log_probs, labels, TREE)
+
+
+@pytest.mark.parametrize("name", LOSSES)
 def test_labels_that_do_not_fit_are_named(name: str) -> None:
     log_probs, _ = batch(TREE)
     for bad in (6, -2):

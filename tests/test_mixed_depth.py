@@ -55,6 +55,10 @@ class TestLabels:
         assert labels_of(labelled(rows)).tolist() == rows
         assert labels_of(labelled(torch.tensor(rows, dtype=torch.int32))).dtype == torch.int64
 
+    def test_labels_may_be_small_integers(self) -> None:
+        rows = [[0, 0, 1], [1, 2, 3]]
+        assert labels_of(labelled(torch.tensor(rows, dtype=torch.uint8))).tolist() == rows
+
     @pytest.mark.parametrize(
         ("rows", "complaint"),
         [

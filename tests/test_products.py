@@ -34,6 +34,14 @@ def test_any_shape_and_layout(m: int, k: int, n: int, dtype: torch.dtype) -> Non
             close(total, expected)
 
 
+def test_rows_that_share_memory() -> None:
+    windows = draw(227).unfold(0, 128, 1)  # (100, 128)
+    for a, b in ((windows, windows.T), (windows.T, windows), (windows, draw(1, 1).expand(128, 64))):
+        expected = a.double() @ b.double()
+        close(matmul(a, b), expected)
+        close(bmm(a[None], b[None]), expected[None])
+
+
 def test_without_onednn_the_numbers_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = draw(2, 128, 128), draw(2, 128, 128)
     expected = a.double() @ b.double()

@@ -96,7 +96,7 @@ def labels_of(dataset: LabelledImages) -> Tensor:
 def _checked_labels(dataset: LabelledImages, what: str) -> Tensor:
     """`labels_of`, with a name for the dataset in its errors."""
     tree = dataset.hierarchy
-    targets = torch.as_tensor(dataset.targets)
+    targets = torch.as_tensor(dataset.targets).long()  # small integers would compare with a large count modulo 256
     if getattr(dataset, "labels", None) is None:
         _refuse(*_outside(targets, tree, tree.finest, 0), what)
         return tree.ancestors(targets)
@@ -106,6 +106,7 @@ def _checked_labels(dataset: LabelledImages, what: str) -> Tensor:
             f"labels of {what} are {labels.dtype} of shape {tuple(labels.shape)}; its {len(dataset)} pictures need "
             f"whole numbers, one for each of {', '.join(tree.levels)}"
         )
+    labels = labels.long()
     for depth, level in enumerate(tree.levels):
         here = labels[:, depth]
         _refuse(*_outside(here, tree, level, -1), what)
@@ -115,7 +116,7 @@ def _checked_labels(dataset: LabelledImages, what: str) -> Tensor:
             parents = torch.tensor(tree.parents[depth - 1])[here.clamp(min=0)]
             _refuse(known & (parents != above), f"has a {level} that lies under another {coarse} than it has", what)
     _refuse(targets != labels[:, -1], f"has another label in targets than in labels at {tree.finest}", what)
-    return labels.long()
+    return labels
 
 
 def _outside(labels: Tensor, tree: Hierarchy, level: str, least: int) -> tuple[Tensor, str]:

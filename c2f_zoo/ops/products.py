@@ -22,7 +22,9 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
         >>> matmul(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [4.0]]))
         tensor([[11.]])
     """
-    return _onednn_linear(a, b.T, None, "none", [], "") if _serves(a, b) else torch.mm(a, b)
+    (inner, count), (outer, _) = sorted(zip(b.stride(), b.shape, strict=True))
+    overlaps = outer < inner * count  # as sliding windows do, which oneDNN refuses as weights
+    return torch.mm(a, b) if overlaps or not _serves(a, b) else _onednn_linear(a, b.T, None, "none", [], "")
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor, is_first: bool = False) -> None:
