@@ -96,12 +96,14 @@ def _backward(
         u, b = ([x[rows].to(kept.dtype) for x in group] for group in (weights, biases))
         of_u = [None if gradient is None else gradient[rows] for gradient in of_weights]
         of_b = [None if gradient is None else gradient[rows] for gradient in of_biases]
+        # Once for all pictures: oneDNN would copy them for each.
+        transposed = [weight.T.contiguous() for weight in u] if any(x is not None for x in of_maps) else []
         upstream = grad[:, :, rows]
         _through_totals(totals, u, b, masks, upstream, maps[0].shape[2], of_totals, of_u, of_b)
         for term, mask in enumerate(masks):
             i, j = members(mask)
             into = of_grams[term] if of_maps[i] is not None or of_maps[j] is not None else None
-            _through_products(i, j, u, grams[term], upstream[term], into, of_u)
+            _through_products(i, j, u, transposed, grams[term], upstream[term], into, of_u)
     for gradient, of_total in zip(of_maps, of_totals, strict=True):
         if gradient is not None:
             gradient.copy_(of_total[:, :, None].expand_as(gradient))
@@ -146,6 +148,7 @@ def _through_products(
     i: int,
     j: int,
     u: Sequence[Tensor],
+    transposed: Sequence[Tensor],
     grams: Tensor,
     grad: Tensor,
     of_grams: Tensor | None,
@@ -160,7 +163,7 @@ def _through_products(
         if (gradient := of_u[i]) is not None:
             add_product(gradient, scaled_j, gram.T)
         if of_grams is not None:
-            add_product(of_grams[n], u[i].T, scaled_j)
+            add_product(of_grams[n], transposed[i], scaled_j)
         if (gradient := of_u[j]) is not None:
             gradient.addcmul_(matmul(u[i], gram), factor)
 

@@ -104,7 +104,7 @@ def _backward(
             if rectify:  # one pass, in place: 0 where the projection was clipped
                 torch.ops.aten.threshold_backward(upstream, projected[index], 0, grad_input=upstream)
             if (gradient := of_maps[index]) is not None:
-                add_product(gradient[n], tiles.weights[index].T, upstream, is_first=rows.start == 0)
+                add_product(gradient[n], tiles.transposed()[index], upstream, is_first=rows.start == 0)
             if (gradient := of_weights[index]) is not None:
                 add_product(gradient[rows], upstream, tiles.maps[index].T, is_first=n == 0)
             if (gradient := of_biases[index]) is not None:
@@ -123,6 +123,7 @@ class _Tiles:
         ]
         self.maps: list[Tensor] = []
         self.weights: list[Tensor] = []
+        self._transposed: list[Tensor] = []
         self._height = 0
 
     def __iter__(self) -> Iterator[tuple[int, slice]]:
@@ -131,9 +132,15 @@ class _Tiles:
             rows = slice(start, min(start + _TILE_ROWS, len(weights[0])))
             self._height = rows.stop - start
             self.weights = [weight[rows].to(self.dtype) for weight in weights]
+            self._transposed = []
             for n in range(len(maps[0])):
                 self.maps = [x[n].to(self.dtype) for x in maps]
                 yield n, rows
+
+    def transposed(self) -> list[Tensor]:
+        """These rows of the weights, transposed once for all pictures: oneDNN would copy them for each."""
+        self._transposed = self._transposed or [weight.T.contiguous() for weight in self.weights]
+        return self._transposed
 
     @property
     def scratch(self) -> Tensor:
