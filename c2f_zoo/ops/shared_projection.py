@@ -81,10 +81,11 @@ class _BatchStatistics(torch.autograd.Function):
                 centre, covariance = _centre_and_covariance(x)
             scaled = of_variance[:, None] * weight
             of_weight = torch.addr(2 * of_variance[:, None] * _product(weight, covariance), of_mean, centre)
+            share = 1 / max(1, x.shape[0] * x.shape[2])
             of_covariance, of_centre = _product(weight.T, scaled), weight.T @ of_mean
-            spread = (2 * of_covariance).expand(len(x), -1, -1)
-            through_both = bmm(spread, x - centre[:, None]) + of_centre[:, None]
-            return through_both / max(1, x.shape[0] * x.shape[2]), of_weight
+            spread = (2 * share * of_covariance).expand(len(x), -1, -1)
+            # In place: a new tensor of the map's size takes longer to come by than to compute.
+            return bmm(spread, x - centre[:, None]).add_(share * of_centre[:, None]), of_weight
 
 
 def _centre_and_covariance(x: Tensor) -> tuple[Tensor, Tensor]:
