@@ -31,6 +31,12 @@ HARD = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Initial weights do not depend on which tests ran before, nor in which of pytest's processes."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def small_model() -> C2FModel:
     torch.manual_seed(0)
