@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from c2f_zoo.data.registry import LabelledImages, labels_of
-from c2f_zoo.registry import unknown_name
 
 
 class LevelView(Dataset[tuple[Any, int, int]]):
@@ -39,7 +38,7 @@ class LevelView(Dataset[tuple[Any, int, int]]):
         self.dataset = dataset
         self.transform = transform
         self.indices = list(range(len(dataset)) if indices is None else indices)
-        self.labels: list[int] = labels_of(dataset)[:, _depth(dataset, level)].tolist()
+        self.labels: list[int] = labels_of(dataset)[:, dataset.hierarchy.depth(level)].tolist()
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -73,7 +72,7 @@ class HideLabels:
         self.dataset = dataset
         self.hierarchy = dataset.hierarchy
         self.labels = labels_of(dataset).clone()
-        self.labels[torch.tensor(indices, dtype=torch.long), _depth(dataset, level) + 1 :] = -1
+        self.labels[torch.tensor(indices, dtype=torch.long), dataset.hierarchy.depth(level) + 1 :] = -1
         self.targets: list[int] = self.labels[:, -1].tolist()
 
     def __len__(self) -> int:
@@ -81,13 +80,6 @@ class HideLabels:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return self.dataset[index][0], self.targets[index]
-
-
-def _depth(dataset: LabelledImages, level: str) -> int:
-    levels = dataset.hierarchy.levels
-    if level not in levels:
-        raise unknown_name("level", level, levels)
-    return levels.index(level)
 
 
 def stratified_split(targets: Sequence[int] | Tensor, fraction: float, seed: int) -> tuple[list[int], list[int]]:

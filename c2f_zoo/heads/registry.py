@@ -46,7 +46,7 @@ def create_head(
     head = HEADS[name]
     check_options(f"option of head {name!r}:", head, options)
     for level in levels:
-        depth_of(level, hierarchy.levels)
+        hierarchy.depth(level)
     return head(in_features, hierarchy, tuple(levels), **options)
 
 

@@ -61,9 +61,23 @@ class Hierarchy:
         """Number of classes of each level, coarse to fine."""
         return {level: len(names) for level, names in zip(self.levels, self.classes, strict=True)}
 
+    def depth(self, level: str) -> int:
+        """The place of a level, from 0 for the coarsest.
+
+        Raises:
+            ValueError: the level is unknown; the message names the closest ones.
+
+        Examples:
+            >>> load_hierarchy("cub").depth("genus")
+            1
+        """
+        if level not in self.levels:
+            raise unknown_name("level", level, self.levels)
+        return self.levels.index(level)
+
     def class_names(self, level: str) -> tuple[str, ...]:
         """Names of a level's classes, in label order."""
-        return self.classes[self._depth(level)]
+        return self.classes[self.depth(level)]
 
     def to_parent(self, fine_labels: torch.Tensor, level: str) -> torch.Tensor:
         """Maps labels of the finest level to the labels of their ancestors at `level`.
@@ -85,7 +99,7 @@ class Hierarchy:
         outside = (fine_labels < 0) | (fine_labels >= count)
         if outside.any():
             raise self._outside(int(fine_labels[outside].flatten()[0]))
-        table = torch.tensor(self._ancestors[self._depth(level)], device=fine_labels.device)
+        table = torch.tensor(self._ancestors[self.depth(level)], device=fine_labels.device)
         return table[fine_labels]
 
     def ancestors(self, fine_labels: torch.Tensor) -> torch.Tensor:
@@ -142,7 +156,7 @@ class Hierarchy:
             >>> load_hierarchy("cub").collapse("genus").num_classes
             {'family': 36, 'genus': 113}
         """
-        depth = self._depth(level)
+        depth = self.depth(level)
         return Hierarchy(self.levels[: depth + 1], self.classes[: depth + 1], self.parents[:depth], self.version)
 
     def path(self, fine_label: int) -> tuple[str, ...]:
@@ -343,11 +357,6 @@ class Hierarchy:
             tuple(tuple(labels) for labels in data["parents"]),
             str(data.get("version", "")),
         )
-
-    def _depth(self, level: str) -> int:
-        if level not in self.levels:
-            raise unknown_name("level", level, self.levels)
-        return self.levels.index(level)
 
     def _outside(self, fine_label: int) -> ValueError:
         count = len(self.classes[-1])
