@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
-from typing import Any
+import functools
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.registry import unknown_name
+
+# What shrinks a picture to a resolution, and of what a resolution is the length.
+SHRINK_FILTERS = ("bilinear", "bicubic", "box", "hamming", "lanczos")
+MEASURES = ("side", "area")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+
+# What a configuration from elsewhere may ask for at most; far more than any model needs.
+MAX_CONFIG_BYTES = 32 * 2**20
+MAX_NAME_LENGTH = 500
+MAX_LEVELS, MAX_CLASSES, MAX_TAPS = 32, 1_000_000, 64
+MAX_INPUT_SIZE = 4096
+MAX_INT = 2**32
+MAX_OPTION_LENGTH = 64
+
+# Options of timm's that say where weights come from. They are used when a model is made, and no part of it.
+WEIGHT_SOURCES = frozenset(
+    ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path", "cache_dir")
+)
+# What timm's reader of config.json looks for; written beside the configuration, and not read back.
+TIMM_KEYS = ("architecture", "num_classes", "label_names", "pretrained_cfg")
 
 
 @dataclass(frozen=True)
@@ -23,6 +49,12 @@ class Preprocessing:
         std: standard deviation of each channel, likewise.
         interpolation: `"nearest"`, `"bilinear"`, `"bicubic"` or `"lanczos"`.
         crop_pct: the crop's height as a share of the shorter side, in (0, 1].
+        shrink_filter: what a picture is shrunk with to the resolution of a level, one of `SHRINK_FILTERS`.
+        resolution_of: a resolution is the length of the shorter `"side"`, or of the side of a square of the
+            picture's `"area"`; the paper leaves it open. See `c2f_zoo.data.Degrade`.
+
+    Raises:
+        ValueError: a filter, a measure or an interpolation is unknown, or a number is out of its range.
     """
 
     input_size: tuple[int, int, int] = (3, 448, 448)
@@ -30,6 +62,24 @@ class Preprocessing:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: str = "bilinear"
     crop_pct: float = 0.875
+    shrink_filter: str = "bilinear"
+    resolution_of: str = "side"
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("shrink_filter", self.shrink_filter, SHRINK_FILTERS),
+            ("resolution_of", self.resolution_of, MEASURES),
+            ("interpolation", self.interpolation, INTERPOLATIONS),
+        ):
+            if value not in known:
+                raise unknown_name(name, value, known)
+        if min(self.input_size) < 1 or not 0 < self.crop_pct <= 1:
+            raise ValueError(f"input_size {self.input_size} and crop_pct {self.crop_pct} are no picture's")
+        if not len(self.mean) == len(self.std) == self.input_size[0] or min(self.std) <= 0:
+            raise ValueError(
+                f"mean {self.mean} and std {self.std} need a number for each of {self.input_size[0]} channels, std a "
+                "positive one"
+            )
 
     @property
     def resize(self) -> int:
@@ -75,23 +125,68 @@ class ModelConfig:
         if not self.levels:
             raise ValueError(f"levels is empty; name one or more of {self.hierarchy.levels}")
 
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """What `timm.data.resolve_data_config` reads: input size, mean, std, interpolation, crop."""
+        p = self.preprocessing
+        return {
+            "architecture": self.backbone,
+            "input_size": p.input_size,
+            "mean": p.mean,
+            "std": p.std,
+            "interpolation": p.interpolation,
+            "crop_pct": p.crop_pct,
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """The configuration as JSON-able values; `from_dict` reads it back."""
         return _jsonable(asdict(self))
 
+    def to_json(self) -> str:
+        """The text of a model's `config.json`.
+
+        Beside what `to_dict` gives stand the keys that timm's reader of such files looks for, of the finest level
+        that is answered: `architecture` (no name of timm's: timm cannot build it), `num_classes`, `label_names` and
+        `pretrained_cfg`, which `timm.data.resolve_data_config` understands.
+        """
+        names = self.hierarchy.class_names(self.levels[-1])
+        for_timm = ("c2f_zoo", len(names), names, self.pretrained_cfg)
+        data = self.to_dict() | _jsonable(dict(zip(TIMM_KEYS, for_timm, strict=True)))
+        return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
-        """Rebuilds what `to_dict` wrote.
+        """Rebuilds what `to_dict` wrote; what it did not write is refused.
+
+        The values may come from a stranger: every key, type and size is checked, and options of the parts are numbers,
+        short words and lists of them, none of which names a file or an address.
 
         Raises:
-            ValueError: a key is missing, or unknown (the message names the closest one).
+            ValueError: a key is missing, or unknown (the message names the closest one), a value is of another type or
+                too large, or an option is refused.
         """
-        values = _checked(cls, data)
-        values["hierarchy"] = Hierarchy.from_dict(values["hierarchy"])
-        if "preprocessing" in values:
-            preprocessing = _checked(Preprocessing, values["preprocessing"])
-            values["preprocessing"] = Preprocessing(**preprocessing)
-        return cls(**values)
+        config = _read(cls, data, cls.__name__)
+        _check_sizes(config)
+        return config
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> ModelConfig:
+        """Reads a `config.json` that `to_json` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is too large, no JSON or no model's configuration; the message names the file.
+        """
+        path = Path(path)
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ValueError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes; it is no model's configuration")
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(data, dict):
+                data = {key: value for key, value in data.items() if key not in TIMM_KEYS}
+            return cls.from_dict(data)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: {error}") from error
 
 
 def _jsonable(value: Any) -> Any:
@@ -102,16 +197,103 @@ def _jsonable(value: Any) -> Any:
     return value
 
 
-def _checked(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
-    """A dataclass's keyword arguments from JSON: known keys only, lists as tuples."""
-    known = [spec.name for spec in fields(cls)]
-    for key in data:
-        if key not in known:
-            raise unknown_name(f"key in {cls.__name__}", key, known)
-    missing = [spec.name for spec in fields(cls) if _is_required(spec) and spec.name not in data]
+def _read(hint: Any, value: Any, where: str) -> Any:
+    """A value from JSON as an annotation says it is: lists become tuples, mappings dataclasses.
+
+    Raises:
+        ValueError: it is of another type; the message says where.
+    """
+    if is_dataclass(hint):
+        return _read_dataclass(hint, value, where)
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        hints = inner[:1] * len(value) if inner[-1] is ... else inner
+        if len(hints) == len(value):
+            return tuple(_read(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(hints, value)))
+    elif origin is Mapping and isinstance(value, Mapping):
+        for key in value:
+            _read(str, key, f"a key of {where}")
+        if inner[1] is Any:
+            return {key: _option(key, item, where) for key, item in value.items()}
+        return {key: _read(inner[1], item, f"{where}.{key}") for key, item in value.items()}
+    elif NoneType in inner:
+        return None if value is None else _read(inner[0], value, where)
+    elif hint is str and isinstance(value, str) and len(value) <= MAX_NAME_LENGTH:
+        return value
+    elif hint in (int, float) and _is_number(value, (int, float) if hint is float else (int,)):
+        return value
+    shown = repr(value)
+    raise ValueError(f"{where} is {shown[:60] + '...' * (len(shown) > 60)}, which is no {_said(hint)}")
+
+
+def _read_dataclass(cls: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where} is no mapping but a {type(value).__name__}")
+    specs, hints = {spec.name: spec for spec in fields(cls)}, _hints(cls)
+    for key in value:
+        if key not in specs:
+            raise unknown_name(f"key in {cls.__name__}", str(key)[:MAX_NAME_LENGTH], specs)
+    missing = [name for name, spec in specs.items() if _is_required(spec) and name not in value]
     if missing:
         raise ValueError(f"{cls.__name__} lacks the keys {missing}")
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+    at = "" if where == cls.__name__ else f"{where}."
+    return cls(**{key: _read(hints[key], item, at + key) for key, item in value.items()})
+
+
+_hints = functools.cache(get_type_hints)
+
+
+def _said(hint: Any) -> str:
+    if hint is str:
+        return f"text of {MAX_NAME_LENGTH} characters at most"
+    return getattr(hint, "__name__", str(hint)) if not get_args(hint) else str(hint).replace("collections.abc.", "")
+
+
+def _is_number(value: Any, types: tuple[type, ...]) -> bool:
+    return isinstance(value, types) and not isinstance(value, bool) and math.isfinite(value) and abs(value) <= MAX_INT
+
+
+def _option(name: str, value: Any, where: str) -> Any:
+    """A further keyword argument of a part, unless it is one that could make the part read or write a file."""
+    if name in WEIGHT_SOURCES or not name.isidentifier() or name.startswith("_"):
+        raise ValueError(f"{where} has the key {name!r}, which a configuration may not set")
+    if isinstance(value, (list, tuple)) and len(value) <= MAX_OPTION_LENGTH:
+        return [_option(name, item, where) for item in value]
+    if isinstance(value, str) and re.fullmatch(rf"[\w-]{{,{MAX_OPTION_LENGTH}}}", value):
+        return value
+    if value is None or isinstance(value, bool) or _is_number(value, (int, float)):
+        return value
+    shown = repr(value)
+    raise ValueError(
+        f"{where}.{name} is {shown[:60] + '...' * (len(shown) > 60)}; an option is a number, a word of letters, digits, "
+        f"'_' and '-', or a short list of these"
+    )
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, list):
+        for item in value:
+            yield from _flat(item)
+    else:
+        yield value
+
+
+def _check_sizes(config: ModelConfig) -> None:
+    tree = config.hierarchy
+    for what, number, most in (
+        ("levels", len(tree.levels), MAX_LEVELS),
+        ("classes", sum(tree.num_classes.values()), MAX_CLASSES),
+        ("taps", len(config.taps), MAX_TAPS),
+        ("pixels on a side of the input", max(config.preprocessing.input_size), MAX_INPUT_SIZE),
+    ):
+        if number > most:
+            raise ValueError(f"it asks for {number} {what}; {most} is the most that is read")
+    for name, value in config.backbone_options.items():
+        if any(isinstance(size, int) and size > MAX_INPUT_SIZE for size in _flat(value)):
+            raise ValueError(f"backbone_options.{name} is {value}; {MAX_INPUT_SIZE} is the most that is read")
+    for level, resolution in config.resolutions.items():
+        if resolution is not None and not 1 <= resolution <= MAX_INPUT_SIZE:
+            raise ValueError(f"the resolution of {level} is {resolution}, not 1 to {MAX_INPUT_SIZE} pixels")
 
 
 def _is_required(spec: Field) -> bool:

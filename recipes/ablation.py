@@ -24,7 +24,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from c2f_zoo.data import LabelledImages, LevelView, create_dataset, create_transform, labels_of, stratified_split
+from c2f_zoo.data import LabelledImages, Views, create_dataset, create_transform, labels_of, train_and_val
 from c2f_zoo.decoding import DECODINGS
 from c2f_zoo.factory import create_model
 from c2f_zoo.heads import create_head, list_heads
@@ -62,11 +62,11 @@ def main(
         seed: seed of the split and of the heads' weights.
         output: the CSV file to write.
     """
-    train_set, test_set = (create_dataset(dataset, split, **dataset_options) for split in ("train", "test"))
+    train_set, train_indices, val_indices = train_and_val(dataset, val_fraction, seed, **dataset_options)
+    test_set = create_dataset(dataset, "test", **dataset_options)
     model = create_model("mlph", hierarchy=train_set.hierarchy, pooling="avg", **model_options).eval()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     labels, test_labels = labels_of(train_set), labels_of(test_set)
-    train_indices, val_indices = stratified_split(labels, val_fraction, seed)
     known = extract(model, train_set, resolutions)
     mean, std = moments({level: x[train_indices] for level, x in known.items()})
     known = {level: (x - mean) / std for level, x in known.items()}
@@ -96,7 +96,7 @@ def extract(model: C2FModel, dataset: LabelledImages, resolutions: dict[str, int
     at: dict[int | None, Tensor] = {}
     for resolution in {resolutions.get(level) for level in model.levels}:
         transform = create_transform(model.config.preprocessing, resolution, train=False)
-        loader = DataLoader(LevelView(dataset, dataset.hierarchy.finest, transform), 32)
+        loader = DataLoader(Views(dataset, transform), 32)
         at[resolution] = torch.cat([model.forward_pool(model.forward_features(pictures)) for pictures, *_ in loader])
     return {level: at[resolutions.get(level)] for level in model.levels}
 

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import torch
@@ -31,7 +31,6 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from jsonargparse import auto_cli
-from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -41,7 +40,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from tqdm import tqdm
 
 import c2f_zoo
-from c2f_zoo.data import LabelledImages, LevelView, create_dataset, create_transform, labels_of
+from c2f_zoo.data import LabelledImages, Views, create_dataset, create_views, labels_of, name_of
 from c2f_zoo.decoding import DECODINGS, complete, decode, is_path
 from c2f_zoo.factory import load_model
 from c2f_zoo.hierarchy import Hierarchy
@@ -65,6 +64,7 @@ def main(
     decoding: str = "all",
     batch_size: int = 32,
     num_workers: int = 0,
+    on_error: Literal["raise", "skip"] = "raise",
     output: str | None = None,
 ) -> None:
     """Scores a saved model.
@@ -73,10 +73,11 @@ def main(
         run: folder of a run of train.py, or any that `save_pretrained` wrote.
         dataset: one of `c2f-zoo list datasets`; without it the run's own.
         dataset_options: what the dataset takes further; without them, and without `dataset`, the run's own.
-        split: `train` or `test`.
+        split: `train`, `test`, or `val` where the dataset has it.
         decoding: `independent`, `top_down`, `bottom_up`, `joint`, or `all` four.
         batch_size: pictures in a batch, for each process.
         num_workers: processes that load pictures, for each process.
+        on_error: what an unreadable picture does: `raise` ends the run, `skip` leaves it out and lists it.
         output: folder for the results; without it `evaluation` in the run's.
     """
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # or torchrun's would not find each other
@@ -88,15 +89,19 @@ def main(
     with accelerator.local_main_process_first():  # one process downloads
         pictures = create_dataset(name, split, **options)
     target = labels_in(model.hierarchy, pictures)
-    scores = score(model, pictures, target, decodings, batch_size, num_workers, accelerator)
+    scores, unreadable = score(model, pictures, target, decodings, batch_size, num_workers, on_error, accelerator)
+    target[unreadable] = -1
     results = {"run": run, "dataset": name, "dataset_options": options, "split": split} | results_of(scores, model)
     results |= {"labelled": {level: int((target[:, i] >= 0).sum()) for i, level in enumerate(scores.tree.levels)}}
-    results |= {"pictures": len(pictures)} | machine(accelerator)
+    results |= {"unreadable": [name_of(pictures, index) for index in unreadable]}
+    results |= {"pictures": len(pictures) - len(unreadable)} | machine(accelerator)
     confusions = {level: matrix.compute().cpu() for level, matrix in scores.confusions.items()}
     if accelerator.is_main_process:
         folder = Path(output or Path(run) / "evaluation")
         write(folder, results, confusions, scores.tree)
         print_tables(results, scores.tree)
+        for name in results["unreadable"]:
+            print(f"could not be read and was skipped: {name}")
         print(f"\nmetrics.json, mistakes.png and the confusion matrices (PNG, CSV) are in {folder}")
         for level, count in scores.tree.num_classes.items():
             if level not in confusions:
@@ -218,34 +223,37 @@ def score(
     decodings: Sequence[str],
     batch_size: int,
     num_workers: int,
+    on_error: str,
     accelerator: Accelerator,
-) -> Scores:
-    """Shows every picture to the model once at each resolution; labels (n, levels) are those of the model's tree."""
+) -> tuple[Scores, list[int]]:
+    """Shows every picture to the model once at each resolution; labels (n, levels) are those of the model's tree.
+
+    Also gives the indices of the pictures that were skipped.
+    """
     device = accelerator.device
     model = model.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     scores = Scores(model, decodings, device)
     target = target[:, : len(scores.tree.levels)]
     resolutions = list(dict.fromkeys(scores.own.values()))
-    transforms = [create_transform(model.config.preprocessing, resolution, train=False) for resolution in resolutions]
+    preprocessing = model.config.preprocessing
+    transform = create_views(preprocessing, {resolution: resolution for resolution in resolutions}, train=False)
     # Not the shares of accelerator.prepare, which are made equal by counting some pictures twice.
     share = list(range(len(dataset)))[accelerator.process_index :: accelerator.num_processes]
-    view = LevelView(dataset, dataset.hierarchy.finest, partial(at_each, transforms), share)
-    loader = DataLoader(view, batch_size, num_workers=num_workers)
+    views = Views(dataset, transform, share, on_error, shorter_side=preprocessing.resize)
+    loader = DataLoader(views, batch_size, num_workers=num_workers)
     seen: list[int] = []
     hidden = None if accelerator.is_main_process else True  # None: a bar on a terminal, none in a log file
     for pictures, _, index in tqdm(loader, desc="scoring", disable=hidden, leave=False):
-        logits = {r: model(x.to(device), model.levels) for r, x in zip(resolutions, pictures, strict=True)}
+        logits = {resolution: model(x.to(device), model.levels) for resolution, x in pictures.items()}
         at = {resolution: model.log_probs(z) for resolution, z in logits.items()}
-        scores.update(at, target[index].to(device))
+        # A picture that was skipped has the index -1 - index, and nothing is known of it.
+        scores.update(at, target[index].where(index[:, None] >= 0, -1).to(device))
         seen += index.tolist()
     seen = gather_object(seen)
-    if sorted(seen) != list(range(len(dataset))):
+    unreadable = sorted(-1 - index for index in seen if index < 0)
+    if sorted([index for index in seen if index >= 0] + unreadable) != list(range(len(dataset))):
         raise RuntimeError(f"{len(dataset)} pictures were to be scored once, but {len(seen)} were")
-    return scores
-
-
-def at_each(transforms: Sequence[Callable[[Image.Image], Tensor]], image: Image.Image) -> list[Tensor]:
-    return [transform(image) for transform in transforms]
+    return scores, unreadable
 
 
 def results_of(scores: Scores, model: C2FModel) -> dict[str, Any]:

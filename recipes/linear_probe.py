@@ -19,7 +19,7 @@ from jsonargparse import auto_cli
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from c2f_zoo.data import LabelledImages, LevelView, create_dataset, create_transform, stratified_split
+from c2f_zoo.data import LabelledImages, Views, create_dataset, create_transform, train_and_val
 from c2f_zoo.factory import create_model
 from c2f_zoo.model import C2FModel
 
@@ -46,10 +46,10 @@ def main(
         seed: seed of the split.
         output: the CSV file to write.
     """
-    train_set, test_set = (create_dataset(dataset, split, **dataset_options) for split in ("train", "test"))
+    train_set, train_indices, val_indices = train_and_val(dataset, val_fraction, seed, **dataset_options)
+    test_set = create_dataset(dataset, "test", **dataset_options)
     model = create_model("mlph", hierarchy=train_set.hierarchy, pooling="avg", **model_options).eval()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    train_indices, val_indices = stratified_split(train_set.targets, val_fraction, seed)
     rows = []
     for level in model.levels:
         train_x, train_y = extract(model, train_set, train_indices, level, resolutions.get(level))
@@ -76,9 +76,9 @@ def extract(
     """Pooled features (n, D) of centre crops at one resolution, and the labels (n,) of one level."""
     transform = create_transform(model.config.preprocessing, resolution, train=False)
     features, labels = [], []
-    for pictures, targets, _ in DataLoader(LevelView(dataset, level, transform, indices), 32):
+    for pictures, targets, _ in DataLoader(Views(dataset, transform, indices), 32):
         features.append(model.forward_pool(model.forward_features(pictures)))
-        labels.append(targets)
+        labels.append(targets[:, model.hierarchy.depth(level)])
     return torch.cat(features), torch.cat(labels)
 
 

@@ -4,11 +4,12 @@
     accelerate launch recipes/train.py --config recipes/configs/cub_mlph_lite0.yaml  # birds
     accelerate launch recipes/train.py --config ... --batch_size 16                   # options go over the file
 
-Stage by stage: first pooling and head with the backbone frozen, then everything. Each step takes a batch of
-the highest resolution for the finest level, then one of the next lower for the next coarser level, and so on
-(Huo et al., SIGIR 2019, section 3). A picture whose label at that level is unknown is trained on by its deepest label
-where the head's levels are one distribution (docs/reference/heads.md), and left out of the step otherwise. The epoch
-that is best on a part of the training pictures is kept; the test pictures are scored once, at the end.
+Stage by stage: first pooling and head with the backbone frozen, then everything. Each batch is seen at the highest
+resolution for the finest level, then at the next lower one for the next coarser level, and so on, with a step after
+each (Huo et al., SIGIR 2019, section 3); a picture is decoded once for all its views. A picture whose label at a level
+is unknown is trained on by its deepest label where the head's levels are one distribution (docs/reference/heads.md),
+and left out of the step otherwise. The epoch that is best on a part of the training pictures is kept; the test pictures
+are scored once, at the end.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import matplotlib.pyplot as plt
 import torch
 import yaml
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
@@ -39,17 +40,30 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from c2f_zoo.data import LabelledImages, LevelView, create_dataset, create_transform, labels_of, stratified_split
+from c2f_zoo.data import (
+    LabelledImages,
+    Normalize,
+    Views,
+    create_dataset,
+    create_transform,
+    create_views,
+    labels_of,
+    name_of,
+    picture_of,
+    train_and_val,
+)
+from c2f_zoo.data.views import UNREADABLE
 from c2f_zoo.factory import create_model, load_model
+from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.losses import LOSSES, tree_prior
 from c2f_zoo.model import C2FModel
 from c2f_zoo.registry import check_options, unknown_name
 
 plt.switch_backend("agg")
-FREE_TO_CHANGE = ("output", "resume", "num_workers")  # when a run goes on
+FREE_TO_CHANGE = ("output", "resume", "num_workers", "on_error")  # when a run goes on
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "critters.yaml"
 
-# What a step minimises: of the model as it is to be called, a batch's pictures and their indices, and the level.
+# What a step minimises: of the model as it is to be called, a batch's pictures and labels (N, levels), and the level.
 Objective = Callable[[Callable[..., dict[str, Tensor]], Tensor, Tensor, str], Tensor]
 
 
@@ -91,8 +105,10 @@ class Options:
         batch_size: pictures in a batch, over all processes together.
         momentum: momentum of SGD.
         weight_decay: weight decay of SGD.
-        val_fraction: share of each class's training pictures that chooses the best epoch; 0: they all do.
-        num_workers: processes that load pictures, for each training process and level.
+        val_fraction: share of each class's training pictures that chooses the best epoch; 0: they all do. A dataset
+            with validation pictures of its own uses these.
+        num_workers: processes that load pictures, for each training process.
+        on_error: what an unreadable picture does: `raise` ends the run, `skip` leaves it out and lists it at the end.
         seed: seed of the weights, the split, the order and the augmentation.
         output: folder for the results, which must not hold any yet; default `runs/<config>-<n>`.
         resume: `auto` goes on after the last whole epoch of `output`, or of the config's latest run.
@@ -113,6 +129,7 @@ class Options:
     weight_decay: float = 5e-4
     val_fraction: float = 0.1
     num_workers: int = 0
+    on_error: Literal["raise", "skip"] = "raise"
     seed: int = 0
     output: str | None = None
     resume: Literal["auto"] | None = None
@@ -126,9 +143,39 @@ class Progress:
     best: float = -1.0
     best_epoch: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
+    unreadable: list[int] = field(default_factory=list)  # indices of the pictures that were skipped
 
 
 def main(options: Options, config_name: str) -> None:
+    accelerator = create_accelerator()
+    set_seed(options.seed)
+    with accelerator.local_main_process_first():  # one process downloads
+        train_set, train_indices, val_indices = train_and_val(
+            options.dataset, options.val_fraction, options.seed, **options.dataset_options
+        )
+        test_set = create_dataset(options.dataset, "test", **options.dataset_options)
+        model = build(options, train_set.hierarchy, accelerator)
+    check_labels(labels_of(train_set)[train_indices], model, "training")
+    check_labels(labels_of(train_set)[val_indices or train_indices], model, "validation")
+    check_labels(labels_of(test_set), model, "test")
+    objective = create_objective(options, model)
+    output = open_output(options, config_name, accelerator)
+    if (output / "test.csv").exists():
+        accelerator.print("this run is finished, and its test pictures are scored once only: see test.csv")
+        return
+
+    progress = train(model, train_set, train_indices, val_indices, objective, options, output, accelerator)
+    accelerator.wait_for_everyone()
+    accelerator.free_memory()
+    best = accelerator.prepare(load_model(output))
+    matrix, unreadable = score_test(best, test_set, options, output, accelerator)
+    if accelerator.is_main_process:
+        report_unreadable({"training": (train_set, progress.unreadable), "test": (test_set, unreadable)}, output)
+        print_report(model, matrix, output)
+    accelerator.end_training()
+
+
+def create_accelerator() -> Accelerator:
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # or torchrun's processes would not find each other
         dataloader_config=DataLoaderConfiguration(split_batches=True),
@@ -137,36 +184,16 @@ def main(options: Options, config_name: str) -> None:
     )
     if accelerator.device.type == "cpu" and torch.get_num_threads() == 1:  # as accelerate launch sets it
         torch.set_num_threads(max(1, usable_cores() // accelerator.num_processes))
-    set_seed(options.seed)
+    return accelerator
+
+
+def build(options: Options, hierarchy: Hierarchy, accelerator: Accelerator) -> C2FModel:
+    """The model that the options name, for a dataset's tree."""
     if options.batch_size % accelerator.num_processes:
         raise ValueError(f"batch_size {options.batch_size} cannot be shared by {accelerator.num_processes} processes")
     check_options("key in model_options:", create_model, options.model_options)
-    with accelerator.local_main_process_first():  # one process downloads
-        train_set = create_dataset(options.dataset, "train", **options.dataset_options)
-        test_set = create_dataset(options.dataset, "test", **options.dataset_options)
-        model = create_model(
-            options.model, hierarchy=train_set.hierarchy, resolutions=options.resolutions, **options.model_options
-        )
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on a CPU
-    labels = labels_of(train_set)
-    train_indices, val_indices = stratified_split(labels, options.val_fraction, options.seed)
-    check_labels(labels[train_indices], model, "training")
-    check_labels(labels[val_indices or train_indices], model, "validation")
-    check_labels(labels_of(test_set), model, "test")
-    objective = create_objective(options, model, labels.to(accelerator.device))
-    output = open_output(options, config_name, accelerator)
-    if (output / "test.csv").exists():
-        accelerator.print("this run is finished, and its test pictures are scored once only: see test.csv")
-        return
-
-    train(model, train_set, train_indices, val_indices, objective, options, output, accelerator)
-    accelerator.wait_for_everyone()
-    accelerator.free_memory()
-    best = accelerator.prepare(load_model(output))
-    matrix = score_test(best, test_set, options, output, accelerator)
-    if accelerator.is_main_process:
-        print_report(model, matrix, output)
-    accelerator.end_training()
+    model = create_model(options.model, hierarchy=hierarchy, resolutions=options.resolutions, **options.model_options)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on a CPU
 
 
 def usable_cores() -> int:
@@ -183,13 +210,13 @@ def check_labels(labels: Tensor, model: C2FModel, part: str) -> None:
             )
 
 
-def create_objective(options: Options, model: C2FModel, labels: Tensor) -> Objective:
-    """What a step minimises, as the options say; labels (n, levels) are those of the whole dataset."""
+def create_objective(options: Options, model: C2FModel) -> Objective:
+    """What a step minimises, as the options say."""
     check_objective(options, model)
     trees = {level: model.hierarchy.collapse(level) for level in model.levels}
 
-    def objective(call: Callable[..., dict[str, Tensor]], pictures: Tensor, index: Tensor, level: str) -> Tensor:
-        targets = targets_of(labels[index], level, model)
+    def objective(call: Callable[..., dict[str, Tensor]], pictures: Tensor, labels: Tensor, level: str) -> Tensor:
+        targets = targets_of(labels, level, model)
         log_probs = model.log_probs(call(pictures, levels=tuple(targets)))
         counts = {at: (target >= 0).sum() for at, target in targets.items()}
         total = sum(counts.values()).clamp(min=1)  # type: ignore[union-attr]
@@ -263,11 +290,7 @@ def train(
         accelerator.print(f"resumed after epoch {progress.epoch}")
         if progress.best_epoch == progress.epoch and accelerator.is_main_process:
             model.save_pretrained(output)  # a kill may have come between the checkpoint and this
-    # Fine levels first: high, medium, low resolution in turn.
-    loaders = {
-        level: accelerator.prepare(train_loader(model, dataset, train_indices, level, options))
-        for level in reversed(model.levels)
-    }
+    loader = accelerator.prepare(train_loader(model, dataset, train_indices, options))
     last = 0
     for number, stage in enumerate(options.stages, start=1):
         first, last = last, last + stage.epochs
@@ -282,8 +305,10 @@ def train(
             title = f"stage {number}, epoch {progress.epoch + 1}"
             set_seed(options.seed + progress.epoch + 1, device_specific=True)
             row = {"epoch": progress.epoch + 1, "stage": number, "lr": schedule.get_last_lr()[0]}
-            row |= train_epoch(wrapped, stage, loaders, objective, optimizer, title, accelerator)
-            row |= validate(wrapped, dataset, val_indices or train_indices, options, accelerator)
+            losses, unreadable = train_epoch(wrapped, stage, loader, objective, optimizer, title, accelerator)
+            scores, more = validate(wrapped, dataset, val_indices or train_indices, options, accelerator)
+            row |= losses | scores
+            progress.unreadable = sorted({*progress.unreadable, *unreadable, *more})
             schedule.step()
             progress.epoch += 1
             progress.rows.append(row)
@@ -291,14 +316,15 @@ def train(
     return progress
 
 
-def train_loader(
-    model: C2FModel, dataset: LabelledImages, indices: list[int], level: str, options: Options
-) -> DataLoader:
-    transform = create_transform(model.config.preprocessing, options.resolutions.get(level), train=True)
-    view = LevelView(dataset, level, transform, indices)
+def train_loader(model: C2FModel, dataset: LabelledImages, indices: list[int], options: Options) -> DataLoader:
+    preprocessing = model.config.preprocessing
+    # Fine levels first: high, medium, low resolution in turn.
+    resolutions = {level: options.resolutions.get(level) for level in reversed(model.levels)}
+    transform = create_views(preprocessing, resolutions, train=True, normalize=False)
+    views = Views(dataset, transform, indices, options.on_error, shorter_side=preprocessing.resize)
     # A last, smaller batch would give batch norm poor statistics; another shuffle leaves out other pictures.
-    drop_last = len(view) >= options.batch_size
-    return DataLoader(view, options.batch_size, shuffle=True, drop_last=drop_last, num_workers=options.num_workers)
+    drop_last = len(views) >= options.batch_size
+    return DataLoader(views, options.batch_size, shuffle=True, drop_last=drop_last, num_workers=options.num_workers)
 
 
 def start_stage(
@@ -315,33 +341,44 @@ def start_stage(
     return wrapped, optimizer, torch.optim.lr_scheduler.StepLR(sgd, stage.halve_every, gamma=0.5)
 
 
+def normalizer(model: torch.nn.Module, accelerator: Accelerator) -> Normalize:
+    """What turns a batch of 8-bit pictures, as loaders hand them over, into the network's input."""
+    preprocessing = accelerator.unwrap_model(model).config.preprocessing
+    return Normalize(preprocessing.mean, preprocessing.std).to(accelerator.device)
+
+
 def train_epoch(
     model: torch.nn.Module,
     stage: Stage,
-    loaders: dict[str, DataLoader],
+    loader: DataLoader,
     objective: Objective,
     optimizer: torch.optim.Optimizer,
     title: str,
     accelerator: Accelerator,
-) -> dict[str, float]:
-    """Takes a batch of each level in turn until the pictures are used up; gives the mean loss of each level."""
+) -> tuple[dict[str, float], list[int]]:
+    """Takes a step at each level's resolution for every batch of pictures.
+
+    Gives the mean loss of each level, and the indices of the pictures that were skipped.
+    """
     model.train()
     backbone = accelerator.unwrap_model(model).backbone
     for module in backbone.modules():
         if stage.backbone_lr == 0 or (stage.freeze_batch_norm and isinstance(module, torch.nn.BatchNorm2d)):
             module.eval()
-    losses: dict[str, list[Tensor]] = {level: [] for level in loaders}
-    steps = len(next(iter(loaders.values())))
+    normalize = normalizer(model, accelerator)
+    losses: dict[str, list[Tensor]] = {}
+    unreadable: list[int] = []
     # None: a bar on a terminal, none in a log file.
     hidden = None if accelerator.is_main_process else True
-    bar = tqdm(zip(*loaders.values(), strict=True), total=steps, desc=title, disable=hidden, leave=False)
-    for batches in bar:
-        for level, (pictures, _, index) in zip(loaders, batches, strict=True):
-            loss = objective(model, pictures, index, level)
+    bar = tqdm(loader, desc=title, disable=hidden, leave=False)
+    for views, labels, index in bar:
+        unreadable += (-1 - index[index < 0]).tolist()
+        for level, pictures in views.items():
+            loss = objective(model, normalize(pictures), labels, level)
             accelerator.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
-            losses[level].append(loss.detach())
+            losses.setdefault(level, []).append(loss.detach())
         if not bar.disable:
             bar.set_postfix(loss=f"{sum(values[-1].item() for values in losses.values()):.3f}")
     means = {}
@@ -349,7 +386,7 @@ def train_epoch(
         means[f"loss_{level}"] = accelerator.reduce(torch.stack(values).mean(), "mean").item()
         if not math.isfinite(means[f"loss_{level}"]):
             raise SystemExit(f"the loss of {level} is {means[f'loss_{level}']} in {title}; lower the learning rate")
-    return means
+    return means, gather_object(unreadable)
 
 
 @torch.no_grad()
@@ -362,48 +399,50 @@ def predict_all(
     options: Options,
     accelerator: Accelerator,
 ) -> dict[str, Tensor]:
-    """Predicts at one resolution: for each level the labels, and the "index" of each picture.
+    """Predicts at one resolution, every picture exactly once, on however many processes.
 
-    Every picture is counted exactly once, on however many processes.
+    Gives for each level the labels (n,), the "truth" (n, levels of the tree), and the "index" of each picture. A
+    picture that was skipped has the truth -1 and the index `-1 - index`.
     """
     model.eval()
-    config = accelerator.unwrap_model(model).config
-    transform = create_transform(config.preprocessing, resolution, train=False)
-    view = LevelView(dataset, dataset.hierarchy.finest, transform, indices)
-    loader = accelerator.prepare(DataLoader(view, 4 * options.batch_size, num_workers=options.num_workers))
+    preprocessing = accelerator.unwrap_model(model).config.preprocessing
+    transform = create_transform(preprocessing, resolution, train=False, normalize=False)
+    normalize = normalizer(model, accelerator)
+    views = Views(dataset, transform, indices, options.on_error, shorter_side=preprocessing.resize)
+    loader = accelerator.prepare(DataLoader(views, 4 * options.batch_size, num_workers=options.num_workers))
     columns: list[list[Tensor]] = []
-    for pictures, _, index in loader:
-        logits = model(pictures, levels=levels)
-        batch = (index, *(logits[level].argmax(dim=1) for level in levels))
+    for pictures, truth, index in loader:
+        logits = model(normalize(pictures), levels=levels)
+        batch = (index, truth, *(logits[level].argmax(dim=1) for level in levels))
         columns.append([column.cpu() for column in accelerator.gather_for_metrics(batch)])
-    index, *labels = (torch.cat(column) for column in zip(*columns, strict=True))
-    if sorted(index.tolist()) != sorted(indices):
+    index, truth, *labels = (torch.cat(column) for column in zip(*columns, strict=True))
+    if sorted(index.where(index >= 0, -1 - index).tolist()) != sorted(indices):
         raise RuntimeError(f"{len(indices)} pictures were to be scored once, but {len(index)} came back")
-    return {"index": index, **dict(zip(levels, labels, strict=True))}
+    return {"index": index, "truth": truth, **dict(zip(levels, labels, strict=True))}
 
 
-def truth_of(scored: dict[str, Tensor], level: str, dataset: LabelledImages) -> Tensor:
-    """The labels of the pictures scored at one level, -1 where it is unknown."""
-    return labels_of(dataset)[scored["index"], dataset.hierarchy.levels.index(level)]
+def unreadable_in(scored: dict[str, Tensor]) -> list[int]:
+    return (-1 - scored["index"][scored["index"] < 0]).tolist()
 
 
-def accuracy_of(scored: dict[str, Tensor], level: str, dataset: LabelledImages) -> tuple[float, int]:
+def accuracy_of(scored: dict[str, Tensor], level: str, tree: Hierarchy) -> tuple[float, int]:
     """The accuracy over the pictures whose label at a level is known, and how many they are."""
-    truth = truth_of(scored, level, dataset)
+    truth = scored["truth"][:, tree.depth(level)]
     known = truth >= 0
     return (scored[level][known] == truth[known]).double().mean().item(), int(known.sum())
 
 
 def validate(
     model: torch.nn.Module, dataset: LabelledImages, indices: list[int], options: Options, accelerator: Accelerator
-) -> dict[str, float]:
-    """Accuracy of every level at its own resolution."""
-    accuracy = {}
+) -> tuple[dict[str, float], list[int]]:
+    """Accuracy of every level at its own resolution, and the indices of the pictures that were skipped."""
+    accuracy, unreadable = {}, []
     for level in accelerator.unwrap_model(model).levels:
         resolution = options.resolutions.get(level)
         scored = predict_all(model, dataset, indices, resolution, (level,), options, accelerator)
-        accuracy[f"val_{level}"], _ = accuracy_of(scored, level, dataset)
-    return accuracy
+        accuracy[f"val_{level}"], _ = accuracy_of(scored, level, dataset.hierarchy)
+        unreadable = unreadable_in(scored)
+    return accuracy, unreadable
 
 
 def finish_epoch(
@@ -439,39 +478,61 @@ def finish_epoch(
 
 def score_test(
     model: torch.nn.Module, dataset: LabelledImages, options: Options, output: Path, accelerator: Accelerator
-) -> list[dict[str, Any]]:
-    """Scores the test pictures once: every level at every level's resolution."""
+) -> tuple[list[dict[str, Any]], list[int]]:
+    """Scores the test pictures once: every level at every level's resolution; also says which could not be read."""
     levels = accelerator.unwrap_model(model).levels
-    rows, predictions = [], {}
+    rows, predictions, unreadable = [], {}, []
     everything = list(range(len(dataset)))
     for resolution in dict.fromkeys(options.resolutions.get(level) for level in reversed(levels)):
         scored = predict_all(model, dataset, everything, resolution, levels, options, accelerator)
+        unreadable = unreadable_in(scored)
         for level in levels:
             is_own = options.resolutions.get(level) == resolution
-            accuracy, pictures = accuracy_of(scored, level, dataset)
+            accuracy, pictures = accuracy_of(scored, level, dataset.hierarchy)
             row = {"level": level, "resolution": resolution, "own": is_own, "accuracy": accuracy}
             rows.append({**row, "pictures": pictures})
             if is_own:
                 predictions[level] = scored
     if accelerator.is_main_process:
         write_csv(output / "test.csv", rows)
-        write_csv(output / "test_predictions.csv", list(prediction_rows(predictions, dataset)))
-    return rows
+        write_csv(output / "test_predictions.csv", list(prediction_rows(predictions, dataset.hierarchy)))
+    return rows, unreadable
 
 
-def prediction_rows(predictions: dict[str, dict[str, Tensor]], dataset: LabelledImages) -> Iterator[dict[str, Any]]:
-    """For each test picture the true (empty: unknown) and the predicted class of every level at its own resolution."""
-    order = {level: scored["index"].argsort() for level, scored in predictions.items()}
-    truth = {level: truth_of(scored, level, dataset) for level, scored in predictions.items()}
-    for position in range(len(dataset)):
-        row: dict[str, Any] = {"index": position}
+def prediction_rows(predictions: dict[str, dict[str, Tensor]], tree: Hierarchy) -> Iterator[dict[str, Any]]:
+    """For each test picture the true (empty: unknown) and the predicted class of every level at its own resolution.
+
+    Pictures that were skipped are left out.
+    """
+    place = {
+        level: {index: at for at, index in enumerate(scored["index"].tolist())} for level, scored in predictions.items()
+    }
+    for index in sorted(index for index in next(iter(place.values())) if index >= 0):
+        row: dict[str, Any] = {"index": index}
         for level, scored in predictions.items():
-            at = order[level][position]
-            names = dataset.hierarchy.class_names(level)
-            row["index"] = int(scored["index"][at])
-            row[level] = names[truth[level][at]] if truth[level][at] >= 0 else ""
+            at = place[level][index]
+            names, truth = tree.class_names(level), int(scored["truth"][at, tree.depth(level)])
+            row[level] = names[truth] if truth >= 0 else ""
             row[f"predicted_{level}"] = names[int(scored[level][at])]
         yield row
+
+
+def report_unreadable(parts: dict[str, tuple[LabelledImages, list[int]]], output: Path) -> None:
+    """Lists the pictures that were skipped, with the reason, on the terminal and in a file."""
+    rows = []
+    for part, (dataset, indices) in parts.items():
+        for index in indices:
+            try:
+                picture_of(dataset, index)
+                reason = "it can be read now"
+            except UNREADABLE as error:
+                reason = str(error)
+            rows.append({"part": part, "index": index, "name": name_of(dataset, index), "reason": reason})
+    if rows:
+        write_csv(output / "unreadable.csv", rows)
+        print(f"\n{len(rows)} picture(s) could not be read and were skipped; all are in {output / 'unreadable.csv'}:")
+        for row in rows[:10]:
+            print(f"  {row['part']} {row['name']}: {row['reason']}")
 
 
 def open_output(options: Options, config_name: str, accelerator: Accelerator) -> Path:
@@ -567,12 +628,17 @@ def print_report(model: C2FModel, matrix: list[dict[str, Any]], output: Path) ->
 
 
 def parse(args: list[str]) -> tuple[Options, str]:
-    """Reads a YAML file and the options that go over it; without --config the embedded dataset's."""
+    """Reads YAML files and the options that go over them; without --config the embedded dataset's.
+
+    A later file goes over an earlier one, as find_resolutions.py's resolutions.yaml over a recipe; the first names the
+    run.
+    """
     config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    config_parser.add_argument("--config", default=str(DEFAULT_CONFIG))
+    config_parser.add_argument("--config", action="append")
     known, rest = config_parser.parse_known_args(args)
-    options = auto_cli(Options, args=["--config", known.config, *rest], as_positional=False)
-    return options, Path(known.config).stem
+    configs = known.config or [str(DEFAULT_CONFIG)]
+    files = [argument for config in configs for argument in ("--config", config)]
+    return auto_cli(Options, args=[*files, *rest], as_positional=False), Path(configs[0]).stem
 
 
 if __name__ == "__main__":

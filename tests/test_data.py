@@ -1,4 +1,4 @@
-"""Datasets, views and splits."""
+"""The datasets."""
 
 from __future__ import annotations
 
@@ -8,81 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import BIRDS
-from PIL import Image
 
 from c2f_zoo import create_dataset, load_hierarchy
-from c2f_zoo.config import Preprocessing
-from c2f_zoo.data import DATASETS, LevelView, Shrink, create_transform, register_dataset, stratified_split
+from c2f_zoo.data import DATASETS, Degrade, register_dataset
 from c2f_zoo.data.critters import draw_critter
-
-
-class TestTransforms:
-    def test_shrinking_averages(self) -> None:
-        # Columns of black and white, two pixels wide: gone at half of that scale, whatever the filter.
-        stripes = np.tile(np.repeat(np.array([0, 255], np.uint8), 2), (40, 20))
-        image = Image.fromarray(np.stack([stripes] * 3, axis=-1))  # 80 wide, 40 high
-        small = Shrink(10)(image)
-        assert small.size == (20, 10)
-        inner = np.asarray(small)[2:-2, 2:-2].astype(float)
-        assert abs(inner - 127.5).max() < 3
-
-    def test_a_small_picture_stays(self) -> None:
-        image = Image.new("RGB", (30, 20))
-        assert Shrink(20)(image) is image
-        assert Shrink(None)(image) is image
-        with pytest.raises(ValueError, match="a resolution is 1 pixel or more, not 0"):
-            Shrink(0)
-
-    @pytest.mark.parametrize("train", [True, False])
-    @pytest.mark.parametrize("size", [(50, 40), (40, 50), (3, 300), (1000, 700)])
-    def test_any_picture_becomes_the_networks_input(self, size: tuple[int, int], train: bool) -> None:
-        x = create_transform(Preprocessing(input_size=(3, 64, 64)), 16, train)(Image.new("RGB", size))
-        assert x.shape == (3, 64, 64)
-        assert x.dtype == torch.float32
-
-    def test_the_centre_is_cropped_and_normalised(self) -> None:
-        # 100 x 100, resized to 100 = 50 / 0.5: the crop is the middle 50 pixels, which are red.
-        pixels = np.zeros((100, 100, 3), np.uint8)
-        pixels[25:75, 25:75, 0] = 255
-        preprocessing = Preprocessing((3, 50, 50), mean=(0.5, 0.5, 0.0), std=(0.25, 0.5, 1.0), crop_pct=0.5)
-        x = create_transform(preprocessing, None, train=False)(Image.fromarray(pixels))
-        assert [channel.unique().tolist() for channel in x] == [[2.0], [-1.0], [0.0]]
-
-    def test_training_crops_and_flips_at_random(self) -> None:
-        pixels = np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8)
-        transform = create_transform(Preprocessing((3, 64, 64), crop_pct=0.8), None, train=True)
-        torch.manual_seed(0)
-        views = [transform(Image.fromarray(pixels)) for _ in range(4)]
-        assert not any(torch.equal(a, b) for i, a in enumerate(views) for b in views[:i])
-
-    def test_a_view_has_no_more_detail_than_its_resolution(self) -> None:
-        pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-        preprocessing = Preprocessing((3, 64, 64), mean=(0, 0, 0), std=(1, 1, 1), crop_pct=1.0)
-        spectra = {}
-        for resolution in (None, 8):
-            x = create_transform(preprocessing, resolution, train=False)(Image.fromarray(pixels))
-            spectra[resolution] = torch.fft.fft2(x - x.mean()).abs().square()[:, 16:48, 16:48].sum()
-        assert spectra[8] < 0.01 * spectra[None]
-
-
-class TestViews:
-    def test_a_view_gives_a_levels_labels(self) -> None:
-        dataset = create_dataset("critters", "train", per_class=1)
-        view = LevelView(dataset, "genus", lambda image: image.size, indices=[35, 0, 4])
-        assert list(view[i] for i in range(len(view))) == [((96, 96), 11, 35), ((96, 96), 0, 0), ((96, 96), 1, 4)]
-
-    def test_a_split_is_stratified_and_seeded(self) -> None:
-        targets = [0] * 10 + [1] * 5 + [2] + [3] * 2
-        first, second = stratified_split(targets, 0.2, seed=3)
-        assert sorted(first + second) == list(range(18))
-        assert [sum(targets[i] == label for i in second) for label in range(4)] == [2, 1, 0, 1]
-        assert stratified_split(targets, 0.2, seed=3) == (first, second)
-        assert stratified_split(targets, 0.2, seed=4) != (first, second)
-        assert stratified_split(targets, 0.0, seed=0) == (list(range(18)), [])
-        with pytest.raises(ValueError, match=r"in \[0, 1\), not 1"):
-            stratified_split(targets, 1.0, seed=0)
 
 
 class TestCritters:
@@ -112,7 +42,8 @@ class TestCritters:
         def left(species: int, other: int, resolution: int) -> float:
             total = 0.0
             for seed in range(20):
-                pair = [Shrink(resolution)(draw_critter(s, np.random.default_rng(seed))) for s in (species, other)]
+                shrink = Degrade(resolution, size=resolution)
+                pair = [shrink(draw_critter(s, np.random.default_rng(seed))) for s in (species, other)]
                 total += abs(np.asarray(pair[0], float) - np.asarray(pair[1], float)).mean()
             return total
 
@@ -152,13 +83,40 @@ class TestCUB:
 
     def test_a_missing_picture_is_named_before_training(self, cub_folder: Path) -> None:
         (cub_folder / "images" / BIRDS[0] / "0.jpg").unlink()
-        with pytest.raises(ValueError, match=rf"1 picture\(s\) missing or unreadable: .*{BIRDS[0]}/0.jpg"):
+        with pytest.raises(ValueError, match=rf"missing files:\n *.*{BIRDS[0]}.0\.jpg$"):
             create_dataset("cub", "train", root=str(cub_folder))
 
-    def test_a_file_that_is_no_picture_is_named_before_training(self, cub_folder: Path) -> None:
-        (cub_folder / "images" / BIRDS[1] / "1.jpg").write_text("not a picture")
-        with pytest.raises(ValueError, match=rf"1 picture\(s\) missing or unreadable: .*{BIRDS[1]}/1.jpg"):
+    def test_all_faults_are_told_at_once(self, cub_folder: Path) -> None:
+        self.replace_line(cub_folder / "image_class_labels.txt", "3 1\n", "")
+        self.replace_line(cub_folder / "image_class_labels.txt", "5 2", "5 7")
+        self.replace_line(cub_folder / "train_test_split.txt", "2 1", "2 yes")
+        self.replace_line(cub_folder / "classes.txt", BIRDS[2], "004.Groovy_Ani")
+        (cub_folder / "images" / BIRDS[3] / "1.jpg").unlink()
+        with pytest.raises(ValueError) as error:
             create_dataset("cub", "train", root=str(cub_folder))
+        lines = [line.strip() for line in str(error.value).splitlines()]
+        assert lines.pop(2).startswith(
+            "classes.txt, class 3: unknown class '004.Groovy_Ani'; did you mean '004.Groove_b"
+        )
+        assert lines == [
+            f"cannot use {cub_folder}:",
+            "classes outside the tree (rename them, or give a tree that has them):",
+            "faults of the lists:",
+            "train_test_split.txt: image 2 has 'yes', neither 0 nor 1",
+            f"image_class_labels.txt has no line for image 3 ({BIRDS[0]}/2.jpg)",
+            "image_class_labels.txt: image 5 has class 7, not in classes.txt",
+            "missing files:",
+            str(cub_folder / "images" / BIRDS[3] / "1.jpg"),
+        ]
+
+    def test_another_tree_of_the_same_birds(self, cub_folder: Path) -> None:
+        dataset = create_dataset("cub", "train", root=str(cub_folder), hierarchy="cub_modern")
+        assert dataset.hierarchy == load_hierarchy("cub_modern").subtree(BIRDS)
+        assert dataset.hierarchy.levels[0] == "order"
+
+    def test_the_folder_that_holds_it_will_do(self, cub_folder: Path) -> None:
+        cub_folder.rename(cub_folder.with_name("CUB_200_2011"))
+        assert len(create_dataset("cub", "train", root=str(cub_folder.parent))) == 8
 
     def test_a_truncated_picture_is_named_when_it_is_read(self, cub_folder: Path) -> None:
         path = cub_folder / "images" / BIRDS[0] / "0.jpg"
@@ -171,7 +129,7 @@ class TestCUB:
     def test_a_class_that_is_not_in_the_tree_is_named(self, cub_folder: Path) -> None:
         self.replace_line(cub_folder / "classes.txt", BIRDS[0], "001.Black_foot_Albatross")
         with pytest.raises(
-            ValueError, match=r"classes.txt: unknown species '001.Black_foot_.*did you mean '001.Black_footed"
+            ValueError, match=r"classes.txt, class 1: unknown class '001.Black_foot_.*did you mean '001.Black_footed"
         ):
             create_dataset("cub", "train", root=str(cub_folder))
 
@@ -205,7 +163,7 @@ class TestCUB:
     def test_an_empty_split_is_named(self, cub_folder: Path) -> None:
         split = cub_folder / "train_test_split.txt"
         split.write_text(split.read_text().replace(" 0\n", " 1\n"))
-        with pytest.raises(ValueError, match="dataset 'cub' has no test pictures"):
+        with pytest.raises(ValueError, match=r"splits without a picture:\n *'test'"):
             create_dataset("cub", "test", root=str(cub_folder))
 
 
@@ -243,8 +201,12 @@ class TestCreateDataset:
     def test_mistakes_are_named(self) -> None:
         with pytest.raises(ValueError, match="unknown dataset 'critter'; did you mean 'critters'"):
             create_dataset("critter", "train")
-        with pytest.raises(ValueError, match="unknown split 'val'; a dataset has the splits 'train' and 'test'"):
+        with pytest.raises(ValueError, match="unknown split 'val'; choose from 'train', 'test'"):
             create_dataset("critters", "val")
+        with pytest.raises(ValueError, match=r"dataset 'csv' needs the option file and hierarchy, e.g. file="):
+            create_dataset("csv", "train")
+        with pytest.raises(ValueError, match="dataset 'hfds/x' needs the option hierarchy"):
+            create_dataset("hfds/x", "train")
 
     def test_a_label_outside_the_tree_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS._entries))

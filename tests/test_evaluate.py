@@ -260,3 +260,23 @@ def test_an_unknown_decoding_is_named() -> None:
     with pytest.raises(ValueError, match="unknown decoding 'topdown'; did you mean 'top_down'"):
         evaluate["chosen_decodings"]("topdown")
     assert evaluate["chosen_decodings"]("joint") == ("joint",)
+
+
+def test_what_cannot_be_read_is_as_if_it_were_not_there(cub_folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    create_model("mlph", hierarchy="cub", **SMALL).save_pretrained(tmp_path / "run")  # type: ignore[arg-type]
+    torn = cub_folder / "images" / BIRDS[1] / "2.jpg"  # image 6, the second of four test pictures
+    torn.write_bytes(torn.read_bytes()[:700])
+    options = {"dataset": "cub", "dataset_options": {"root": str(cub_folder)}, "decoding": "joint"}
+    with pytest.raises(ValueError, match=rf"picture 1 \({torn}\) cannot be used: .*truncated"):
+        evaluate["main"](str(tmp_path / "run"), **options)
+    evaluate["main"](str(tmp_path / "run"), **options, on_error="skip", output=str(tmp_path / "skipped"))
+    split = cub_folder / "train_test_split.txt"
+    split.write_text(split.read_text().replace("\n6 0\n", "\n6 1\n"))
+    evaluate["main"](str(tmp_path / "run"), **options, output=str(tmp_path / "without"))
+    skipped, without = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("skipped", "without"))
+    assert skipped["unreadable"] == [f"picture 1 ({torn})"]
+    assert without["unreadable"] == []
+    for key in ("pictures", "labelled", "lca_heights", "any_decoding", "decodings", "accuracy_by_resolution"):
+        assert flat(skipped[key]) == pytest.approx(flat(without[key]), abs=1e-6), key
+    assert skipped["pictures"] == 3

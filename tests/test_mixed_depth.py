@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from c2f_zoo import C2FModel, Hierarchy, create_dataset, create_model, list_heads, load_hierarchy, register_dataset
 from c2f_zoo.config import ModelConfig
-from c2f_zoo.data import DATASETS, HideLabels, LabelledImages, LevelView, labels_of, stratified_split
+from c2f_zoo.data import DATASETS, HideLabels, LabelledImages, labels_of, stratified_split
 from c2f_zoo.heads import create_head
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "train.py"
@@ -109,11 +109,6 @@ class TestHideLabels:
             HideLabels(whole, "genes", [])
         with pytest.raises(IndexError):
             HideLabels(whole, "genus", [36])
-
-    def test_a_view_says_what_is_unknown(self) -> None:
-        dataset = HideLabels(create_dataset("critters", "train", per_class=1), "genus", [35])
-        for level, label in (("family", 3), ("genus", 11), ("species", -1)):
-            assert LevelView(dataset, level, lambda image: image.size, indices=[35])[0] == ((96, 96), label, 35)
 
     def test_a_split_is_stratified_by_the_deepest_label(self) -> None:
         labels = torch.tensor([[0, 0, 0]] * 10 + [[0, 0, -1]] * 5 + [[1, -1, -1]] * 20 + [[0, 1, -1]])

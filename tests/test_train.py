@@ -204,6 +204,36 @@ def test_birds_are_trained_on(cub_folder: Path, tmp_path: Path) -> None:
     assert len(rows_of(run / "test_predictions.csv")) == 4
 
 
+@pytest.mark.parametrize("launcher", [(), TWO_PROCESSES], ids=["one process", "two processes"])
+def test_unreadable_pictures_are_skipped_and_listed(launcher: Sequence[str], cub_folder: Path, tmp_path: Path) -> None:
+    # One picture of each class is for the test. Headers are whole, so that nothing is seen before the pixels are read.
+    torn = [cub_folder / "images" / name for name in ("003.Sooty_Albatross/0.jpg", "004.Groove_billed_Ani/2.jpg")]
+    for path in torn:
+        path.write_bytes(path.read_bytes()[:700])
+    options = [*SMOKE, "--dataset", "cub", "--dataset_options", f"{{root: {cub_folder}}}", "--batch_size", "4"]
+    options += ["--resolutions", "{}", "--val_fraction", "0"]
+    complaint = train(tmp_path, *options, launcher=launcher, ok=False)
+    assert f"picture 2 ({torn[0]}) cannot be used: cannot read the picture {torn[0]}" in complaint
+
+    printed = train(tmp_path, *options, "--on_error", "skip", "--output", "skipped", launcher=launcher)
+    rows = rows_of(tmp_path / "skipped" / "unreadable.csv")
+    assert [(row["part"], row["index"]) for row in rows] == [("training", "2"), ("test", "2")]
+    for row, path in zip(rows, torn, strict=True):
+        assert str(path) in row["name"]
+        assert "truncated" in row["reason"]
+        assert str(path) in printed
+    assert [row["index"] for row in rows_of(tmp_path / "skipped" / "test_predictions.csv")] == ["0", "1", "3"]
+    assert {row["pictures"] for row in rows_of(tmp_path / "skipped" / "test.csv")} == {"3"}
+
+
+def test_a_second_file_goes_over_the_first(tmp_path: Path) -> None:
+    (tmp_path / "resolutions.yaml").write_text("resolutions: {species: null, genus: 40, family: 20}\n")
+    options = ["--dataset_options.per_class", "1", "--val_fraction", "0", "--stages", "[{epochs: 1, lr: 0.1}]"]
+    train(tmp_path, *SMOKE, "--config", "resolutions.yaml", *options)
+    kept = yaml.safe_load((tmp_path / "runs" / "smoke-1" / "config.yaml").read_text())
+    assert kept["resolutions"] == {"species": None, "genus": 40, "family": 20}
+
+
 def test_fashion_mnist_is_trained_on_where_its_files_are(tmp_path: Path) -> None:
     write_fashion_mnist(tmp_path / "idx", zipped=True)
     options = ["--config", str(ROOT / "recipes" / "configs" / "fashion_mnist.yaml"), "--batch_size", "5"]

@@ -8,6 +8,7 @@ from c2f_zoo.backbones.registry import (
     register_backbone,
 )
 from c2f_zoo.backbones.tap_backbone import TapBackbone
+from c2f_zoo.backbones.tiny import tiny
 
 __all__ = [
     "BACKBONES",

@@ -10,7 +10,18 @@ from torch import nn
 
 from c2f_zoo.registry import Registry, unknown_name
 
-BACKBONES: Registry[Callable[..., nn.Module]] = Registry("backbone")
+# Where timm lists our own models, which are guests in it: the last part of c2f_zoo.timm_guest.
+_GUESTS = "timm_guest"
+
+
+def _is_timm_model(name: str) -> bool:
+    """Whether timm itself has a model of that name; our own are no backbones."""
+    import timm
+
+    return timm.is_model(name) and not timm.models.is_model_in_modules(name, [_GUESTS])
+
+
+BACKBONES: Registry[Callable[..., nn.Module]] = Registry("backbone", "c2f_zoo.backbones", reserved=_is_timm_model)
 register_backbone = BACKBONES.register
 
 
@@ -25,7 +36,8 @@ def list_backbones(pattern: str = "*") -> list[str]:
     """
     import timm
 
-    return sorted({*fnmatch.filter(timm.list_models(), pattern), *BACKBONES.names(pattern)})
+    of_timm = set(timm.list_models()) - set(timm.list_models(module=_GUESTS))
+    return sorted({*fnmatch.filter(of_timm, pattern), *BACKBONES.names(pattern)})
 
 
 def create_body(name: str, pretrained: bool = False, **options: Any) -> nn.Module:
@@ -38,7 +50,7 @@ def create_body(name: str, pretrained: bool = False, **options: Any) -> nn.Modul
 
     if name in BACKBONES:
         return BACKBONES[name](pretrained=pretrained, **options)
-    if not timm.is_model(name):
+    if not _is_timm_model(name):
         raise unknown_name("backbone", name, list_backbones())
     return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
 
@@ -47,5 +59,5 @@ def pretrained_cfg(name: str) -> dict[str, Any]:
     """What timm knows of a backbone's input and weights (input size, mean, std, hub id); {} if nothing."""
     import timm
 
-    cfg = None if name in BACKBONES or not timm.is_model(name) else timm.get_pretrained_cfg(name)
+    cfg = None if name in BACKBONES or not _is_timm_model(name) else timm.get_pretrained_cfg(name)
     return cfg.to_dict() if cfg else {}

@@ -75,6 +75,11 @@ class TapBackbone(nn.Module):
             for tap, layout in zip(self.taps, self._layouts, strict=True)
         ]
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Gradient checkpointing runs hooks in the backward pass too, and what they record then cannot be copied.
+        self._outputs.clear()
+        return self.__dict__
+
 
 class _Recorder:
     """A forward hook that keeps a module's output. A class, not a closure, so that a deep copy of the

@@ -1,26 +1,54 @@
 """Data: datasets whose pictures have a label at every level, and what is done to a picture before the network."""
 
 # Importing a dataset's file registers it.
-from c2f_zoo.data import critters, cub, fashion_mnist
+from c2f_zoo.data import (
+    aircraft,
+    cars,
+    cifar100,
+    critters,
+    csv_list,
+    cub,
+    fashion_mnist,
+    folder,
+    inaturalist,
+    timm_readers,
+)
+from c2f_zoo.data.cache import CachedImages
+from c2f_zoo.data.files import ImageFiles
 from c2f_zoo.data.images import read_image
 from c2f_zoo.data.registry import DATASETS, LabelledImages, create_dataset, labels_of, list_datasets, register_dataset
-from c2f_zoo.data.transforms import Shrink, create_transform
-from c2f_zoo.data.views import HideLabels, LevelView, stratified_split
+from c2f_zoo.data.transforms import Degrade, Normalize, create_transform, create_views
+from c2f_zoo.data.views import HideLabels, Joined, Views, name_of, picture_of, stratified_split, train_and_val
 
 __all__ = [
     "DATASETS",
+    "CachedImages",
+    "Degrade",
     "HideLabels",
+    "ImageFiles",
+    "Joined",
     "LabelledImages",
-    "LevelView",
-    "Shrink",
+    "Normalize",
+    "Views",
+    "aircraft",
+    "cars",
+    "cifar100",
     "create_dataset",
     "create_transform",
+    "create_views",
     "critters",
+    "csv_list",
     "cub",
     "fashion_mnist",
+    "folder",
+    "inaturalist",
     "labels_of",
     "list_datasets",
+    "name_of",
+    "picture_of",
     "read_image",
     "register_dataset",
     "stratified_split",
+    "timm_readers",
+    "train_and_val",
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -16,9 +18,16 @@ from c2f_zoo.registry import Registry, check_options
 class LabelledImages(Protocol):
     """What a dataset has: pictures, a label of the finest level for each, and the tree they belong to.
 
-    A dataset of which some pictures are labelled at coarser levels only has another attribute, `labels`: an int64
-    tensor (n, levels), coarse to fine, with -1 for what is not known; a label that is known has all those above it. Its
-    `targets`, and the labels of its items, are then the last column.
+    It may have more, each of which is looked for and none of which is needed:
+
+    - `labels`, where some pictures are labelled at coarser levels only: an int64 tensor (n, levels), coarse to fine,
+      with -1 for what is not known; a label that is known has all those above it. `targets`, and the labels of the
+      items, are then the last column.
+    - `paths`, where each picture is a file: a list of n `Path`s. Messages about a picture name it.
+    - `splits`: a tuple of the splits that `create_dataset` can open; `("train", "test")` where it is absent. With
+      `"val"` in it, a training validates on that split and trains on all of `"train"`.
+    - `read(index, shorter_side=None)`: the RGB picture alone; a JPEG may come smaller than it is, its shorter side
+      still as long as `shorter_side`. Without it the pictures come from the items.
     """
 
     hierarchy: Hierarchy
@@ -29,7 +38,9 @@ class LabelledImages(Protocol):
     def __getitem__(self, index: int) -> tuple[Image.Image, int]: ...
 
 
-DATASETS: Registry[Callable[..., LabelledImages]] = Registry("dataset")
+SPLITS = ("train", "val", "test")
+
+DATASETS: Registry[Callable[..., LabelledImages]] = Registry("dataset", "c2f_zoo.datasets")
 register_dataset = DATASETS.register
 
 
@@ -42,8 +53,9 @@ def create_dataset(name: str, split: str, **options: Any) -> LabelledImages:
     """Opens one split of a dataset.
 
     Args:
-        name: one of `list_datasets()`.
-        split: `"train"` or `"test"`.
+        name: one of `list_datasets()`. A name that ends in a slash there is one of timm's readers and goes on with what
+            it is to read, e.g. `"hfds/user/birds"`.
+        split: `"train"`, `"test"`, or, where the dataset has one, `"val"`.
         **options: what the dataset of that name takes further, e.g. `root`.
 
     Returns:
@@ -51,18 +63,32 @@ def create_dataset(name: str, split: str, **options: Any) -> LabelledImages:
         gives its labels at all levels.
 
     Raises:
-        ValueError: the name, the split or an option is unknown, the dataset is empty, or a label does not fit the tree.
+        ValueError: the name, the split or an option is unknown, an option is missing, the dataset is empty, or a label
+            does not fit the tree.
 
     Examples:
         >>> dataset = create_dataset("critters", "train", per_class=2)
         >>> len(dataset), dataset.hierarchy.num_classes
         (72, {'family': 4, 'genus': 12, 'species': 36})
     """
-    open_split = DATASETS[name]
-    if split not in ("train", "test"):
-        raise ValueError(f"unknown split {split!r}; a dataset has the splits 'train' and 'test'")
+    prefix, slash, _ = name.partition("/")
+    open_split = DATASETS[prefix + slash]
+    if slash:
+        open_split = partial(open_split, name)
     check_options(f"option of dataset {name!r}:", open_split, options)
+    if split not in SPLITS:
+        raise unknown_split(name, split, SPLITS)
+    parameters = inspect.signature(open_split).parameters.values()
+    required = [
+        p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+    lacking = [option for option in required if option not in ("split", *options)]
+    if lacking:
+        raise ValueError(f"dataset {name!r} needs the option {' and '.join(lacking)}, e.g. {lacking[0]}=...")
     dataset = open_split(split=split, **options)
+    splits = getattr(dataset, "splits", ("train", "test"))
+    if split not in splits:
+        raise unknown_split(name, split, splits)
     if len(dataset) == 0:
         raise ValueError(f"dataset {name!r} has no {split} pictures")
     try:
@@ -70,6 +96,17 @@ def create_dataset(name: str, split: str, **options: Any) -> LabelledImages:
     except ValueError as error:
         raise ValueError(f"{split} {error}") from error
     return dataset
+
+
+def unknown_split(name: str, split: str, splits: Iterable[str]) -> ValueError:
+    """Builds the error for a split that a dataset does not have; it names those that it has.
+
+    Examples:
+        >>> unknown_split("critters", "val", ("train", "test"))
+        ValueError("dataset 'critters' has no split 'val'; it has 'train' and 'test'")
+    """
+    has = " and ".join(repr(known) for known in splits) or "none"
+    return ValueError(f"dataset {name!r} has no split {split!r}; it has {has}")
 
 
 def labels_of(dataset: LabelledImages) -> Tensor:

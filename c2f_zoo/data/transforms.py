@@ -2,66 +2,204 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
-from c2f_zoo.config import Preprocessing
+from c2f_zoo.config import MEASURES, SHRINK_FILTERS, Preprocessing
+from c2f_zoo.registry import unknown_name
+
+Picture = TypeVar("Picture", Image.Image, Tensor)
+Key = TypeVar("Key", bound=Hashable)
+
+# NEAREST_EXACT is the pixel that Pillow's "nearest" takes; torch's NEAREST is another.
+_MODES = {name: InterpolationMode(name) for name in SHRINK_FILTERS} | {"nearest": InterpolationMode.NEAREST_EXACT}
+_TENSOR_FILTERS = {"bilinear", "bicubic", "nearest"}
 
 
-class Shrink(nn.Module):
-    """Shrinks a picture until its shorter side has `resolution` pixels; a smaller picture stays as it is.
+class Degrade(nn.Module):
+    """Shrinks a picture until no more detail is left than a resolution allows, then resizes it back.
 
-    Antialiased, bilinear. The paper does not say how it shrinks, nor whether a resolution is the shorter
-    side; it is here.
+    The paper (Huo et al., SIGIR 2019, section 2) gives a resolution for each level, but neither the filters nor
+    whether a resolution is a side or an area. The defaults: the shorter side, and the bilinear (triangle) filter both
+    ways, which is antialiased when it shrinks. A picture that has no more pixels than the resolution is not shrunk.
+
+    Takes an RGB PIL picture, or a tensor (..., C, H, W), uint8 or floating, on any device, and gives the same kind.
+    With the bilinear filter all kinds, batched or not, on CPU and GPU, give the same up to 2/255 at any pixel and
+    0.5/255 in the mean: 8 bits are rounded after each pass. With bicubic it is 3/255 and 0.5/255 where nothing
+    overshoots the 8 bits, which are clipped after each pass; a floating tensor is not clipped. `"nearest"` takes the
+    same pixel, unless two are equally near.
 
     Args:
-        resolution: length in pixels of the shorter side, >= 1; None lets every picture through.
+        resolution: pixels of the shorter side that detail is cut down to, >= 1; None does not shrink.
+        filter: what it shrinks with: `"bilinear"`, `"bicubic"`, or for PIL pictures also `"box"`, `"hamming"` or
+            `"lanczos"`.
+        size: pixels of the result's shorter side, >= 1; None for the picture's own size.
+        up_filter: what it resizes with to the result's size: one of the filters above, or `"nearest"`.
+        measure: `"side"`, or `"area"`: shrink to `resolution ** 2` pixels, keeping the aspect.
 
     Raises:
-        ValueError: the resolution is less than 1.
+        ValueError: a number is less than 1, a name is unknown, or (when called) a filter that tensors do not have.
+
+    Examples:
+        >>> Degrade(64)(Image.new("RGB", (500, 300))).size
+        (500, 300)
+        >>> Degrade(64, size=448)(torch.rand(8, 3, 300, 500)).shape
+        torch.Size([8, 3, 448, 746])
     """
 
-    def __init__(self, resolution: int | None) -> None:
+    def __init__(
+        self,
+        resolution: int | None,
+        filter: str = "bilinear",
+        size: int | None = None,
+        up_filter: str = "bilinear",
+        measure: str = "side",
+    ) -> None:
         super().__init__()
-        if resolution is not None and resolution < 1:
-            raise ValueError(f"a resolution is 1 pixel or more, not {resolution}")
+        for name, value in (("resolution", resolution), ("size", size)):
+            if value is not None and value < 1:
+                raise ValueError(f"a {name} is 1 pixel or more, not {value}")
+        for kind, name, known in (
+            ("filter to shrink with", filter, SHRINK_FILTERS),
+            ("filter to resize with", up_filter, _MODES),
+            ("measure of a resolution", measure, MEASURES),
+        ):
+            if name not in known:
+                raise unknown_name(kind, name, known)
         self.resolution = resolution
+        self.filter = filter
+        self.size = size
+        self.up_filter = up_filter
+        self.measure = measure
 
-    def forward(self, image: Image.Image) -> Image.Image:
-        if self.resolution is None or min(image.size) <= self.resolution:
-            return image
-        return v2.functional.resize(image, [self.resolution], InterpolationMode.BILINEAR, antialias=True)
+    def forward(self, image: Picture) -> Picture:
+        height, width = v2.functional.get_size(image)
+        small = _resize(image, self._shrunk(height, width), self.filter)
+        size = (height, width) if self.size is None else _to_shorter_side(height, width, self.size)
+        return _resize(small, size, self.up_filter)
+
+    def _shrunk(self, height: int, width: int) -> tuple[int, int]:
+        own = min(height, width) if self.measure == "side" else math.sqrt(height * width)
+        if self.resolution is None or own <= self.resolution:
+            return height, width
+        if self.measure == "side":
+            return _to_shorter_side(height, width, self.resolution)
+        scale = self.resolution / own
+        return max(round(height * scale), 1), max(round(width * scale), 1)
+
+    def extra_repr(self) -> str:
+        return f"{self.resolution}, {self.filter!r}, {self.size}, {self.up_filter!r}, {self.measure!r}"
 
 
-def create_transform(preprocessing: Preprocessing, resolution: int | None, train: bool) -> v2.Transform:
-    """Shrinks to a resolution, resizes up to the network's input, crops, flips, normalises.
+class Normalize(nn.Module):
+    """Turns 8-bit pictures (..., C, H, W) into the network's input: float32, contiguous, minus mean, over std.
 
     Args:
-        preprocessing: size, mean and std of the network's input.
-        resolution: the shorter side in pixels that detail is cut down to; None keeps the picture's own.
+        mean: mean of each channel, for pixels in [0, 1].
+        std: standard deviation of each channel, likewise.
+
+    Examples:
+        >>> Normalize(mean=[0.5], std=[0.25])(torch.tensor([[[0, 255]]], dtype=torch.uint8))
+        tensor([[[-2.,  2.]]])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        # Not persistent: a model that holds one keeps the keys of its state_dict.
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        # One new tensor, where v2.ToDtype and v2.Normalize make three.
+        x = torch.empty(images.shape, device=images.device).copy_(images)
+        return x.sub_(self.mean).div_(self.std)
+
+
+def create_transform(
+    preprocessing: Preprocessing, resolution: int | None, train: bool, normalize: bool = True
+) -> v2.Compose:
+    """Shrinks to a resolution, resizes up to the network's input, crops, flips, normalises.
+
+    With the filters that tensors have (bilinear, bicubic) it works on uint8 tensors, which torch resizes several
+    times faster than Pillow; otherwise on the PIL picture.
+
+    Args:
+        preprocessing: size, mean and std of the network's input, and the filters.
+        resolution: what detail is cut down to, see `Degrade`; None keeps the picture's own.
         train: crop at a random place and flip at random, instead of cropping the centre.
+        normalize: give float32; else uint8, a quarter of the bytes for a loader's workers to hand over (which is most
+            of their time), for the batch to be normalised where it is used: `Normalize(mean, std)`.
 
     Returns:
-        A callable from a PIL picture to a float32 tensor (channels, height, width).
+        A callable from an RGB PIL picture to a tensor (channels, height, width), float32 or uint8.
 
     Examples:
         >>> transform = create_transform(Preprocessing(), resolution=64, train=False)
         >>> transform(Image.new("RGB", (500, 300))).shape
         torch.Size([3, 448, 448])
     """
-    size = preprocessing.input_size[1:]
-    crop: list[Any] = [v2.RandomCrop(size), v2.RandomHorizontalFlip()] if train else [v2.CenterCrop(size)]
-    return v2.Compose(
-        [
-            Shrink(resolution),
-            v2.Resize(preprocessing.resize, InterpolationMode(preprocessing.interpolation), antialias=True),
-            *crop,
-            v2.ToImage(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(preprocessing.mean, preprocessing.std),
-        ]
-    )
+    p = preprocessing
+    size = p.input_size[1:]
+    steps: list[Any] = [Degrade(resolution, p.shrink_filter, p.resize, p.interpolation, p.resolution_of)]
+    steps.insert(0 if _has_tensor_filters(p) else 1, v2.PILToTensor())
+    steps += [v2.RandomCrop(size), v2.RandomHorizontalFlip()] if train else [v2.CenterCrop(size)]
+    if normalize:
+        steps.append(Normalize(p.mean, p.std))
+    return v2.Compose(steps)
+
+
+def create_views(
+    preprocessing: Preprocessing, resolutions: Mapping[Key, int | None], train: bool, normalize: bool = True
+) -> Callable[[Image.Image], dict[Key, Tensor]]:
+    """Makes a view of a picture at each of several resolutions, with a random crop and flip of its own when training.
+
+    Args:
+        preprocessing: as in `create_transform`.
+        resolutions: the resolution of each view, under any name.
+        train: as in `create_transform`.
+        normalize: as in `create_transform`.
+
+    Returns:
+        A callable from an RGB PIL picture to what `create_transform` gives for each resolution, under the same names.
+
+    Examples:
+        >>> views = create_views(Preprocessing(), {"species": None, "family": 64}, train=True, normalize=False)
+        >>> [(name, x.shape, x.dtype) for name, x in views(Image.new("RGB", (500, 300))).items()][1]
+        ('family', torch.Size([3, 448, 448]), torch.uint8)
+    """
+    transforms = {
+        key: create_transform(preprocessing, resolution, train, normalize) for key, resolution in resolutions.items()
+    }
+    return partial(_views_of, transforms, _has_tensor_filters(preprocessing))
+
+
+def _views_of(transforms: Mapping[Key, v2.Compose], as_tensor: bool, image: Image.Image) -> dict[Key, Tensor]:
+    # PILToTensor, the first step of each, lets tensors through: one conversion is enough for all.
+    shared = v2.functional.pil_to_tensor(image) if as_tensor else image
+    return {key: transform(shared) for key, transform in transforms.items()}
+
+
+def _has_tensor_filters(preprocessing: Preprocessing) -> bool:
+    return {preprocessing.shrink_filter, preprocessing.interpolation} <= _TENSOR_FILTERS
+
+
+def _to_shorter_side(height: int, width: int, side: int) -> tuple[int, int]:
+    """A size of the same aspect, whose shorter side is given and whose longer is rounded down, as v2.Resize does."""
+    return height * side // min(height, width), width * side // min(height, width)
+
+
+def _resize(image: Picture, size: tuple[int, int], filter: str) -> Picture:
+    if isinstance(image, Tensor) and filter not in _TENSOR_FILTERS:
+        known = ", ".join(repr(name) for name in sorted(_TENSOR_FILTERS))
+        raise ValueError(f"the filter {filter!r} takes PIL pictures only; a tensor takes {known}")
+    return v2.functional.resize(image, list(size), _MODES[filter], antialias=True)

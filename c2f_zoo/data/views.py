@@ -1,4 +1,4 @@
-"""A dataset as one level of the tree sees it, and the split of a dataset in two."""
+"""A dataset's pictures as a training sees them, and datasets made from datasets: parted, joined, less labelled."""
 
 from __future__ import annotations
 
@@ -10,43 +10,86 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from c2f_zoo.data.registry import LabelledImages, labels_of
+from c2f_zoo.data.registry import LabelledImages, create_dataset, labels_of
+from c2f_zoo.registry import unknown_name
+
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow and read_image raise
 
 
-class LevelView(Dataset[tuple[Any, int, int]]):
-    """Some of a dataset's pictures, transformed, with their labels at one level.
+class Views(Dataset[tuple[Any, Tensor, int]]):
+    """Some of a dataset's pictures, each decoded once and transformed, with their labels at every level.
 
     Args:
         dataset: the pictures.
-        level: the level whose labels to give.
-        transform: from a PIL picture to what the network takes.
+        transform: from a PIL picture to what the network takes: one view (`create_transform`), or one for each level
+            (`create_views`).
         indices: which pictures, by their index in the dataset; None for all.
+        on_error: what an unreadable picture does: `"raise"`, or `"skip"`: a black picture with unknown labels, which no
+            loss and no accuracy counts, comes in its place, so that a batch keeps its size.
+        shorter_side: a JPEG may be decoded at a reduced size, of at least this shorter side in pixels.
 
-    Each item is (transformed picture, label at `level` or -1 where it is unknown, index in the dataset).
+    Each item is (transformed picture, labels (levels,) int64, index in the dataset). A picture that was skipped has the
+    labels -1 and the index `-1 - index`.
 
     Raises:
-        ValueError: the level is unknown, or the dataset's labels do not fit its tree.
+        ValueError: the dataset's labels do not fit its tree, `on_error` is neither of the two, or a picture cannot be
+            read; the message names it.
+
+    Examples:
+        >>> dataset = create_dataset("critters", "train", per_class=1)
+        >>> transform = create_views(Preprocessing(), {"genus": 32, "family": 12}, train=True)
+        >>> views, labels, index = Views(dataset, transform, indices=[35])[0]
+        >>> views["family"].shape, labels, index
+        (torch.Size([3, 448, 448]), tensor([ 3, 11, 35]), 35)
     """
 
     def __init__(
         self,
         dataset: LabelledImages,
-        level: str,
-        transform: Callable[..., Any],
+        transform: Callable[[Image.Image], Any],
         indices: Sequence[int] | None = None,
+        on_error: str = "raise",
+        shorter_side: int | None = None,
     ) -> None:
+        if on_error not in ("raise", "skip"):
+            raise unknown_name("on_error", on_error, ("raise", "skip"))
         self.dataset = dataset
         self.transform = transform
         self.indices = list(range(len(dataset)) if indices is None else indices)
-        self.labels: list[int] = labels_of(dataset)[:, dataset.hierarchy.depth(level)].tolist()
+        self.labels = labels_of(dataset)
+        self.on_error = on_error
+        self.shorter_side = shorter_side
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, position: int) -> tuple[Any, int, int]:
+    def __getitem__(self, position: int) -> tuple[Any, Tensor, int]:
         index = self.indices[position]
-        image, _ = self.dataset[index]
+        try:
+            image = picture_of(self.dataset, index, self.shorter_side)
+        except UNREADABLE as error:
+            if self.on_error == "raise":
+                raise ValueError(f"{name_of(self.dataset, index)} cannot be used: {error}") from error
+            black = Image.new("RGB", (self.shorter_side or 1, self.shorter_side or 1))
+            return self.transform(black), torch.full_like(self.labels[index], -1), -1 - index
         return self.transform(image), self.labels[index], index
+
+
+def picture_of(dataset: LabelledImages, index: int, shorter_side: int | None = None) -> Image.Image:
+    """A dataset's picture, RGB; a JPEG perhaps decoded at a reduced size, of at least this shorter side in pixels."""
+    read = getattr(dataset, "read", None)
+    return read(index, shorter_side) if read is not None else dataset[index][0]
+
+
+def name_of(dataset: LabelledImages, index: int) -> str:
+    """What to call a picture in a message: its index, and its file where it has one.
+
+    Examples:
+        >>> name_of(create_dataset("critters", "train", per_class=1), 7)
+        'picture 7'
+    """
+    paths = getattr(dataset, "paths", None)
+    return f"picture {index}" + (f" ({paths[index]})" if paths else "")
 
 
 class HideLabels:
@@ -80,6 +123,66 @@ class HideLabels:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return self.dataset[index][0], self.targets[index]
+
+
+class Joined:
+    """Datasets of one tree, one behind the other; what each has of `paths`, `labels` and `read` is kept.
+
+    Args:
+        *datasets: the datasets.
+
+    Raises:
+        ValueError: they differ in their trees.
+    """
+
+    def __init__(self, *datasets: LabelledImages) -> None:
+        self.datasets = datasets
+        self.hierarchy = datasets[0].hierarchy
+        if any(dataset.hierarchy != self.hierarchy for dataset in datasets):
+            raise ValueError("the datasets to join differ in their class trees")
+        self.labels = torch.cat([labels_of(dataset) for dataset in datasets])
+        self.targets: list[int] = self.labels[:, -1].tolist()
+        self._place = [(dataset, index) for dataset in datasets for index in range(len(dataset))]
+        if all(getattr(dataset, "paths", None) for dataset in datasets):
+            self.paths = [path for dataset in datasets for path in dataset.paths]  # type: ignore[attr-defined]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.read(index), self.targets[index]
+
+    def read(self, index: int, shorter_side: int | None = None) -> Image.Image:
+        """The picture of an index; see `Views` for `shorter_side`."""
+        return picture_of(*self._place[index], shorter_side)
+
+
+def train_and_val(
+    name: str, val_fraction: float, seed: int, **options: Any
+) -> tuple[LabelledImages, list[int], list[int]]:
+    """Opens a dataset's training pictures and says which of them train and which validate.
+
+    Args:
+        name: one of `list_datasets()`.
+        val_fraction: share of each class's training pictures that validates, in [0, 1), where the dataset has no
+            validation pictures of its own; 0: none.
+        seed: seed of that split.
+        **options: what the dataset of that name takes further.
+
+    Returns:
+        The dataset (with its own validation pictures at the end, where it has a split `"val"`), the indices of the
+        training pictures, and those of the validation pictures.
+
+    Examples:
+        >>> dataset, train, val = train_and_val("critters", 0.25, seed=0, per_class=4)
+        >>> len(dataset), len(train), len(val)
+        (144, 108, 36)
+    """
+    dataset = create_dataset(name, "train", **options)
+    if "val" in getattr(dataset, "splits", ()):
+        joined, count = Joined(dataset, create_dataset(name, "val", **options)), len(dataset)
+        return joined, list(range(count)), list(range(count, len(joined)))
+    return dataset, *stratified_split(labels_of(dataset), val_fraction, seed)
 
 
 def stratified_split(targets: Sequence[int] | Tensor, fraction: float, seed: int) -> tuple[list[int], list[int]]:

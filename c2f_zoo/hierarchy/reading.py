@@ -30,7 +30,7 @@ def read_rows(levels: Sequence[str], rows: Iterable[Sequence[str]]) -> Parts:
 
 def read_csv(path: str | Path) -> Parts:
     """What `Hierarchy.from_csv` is made of."""
-    rows, faults = _csv_rows(path)
+    rows, faults = csv_rows(path)
     if len(rows) < 2:
         refuse(path, faults or ["it needs a header with the levels, and a row for each finest class"])
     (where, levels), *rows = rows
@@ -42,7 +42,7 @@ def read_csv(path: str | Path) -> Parts:
 
 def read_parents(path: str | Path, levels: Sequence[str]) -> Parts:
     """What `Hierarchy.from_parents` is made of."""
-    rows, faults = _csv_rows(path)
+    rows, faults = csv_rows(path)
     header = [cell.strip().lower() for cell in rows[0][1]] if rows else []
     if len(rows) < 2 or sorted(header) != ["child", "parent"]:
         refuse(path, faults or ["it needs the header 'child,parent', and a row for each class of every level"])
@@ -154,7 +154,7 @@ def _place_fault(name: str, parent: str, where: str, seen: dict[str, dict[str, s
     return fault
 
 
-def _csv_rows(path: str | Path) -> tuple[list[Row], list[str]]:
+def csv_rows(path: str | Path) -> tuple[list[Row], list[str]]:
     """The rows of a CSV file but the blank ones, and what is wrong with the file as such."""
     data = Path(path).read_bytes()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data:

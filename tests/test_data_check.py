@@ -1,0 +1,278 @@
+"""`c2f-zoo data check`: what is counted, what is found, and when the exit status is 1."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from conftest import BIRDS
+from PIL import Image
+from typer.testing import CliRunner
+
+from c2f_zoo.cli import app
+
+TREE = ["class,species", "Birds,Gull", "Birds,Jay", "Beasts,Lynx"]
+
+
+def draw(path: Path, colour: int, size: tuple[int, int] = (30, 20), **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (colour, 2 * colour, 0)).save(path, **options)
+    return path
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> tuple[Path, Path]:
+    """Class folders without a fault, and their tree."""
+    root = tmp_path / "pictures"
+    for number, name in enumerate(["train/Gull/a", "train/Gull/b", "train/Gull/c", "train/Jay/d", "train/Lynx/e"]):
+        draw(root / f"{name}.png", number, (30 + number, 20))
+    for number, name in enumerate(["test/Gull/f", "test/Jay/g", "test/Lynx/h"], start=10):
+        draw(root / f"{name}.jpg", number, (20, 90))
+    return root, write(tmp_path / "tree.csv", *TREE)
+
+
+def check(*arguments: object, status: int = 0) -> list[str]:
+    """The lines that it prints."""
+    done = CliRunner().invoke(app, ["data", "check", *map(str, arguments)])
+    assert done.exit_code == status, done.output
+    return [line.strip() for line in done.stdout.splitlines()]
+
+
+def rows(lines: list[str]) -> list[list[str]]:
+    """The cells of the tables' rows."""
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
+
+
+def found(lines: list[str], kind: str) -> dict[str, list[str]]:
+    """The errors or warnings: the heading, and the lines below it."""
+    findings: dict[str, list[str]] = {}
+    below: list[str] = []
+    for line in lines:
+        if line.startswith(("error: ", "warning: ", "training ")):
+            below = []
+            if line.startswith(f"{kind}: "):
+                findings[line.removeprefix(f"{kind}: ")] = below
+        else:
+            below.append(line)
+    return findings
+
+
+class TestWhatIsThere:
+    def test_folders(self, flat: tuple[Path, Path]) -> None:
+        lines = check(flat[0], "--hierarchy", flat[1])
+        assert lines[0] == f"8 pictures in {flat[0]}"
+        assert rows(lines) == [
+            ["class", "2", "2", "8"],
+            ["species", "3", "3", "8"],
+            ["train", "5", "3", "1", "1", "3"],
+            ["test", "3", "3", "1", "1", "1"],
+            ["width", "20", "30", "34"],
+            ["height", "20", "20", "90"],
+            ["shorter side", "20", "20", "20"],
+            ["PNG RGB", "5"],
+            ["JPEG RGB", "3"],
+        ]
+        assert lines[-1] == "training can start"
+
+    def test_a_list(self, flat: tuple[Path, Path], tmp_path: Path) -> None:
+        lines = ["path,label", *(f"train/{name}.png,Gull" for name in ("Gull/a", "Gull/b", "Gull/c", "Jay/d"))]
+        lines += ["test/Lynx/h.jpg,Beasts", "test/Jay/g.jpg,Beasts"]
+        options = ["--hierarchy", flat[1], "--root", flat[0], "--test-fraction", 0.5, "--seed", 3, "--workers", 1]
+        shown = check(write(tmp_path / "list.csv", *lines), *options)
+        assert rows(shown)[:4] == [
+            ["class", "2", "2", "6"],
+            ["species", "3", "1", "4"],
+            ["train", "3", "1", "2", "2", "2"],
+            ["test", "3", "1", "2", "2", "2"],
+        ]
+        assert found(shown, "warning") == {"classes without a training picture: 2": ["Jay", "Lynx"]}
+
+    def test_cub(self, cub_folder: Path) -> None:
+        lines = check(cub_folder)
+        assert rows(lines)[:5] == [
+            ["family", "2", "2", "12"],
+            ["genus", "3", "3", "12"],
+            ["species", "4", "4", "12"],
+            ["train", "8", "4", "2", "2", "2"],
+            ["test", "4", "4", "1", "1", "1"],
+        ]
+        assert rows(check(cub_folder, "--hierarchy", "cub_modern"))[0][0] == "order"
+
+    def test_nested_folders(self, tmp_path: Path) -> None:
+        for number, name in enumerate(["Birds/Gull", "Birds/Jay", "Beasts/Lynx"]):
+            for shot in range(5):
+                draw(tmp_path / name / f"{shot}.png", 10 * number + shot)
+        lines = check(tmp_path, "--levels", "kind,sort")
+        assert rows(lines)[:4] == [
+            ["kind", "2", "2", "15"],
+            ["sort", "3", "3", "15"],
+            ["train", "12", "3", "4", "4", "4"],
+            ["test", "3", "3", "1", "1", "1"],
+        ]
+
+
+class TestErrors:
+    def test_pictures_that_cannot_be_decoded_are_named(self, flat: tuple[Path, Path]) -> None:
+        root, tree = flat
+        whole = draw(root / "train" / "Jay" / "cut.jpg", 99, (200, 100)).read_bytes()
+        (root / "train" / "Jay" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+        (root / "test" / "Jay" / "words.png").write_text("no picture")
+        (root / "test" / "Jay" / "empty.png").touch()
+        errors = found(check(root, "--hierarchy", tree, status=1), "error")
+        ((heading, items),) = errors.items()
+        assert heading == "pictures that cannot be decoded (on_error: skip leaves them out): 3"
+        for item, name in zip(items, ("test/Jay/empty.png", "test/Jay/words.png", "train/Jay/cut.jpg"), strict=True):
+            assert item.startswith(f"cannot read the picture {root / name}: ")
+
+    def test_a_link_to_nowhere(self, flat: tuple[Path, Path]) -> None:
+        try:
+            (flat[0] / "train" / "Jay" / "gone.png").symlink_to("nowhere.png")
+        except OSError:
+            pytest.skip("no links here")
+        (items,) = found(check(flat[0], "--hierarchy", flat[1], status=1), "error").values()
+        assert items == [f"there is no picture {flat[0] / 'train' / 'Jay' / 'gone.png'}"]
+
+    def test_all_faults_are_told_and_the_pictures_read_nonetheless(self, cub_folder: Path) -> None:
+        (cub_folder / "images" / BIRDS[0] / "0.jpg").unlink()
+        (cub_folder / "images" / BIRDS[1] / "0.jpg").write_text("no picture")
+        classes = cub_folder / "classes.txt"
+        classes.write_text(classes.read_text().replace(BIRDS[2], "004.Groovy_[b]Ani"))
+        lines = check(cub_folder, status=1)
+        errors = found(lines, "error")
+        assert [heading.rsplit(": ", 1) for heading in errors] == [
+            ["classes outside the tree (rename them, or give a tree that has them)", "1"],
+            ["missing files", "1"],
+            ["pictures that cannot be decoded (on_error: skip leaves them out)", "1"],
+        ]
+        assert "unknown class '004.Groovy_[b]Ani'" in next(iter(errors.values()))[0], "brackets are no markup"
+        assert ["JPEG RGB", "10"] in rows(lines)
+        assert lines[-1] == "training would fail; see the errors"
+
+    def test_folders_that_are_no_tree(self, tmp_path: Path) -> None:
+        for name in ("train/Birds/Gull", "train/Beasts/Gull", "test/Birds/Gull"):
+            draw(tmp_path / name / "1.png", len(name))
+        lines = check(tmp_path, status=1)
+        assert list(found(lines, "error")) == ["the folders are no tree (make them one, or give 'hierarchy'): 1"]
+        assert ["PNG RGB", "3"] in rows(lines)
+
+    def test_nothing_to_learn(self, tmp_path: Path) -> None:
+        draw(tmp_path / "train" / "Gull" / "1.png", 1)
+        draw(tmp_path / "test" / "Gull" / "1.png", 2)
+        lines = check(tmp_path, "--levels", "sort", status=1)
+        assert found(lines, "error") == {"there is nothing to tell apart: 1": ["the tree has one sort"]}
+        assert list(found(lines, "warning")) == ["there is no coarser level: 1"]
+
+    def test_a_level_without_a_label(self, flat: tuple[Path, Path], tmp_path: Path) -> None:
+        lines = ["path,label,split", "train/Gull/a.png,Birds,train", "train/Lynx/e.png,Beasts,train"]
+        lines += ["test/Gull/f.jpg,Gull,test"]
+        shown = check(write(flat[0] / "list.csv", *lines), "--hierarchy", flat[1], status=1)
+        heading = "levels without a label in a split (leave them out of the model's levels): 1"
+        assert found(shown, "error") == {heading: ["species in 'train'"]}
+
+    def test_no_test_pictures(self, tmp_path: Path) -> None:
+        draw(tmp_path / "train" / "Birds" / "Gull" / "1.png", 1)
+        draw(tmp_path / "train" / "Birds" / "Jay" / "1.png", 2)
+        assert "splits without a picture: 1" in found(check(tmp_path, status=1), "error")
+
+    def test_an_empty_folder(self, tmp_path: Path) -> None:
+        assert list(found(check(tmp_path, status=1), "error")) == ["no picture lies in a folder: 1"]
+
+
+class TestWarnings:
+    def warnings(self, flat: tuple[Path, Path], *options: str) -> dict[str, list[str]]:
+        lines = check(flat[0], "--hierarchy", flat[1], *options)
+        assert lines[-1] == "training can start; see the warnings"
+        return found(lines, "warning")
+
+    def test_the_same_picture_in_train_and_test(self, flat: tuple[Path, Path]) -> None:
+        train, test = flat[0] / "train", flat[0] / "test"
+        (test / "Gull" / "copy.png").write_bytes((train / "Gull" / "b.png").read_bytes())
+        draw(test / "Jay" / "again.bmp", 3, (33, 20))  # the pixels of train/Jay/d.png
+        assert self.warnings(flat) == {
+            "the same picture in train and test: 2": [
+                f"same bytes: {train / 'Gull' / 'b.png'} (train, Gull), {test / 'Gull' / 'copy.png'} (test, Gull)",
+                f"same pixels: {train / 'Jay' / 'd.png'} (train, Jay), {test / 'Jay' / 'again.bmp'} (test, Jay)",
+            ]
+        }
+
+    def test_the_same_picture_within_a_split(self, flat: tuple[Path, Path]) -> None:
+        train = flat[0] / "train"
+        draw(train / "Gull" / "x.png", 77)
+        draw(train / "Jay" / "x.png", 77)
+        draw(train / "Jay" / "y.png", 88)
+        draw(train / "Jay" / "z.png", 88, compress_level=0)
+        draw(train / "Jay" / "w.png", 88, (31, 20))
+        draw(train / "Jay" / "v.png", 88, (20, 31))
+        assert self.warnings(flat) == {
+            "the same picture under several classes: 1": [
+                f"same bytes: {train / 'Gull' / 'x.png'} (train, Gull), {train / 'Jay' / 'x.png'} (train, Jay)"
+            ],
+            "the same picture again: 1": [
+                f"same pixels: {train / 'Jay' / 'y.png'} (train, Jay), {train / 'Jay' / 'z.png'} (train, Jay)"
+            ],
+        }
+
+    def test_a_coarser_label_of_the_same_picture_is_no_other_class(self, flat: tuple[Path, Path]) -> None:
+        draw(flat[0] / "train" / "Gull" / "x.png", 77)
+        draw(flat[0] / "train" / "Birds" / "x.png", 77)
+        assert list(self.warnings(flat)) == ["the same picture again: 1"]
+
+    def test_what_is_left_out(self, flat: tuple[Path, Path]) -> None:
+        root = flat[0]
+        (root / "train" / "Jay" / "notes[1].txt").touch()
+        (root / "train" / "Empty").mkdir()
+        (root / "extra").mkdir()
+        draw(root / "train" / "loose.png", 1)
+        assert self.warnings(flat) == {
+            "folders beside those of the splits, left out: 1": ["extra"],
+            "files that are no pictures by their extension, left out: 1": [
+                str(root / "train" / "Jay" / "notes[1].txt")
+            ],
+            "pictures in no class's folder, left out: 1": [str(root / "train" / "loose.png")],
+            "folders without a picture, left out: 1": [str(root / "train" / "Empty")],
+        }
+
+    def test_classes_without_a_training_picture_are_named(self, flat: tuple[Path, Path]) -> None:
+        os.unlink(flat[0] / "train" / "Jay" / "d.png")
+        warnings = self.warnings(flat)
+        assert warnings["classes without a training picture: 1"] == ["Jay"]
+
+    def test_long_lists_are_cut_unless_all_is_asked_for(self, flat: tuple[Path, Path]) -> None:
+        for number in range(23):
+            (flat[0] / "train" / "Jay" / f"{number}.txt").touch()
+        heading = "files that are no pictures by their extension, left out: 23"
+        cut = self.warnings(flat)[heading]
+        assert (len(cut), cut[-1]) == (21, "... and 3 more; --all shows them")
+        assert len(self.warnings(flat, "--all")[heading]) == 23
+
+    def test_names_are_printed_as_they_are(self, flat: tuple[Path, Path]) -> None:
+        name = "[red]x:cat: \x1b[31m\n.txt"
+        try:
+            (flat[0] / "train" / "Jay" / name).touch()
+        except (OSError, ValueError):
+            pytest.skip("no such names here")
+        (items,) = self.warnings(flat).values()
+        assert items == [str(flat[0] / "train" / "Jay") + os.sep + r"[red]x:cat: \x1b[31m\n.txt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "there is no folder nowhere"),
+        (["list.csv"], "list.csv lists pictures and needs a tree"),
+        (["list.csv", "--hierarchy", "none"], "there is no file 'none', and it is an unknown hierarchy"),
+        ([".", "--root", "."], r"--root \. goes with a CSV file, and \. is none"),
+        (["birds", "--levels", "a"], "birds has CUB-200-2011's layout"),
+    ],
+)
+def test_mistakes(cub_folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str) -> None:
+    monkeypatch.chdir(cub_folder.parent)
+    write(cub_folder.parent / "list.csv", "path,label")
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        CliRunner().invoke(app, ["data", "check", *arguments], catch_exceptions=False)

@@ -1,0 +1,333 @@
+"""Datasets made of files: class folders and CSV lists, and what a faulty one is told."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from c2f_zoo import Hierarchy, create_dataset
+from c2f_zoo.data import ImageFiles, labels_of
+
+TREE = ["class,species", "Birds,Gull", "Birds,Jay", "Beasts,Lynx", "Beasts,Birds"]  # the last stands at two levels
+
+
+def draw(root: Path, *names: str) -> None:
+    """Pictures 8 pixels wide, each of another height."""
+    for number, name in enumerate(names, start=1):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, number), (number, 0, 0)).save(path)
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def open_files(name: str, split: str, **options: object) -> ImageFiles:
+    dataset = create_dataset(name, split, **options)
+    assert isinstance(dataset, ImageFiles)
+    return dataset
+
+
+def told(name: str, **options: object) -> list[str]:
+    """What is wrong with a dataset, line by line without the first."""
+    with pytest.raises(ValueError) as error:
+        create_dataset(name, "train", **options)
+    head, *lines = str(error.value).splitlines()
+    assert head.startswith("cannot use ")
+    return [line.strip() for line in lines]
+
+
+class TestNestedFolders:
+    def test_the_folders_are_the_tree(self, tmp_path: Path) -> None:
+        draw(tmp_path / "train", "Birds/Gull/1.jpg", "Birds/Jay/1.png", "Birds/Jay/2.PNG")
+        draw(tmp_path / "test", "Beasts/Lynx/1.webp", "Birds/Gull/1.jpg")
+        train, test = (open_files("folder", split, root=str(tmp_path)) for split in ("train", "test"))
+        assert train.hierarchy == test.hierarchy, "of both splits together"
+        assert train.hierarchy.levels == ("genus", "species")
+        assert train.hierarchy.classes == (("Beasts", "Birds"), ("Lynx", "Gull", "Jay"))
+        assert train.targets == [1, 2, 2]
+        assert test.targets == [0, 1]
+        assert train.labels is None
+        assert train.paths == [tmp_path / "train" / "Birds" / name for name in ("Gull/1.jpg", "Jay/1.png", "Jay/2.PNG")]
+        image, label = train[2]
+        assert (image.size, image.mode, label) == ((8, 3), "RGB", 2)
+        assert train.splits == ("train", "test")
+
+    def test_levels_are_named(self, tmp_path: Path) -> None:
+        draw(tmp_path, "Birds/Gull/1.jpg", "Birds/Gull/2.jpg")
+        assert open_files("folder", "train", root=tmp_path, levels=["kind", "sort"]).hierarchy.levels == (
+            "kind",
+            "sort",
+        )
+
+    @pytest.mark.parametrize("name", ["val", "valid", "validation"])
+    def test_a_folder_for_validation(self, tmp_path: Path, name: str) -> None:
+        draw(tmp_path, "train/Birds/Gull/1.jpg", f"{name}/Birds/Gull/2.jpg", "test/Birds/Gull/3.jpg")
+        dataset = open_files("folder", "val", root=tmp_path)
+        assert (dataset.splits, len(dataset), dataset[0][0].size) == (("train", "val", "test"), 1, (8, 2))
+
+    def test_without_a_test_folder_validation_is_the_test(self, tmp_path: Path) -> None:
+        draw(tmp_path, "train/Birds/Gull/1.jpg", "val/Birds/Gull/2.jpg")
+        dataset = open_files("folder", "test", root=tmp_path)
+        assert (dataset.splits, dataset[0][0].size) == (("train", "test"), (8, 2))
+        with pytest.raises(ValueError, match="'val'"):
+            create_dataset("folder", "val", root=tmp_path)
+
+    def test_a_picture_in_a_coarser_classs_folder_is_labelled_to_there(self, tmp_path: Path) -> None:
+        draw(tmp_path / "train", "Birds/1.jpg", "Birds/Gull/1.jpg", "Beasts/Lynx/1.jpg")
+        draw(tmp_path / "test", "Birds/Gull/2.jpg")
+        dataset = open_files("folder", "train", root=tmp_path)
+        assert labels_of(dataset).tolist() == [[0, 0], [1, -1], [1, 1]]
+        assert dataset.targets == [0, -1, 1]
+        assert open_files("folder", "test", root=tmp_path).labels is None
+
+    def test_without_split_folders_each_class_gives_its_share(self, tmp_path: Path) -> None:
+        draw(tmp_path, *(f"Birds/Gull/{i}.jpg" for i in range(10)), *(f"Birds/Jay/{i}.jpg" for i in range(5)))
+        parts = {
+            (seed, split): open_files("folder", split, root=tmp_path, test_fraction=0.4, seed=seed)
+            for seed in (0, 1)
+            for split in ("train", "test")
+        }
+        for seed in (0, 1):
+            train, test = parts[seed, "train"], parts[seed, "test"]
+            assert train.targets == [0] * 6 + [1] * 3
+            assert test.targets == [0] * 4 + [1] * 2
+            assert sorted(train.paths + test.paths) == sorted(tmp_path.glob("*/*/*.jpg"))
+        assert parts[0, "test"].paths != parts[1, "test"].paths
+        assert open_files("folder", "test", root=tmp_path, test_fraction=0.4).paths == parts[0, "test"].paths
+
+    def test_a_class_may_be_called_train(self, tmp_path: Path) -> None:
+        draw(tmp_path, *(f"{name}/{i}.jpg" for name in ("bus", "train") for i in range(2)))
+        assert open_files("folder", "train", root=tmp_path).hierarchy.classes == (("bus", "train"),)
+
+    def test_what_is_no_picture_is_left_out(self, tmp_path: Path) -> None:
+        draw(tmp_path, "1.jpg", "Birds/Gull/1.jpg", "Birds/Gull/2.jpg", "Birds/Gull/.3.jpg", ".cache/Gull/1.jpg")
+        for name in ("Birds/Gull/notes.txt", "Birds/Gull/jpg", "readme.md"):
+            (tmp_path / name).touch()
+        (tmp_path / "Birds" / "Jay").mkdir()
+        dataset = open_files("folder", "train", root=tmp_path, test_fraction=0.5)
+        assert len(dataset) == 1
+        assert dataset.hierarchy.classes == (("Birds",), ("Gull",))
+
+    def test_links_are_followed_but_not_without_end(self, tmp_path: Path) -> None:
+        draw(tmp_path / "elsewhere", "1.jpg", "deep/2.jpg")
+        (tmp_path / "root" / "Birds" / "Gull").mkdir(parents=True)
+        try:
+            (tmp_path / "root" / "Birds" / "Gull" / "1.jpg").symlink_to(tmp_path / "elsewhere" / "1.jpg")
+            (tmp_path / "root" / "Birds" / "Jay").symlink_to(tmp_path / "elsewhere" / "deep")
+            (tmp_path / "root" / "Birds" / "Loop").symlink_to(tmp_path / "root")
+        except OSError:
+            pytest.skip("no links here")
+        dataset = open_files("folder", "train", root=tmp_path / "root")
+        assert dataset.hierarchy.classes[-1] == ("Gull", "Jay")
+        assert [image.size for image, _ in dataset] == [(8, 1), (8, 2)]
+
+    def test_faults(self, tmp_path: Path) -> None:
+        draw(tmp_path / "train", "Birds/Gull/1.jpg", "Beasts/Gull/1.jpg", "Fish/1.jpg")
+        draw(tmp_path, "val/Birds/Gull/1.jpg", "valid/Birds/Gull/1.jpg")
+        assert told("folder", root=tmp_path) == [
+            "two folders for one split; leave one:",
+            "val and valid",
+            "the folders are no tree (make them one, or give 'hierarchy'):",
+            "folder Birds/Gull: species 'Gull' has two parents: 'Beasts' (folder Beasts/Gull) and 'Birds' "
+            "(folder Birds/Gull)",
+            "folder Fish: the path 'Fish' has 1 names, the tree has 2 levels (genus, species)",
+        ]
+
+    def test_levels_named_twice(self, tmp_path: Path) -> None:
+        draw(tmp_path, "train/Birds/Gull/1.jpg", "test/Birds/Gull/1.jpg")
+        assert "level 'kind' is named twice" in told("folder", root=tmp_path, levels=["kind", "kind"])[1]
+
+    def test_a_split_without_pictures(self, tmp_path: Path) -> None:
+        draw(tmp_path, "train/Birds/Gull/1.jpg")
+        assert told("folder", root=tmp_path) == [
+            "splits without a picture:",
+            "'test': give it some; or name no splits and they are made (of a folder, what is below 'train')",
+        ]
+
+    def test_no_pictures_at_all(self, tmp_path: Path) -> None:
+        (tmp_path / "Birds").mkdir()
+        assert told("folder", root=tmp_path)[0] == "no picture lies in a folder:"
+        with pytest.raises(FileNotFoundError, match="there is no folder nowhere"):
+            create_dataset("folder", "train", root="nowhere")
+
+
+class TestFlatFolders:
+    @pytest.fixture
+    def tree(self, tmp_path: Path) -> Path:
+        return write(tmp_path / "tree.csv", *TREE)
+
+    def test_a_tree_beside_the_folders(self, tmp_path: Path, tree: Path) -> None:
+        draw(tmp_path / "train", "Lynx/1.jpg", "Gull/1.jpg", "Beasts/Lynx/1.jpg")
+        draw(tmp_path / "test", "Jay/1.jpg")
+        train, test = (open_files("folder", s, root=str(tmp_path), hierarchy=str(tree)) for s in ("train", "test"))
+        assert train.hierarchy == Hierarchy.from_csv(tree), "classes without pictures are kept"
+        assert labels_of(train).tolist() == [[1, 2], [0, 0], [1, 2]]  # Beasts/Lynx, Gull, Lynx
+        assert test.targets == [1]
+
+    def test_a_folder_may_be_named_like_a_coarser_class(self, tmp_path: Path, tree: Path) -> None:
+        draw(tmp_path, "train/Beasts/1.jpg", "train/Birds/1.jpg", "train/Jay/1.jpg", "test/Jay/1.jpg")
+        dataset = open_files("folder", "train", root=tmp_path, hierarchy=tree)
+        assert labels_of(dataset).tolist() == [[1, -1], [1, 3], [0, 1]], "of Birds the finer class is meant"
+
+    @pytest.mark.parametrize("kind", ["name", "tree", "parents"])
+    def test_where_the_tree_may_come_from(self, tmp_path: Path, kind: str) -> None:
+        draw(tmp_path, "train/Coat/1.jpg", "test/Bag/1.jpg")
+        tree = Hierarchy.from_rows(("a", "b"), [("Goods", "Bag"), ("Clothes", "Coat")])
+        parents = write(tmp_path / "tree.csv", "child,parent", "Goods,", "Clothes,", "Bag,Goods", "Coat,Clothes")
+        options: dict[str, object] = {
+            "name": {"hierarchy": "fashion_mnist"},
+            "tree": {"hierarchy": tree},
+            "parents": {"hierarchy": str(parents), "levels": ["a", "b"]},
+        }[kind]
+        dataset = open_files("folder", "train", root=tmp_path, **options)
+        assert dataset.hierarchy.path(dataset.targets[0])[-1] == "Coat"
+        assert len(dataset.hierarchy.classes[-1]) == (10 if kind == "name" else 2)
+
+    def test_classes_outside_the_tree_are_all_told(self, tmp_path: Path, tree: Path) -> None:
+        draw(tmp_path, "train/Gul/1.jpg", "train/Gul/2.jpg", "test/Fish/1.jpg", "train/Birds/Lynx/1.jpg")
+        lines = told("folder", root=tmp_path, hierarchy=tree)
+        assert [line.split("; ")[0] for line in lines] == [
+            "classes outside the tree (rename them, or give a tree that has them):",
+            "1 picture: unknown class 'Fish'",
+            "1 picture: unknown class 'Birds/Lynx'",
+            "2 pictures: unknown class 'Gul'",
+        ]
+        assert lines[3].endswith("; did you mean 'Gull'?")
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (
+                {"hierarchy": "fashion_mnits"},
+                "no file 'fashion_mnits', and it is an unknown hierarchy .*'fashion_mnist'",
+            ),
+            ({"hierarchy": "tree.csv", "levels": ["a"]}, r"levels \['a'\] and a hierarchy that names its own"),
+            ({"hierarchy": "parents.csv"}, "has the header 'child,parent'; name its levels"),
+        ],
+    )
+    def test_a_tree_that_is_not_to_be_had(
+        self, tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object], message: str
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        write(tmp_path / "parents.csv", "child,parent", "Birds,", "Gull,Birds")
+        draw(tmp_path, "train/Gull/1.jpg", "test/Gull/1.jpg")
+        with pytest.raises(ValueError, match=message):
+            create_dataset("folder", "train", root=tmp_path, **options)
+
+
+class TestCSV:
+    @pytest.fixture
+    def tree(self, tmp_path: Path) -> Path:
+        draw(tmp_path, *(f"pictures/{name}.jpg" for name in "abcdef"))
+        return write(tmp_path / "tree.csv", *TREE)
+
+    def test_labels_of_any_level(self, tmp_path: Path, tree: Path) -> None:
+        rows = [
+            "split, Path,label",
+            "train,pictures/a.jpg,Lynx",
+            "train,pictures/b.jpg,Beasts",
+            "test,pictures/c.jpg,Jay",
+        ]
+        file = write(tmp_path / "list.csv", *rows, "valid, pictures/d.jpg , Birds ", "", "train,pictures/e.jpg,Gull")
+        train, val, test = (
+            open_files("csv", split, file=str(file), hierarchy=str(tree)) for split in ("train", "val", "test")
+        )
+        assert labels_of(train).tolist() == [[1, 2], [1, -1], [0, 0]]
+        assert train.paths == [tmp_path / "pictures" / f"{name}.jpg" for name in "abe"]
+        assert [image.size for image, _ in train] == [(8, 1), (8, 2), (8, 5)]
+        assert (val.targets, test.targets) == ([3], [1]), "Birds is the species where it stands at two levels"
+        assert train.splits == ("train", "val", "test")
+
+    def test_paths_are_relative_to_root(self, tmp_path: Path, tree: Path) -> None:
+        (tmp_path / "lists").mkdir()
+        absolute = tmp_path / "pictures" / "b.jpg"
+        file = write(tmp_path / "lists" / "list.csv", "path,label", "a.jpg,Gull", f"{absolute},Gull")
+        dataset = open_files(
+            "csv", "train", file=file, hierarchy=tree, root=str(tmp_path / "pictures"), test_fraction=0.5
+        )
+        assert dataset.paths[0].parent == tmp_path / "pictures"
+
+    def test_without_splits_each_class_gives_its_share(self, tmp_path: Path, tree: Path) -> None:
+        rows = [f"pictures/{name}.jpg,{'Gull' if name < 'e' else 'Beasts'}" for name in "abcdef"]
+        file = write(tmp_path / "list.csv", "path,label", *rows)
+        train, test = (
+            open_files("csv", split, file=file, hierarchy=tree, test_fraction=0.5, seed=2)
+            for split in ("train", "test")
+        )
+        assert labels_of(train).tolist() == labels_of(test).tolist() == [[0, 0], [0, 0], [1, -1]]
+        assert sorted(train.paths + test.paths) == sorted((tmp_path / "pictures").iterdir())
+
+    def test_all_faults_are_told_at_once_with_their_lines(self, tmp_path: Path, tree: Path) -> None:
+        rows = ["path,label,split", "pictures/a.jpg,Gull,train", "pictures/b.jpg,Gul,train", "pictures/c.jpg,Gul,test"]
+        rows += ["pictures/./a.jpg,Jay,train", "pictures/a.jpg,Gull,test", "pictures/x.jpg,Lynx,test", ",Jay,tset"]
+        rows += ["pictures/d.jpg,Jay", "pictures/e.jpg,Jay,tset"]
+        assert told("csv", file=write(tmp_path / "list.csv", *rows), hierarchy=tree) == [
+            "faults of the file:",
+            "line 8: path is empty",
+            "line 8: unknown split 'tset'; did you mean 'test'?",
+            "line 9: 2 cells, not 3: pictures/d.jpg,Jay",
+            "line 10: unknown split 'tset'; did you mean 'test'?",
+            "pictures with two labels:",
+            "pictures/./a.jpg: 'Gull' (line 2) and 'Jay' (line 5)",
+            "pictures in two splits:",
+            "pictures/a.jpg: train (line 2) and test (line 6)",
+            "classes outside the tree (rename them, or give a tree that has them):",
+            "line 3 and 1 more: unknown class 'Gul'; did you mean 'Gull'?",
+            "missing files:",
+            str(tmp_path / "pictures" / "x.jpg"),
+        ]
+
+    @pytest.mark.parametrize(
+        ("lines", "fault"),
+        [
+            (
+                ["pictures/a.jpg,Gull"],
+                "it needs the header 'path,label' or 'path,label,split', not 'pictures/a.jpg,Gull'",
+            ),
+            (["path;label", "pictures/a.jpg;Gull"], "line 1: semicolons part the cells; save it with commas"),
+            (["path,label"], "it has no row below the header"),
+            ([], "it needs the header 'path,label' or 'path,label,split', not ''"),
+        ],
+    )
+    def test_faults_of_the_file(self, tmp_path: Path, tree: Path, lines: list[str], fault: str) -> None:
+        assert told("csv", file=write(tmp_path / "list.csv", *lines), hierarchy=tree) == ["faults of the file:", fault]
+
+    def test_a_picture_listed_again_is_taken_once(self, tmp_path: Path, tree: Path) -> None:
+        rows = ["pictures/a.jpg,Gull", "pictures/b.jpg,Gull", "pictures//a.jpg,Gull", "pictures/a.jpg,Gull"]
+        file = write(tmp_path / "list.csv", "path,label", *rows)
+        splits = [open_files("csv", split, file=file, hierarchy=tree) for split in ("train", "test")]
+        paths = sorted(splits[0].paths + splits[1].paths)
+        assert paths == [tmp_path / "pictures" / "a.jpg", tmp_path / "pictures" / "b.jpg"], "and not in both"
+
+    def test_a_long_list_of_faults_is_cut(self, tmp_path: Path, tree: Path) -> None:
+        file = write(tmp_path / "list.csv", "path,label", *(f"{i}.jpg,Gull" for i in range(30)))
+        lines = told("csv", file=file, hierarchy=tree)
+        assert len(lines) == 1 + 20 + 1
+        assert lines[-1] == "... and 10 more; `c2f-zoo data check` shows them all"
+
+    def test_no_file(self) -> None:
+        with pytest.raises(FileNotFoundError, match=r"there is no file none.csv"):
+            create_dataset("csv", "train", file="none.csv", hierarchy="cub")
+
+
+class TestImageFiles:
+    def test_read_decodes_a_jpeg_no_larger_than_needed(self, tmp_path: Path) -> None:
+        Image.new("RGB", (800, 640), (9, 99, 199)).save(tmp_path / "1.jpg")
+        dataset = ImageFiles([tmp_path / "1.jpg"], [0], Hierarchy(("sort",), (("a", "b"),), ()))
+        assert dataset.read(0).size == dataset[0][0].size == (800, 640)
+        assert dataset.read(0, shorter_side=100).size == (200, 160)
+        assert torch.equal(labels_of(dataset), torch.tensor([[0]]))
+
+    def test_a_file_that_is_gone_is_named(self, tmp_path: Path) -> None:
+        draw(tmp_path, "train/Gull/1.jpg", "test/Gull/2.jpg")
+        dataset = open_files("folder", "train", root=tmp_path)
+        os.unlink(tmp_path / "train" / "Gull" / "1.jpg")
+        with pytest.raises(FileNotFoundError, match=r"Gull.1\.jpg"):
+            dataset[0]
