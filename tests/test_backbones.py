@@ -232,3 +232,9 @@ def test_a_registered_backbone_stands_beside_timms(monkeypatch: pytest.MonkeyPat
     backbone = TapBackbone(create_body("three_convs"), None, (3, 8, 8))
     assert backbone.taps == ("0.1", "1.1", "2.1")
     assert backbone(torch.randn(1, 3, 8, 8))[2].shape == (1, 4, 8, 8)
+
+
+def test_a_backbone_is_made_where_no_gradients_are_kept() -> None:
+    with torch.no_grad():
+        backbone = TapBackbone(create_body("test_convnext"), None, (3, 32, 32))
+    assert list(backbone.state_dict()) == list(TapBackbone(create_body("test_convnext"), None, (3, 32, 32)).state_dict())

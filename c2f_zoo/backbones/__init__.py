@@ -17,4 +17,5 @@ __all__ = [
     "list_backbones",
     "pretrained_cfg",
     "register_backbone",
+    "tiny",
 ]

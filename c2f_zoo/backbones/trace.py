@@ -29,6 +29,7 @@ class Trace:
     layouts: dict[str, Layout]
     weights: dict[str, nn.Parameter]
 
+    @torch.enable_grad()  # a model may be made under torch.no_grad
     def unused_weights(self, taps: Sequence[str]) -> set[str]:
         """Names of the parameters that the taps' outputs do not depend on, as autograd sees it."""
         trained = {name: weight for name, weight in self.weights.items() if weight.requires_grad}
@@ -37,6 +38,7 @@ class Trace:
         return {name for name, grad in zip(trained, grads, strict=True) if grad is None}
 
 
+@torch.enable_grad()
 def trace_maps(body: nn.Module, input_size: tuple[int, int, int]) -> Trace:
     """Runs a copy of the network on the meta device and records which modules give maps.
 

@@ -99,14 +99,16 @@ class Degrade(nn.Module):
 
 
 class Normalize(nn.Module):
-    """Turns 8-bit pictures (..., C, H, W) into the network's input: float32, contiguous, minus mean, over std.
+    """Turns 8-bit pictures (..., H, W, C), as loaders hand them over, into the network's input (..., C, H, W).
+
+    That is float32, minus mean, over std; in memory it is channels-last, as the pictures were.
 
     Args:
         mean: mean of each channel, for pixels in [0, 1].
         std: standard deviation of each channel, likewise.
 
     Examples:
-        >>> Normalize(mean=[0.5], std=[0.25])(torch.tensor([[[0, 255]]], dtype=torch.uint8))
+        >>> Normalize(mean=[0.5], std=[0.25])(torch.tensor([[[0], [255]]], dtype=torch.uint8))
         tensor([[[-2.,  2.]]])
     """
 
@@ -116,13 +118,15 @@ class Normalize(nn.Module):
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         # Not persistent: a model that holds one keeps the keys of its state_dict.
-        self.register_buffer("mean", 255 * torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(std).view(-1, 1, 1), persistent=False)
+        self.register_buffer("mean", 255 * torch.tensor(mean), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(std), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        # One new tensor, where v2.ToDtype and v2.Normalize make three.
-        x = torch.empty(images.shape, device=images.device).copy_(images)
-        return x.sub_(self.mean).div_(self.std)
+        *_, width, channels = images.shape
+        # Row by row: along three channels alone there would be little to do at a time.
+        rows = images.flatten(-2).to(torch.float32, copy=True)
+        rows = rows.sub_(self.mean.repeat(width)).div_(self.std.repeat(width))
+        return rows.unflatten(-1, (width, channels)).movedim(-1, -3)
 
 
 def create_transform(
@@ -137,11 +141,12 @@ def create_transform(
         preprocessing: size, mean and std of the network's input, and the filters.
         resolution: what detail is cut down to, see `Degrade`; None keeps the picture's own.
         train: crop at a random place and flip at random, instead of cropping the centre.
-        normalize: give float32; else uint8, a quarter of the bytes for a loader's workers to hand over (which is most
-            of their time), for the batch to be normalised where it is used: `Normalize(mean, std)`.
+        normalize: give the network's input; else uint8 (height, width, channels), a quarter of the bytes for a loader's
+            workers to hand over (which is most of their time), for the batch to be normalised where it is used:
+            `Normalize(mean, std)`.
 
     Returns:
-        A callable from an RGB PIL picture to a tensor (channels, height, width), float32 or uint8.
+        A callable from an RGB PIL picture to a tensor (channels, height, width), float32, or as `normalize` says.
 
     Examples:
         >>> transform = create_transform(Preprocessing(), resolution=64, train=False)
@@ -150,9 +155,11 @@ def create_transform(
     """
     p = preprocessing
     size = p.input_size[1:]
-    steps: list[Any] = [Degrade(resolution, p.shrink_filter, p.resize, p.interpolation, p.resolution_of)]
-    steps.insert(0 if _has_tensor_filters(p) else 1, v2.PILToTensor())
-    steps += [v2.RandomCrop(size), v2.RandomHorizontalFlip()] if train else [v2.CenterCrop(size)]
+    degrade = Degrade(resolution, p.shrink_filter, p.resize, p.interpolation, p.resolution_of)
+    steps: list[Any] = [v2.PILToTensor(), degrade] if _has_tensor_filters(p) else [degrade, v2.PILToTensor()]
+    if train:
+        steps.insert(1, v2.RandomHorizontalFlip())  # most pictures are smaller before they are resized
+    steps += [v2.RandomCrop(size) if train else v2.CenterCrop(size), _ChannelsLast()]
     if normalize:
         steps.append(Normalize(p.mean, p.std))
     return v2.Compose(steps)
@@ -175,12 +182,19 @@ def create_views(
     Examples:
         >>> views = create_views(Preprocessing(), {"species": None, "family": 64}, train=True, normalize=False)
         >>> [(name, x.shape, x.dtype) for name, x in views(Image.new("RGB", (500, 300))).items()][1]
-        ('family', torch.Size([3, 448, 448]), torch.uint8)
+        ('family', torch.Size([448, 448, 3]), torch.uint8)
     """
     transforms = {
         key: create_transform(preprocessing, resolution, train, normalize) for key, resolution in resolutions.items()
     }
     return partial(_views_of, transforms, _has_tensor_filters(preprocessing))
+
+
+class _ChannelsLast(nn.Module):
+    """(..., C, H, W) to (..., H, W, C), which is how pictures lie in memory, so that a batch is copied in long rows."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image.movedim(-3, -1)
 
 
 def _views_of(transforms: Mapping[Key, v2.Compose], as_tensor: bool, image: Image.Image) -> dict[Key, Tensor]:
