@@ -9,7 +9,7 @@ from torch import nn
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.registry import Registry, check_options, unknown_name
 
-HEADS: Registry[Callable[..., nn.Module]] = Registry("head")
+HEADS: Registry[Callable[..., nn.Module]] = Registry("head", "c2f_zoo.heads")
 register_head = HEADS.register
 
 

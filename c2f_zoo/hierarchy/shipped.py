@@ -10,7 +10,7 @@ from pathlib import Path
 from c2f_zoo.hierarchy.tree import Hierarchy
 from c2f_zoo.registry import Registry
 
-HIERARCHIES: Registry[Callable[[], Hierarchy]] = Registry("hierarchy")
+HIERARCHIES: Registry[Callable[[], Hierarchy]] = Registry("hierarchy", "c2f_zoo.hierarchies")
 register_hierarchy = HIERARCHIES.register
 
 _TREES = Path(__file__).parent / "trees"
@@ -44,13 +44,16 @@ def load_hierarchy(name: str) -> Hierarchy:
         name: one of `list_hierarchies()`.
 
     Raises:
-        ValueError: the name is unknown.
+        ValueError: the name is unknown, or stands for no tree.
 
     Examples:
         >>> load_hierarchy("cub").num_classes
         {'family': 36, 'genus': 113, 'species': 200}
     """
-    return HIERARCHIES[name]()
+    tree = HIERARCHIES[name]()
+    if not isinstance(tree, Hierarchy):
+        raise ValueError(f"hierarchy {name!r} gives {tree!r}, which is no Hierarchy")
+    return tree
 
 
 def list_hierarchies(pattern: str = "*") -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from c2f_zoo.ops import at_least_float32
 from c2f_zoo.registry import Registry, check_options, unknown_name
 
-POOLINGS: Registry[Callable[..., nn.Module]] = Registry("pooling")
+POOLINGS: Registry[Callable[..., nn.Module]] = Registry("pooling", "c2f_zoo.poolings")
 register_pooling = POOLINGS.register
 
 Align = Literal["error", "pool"]

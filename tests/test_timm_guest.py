@@ -1,0 +1,446 @@
+"""c2f_zoo's models in timm's own house: made, taken apart, trained, saved and loaded by timm's public functions."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import re
+import subprocess
+import sys
+from collections import OrderedDict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import timm.data
+import timm.loss
+import timm.models
+import timm.optim
+import timm.scheduler
+import timm.utils
+import torch
+from safetensors.torch import save_file
+
+import c2f_zoo
+from c2f_zoo import C2FModel, create_dataset, create_model, list_models
+from c2f_zoo.model import LevelClassifier
+from c2f_zoo.zoo import MODELS, ModelSpec
+from c2f_zoo.zoo.pretrained import WEIGHTS, PretrainedWeights
+
+NAME = "mlph_resnet50_cub"
+SMALL: dict[str, Any] = {"backbone": "test_convnext", "img_size": 64, "pooling_options": {"dim": 8}}
+TINY: dict[str, Any] = {"img_size": 32, "pooling_options": {"dim": 64, "grad_eps": 0.1}}
+
+
+@pytest.fixture
+def small() -> LevelClassifier:
+    return timm.create_model(NAME, num_classes=5, **SMALL)
+
+
+# Registration
+
+
+def test_timm_may_come_first() -> None:
+    code = """
+import timm, c2f_zoo, sys
+assert timm.list_models("mlph*") == c2f_zoo.list_models("mlph*") != []
+assert {*c2f_zoo.list_models()} <= {*timm.list_models("*")}
+assert "c2f_zoo.factory" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-W", "error::RuntimeWarning", "-c", code], check=True)
+
+
+def test_timm_may_come_later() -> None:
+    """After every module of ours, none of which may import timm: timm's import asks for the zoo, which must be whole.
+    Before it comes it may be looked for, and may be missing."""
+    code = """
+import importlib.util, pkgutil, sys, c2f_zoo
+for module in pkgutil.walk_packages(c2f_zoo.__path__, "c2f_zoo."):
+    importlib.import_module(module.name)
+assert "timm" not in sys.modules
+spec = importlib.util.find_spec("timm")
+assert spec.loader.get_filename("timm") == spec.origin
+path, sys.path = sys.path, []
+try:
+    import timm
+except ModuleNotFoundError:
+    sys.path = path
+import timm
+assert timm.is_model("mlph_vgg16_cub")
+assert {*c2f_zoo.list_models()} <= {*timm.list_models("*")}
+assert type(timm.__spec__.loader) is type(timm.__loader__) is type(pkgutil.__loader__)
+assert not [finder for finder in sys.meta_path if type(finder).__module__.startswith("c2f_zoo")]
+import timm.models.resnet
+"""
+    subprocess.run([sys.executable, "-W", "error::RuntimeWarning", "-c", code], check=True)
+
+
+def test_a_name_of_timms_own_stays_timms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODELS, "_entries", dict(MODELS._entries))
+    with pytest.warns(RuntimeWarning, match="timm has a model 'resnet18' of its own"):
+        c2f_zoo.register_model("resnet18")(ModelSpec("mlph", "resnet50", "cub"))
+    assert type(timm.create_model("resnet18")).__name__ == "ResNet"
+
+
+def test_a_model_registered_later_is_known_to_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODELS, "_entries", dict(MODELS._entries))
+    c2f_zoo.register_model("mlph_small_critters")(ModelSpec("mlph", "test_convnext", "critters"))
+    model = timm.create_model("mlph_small_critters", img_size=64, pooling_options={"dim": 8})
+    assert model.num_classes == 36
+
+
+def test_guests_are_no_backbones() -> None:
+    assert not {*list_models()} & {*c2f_zoo.list_backbones()}
+    with pytest.raises(ValueError, match=f"unknown backbone '{NAME}'"):
+        create_model("mlph", backbone=NAME, hierarchy="cub")
+
+
+# Making
+
+
+def test_the_default_is_the_finest_level() -> None:
+    torch.manual_seed(3)
+    guest = timm.create_model(NAME, **SMALL).eval()
+    torch.manual_seed(3)
+    model = create_model(NAME, backbone="test_convnext", input_size=64, pooling_options={"dim": 8}).eval()
+    x = torch.rand(2, 3, 64, 64)
+    assert guest.num_classes == 200
+    assert torch.equal(guest(x), model(x)["species"])
+    # nothing of the other levels: every parameter gets a gradient, as distributed training demands
+    guest(x).square().sum().backward()
+    assert all(weight.grad is not None for weight in guest.parameters())
+
+
+def test_another_number_of_classes(small: LevelClassifier) -> None:
+    assert small(torch.rand(2, 3, 64, 64)).shape == (2, 5)
+    none = timm.create_model(NAME, num_classes=0, **SMALL)
+    assert none(torch.rand(2, 3, 64, 64)).shape == (2, none.num_features)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pretrained": True}, "weights for 'mlph_resnet50_cub'"),
+        ({"features_only": True}, "forward_features gives the maps"),
+        ({"global_pool": "avg"}, "name another pooling="),
+        ({"in_chans": 1}, "takes pictures of 3 channels"),
+        ({"levels": ["genus"]}, r"at_level\(\.\.\.\) is a classifier of another level"),
+        ({"img_size": (64, 96)}, "square pictures"),
+        ({"pooling_option": {}}, "did you mean 'pooling_options'"),
+        ({"num_classes": -1}, "num_classes is -1"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        timm.create_model(NAME, **{**SMALL, **options})
+
+
+def test_what_timms_scripts_always_pass_is_taken() -> None:
+    model = timm.create_model(
+        NAME, pretrained=False, in_chans=3, num_classes=4, drop_rate=0.0, drop_path_rate=0.1, drop_block_rate=None,
+        global_pool=None, bn_momentum=None, bn_eps=None, scriptable=False, checkpoint_path="", **SMALL,
+    )  # fmt: skip
+    assert model.num_classes == 4
+    assert [type(m.drop_path).__name__ for m in model.backbone.body.stages[2].blocks][-1] == "DropPath"
+
+
+def test_what_timms_script_makes_of_its_options_is_taken() -> None:
+    resolve = getattr(timm.models, "resolve_model_input_args", None)
+    if resolve is None:
+        pytest.skip("this version of timm has none")
+    model = timm.create_model(**resolve(NAME, {}, num_classes=4, **SMALL))
+    assert timm.data.resolve_data_config(model=model)["input_size"] == (3, 64, 64)
+    assert model.pretrained_cfg["interpolation"] == timm.get_pretrained_cfg("test_convnext").interpolation
+
+
+def test_dropout_is_before_the_classifier_in_training_only() -> None:
+    model = timm.create_model(NAME, drop_rate=1.0, num_classes=3, **SMALL)
+    x = torch.rand(2, 3, 64, 64)
+    assert torch.equal(model(x), model.head.bias.expand(2, 3))
+    assert not torch.equal(model.eval()(x), model.head.bias.expand(2, 3))
+
+
+def test_timm_resolves_the_preprocessing() -> None:
+    overlay = {"mean": (0.1, 0.2, 0.3), "crop_pct": 1.0}
+    model = timm.create_model(NAME, pretrained_cfg_overlay=overlay, **SMALL)
+    config = timm.data.resolve_data_config(model=model)
+    assert (config["input_size"], config["mean"], config["crop_pct"]) == ((3, 64, 64), (0.1, 0.2, 0.3), 1.0)
+    assert model.default_cfg["classifier"] == "head"
+    assert model.default_cfg["architecture"] == NAME
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C2FModel:
+    """A model with weights of two tags, registered as `mlph_mine`; gives the one of the default tag."""
+    for registry in (MODELS, WEIGHTS):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    monkeypatch.setattr("c2f_zoo.zoo.pretrained._DEFAULTS", {})
+    options = {"input_size": 64, "pooling_options": {"dim": 8}}
+    models = {}
+    for tag in ("second", "first"):
+        models[tag] = create_model("mlph", backbone="test_convnext", hierarchy="critters", **options)  # type: ignore[arg-type]
+        models[tag].save_pretrained(tmp_path / tag)
+        files = ("config.json", "model.safetensors")
+        checksums = {file: hashlib.sha256((tmp_path / tag / file).read_bytes()).hexdigest() for file in files}
+        c2f_zoo.zoo.pretrained.register_weights(
+            PretrainedWeights(f"mlph_mine.{tag}", f"file:{tmp_path / tag}", checksums, "apache-2.0", (3, 64, 64))
+        )
+    c2f_zoo.register_model("mlph_mine")(ModelSpec("mlph", "test_convnext", "critters", options))
+    return models["second"].eval()
+
+
+def test_trained_weights_have_their_tags_in_timm(weights: C2FModel) -> None:
+    assert timm.list_models("mlph_mine*", pretrained=True) == ["mlph_mine.first", "mlph_mine.second"]
+    x = torch.rand(1, 3, 64, 64)
+    wanted = weights(x)["species"]
+    first = timm.create_model("mlph_mine.first", pretrained=True).eval()(x)
+    assert torch.equal(timm.create_model("mlph_mine", pretrained=True).eval()(x), wanted)
+    assert torch.equal(timm.create_model("mlph_mine.second", pretrained=True).eval()(x), wanted)
+    assert not torch.equal(first, wanted)
+    resolve = getattr(timm.models, "resolve_model_input_args", None)
+    if resolve is not None:
+        assert torch.equal(timm.create_model(**resolve("mlph_mine.first"), pretrained=True).eval()(x), first)
+    with pytest.raises(ValueError, match="'frist'; did you mean 'first'"):
+        timm.create_model("mlph_mine.frist", pretrained=True)
+    fresh = timm.create_model("mlph_mine", pretrained=True, num_classes=3)
+    assert torch.equal(fresh.backbone.body.stem[0].weight, weights.backbone.body.stem[0].weight)  # type: ignore[index, union-attr]
+    assert fresh(x).shape == (1, 3)
+
+
+# The classifier's contract, for a model of the user's as well
+
+
+@pytest.mark.parametrize("head", c2f_zoo.list_heads())
+def test_reset_classifier_leaves_the_model_it_came_from(head: str) -> None:
+    model = create_model("mlph", hierarchy="critters", head=head, backbone="test_convnext", input_size=64,
+                         pooling_options={"dim": 8}).eval()  # fmt: skip
+    x = torch.rand(2, 3, 64, 64)
+    before = model(x)["species"]
+    classifier = model.at_level("species").eval()
+    assert torch.equal(classifier(x), before)
+    assert classifier.get_classifier() is model.head.get_classifier("species")  # type: ignore[operator]
+    classifier.reset_classifier(9)
+    linear = classifier.get_classifier()
+    v = classifier.forward_head(classifier.forward_features(x), pre_logits=True)
+    torch.testing.assert_close(classifier(x), v @ linear.weight.T + linear.bias)
+    assert (classifier.num_classes, linear.out_features) == (9, 9)
+    assert torch.equal(model(x)["species"], before)
+    classifier.reset_classifier(0)
+    assert isinstance(classifier.get_classifier(), torch.nn.Identity)
+    assert torch.equal(classifier(x), v)
+    assert v.shape[1] == classifier.num_features == classifier.head_hidden_size
+    with pytest.raises(ValueError, match="global_pool='avg'"):
+        classifier.reset_classifier(9, "avg")
+
+
+def test_reset_classifier_keeps_the_dtype(small: LevelClassifier) -> None:
+    small.double().reset_classifier(2)
+    assert small(torch.rand(1, 3, 64, 64).double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("backbone", ["test_convnext", "resnet18", "test_vit"])
+def test_checkpointing_changes_no_gradient_and_the_model_can_be_copied(backbone: str) -> None:
+    size = 160 if backbone == "test_vit" else 64
+    model = timm.create_model(NAME, **{**SMALL, "backbone": backbone, "img_size": size}).eval()
+    x = torch.rand(2, 3, size, size)
+    wanted = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+    model.set_grad_checkpointing()
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        loss = model(x).square().sum()
+    loss.backward()
+    torch.testing.assert_close([weight.grad for weight in model.parameters()], list(wanted))
+    assert copy.deepcopy(model)(x).shape == (2, 200)
+    model.set_grad_checkpointing(False)
+    more: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: more.append(t.numel()) or t, lambda t: t):
+        model(x)
+    assert sum(kept) < sum(more)
+
+
+def test_a_backbone_without_checkpointing_says_so() -> None:
+    model = timm.create_model(NAME, backbone="dla46x_c", taps=["level4"], pooling="avg", img_size=64)
+    model.set_grad_checkpointing(False)
+    with pytest.raises(ValueError, match="the backbone DLA has no gradient checkpointing"):
+        model.set_grad_checkpointing()
+
+
+def test_layers_are_the_backbones_then_the_new_ones(small: LevelClassifier) -> None:
+    body = small.backbone.body
+    own = timm.models.group_parameters(body, body.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
+    layers = timm.models.group_parameters(small, small.group_matcher(), reverse=True)
+    assert {name: layers[f"backbone.body.{name}"] for name in own} == own
+    new = {layer for name, layer in layers.items() if not name.startswith("backbone.")}
+    assert new == {max(own.values()) + 1}
+    modules = timm.models.group_modules(small, small.group_matcher(coarse=True))
+    assert set(modules[max(modules)]) == {"head", *(f"pooling.projections.{i}" for i in range(3))}
+
+
+def test_a_backbone_of_the_users_is_one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch import nn
+
+    from c2f_zoo.backbones import BACKBONES
+
+    monkeypatch.setattr(BACKBONES, "_entries", dict(BACKBONES._entries))
+
+    @c2f_zoo.register_backbone("plain")
+    def plain(pretrained: bool = False) -> nn.Module:
+        return nn.Sequential(*[nn.Sequential(nn.Conv2d(c, 8, 3), nn.ReLU()) for c in (3, 8, 8)])
+
+    model = create_model("hbp", backbone="plain", hierarchy="cub", input_size=32, pooling="avg", taps=["2"])
+    classifier = model.at_level("species")
+    layers = timm.models.group_parameters(classifier, classifier.group_matcher(), reverse=True)
+    assert {name.partition(".")[0]: layer for name, layer in layers.items()} == {"backbone": 0, "head": 1}
+    assert classifier.no_weight_decay() == set()
+    with pytest.raises(ValueError, match="no gradient checkpointing"):
+        classifier.set_grad_checkpointing()
+
+
+def test_layer_decay_and_weight_decay_reach_the_right_weights() -> None:
+    model = timm.create_model(NAME, **{**SMALL, "backbone": "test_vit", "img_size": 160})
+    assert "backbone.body.pos_embed" in model.no_weight_decay() & {name for name, _ in model.named_parameters()}
+    optimizer = timm.optim.create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.1, layer_decay=0.5)
+    group_of = {id(weight): group for group in optimizer.param_groups for weight in group["params"]}
+    named = {name: group_of[id(weight)] for name, weight in model.named_parameters()}
+    assert named["head.weight"]["lr_scale"] == named["pooling.projections.0.weight"]["lr_scale"] == 1
+    assert named["backbone.body.pos_embed"]["weight_decay"] == 0
+    assert named["backbone.body.blocks.5.attn.qkv.weight"]["weight_decay"] == 0.1
+    scales = [named[f"backbone.body.blocks.{i}.attn.qkv.weight"]["lr_scale"] for i in range(6)]
+    assert [later / earlier for earlier, later in pairwise(scales)] == [2.0] * 5
+
+
+def test_the_weights_of_a_checkpoint_fit_whatever_their_classes(tmp_path: Path, small: LevelClassifier) -> None:
+    """timm's own rule: where the number of classes differs, all but the classifier is loaded."""
+    path = tmp_path / "model.safetensors"
+    save_file(small.state_dict(), path)
+    for num_classes in (5, 7):
+        source = {"file": str(path), "num_classes": 5}
+        again = timm.create_model(NAME, True, num_classes=num_classes, pretrained_cfg_overlay=source, **SMALL)
+        for name, weight in small.state_dict().items():
+            if num_classes == 5 or not name.startswith("head."):
+                assert torch.equal(again.state_dict()[name], weight)
+    x = torch.rand(1, 3, 64, 64)
+    loaded = timm.create_model(NAME, num_classes=5, checkpoint_path=str(path), **SMALL).eval()
+    assert torch.equal(loaded(x), small.eval()(x))
+
+
+def test_a_folder_that_timm_saved_comes_back(tmp_path: Path, small: LevelClassifier) -> None:
+    args = {"img_size": 64, "backbone": "test_convnext", "pooling_options": {"dim": 8}}
+    if not hasattr(timm.models, "save_for_hf"):
+        pytest.skip("this version of timm has no such function in public")
+    timm.models.save_for_hf(small, str(tmp_path), model_args=args, safe_serialization=True)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    x = torch.rand(1, 3, 64, 64)
+    assert torch.equal(again.eval()(x), small.eval()(x))
+
+
+def test_the_pages_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = Path(__file__).parents[1] / "docs" / "how-to" / "use-in-timm.md"
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        exec(block, {})
+    assert "torch.Size([2, 7])" in capsys.readouterr().out
+    assert (tmp_path / "species-model" / "config.json").is_file()
+
+
+# timm's loop
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn critters in folders, one a family, for timm's own reader of folders."""
+    root = tmp_path_factory.mktemp("critters")
+    for split in ("train", "test"):
+        critters = create_dataset("critters", split, per_class=4)
+        tree = critters.hierarchy
+        for index in range(len(critters)):
+            picture, label = critters[index]
+            family = tree.class_names("family")[tree.ancestors(torch.tensor([label]))[0, 0]]
+            (root / split / family).mkdir(parents=True, exist_ok=True)
+            picture.save(root / split / family / f"{index}.png")
+    return root
+
+
+def _validate(model: torch.nn.Module, loader: Any) -> OrderedDict[str, float]:
+    """The body of timm's validate.py."""
+    losses, top1 = timm.utils.AverageMeter(), timm.utils.AverageMeter()
+    criterion = torch.nn.CrossEntropyLoss()
+    model.eval()
+    with torch.no_grad():
+        for picture, target in loader:
+            output = model(picture)
+            losses.update(criterion(output, target).item(), len(target))
+            top1.update(timm.utils.accuracy(output, target, topk=(1,))[0].item(), len(target))
+    return OrderedDict(loss=losses.avg, top1=top1.avg)
+
+
+def test_timms_functions_train_it_save_it_and_resume_it(pictures: Path, tmp_path: Path) -> None:
+    """The body of timm's train.py: loader, optimiser, schedule, loss, moving average, checkpoints."""
+    model = timm.create_model("mlph_tiny_critters", num_classes=4, drop_rate=0.05, **TINY)
+    config = timm.data.resolve_data_config({}, model=model)
+    loaders = {
+        split: timm.data.create_loader(
+            timm.data.create_dataset("", root=pictures, split=split, is_training=split == "train"),
+            batch_size=24, is_training=split == "train", num_workers=0, use_prefetcher=False,
+            persistent_workers=False, device=torch.device("cpu"), no_aug=True,
+            **{key: config[key] for key in ("input_size", "mean", "std", "interpolation", "crop_pct")},
+        )
+        for split in ("train", "test")
+    }  # fmt: skip
+    optimizer = timm.optim.create_optimizer_v2(model, opt="adamw", lr=1e-2, weight_decay=0.05, layer_decay=0.9)
+    scheduler, epochs = timm.scheduler.create_scheduler_v2(optimizer, sched="cosine", num_epochs=6, warmup_epochs=1)
+    criterion = timm.loss.LabelSmoothingCrossEntropy(smoothing=0.05)
+    ema = timm.utils.ModelEmaV3(model, decay=0.5)
+    saver = timm.utils.CheckpointSaver(model, optimizer, model_ema=ema, checkpoint_dir=str(tmp_path), max_history=2)
+    scores = [_validate(model, loaders["train"])]
+    for epoch in range(epochs):
+        model.train()
+        for picture, target in loaders["train"]:
+            loss = criterion(model(picture), target)
+            optimizer.zero_grad()
+            loss.backward()
+            timm.utils.dispatch_clip_grad(model.parameters(), 1.0)
+            optimizer.step()
+            ema.update(model)
+        scheduler.step(epoch + 1)
+        scores.append(_validate(model, loaders["train"]))
+        saver.save_checkpoint(epoch, metric=scores[-1]["top1"])
+    assert scores[-1]["loss"] < 0.8 * scores[0]["loss"]
+    assert scores[-1]["top1"] > 50  # of four families
+
+    last = tmp_path / "last.pth.tar"
+    tested = _validate(model, loaders["test"])
+    again = timm.create_model("mlph_tiny_critters", num_classes=4, **TINY)
+    timm.models.load_checkpoint(again, str(last), use_ema=False)
+    assert _validate(again, loaders["test"]) == tested
+    averaged = timm.create_model("mlph_tiny_critters", num_classes=4, checkpoint_path=str(last), **TINY)
+    assert _validate(averaged, loaders["test"]) == _validate(ema.module, loaders["test"])
+    resumed = timm.create_model("mlph_tiny_critters", num_classes=4, **TINY)
+    fresh = timm.optim.create_optimizer_v2(resumed, opt="adamw", lr=1e-2, weight_decay=0.05, layer_decay=0.9)
+    assert timm.models.resume_checkpoint(resumed, str(last), fresh) == epochs
+    momenta = zip(fresh.state_dict()["state"].values(), optimizer.state_dict()["state"].values(), strict=True)
+    assert all(torch.equal(a["exp_avg"], b["exp_avg"]) for a, b in momenta)
+
+
+def test_timms_task_takes_it(small: LevelClassifier) -> None:
+    task = pytest.importorskip("timm.task").ClassificationTask(small, torch.nn.CrossEntropyLoss(), verbose=False)
+    result = task(torch.rand(2, 3, 64, 64), torch.tensor([0, 4]))
+    result["loss"].backward()
+    assert result["output"].shape == (2, 5)
+    assert all(weight.grad is not None for weight in small.parameters())
+
+
+def test_weights_trained_by_timm_are_the_models(small_model: C2FModel) -> None:
+    """A model of the user's, trained as one level by timm, stays a model of its tree."""
+    species = small_model.at_level("species")
+    optimizer = timm.optim.create_optimizer_v2(species, opt="sgd", lr=0.1)
+    x, target = torch.rand(2, 3, 64, 64), torch.tensor([3, 150])
+    before = torch.nn.functional.cross_entropy(small_model(x)["species"], target)
+    for _ in range(3):
+        loss = torch.nn.functional.cross_entropy(species(x), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert torch.nn.functional.cross_entropy(small_model(x)["species"], target) < before
