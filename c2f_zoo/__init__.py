@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from c2f_zoo.timm_guest import move_in
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from c2f_zoo.model import C2FModel
     from c2f_zoo.pooling import create_pooling, list_poolings, register_pooling
     from c2f_zoo.predict import Prediction, Predictor
-    from c2f_zoo.zoo import list_models, register_model
+    from c2f_zoo.zoo import PretrainedWeights, list_models, register_model, register_weights
 
 _HOMES = {
     "c2f_zoo.backbones": ("list_backbones", "register_backbone"),
@@ -30,7 +32,7 @@ _HOMES = {
     "c2f_zoo.model": ("C2FModel",),
     "c2f_zoo.pooling": ("create_pooling", "list_poolings", "register_pooling"),
     "c2f_zoo.predict": ("Prediction", "Predictor"),
-    "c2f_zoo.zoo": ("list_models", "register_model"),
+    "c2f_zoo.zoo": ("PretrainedWeights", "list_models", "register_model", "register_weights"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -39,6 +41,7 @@ __all__ = [
     "Hierarchy",
     "Prediction",
     "Predictor",
+    "PretrainedWeights",
     "create_dataset",
     "create_model",
     "create_pooling",
@@ -55,6 +58,7 @@ __all__ = [
     "register_hierarchy",
     "register_model",
     "register_pooling",
+    "register_weights",
 ]
 
 
@@ -66,3 +70,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+move_in()

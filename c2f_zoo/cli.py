@@ -1,10 +1,11 @@
-"""The command line: `c2f-zoo list | info | predict`."""
+"""The command line: `c2f-zoo list | info | predict | data check`."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from c2f_zoo.model import C2FModel
 
 app = typer.Typer(help="Coarse-to-fine grained image classification.", no_args_is_help=True)
+data_app = typer.Typer(help="Look after data.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
 
 
 class Kind(str, Enum):
@@ -34,15 +37,18 @@ class Kind(str, Enum):
 def list_(
     kind: Annotated[Kind, typer.Argument(help="What to list.")] = Kind.models,
     pattern: Annotated[str, typer.Argument(help="A shell-style wildcard, in quotes.")] = "*",
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="Of models, the trained weights alone.")] = False,
 ) -> None:
     """List what there is: models, backbones, poolings, heads, hierarchies or datasets."""
     import c2f_zoo
 
+    if pretrained and kind is not Kind.models:
+        raise ValueError(f"--pretrained lists models, not {kind.value}")
     if kind is Kind.poolings:
         Console(width=max(Console().width, 130)).print(_pooling_table(pattern))  # into a file or a pipe it is 80
         return
     lists: dict[Kind, Callable[[str], list[str]]] = {
-        Kind.models: c2f_zoo.list_models,
+        Kind.models: partial(c2f_zoo.list_models, pretrained=pretrained),
         Kind.backbones: c2f_zoo.list_backbones,
         Kind.heads: c2f_zoo.list_heads,
         Kind.hierarchies: c2f_zoo.list_hierarchies,
@@ -64,8 +70,12 @@ def _pooling_table(pattern: str) -> Table:
     for column in ("maps", "features", "parameters", "multiply-adds"):
         table.add_column(column, justify="right")
     for name in c2f_zoo.list_poolings(pattern):
-        maps = num_taps_of(name)
-        row = describe_pooling(name, [512] * maps, (28, 28))
+        try:
+            maps = num_taps_of(name)
+            row = describe_pooling(name, [512] * maps, (28, 28))
+        except Exception as error:  # a plug-in's; the others are shown all the same
+            table.add_row(name, f"cannot be shown: {error}")
+            continue
         used_by = ", ".join(key for key in METHODS.names() if METHODS[key].pooling == name)
         cost = (f"{row.parameters / 1e6:.2f} M", f"{row.multiply_adds / 1e6:,.1f} M")
         table.add_row(name, row.what, row.source, used_by, str(maps), f"{row.out_features:,}", *cost)
@@ -74,7 +84,9 @@ def _pooling_table(pattern: str) -> Table:
 
 @app.command()
 def info(
-    name: Annotated[str, typer.Argument(help="A model's name, the folder of a saved one, or a hierarchy's name.")],
+    name: Annotated[
+        str, typer.Argument(help="A model's name, perhaps with a tag, a saved one's folder, or a hierarchy's name.")
+    ],
     tree: Annotated[bool, typer.Option("--tree", help="Draw the class tree instead.")] = False,
 ) -> None:
     """Show a model's levels, taps, parameters, input, and where its weights live; or a hierarchy's levels."""
@@ -121,24 +133,80 @@ def _model_table(name: str, model: C2FModel) -> Table:
         table.add_row(f"{part} parameters", f"{count / 1e6:.2f} M")
     hub_id = pretrained_cfg(config.backbone).get("hf_hub_id")
     backbone_weights = f"hf-hub:{hub_id} (pretrained_backbone=True)" if hub_id else "none known"
-    table.add_row("weights", f"{name}/model.safetensors" if Path(name).is_dir() else "none published yet")
+    for about, text in _weights_rows(name):
+        table.add_row(about, text)
     table.add_row("backbone weights", backbone_weights)
     return table
 
 
+def _weights_rows(name: str) -> list[tuple[str, str]]:
+    """Where the trained weights of a model are, and what they scored; of all its tags, unless the name has one."""
+    from c2f_zoo.zoo import WEIGHTS, default_tag, split_tag, tags_of
+
+    if Path(name).is_dir():
+        return [("weights", f"{name}/model.safetensors")]
+    arch, named = split_tag(name)
+    rows = []
+    for tag in [named] if named else tags_of(arch):
+        weights = WEIGHTS[f"{arch}.{tag}"]
+        by_default = " (the default)" if tag == default_tag(arch) else ""
+        rows += [(f"weights .{tag}", weights.source + by_default), ("  licence", weights.licence)]
+        rows += [("  recipe", weights.recipe or "not told")]
+        for metrics in weights.metrics[:1]:
+            scores = [
+                f"{row.level} {100 * row.accuracy:.1f} %" + (f" at {row.resolution} px" if row.resolution else "")
+                for row in metrics.accuracy
+                if row.own
+            ]
+            where = f"{metrics.dataset}, {metrics.split} ({metrics.date}, {metrics.device})"
+            rows.append(("  accuracy", f"{', '.join(scores)}; {where}"))
+    return rows or [("weights", "none trained")]
+
+
 @app.command()
 def predict(
-    model: Annotated[str, typer.Argument(help="A run's folder, or another folder that save_pretrained wrote.")],
+    model: Annotated[
+        str, typer.Argument(help="The folder of a run or a saved model, a name with trained weights, or hf-hub:...")
+    ],
     images: Annotated[list[Path], typer.Argument(help="One or more picture files.")],
 ) -> None:
     """Name what is in a picture: its path in the tree, with a probability for each level."""
     import c2f_zoo
     from c2f_zoo.data import read_image
+    from c2f_zoo.zoo import MODELS, split_tag
 
-    predictor = c2f_zoo.Predictor(c2f_zoo.create_model(f"local-dir:{model}"))
+    is_named = split_tag(model)[0] in MODELS and not Path(model).is_dir()
+    is_source = model.startswith(("hf-hub:", "local-dir:"))
+    source = model if is_named or is_source else f"local-dir:{model}"
+    predictor = c2f_zoo.Predictor(c2f_zoo.create_model(source, pretrained=is_named))
     for path in images:
         prediction = predictor(read_image(path))
         print(f"{path}: {prediction}" if len(images) > 1 else prediction)
+
+
+@data_app.command()
+def check(
+    path: Annotated[Path, typer.Argument(help="Class folders, a folder in CUB-200-2011's layout, or a .csv file.")],
+    hierarchy: Annotated[
+        str | None, typer.Option(help="The tree: a CSV file, or a name of `list hierarchies`.")
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="The folder to which a .csv file's paths are relative.")] = None,
+    levels: Annotated[
+        str | None, typer.Option(help="Names of the levels, coarse to fine: family,genus,species.")
+    ] = None,
+    test_fraction: Annotated[float, typer.Option(help="Share for the test, where no splits are named.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Decides which pictures these are.")] = 0,
+    workers: Annotated[int | None, typer.Option(help="Threads that decode.", min=1)] = None,
+    show_all: Annotated[bool, typer.Option("--all", help="Do not cut long lists of warnings.")] = False,
+) -> None:
+    """Read all pictures once and tell what is there and what is wrong; exit status 1 where training would fail."""
+    from c2f_zoo.data.check import check_pictures, list_path, print_check
+
+    listing = list_path(path, hierarchy, root, levels.split(",") if levels else None)
+    result = check_pictures(listing, workers, test_fraction, seed)
+    print_check(result, Console(emoji=False, highlight=False), show_all)
+    if any(result.errors.values()):
+        raise typer.Exit(1)
 
 
 def main() -> None:

@@ -209,7 +209,8 @@ def _read(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple and isinstance(value, (list, tuple)):
         hints = inner[:1] * len(value) if inner[-1] is ... else inner
         if len(hints) == len(value):
-            return tuple(_read(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(hints, value)))
+            items = zip(hints, value, strict=True)
+            return tuple(_read(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(items))
     elif origin is Mapping and isinstance(value, Mapping):
         for key in value:
             _read(str, key, f"a key of {where}")
@@ -218,12 +219,12 @@ def _read(hint: Any, value: Any, where: str) -> Any:
         return {key: _read(inner[1], item, f"{where}.{key}") for key, item in value.items()}
     elif NoneType in inner:
         return None if value is None else _read(inner[0], value, where)
-    elif hint is str and isinstance(value, str) and len(value) <= MAX_NAME_LENGTH:
+    elif hint is str:
+        if isinstance(value, str) and len(value) <= MAX_NAME_LENGTH:
+            return value
+    elif hint in (int, float) and _is_number(value, whole=hint is int):
         return value
-    elif hint in (int, float) and _is_number(value, (int, float) if hint is float else (int,)):
-        return value
-    shown = repr(value)
-    raise ValueError(f"{where} is {shown[:60] + '...' * (len(shown) > 60)}, which is no {_said(hint)}")
+    raise ValueError(f"{where} is {_short(value)}, which is no {_said(hint)}")
 
 
 def _read_dataclass(cls: Any, value: Any, where: str) -> Any:
@@ -249,8 +250,15 @@ def _said(hint: Any) -> str:
     return getattr(hint, "__name__", str(hint)) if not get_args(hint) else str(hint).replace("collections.abc.", "")
 
 
-def _is_number(value: Any, types: tuple[type, ...]) -> bool:
-    return isinstance(value, types) and not isinstance(value, bool) and math.isfinite(value) and abs(value) <= MAX_INT
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown[:60] + "..." * (len(shown) > 60)
+
+
+def _is_number(value: Any, whole: bool = False) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        return False
+    return math.isfinite(value) and abs(value) <= MAX_INT
 
 
 def _option(name: str, value: Any, where: str) -> Any:
@@ -261,12 +269,11 @@ def _option(name: str, value: Any, where: str) -> Any:
         return [_option(name, item, where) for item in value]
     if isinstance(value, str) and re.fullmatch(rf"[\w-]{{,{MAX_OPTION_LENGTH}}}", value):
         return value
-    if value is None or isinstance(value, bool) or _is_number(value, (int, float)):
+    if value is None or isinstance(value, bool) or _is_number(value):
         return value
-    shown = repr(value)
     raise ValueError(
-        f"{where}.{name} is {shown[:60] + '...' * (len(shown) > 60)}; an option is a number, a word of letters, digits, "
-        f"'_' and '-', or a short list of these"
+        f"{where}.{name} is {_short(value)}; an option is a number, a word of letters, digits, '_' and '-', or a short "
+        "list of these"
     )
 
 

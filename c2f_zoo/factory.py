@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-import json
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import nn
-
 from c2f_zoo.backbones import TapBackbone, create_body, pretrained_cfg
-from c2f_zoo.config import ModelConfig, Preprocessing
-from c2f_zoo.heads import HEADS, create_head
+from c2f_zoo.config import WEIGHT_SOURCES, ModelConfig, Preprocessing
+from c2f_zoo.heads import HEADS
 from c2f_zoo.hierarchy import Hierarchy, load_hierarchy
-from c2f_zoo.model import CONFIG_FILE, WEIGHTS_FILE, C2FModel
-from c2f_zoo.pooling import POOLINGS, create_pooling
-from c2f_zoo.pooling.registry import check_one_size
-from c2f_zoo.zoo import METHODS, Method, find_model
+from c2f_zoo.hub import download, split_revision
+from c2f_zoo.model import C2FModel, assemble, load_folder
+from c2f_zoo.pooling import POOLINGS
+from c2f_zoo.registry import check_options, unknown_name
+from c2f_zoo.weights import CONFIG_FILE, find_file, load_weights
+from c2f_zoo.zoo import METHODS, Method, ModelSpec, fetch, find_model, find_weights, split_tag
+from c2f_zoo.zoo.partial import replace_head
 
 PAPER_INPUT_SIZE = 448
-LOCAL_DIR = "local-dir:"
+LOCAL_DIR, HF_HUB = "local-dir:", "hf-hub:"  # what timm calls them
+# What falls away with a part of a named model in whose place the caller names another.
+BELONGING = {
+    "backbone": ("taps", "backbone_options"),
+    "pooling": ("pooling_options",),
+    "head": ("head_options",),
+    "hierarchy": ("levels", "resolutions"),
+}
+OF_THE_HEAD = ("hierarchy", "levels", "resolutions")  # what may be named beside a saved model
 
 
 def create_model(
@@ -34,10 +42,11 @@ def create_model(
     hierarchy: str | Hierarchy | None = None,
     taps: Sequence[str] | None = None,
     pooling: str | None = None,
-    head: str = "levels",
+    head: str | None = None,
     levels: Sequence[str] | None = None,
     input_size: int | None = None,
     resolutions: Mapping[str, int | None] | None = None,
+    preprocessing_options: Mapping[str, Any] | None = None,
     backbone_options: Mapping[str, Any] | None = None,
     pooling_options: Mapping[str, Any] | None = None,
     head_options: Mapping[str, Any] | None = None,
@@ -46,29 +55,39 @@ def create_model(
 
     Args:
         name: a named model (`list_models()`), any `method_backbone_hierarchy` such as
-            `"hbp_convnext_tiny_cars"`, a method by itself (`"mlph"`, with `backbone` and `hierarchy`), or
-            `"local-dir:PATH"` for a saved one.
-        pretrained: load trained weights; there are none yet, so this is an error.
+            `"hbp_convnext_tiny_cars"`, a method by itself (`"mlph"`, with `backbone` and `hierarchy`), `arch.tag` for
+            the model that weights of that name were trained as (`list_models(pretrained=True)`), or a saved model,
+            which comes with its weights whatever `pretrained` is: `"local-dir:PATH"`, or from the Hugging Face Hub
+            `"hf-hub:OWNER/MODEL"` or `"hf-hub:OWNER/MODEL@REVISION"`.
+        pretrained: load trained weights: those of the tag, or of the model's default one.
         pretrained_backbone: let timm download the backbone's own weights.
         backbone_checkpoint: a safetensors file with the backbone's weights under timm's names.
         backbone: a timm model, or a registered backbone.
-        hierarchy: a registered tree's name, or a tree.
+        hierarchy: a registered tree's name, or a tree. A saved or pretrained model gets a new head for it, which keeps
+            the classifiers of levels that have the same classes; a warning lists all weights that were not kept.
         taps: modules of the backbone to pool; None for its default.
         pooling: a pooling in place of the method's.
-        head: one of `list_heads()`.
+        head: one of `list_heads()`; None for `"levels"`.
         levels: the levels to answer; None for the method's (all, or the finest).
         input_size: height and width of the input in pixels; None for the paper's 448, or the backbone's
             own where that cannot be changed freely (ViT).
-        resolutions: for each level the shorter side in pixels at which it is meant to be seen.
+        resolutions: for each level the shorter side in pixels at which it is meant to be seen; a missing one sees the
+            picture as it is.
+        preprocessing_options: fields of `Preprocessing` in place of the backbone's own or the defaults, e.g.
+            `{"mean": (0.5, 0.5, 0.5), "shrink_filter": "lanczos", "resolution_of": "area"}`.
         backbone_options: further keyword arguments of the backbone's constructor.
         pooling_options: further keyword arguments of the pooling's, e.g. `{"dim": 2048}`.
         head_options: further keyword arguments of the head's, likewise.
+
+    A named model may have further parts and options of its own, in place of these defaults; what is named here goes
+    over them. Beside a saved or pretrained model only `hierarchy`, `levels` and `resolutions` can be named.
 
     Returns:
         The model, in training mode, on the CPU, in float32.
 
     Raises:
         ValueError: a name is unknown, the parts do not fit, or weights are missing; the message says which.
+        OSError: a saved model is not there, or the Hub or a URL does not give it; see `C2FModel.from_pretrained`.
 
     Examples:
         >>> model = create_model("mlph_vgg16_cub")
@@ -76,87 +95,143 @@ def create_model(
         >>> model.save_pretrained("my-model")
         >>> model = create_model("local-dir:my-model")
     """
-    if name.startswith(LOCAL_DIR):
-        parts = (backbone, hierarchy, taps, pooling, levels, input_size, resolutions, backbone_checkpoint)
-        if any(part is not None for part in (*parts, backbone_options, pooling_options, head_options)):
-            raise ValueError(f"{name!r} is a saved model, which has its parts; name no others beside it")
-        return load_model(name.removeprefix(LOCAL_DIR))
-    if name.startswith("hf-hub:"):
-        raise ValueError(f"{name!r}: models cannot be loaded from the Hub yet; use {LOCAL_DIR!r} and a folder")
-    if pretrained:
-        raise ValueError(
-            f"there are no trained weights for {name!r} yet; train it with recipes/train.py, or start from the "
-            "backbone's: pretrained_backbone=True, or backbone_checkpoint=FILE"
-        )
-    method, backbone, tree = _resolve(name, backbone, hierarchy)
-    pooling = pooling or method.pooling
-    POOLINGS[pooling], HEADS[head]  # an unknown name fails here, before anything large is made
-    preprocessing, options = _input_of(backbone, input_size, dict(backbone_options or {}))
-    body = create_body(backbone, pretrained=pretrained_backbone, **options)
-    tap_backbone = TapBackbone(body, taps or method.num_taps, preprocessing.input_size)
-    if backbone_checkpoint is not None:
-        _load_weights(tap_backbone.body, Path(backbone_checkpoint), partly=True)
-    config = ModelConfig(
-        backbone=backbone,
-        taps=tap_backbone.taps,
-        pooling=pooling,
-        head=head,
-        hierarchy=tree,
-        levels=tuple(levels or (tree.levels if method.every_level else (tree.finest,))),
-        preprocessing=preprocessing,
-        resolutions=dict(resolutions or {}),
-        backbone_options=options,
-        pooling_options=dict(pooling_options or {}),
-        head_options=dict(head_options or {}),
-    )
-    return _assemble(tap_backbone, config)
+    given = {
+        "pretrained_backbone": pretrained_backbone or None,
+        "backbone_checkpoint": backbone_checkpoint,
+        "backbone": backbone,
+        "hierarchy": hierarchy,
+        "taps": taps,
+        "pooling": pooling,
+        "head": head,
+        "levels": levels,
+        "input_size": input_size,
+        "resolutions": resolutions,
+        "preprocessing_options": preprocessing_options,
+        "backbone_options": backbone_options,
+        "pooling_options": pooling_options,
+        "head_options": head_options,
+    }
+    given = {key: value for key, value in given.items() if value is not None}
+    if name.startswith((LOCAL_DIR, HF_HUB)) or pretrained or split_tag(name)[1]:
+        return _saved(name, pretrained, given)
+    return _new(*_parts(name, given))
 
 
 def load_model(directory: str | Path) -> C2FModel:
     """Rebuilds a model that `C2FModel.save_pretrained` wrote, bit for bit.
 
     Args:
-        directory: the folder with `config.json` and `model.safetensors`.
+        directory: the folder with `config.json` and `model.safetensors`, or its shards.
 
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: the configuration is no model's, or the weights do not fit it.
     """
-    directory = Path(directory)
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (directory / name).is_file():
-            raise FileNotFoundError(f"{directory} holds no {name}; name a folder that save_pretrained wrote")
-    try:
-        config = ModelConfig.from_dict(json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{directory / CONFIG_FILE}: {error}") from error
-    body = create_body(config.backbone, **config.backbone_options)
-    model = _assemble(TapBackbone(body, config.taps, config.preprocessing.input_size), config)
-    _load_weights(model, directory / WEIGHTS_FILE)
+    return load_folder(Path(directory))
+
+
+def _parts(name: str, given: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
+    """What a model's name stands for, as arguments of `create_model`, with those that the caller names over them."""
+    if name in METHODS:
+        if "backbone" not in given or "hierarchy" not in given:
+            call = f"create_model({name!r}, backbone=..., hierarchy=...)"
+            raise ValueError(f"{name!r} is a method; name its parts too: {call}")
+        spec = ModelSpec(name, given["backbone"], given["hierarchy"])
+    else:
+        spec = find_model(name)
+    check_options(f"option of model {name!r}:", create_model, spec.options)
+    method = METHODS[spec.method]
+    parts: dict[str, Any] = {"backbone": spec.backbone, "hierarchy": _tree(spec.hierarchy)}
+    parts |= {"pooling": method.pooling, "head": "levels", **spec.options}
+    given = {**given, "hierarchy": _tree(given.get("hierarchy", parts["hierarchy"]))}
+    for part, options in BELONGING.items():
+        if given.get(part, parts[part]) != parts[part]:
+            parts = {key: value for key, value in parts.items() if key not in options}
+    for key, value in given.items():
+        parts[key] = {**parts.get(key, {}), **value} if key.endswith("_options") else value
+    return method, parts
+
+
+def _new(method: Method, parts: Mapping[str, Any]) -> C2FModel:
+    """Makes an untrained model of a method from arguments of `create_model`."""
+    pooling, head, tree = parts["pooling"], parts["head"], parts["hierarchy"]
+    POOLINGS[pooling], HEADS[head]  # an unknown name fails here, before anything large is made
+    backbone, options = parts["backbone"], dict(parts.get("backbone_options", {}))
+    preprocessing, options = _input_of(backbone, parts.get("input_size"), options)
+    preprocessing = _changed(preprocessing, parts.get("preprocessing_options", {}))
+    body = create_body(backbone, pretrained=parts.get("pretrained_backbone", False), **options)
+    tap_backbone = TapBackbone(body, parts.get("taps") or method.num_taps, preprocessing.input_size)
+    if "backbone_checkpoint" in parts:
+        load_weights(tap_backbone.body, [Path(parts["backbone_checkpoint"])], partly=True)
+    config = ModelConfig(
+        backbone=backbone,
+        taps=tap_backbone.taps,
+        pooling=pooling,
+        head=head,
+        hierarchy=tree,
+        levels=tuple(parts.get("levels") or (tree.levels if method.every_level else (tree.finest,))),
+        preprocessing=preprocessing,
+        resolutions=dict(parts.get("resolutions", {})),
+        backbone_options={key: value for key, value in options.items() if key not in WEIGHT_SOURCES},
+        pooling_options=dict(parts.get("pooling_options", {})),
+        head_options=dict(parts.get("head_options", {})),
+    )
+    return assemble(tap_backbone, config)
+
+
+def _saved(name: str, pretrained: bool, given: Mapping[str, Any]) -> C2FModel:
+    """A model whose parts are in a saved configuration; without its weights where only their tag was named."""
+    weights = None if name.startswith((LOCAL_DIR, HF_HUB)) else find_weights(name)
+    others = [key for key in given if key not in OF_THE_HEAD]
+    if others:
+        raise ValueError(
+            f"{weights.name if weights else name!r} is a saved model, which has its parts; beside it only "
+            f"{', '.join(OF_THE_HEAD)} can be named, not {', '.join(others)}"
+        )
+    if weights:
+        folder = fetch(weights)
+    elif name.startswith(LOCAL_DIR):
+        folder = Path(name.removeprefix(LOCAL_DIR))
+    else:
+        folder = download(*split_revision(name.removeprefix(HF_HUB)))
+    if weights and not pretrained:
+        config = _config_for(ModelConfig.from_json(find_file(folder, CONFIG_FILE)), **given)
+        body = create_body(config.backbone, **config.backbone_options)
+        return assemble(TapBackbone(body, config.taps, config.preprocessing.input_size), config)
+    model = load_folder(folder)
+    config = _config_for(model.config, **given)
+    if (config.hierarchy, config.levels) == (model.hierarchy, model.levels):
+        model.config = config
+        return model
+    lines = replace_head(model, config)
+    if lines:
+        listed = "".join(f"\n  {line}" for line in lines)
+        warnings.warn(f"not all weights of {name!r} fit the other classes or levels:{listed}", stacklevel=3)
     return model
 
 
-def _assemble(backbone: TapBackbone, config: ModelConfig) -> C2FModel:
-    pooling = create_pooling(config.pooling, backbone.out_channels, **config.pooling_options)
-    if getattr(pooling, "one_size", True):
-        check_one_size([(height, width) for _, height, width in backbone.map_shapes])
-    features: int = pooling.out_features  # type: ignore[assignment]
-    head = create_head(config.head, features, config.hierarchy, config.levels, **config.head_options)
-    return C2FModel(backbone, pooling, head, config)
+def _config_for(
+    config: ModelConfig,
+    hierarchy: str | Hierarchy | None = None,
+    levels: Sequence[str] | None = None,
+    resolutions: Mapping[str, int | None] | None = None,
+) -> ModelConfig:
+    """A saved model's configuration with another tree, other levels or resolutions.
 
-
-def _resolve(name: str, backbone: str | None, hierarchy: str | Hierarchy | None) -> tuple[Method, str, Hierarchy]:
-    """What a model's name says, with the parts named beside it put first."""
-    if name in METHODS:
-        method = METHODS[name]
-        if backbone is None or hierarchy is None:
-            call = f"create_model({name!r}, backbone=..., hierarchy=...)"
-            raise ValueError(f"{name!r} is a method; name its parts too: {call}")
+    Without levels another tree has all of its answered, or the finest alone where the model answered its finest alone.
+    """
+    tree = config.hierarchy if hierarchy is None else _tree(hierarchy)
+    if tree == config.hierarchy:
+        answered, seen_at = config.levels, config.resolutions
     else:
-        spec = find_model(name)
-        method = METHODS[spec.method]
-        backbone, hierarchy = backbone or spec.backbone, hierarchy or spec.hierarchy
-    return method, backbone, load_hierarchy(hierarchy) if isinstance(hierarchy, str) else hierarchy
+        only_finest = len(config.hierarchy.levels) > 1 and config.levels == (config.hierarchy.finest,)
+        answered, seen_at = (tree.finest,) if only_finest else tree.levels, {}
+    seen_at = seen_at if resolutions is None else dict(resolutions)
+    return replace(config, hierarchy=tree, levels=tuple(levels or answered), resolutions=seen_at)
+
+
+def _tree(hierarchy: str | Hierarchy) -> Hierarchy:
+    return load_hierarchy(hierarchy) if isinstance(hierarchy, str) else hierarchy
 
 
 def _input_of(backbone: str, input_size: int | None, options: dict[str, Any]) -> tuple[Preprocessing, dict[str, Any]]:
@@ -173,31 +248,10 @@ def _input_of(backbone: str, input_size: int | None, options: dict[str, Any]) ->
     return Preprocessing(input_size=(own_size[0], size, size), **known), options
 
 
-def _load_weights(module: nn.Module, path: Path, partly: bool = False) -> None:
-    """Loads a safetensors file, cast to the module's dtypes; it must hold every weight of the module.
-
-    Args:
-        module: what to load into.
-        path: the file.
-        partly: let the file hold more than the module has (a backbone without its last layers).
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no weights file {path}")
-    try:
-        weights = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
-    own = module.state_dict()
-    missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
-    extra = [] if partly else [name for name in weights if name not in own]
-    differing = [
-        f"{name} {tuple(weights[name].shape)} for {tuple(tensor.shape)}"
-        for name, tensor in own.items()
-        if name in weights and weights[name].shape != tensor.shape
-    ]
-    for fault, names in (("lacks", missing), ("has too much:", extra), ("has other shapes:", differing)):
-        if names:
-            more = ", ..." if len(names) > 5 else ""
-            shown = ", ".join(names[:5]) + more
-            raise ValueError(f"{path} does not fit the {type(module).__name__}: it {fault} {shown}")
-    module.load_state_dict(weights, strict=False)
+def _changed(preprocessing: Preprocessing, options: Mapping[str, Any]) -> Preprocessing:
+    known = [spec.name for spec in fields(Preprocessing) if spec.name != "input_size"]
+    for key in options:
+        if key not in known:
+            raise unknown_name("key in preprocessing_options:", key, known)
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    return replace(preprocessing, **values)

@@ -41,6 +41,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from c2f_zoo.data import (
+    CachedImages,
     LabelledImages,
     Normalize,
     Views,
@@ -60,7 +61,7 @@ from c2f_zoo.model import C2FModel
 from c2f_zoo.registry import check_options, unknown_name
 
 plt.switch_backend("agg")
-FREE_TO_CHANGE = ("output", "resume", "num_workers", "on_error")  # when a run goes on
+FREE_TO_CHANGE = ("output", "resume", "num_workers", "on_error", "cache")  # when a run goes on
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "critters.yaml"
 
 # What a step minimises: of the model as it is to be called, a batch's pictures and labels (N, levels), and the level.
@@ -108,6 +109,7 @@ class Options:
         val_fraction: share of each class's training pictures that chooses the best epoch; 0: they all do. A dataset
             with validation pictures of its own uses these.
         num_workers: processes that load pictures, for each training process.
+        cache: folder to keep decoded, resized pictures in, see `c2f_zoo.data.CachedImages`; for small datasets.
         on_error: what an unreadable picture does: `raise` ends the run, `skip` leaves it out and lists it at the end.
         seed: seed of the weights, the split, the order and the augmentation.
         output: folder for the results, which must not hold any yet; default `runs/<config>-<n>`.
@@ -129,6 +131,7 @@ class Options:
     weight_decay: float = 5e-4
     val_fraction: float = 0.1
     num_workers: int = 0
+    cache: str | None = None
     on_error: Literal["raise", "skip"] = "raise"
     seed: int = 0
     output: str | None = None
@@ -155,6 +158,10 @@ def main(options: Options, config_name: str) -> None:
         )
         test_set = create_dataset(options.dataset, "test", **options.dataset_options)
         model = build(options, train_set.hierarchy, accelerator)
+        if options.cache is not None:
+            p = model.config.preprocessing
+            train_set = CachedImages(train_set, options.cache, p.resize, p.interpolation)
+            test_set = CachedImages(test_set, options.cache, p.resize, p.interpolation)
     check_labels(labels_of(train_set)[train_indices], model, "training")
     check_labels(labels_of(train_set)[val_indices or train_indices], model, "validation")
     check_labels(labels_of(test_set), model, "test")

@@ -236,5 +236,6 @@ def test_a_registered_backbone_stands_beside_timms(monkeypatch: pytest.MonkeyPat
 
 def test_a_backbone_is_made_where_no_gradients_are_kept() -> None:
     with torch.no_grad():
-        backbone = TapBackbone(create_body("test_convnext"), None, (3, 32, 32))
-    assert list(backbone.state_dict()) == list(TapBackbone(create_body("test_convnext"), None, (3, 32, 32)).state_dict())
+        without = TapBackbone(create_body("test_convnext"), None, (3, 32, 32))
+    as_ever = TapBackbone(create_body("test_convnext"), None, (3, 32, 32))
+    assert list(without.state_dict()) == list(as_ever.state_dict())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from c2f_zoo import C2FModel, list_poolings
+from c2f_zoo import C2FModel, create_dataset, list_poolings, load_hierarchy
 
 
 def c2f_zoo(*arguments: str, ok: bool = True, columns: int = 80) -> str:
@@ -97,3 +98,12 @@ def test_mistakes_end_in_one_line(small_model: C2FModel, tmp_path: Path) -> None
     (tmp_path / "bad.jpg").write_text("no picture")
     assert "cannot read the picture" in c2f_zoo("predict", str(tmp_path / "run"), str(tmp_path / "bad.jpg"), ok=False)
     assert "norun holds no config.json" in c2f_zoo("predict", str(tmp_path / "norun"), "x.jpg", ok=False)
+
+
+def test_predict_takes_a_name_with_trained_weights(tmp_path: Path) -> None:
+    picture, species = create_dataset("critters", "test", per_class=1)[7]
+    picture.save(tmp_path / "critter.png")
+    expected = " > ".join(load_hierarchy("critters").path(species))
+    shown = c2f_zoo("predict", "mlph_tiny_critters", str(tmp_path / "critter.png"))
+    assert re.sub(r" \([0-9.]+\)", "", shown).strip() == expected
+    assert "mlph_vgg16_cub" in c2f_zoo("predict", "mlph_vgg16_cub", str(tmp_path / "critter.png"), ok=False)

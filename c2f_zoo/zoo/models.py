@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from typing import Any
 
 from c2f_zoo.backbones import list_backbones
 from c2f_zoo.hierarchy import HIERARCHIES
 from c2f_zoo.registry import Registry, unknown_name
 from c2f_zoo.zoo.methods import METHODS
+from c2f_zoo.zoo.pretrained import WEIGHTS, PretrainedWeights, default_tag, tags_of
 
 
 @dataclass(frozen=True)
@@ -18,14 +22,17 @@ class ModelSpec:
         method: one of the methods, e.g. `"mlph"`.
         backbone: one of `list_backbones()`.
         hierarchy: one of `list_hierarchies()`.
+        options: keyword arguments of `create_model` that belong to the model. What the caller names goes over them;
+            those of a backbone, a pooling, a head or a tree in whose place the caller names another fall away.
     """
 
     method: str
     backbone: str
     hierarchy: str
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
-MODELS: Registry[ModelSpec] = Registry("model")
+MODELS: Registry[ModelSpec] = Registry("model", "c2f_zoo.models", fits=lambda entry: isinstance(entry, ModelSpec))
 register_model = MODELS.register
 
 # The paper's methods and data sets on its backbone, and on the one that most people reach for today.
@@ -35,17 +42,54 @@ for _backbone in ("vgg16", "resnet50"):
             _spec = ModelSpec(_method, _backbone, _hierarchy)
             register_model(f"{_method}_{_backbone}_{_hierarchy}")(_spec)
 
+# Small enough to come with their weights. Taps are layers before their activation, whose sums of products differ more
+# between pictures.
+_TINY_TAPS = ("layer3.0.downsample", "layer4.0.downsample", "layer4.0.conv2")
+register_model("mlph_tiny_critters")(
+    ModelSpec(
+        method="mlph",
+        backbone="tiny",
+        hierarchy="critters",
+        options={
+            "taps": _TINY_TAPS,
+            "input_size": 96,
+            "pooling_options": {"dim": 512, "grad_eps": 0.1},
+            "resolutions": {"species": None, "genus": 32, "family": 12},
+        },
+    )
+)
+register_model("mlph_tiny_fashion_mnist")(
+    ModelSpec(
+        method="mlph",
+        backbone="tiny",
+        hierarchy="fashion_mnist",
+        options={
+            "backbone_options": {"output_stride": 8},
+            "taps": _TINY_TAPS,
+            "input_size": 32,
+            "pooling_options": {"dim": 256, "grad_eps": 0.1},
+            "resolutions": {"article": None, "group": 14, "division": 7},
+        },
+    )
+)
 
-def list_models(pattern: str = "*") -> list[str]:
+
+def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
     """Lists the named models, filtered by a wildcard.
 
     `create_model` takes more names than these: any `method_backbone_hierarchy`, e.g. `hbp_convnext_tiny_cub`.
 
+    Args:
+        pattern: a shell-style wildcard.
+        pretrained: list trained weights instead, as `arch.tag`; the wildcard may be of the whole or of `arch` alone.
+
     Examples:
-        >>> list_models("mlph_*")
-        ['mlph_resnet50_cars', 'mlph_resnet50_cub', 'mlph_vgg16_cars', 'mlph_vgg16_cub']
+        >>> list_models("mlph_*cub")
+        ['mlph_resnet50_cub', 'mlph_vgg16_cub']
     """
-    return MODELS.names(pattern)
+    if not pretrained:
+        return MODELS.names(pattern)
+    return [name for name in WEIGHTS.names() if fnmatch(name, pattern) or fnmatch(name.rpartition(".")[0], pattern)]
 
 
 def find_model(name: str) -> ModelSpec:
@@ -63,4 +107,46 @@ def find_model(name: str) -> ModelSpec:
             if backbone.split(".")[0] not in list_backbones():
                 raise unknown_name(f"backbone in model name {name!r}:", backbone, list_backbones())
             return ModelSpec(method, backbone, hierarchy)
-    raise unknown_name("model", name, [*MODELS.names(), *METHODS.names()])
+    raise unknown_name("model", name, [*MODELS.names(), *WEIGHTS.names(), *METHODS.names()])
+
+
+def split_tag(name: str) -> tuple[str, str]:
+    """Splits `arch.tag`; without a tag, the second part is empty.
+
+    A dot need not part a tag from the rest: a backbone's name may hold one of timm's.
+
+    Examples:
+        >>> split_tag("mlph_vgg16_cub.paper"), split_tag("mlph_resnet50.a1_in1k_cub")
+        (('mlph_vgg16_cub', 'paper'), ('mlph_resnet50.a1_in1k_cub', ''))
+    """
+    arch, _, tag = name.rpartition(".")
+    if name not in MODELS and arch:
+        if name in WEIGHTS:
+            return arch, tag
+        try:
+            find_model(arch)
+        except ValueError:
+            return name, ""
+        return arch, tag
+    return name, ""
+
+
+def find_weights(name: str) -> PretrainedWeights:
+    """Finds trained weights by `arch.tag`, or by `arch` for those of its default tag.
+
+    Raises:
+        ValueError: the model or the tag is unknown, or the model has no trained weights; the message names some.
+    """
+    arch, tag = split_tag(name)
+    tags = tags_of(arch)
+    if not tags and arch not in METHODS:
+        find_model(arch)  # or says what is wrong with the name
+    if not tags:
+        raise ValueError(
+            f"there are no trained weights for {arch!r}; there are for {', '.join(WEIGHTS.names()) or 'none'}. Train "
+            "it with recipes/train.py, or start from the backbone's: pretrained_backbone=True, or "
+            "backbone_checkpoint=FILE"
+        )
+    if tag and tag not in tags:
+        raise unknown_name(f"tag of {arch!r}:", tag, tags)
+    return WEIGHTS[f"{arch}.{tag or default_tag(arch)}"]

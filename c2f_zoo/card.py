@@ -1,0 +1,256 @@
+"""The model card: what a model is, what was measured of it, and how to use it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath, PureWindowsPath
+from typing import Any
+
+from c2f_zoo.config import ModelConfig
+from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.hierarchy.draw import draw_text
+
+MAX_TREE_LINES = 60
+
+CITATION = """@inproceedings{huo2019coarse,
+  title     = {Coarse-to-Fine Grained Classification},
+  author    = {Huo, Yuqi and Lu, Yao and Niu, Yulei and Lu, Zhiwu and Wen, Ji-Rong},
+  booktitle = {Proceedings of the 42nd International ACM SIGIR Conference on Research and Development in
+               Information Retrieval},
+  year      = {2019},
+  doi       = {10.1145/3331184.3331336}
+}"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run of `recipes/train.py` left.
+
+    Args:
+        options: its `config.yaml`.
+        test: the rows of its `test.csv`: accuracy in [0, 1] of a level at a resolution.
+        epochs: the rows of its `metrics.csv`.
+        evaluation: what `recipes/evaluate.py` wrote of it, `evaluation/metrics.json`; {} where it was not run.
+        has_curves: whether there is a `curves.png`.
+    """
+
+    options: Mapping[str, Any]
+    test: list[dict[str, str]]
+    epochs: list[dict[str, str]] = field(default_factory=list)
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    has_curves: bool = False
+
+
+def read_run(folder: str | Path) -> Run:
+    """Reads what a finished run of `recipes/train.py` left.
+
+    Raises:
+        FileNotFoundError: the folder is no run's, or the run is not finished; the message names the missing file.
+    """
+    import yaml
+
+    folder = Path(folder)
+    for name, way_out in (
+        ("config.yaml", "name the folder of a run of train.py"),
+        ("test.csv", "the run is not finished: go on with it by train.py --resume auto"),
+    ):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} holds no {name}; {way_out}")
+    evaluation = folder / "evaluation" / "metrics.json"
+    return Run(
+        options=yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")),
+        test=_rows(folder / "test.csv"),
+        epochs=_rows(folder / "metrics.csv") if (folder / "metrics.csv").is_file() else [],
+        evaluation=json.loads(evaluation.read_text(encoding="utf-8")) if evaluation.is_file() else {},
+        has_curves=(folder / "curves.png").is_file(),
+    )
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def model_card(config: ModelConfig, name: str, licence: str | None = None, run: Run | None = None) -> str:
+    """The text of a model's `README.md`, with the metadata that the Hub reads.
+
+    It says what the configuration and the run say, and where nothing was measured or no licence named, that. Of paths
+    among the options only the last part is told.
+
+    Args:
+        config: the model's configuration.
+        name: where the model is, `"owner/model"`.
+        licence: an identifier of https://huggingface.co/docs/hub/repositories-licenses, e.g. `"apache-2.0"`.
+        run: what was measured.
+
+    Examples:
+        >>> model = create_model("mlph", backbone="resnet18", hierarchy="fashion_mnist", input_size=64)
+        >>> text = model_card(model.config, "me/clothes", licence="mit")
+        >>> "license: mit" in text, "Nothing was measured" in text
+        (True, True)
+    """
+    parts = [
+        f"---\n{_metadata(config, name, licence, run)}\n---",
+        f"# {name.split('/')[-1]}\n\n{_introduction(config)}",
+        f"## Use\n\n{_use(name)}",
+        f"## Results\n\n{_results(run)}",
+        f"## The model\n\n{_model(config)}",
+        f"## The tree\n\n{_tree(config.hierarchy)}",
+        f"## Training\n\n{_training(run)}",
+        f"## Licence\n\n{licence or 'No licence was named. Ask the owner before you use the model.'}",
+        f"## Citation\n\nThe paper on which c2f_zoo is built:\n\n```bibtex\n{CITATION}\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _metadata(config: ModelConfig, name: str, licence: str | None, run: Run | None) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results = []
+    if run is not None:
+        results = [
+            EvalResult(
+                task_type="image-classification",
+                task_name=f"Coarse-to-fine image classification, {len(config.levels)} level(s)",
+                dataset_type=run.options["dataset"],
+                dataset_name=run.options["dataset"],
+                dataset_split="test",
+                metric_type="accuracy",
+                metric_name=f"accuracy of {row['level']} ({_shown(row['resolution'])})",
+                metric_value=round(float(row["accuracy"]), 4),
+            )
+            for row in run.test
+            if row["own"] == "True"
+        ]
+    return ModelCardData(
+        license=licence,
+        library_name="c2f_zoo",
+        pipeline_tag="image-classification",
+        tags=["image-classification", "hierarchical-classification", "fine-grained", "timm", "c2f_zoo"],
+        model_name=name.split("/")[-1],
+        eval_results=results or None,
+    ).to_yaml()
+
+
+def _introduction(config: ModelConfig) -> str:
+    counts = [f"{config.hierarchy.num_classes[level]} classes of {level}" for level in config.levels]
+    listed = " and ".join([", ".join(counts[:-1]), counts[-1]] if len(counts) > 1 else counts)
+    return f"An image classifier that answers {listed}, made with c2f_zoo on the timm backbone `{config.backbone}`."
+
+
+def _use(name: str) -> str:
+    return f"""```python
+from PIL import Image
+from c2f_zoo import Predictor, create_model
+print(Predictor(create_model("hf-hub:{name}"))(Image.open("picture.jpg")))
+```
+
+It prints a path in the tree, coarse to fine, with the probability of each class."""
+
+
+def _results(run: Run | None) -> str:
+    if run is None or not run.test:
+        return "Nothing was measured of this model by c2f_zoo."
+    pictures = sorted({int(row["pictures"]) for row in run.test})
+    resolutions = list(dict.fromkeys(row["resolution"] for row in run.test))
+    cells: dict[str, dict[str, str]] = {}
+    for row in run.test:
+        text = f"{100 * float(row['accuracy']):.1f}"
+        cells.setdefault(row["level"], {})[row["resolution"]] = f"**{text}**" if row["own"] == "True" else text
+    table = _table(
+        ["level", *map(_shown, resolutions)],
+        [[level, *(cells[level].get(resolution, "") for resolution in resolutions)] for level in cells],
+    )
+    counted = " to ".join(map(str, dict.fromkeys((pictures[0], pictures[-1]))))
+    text = (
+        f"Accuracy in % on the {counted} test pictures of the dataset `{run.options['dataset']}`, each level by "
+        f"itself, at each resolution; in bold: the one at which the level is meant to be seen.\n\n{table}"
+    )
+    return text + _evaluation(run.evaluation)
+
+
+def _evaluation(found: Mapping[str, Any]) -> str:
+    """What evaluate.py measured: metrics that know the tree, for each way of deciding on a path."""
+    if not found:
+        return ""
+    ways = list(found["decodings"])
+    rows = [[name, *[_number(value)] * len(ways)] for name, value in found["any_decoding"].items()]
+    names = list(found["decodings"][ways[0]]) if ways else []
+    rows += [[name, *(_number(found["decodings"][way].get(name)) for way in ways)] for name in names]
+    return (
+        f"\n\nMetrics that know the tree, on {found['pictures']} pictures of `{found['dataset']}`, {found['split']} "
+        f"split, by decoding; shares lie in [0, 1], distances are in levels:\n\n{_table(['metric', *ways], rows)}"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _model(config: ModelConfig) -> str:
+    p = config.preprocessing
+    levels = [
+        [level, str(config.hierarchy.num_classes[level]), _shown(config.resolutions.get(level))]
+        for level in config.levels
+    ]
+    rows = [
+        ["backbone", f"`{config.backbone}`"],
+        ["taps", ", ".join(f"`{tap}`" for tap in config.taps)],
+        ["pooling", f"`{config.pooling}` {_options(config.pooling_options)}"],
+        ["head", f"`{config.head}` {_options(config.head_options)}"],
+        ["input", f"{p.input_size[1]} x {p.input_size[2]} pixels, cut from a picture of {p.resize}"],
+    ]
+    return f"{_table(['level', 'classes', 'seen at'], levels)}\n\n{_table(['part', ''], rows)}"
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in options.items())
+
+
+def _tree(tree: Hierarchy) -> str:
+    counts = ", ".join(f"{level} {number}" for level, number in tree.num_classes.items())
+    shown, note = tree, ""
+    for level in reversed(tree.levels):  # down to the finest level that is not too long to read
+        shown = tree.collapse(level)
+        if sum(shown.num_classes.values()) <= MAX_TREE_LINES:
+            break
+        note = " The finest levels are left out here; all class names are in `config.json`."
+    lines = draw_text(shown).split("\n")
+    if len(lines) > MAX_TREE_LINES:
+        lines = [*lines[:MAX_TREE_LINES], f"... and {len(lines) - MAX_TREE_LINES} more"]
+    drawn = "\n".join(lines)
+    return f"Classes of each level, coarse to fine: {counts}.{note}\n\n```\n{drawn}\n```"
+
+
+def _training(run: Run | None) -> str:
+    import yaml
+
+    if run is None:
+        return "Nothing is known here of how the model was trained."
+    settings = yaml.safe_dump(_public(run.options), sort_keys=False, allow_unicode=True)
+    text = f"{len(run.epochs)} epochs by `recipes/train.py` of c2f_zoo, with these options:\n\n```yaml\n{settings}```"
+    return text + "\n\n![loss and validation accuracy of each epoch](curves.png)" * run.has_curves
+
+
+def _public(value: Any) -> Any:
+    """Options without where things lie on the machine that trained."""
+    if isinstance(value, Mapping):
+        return {key: _public(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_public(item) for item in value]
+    is_path = isinstance(value, PurePath) or (isinstance(value, str) and ("/" in value or "\\" in value))
+    if is_path and not str(value).startswith(("hf-hub:", "https://", "http://")):
+        return PureWindowsPath(str(value)).name  # which takes both kinds of slashes
+    return value
+
+
+def _shown(resolution: int | str | None) -> str:
+    return "full size" if resolution in (None, "") else f"{resolution} px"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.strip().replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,0 +1,86 @@
+"""Another head on a trained model, which keeps of the old one what fits."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from c2f_zoo.config import ModelConfig
+from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.model import C2FModel
+
+
+def replace_head(model: C2FModel, config: ModelConfig) -> list[str]:
+    """Gives a model a new head for another tree or other levels, and keeps of the old head's weights what fits.
+
+    The classifier of a level is kept if the old tree has a level with the same classes in the same order. Other weights
+    of a head are kept if name and shape are the same, and if the levels that are answered are called the same.
+
+    Args:
+        model: the model; it is changed.
+        config: the model's configuration with another hierarchy, levels and resolutions.
+
+    Returns:
+        A line for each weight that is new or did not fit, and for each old one that is left over.
+
+    Examples:
+        >>> from dataclasses import replace
+        >>> model = create_model("mlp", backbone="resnet18", hierarchy="cub", input_size=64, pooling_options={"dim": 8})
+        >>> replace_head(model, replace(model.config, levels=("genus", "species")))
+        ['head.classifiers.0.weight: none saved, (113, 32) here', 'head.classifiers.0.bias: none saved, (113,) here']
+    """
+    old, old_config = model.head, model.config
+    model.reset_classifier(config.hierarchy, config.levels)
+    model.config = config
+    had, has = old.state_dict(), model.head.state_dict()
+    sources = _sources(old, old_config, model.head, config)
+    kept = {key: source for key, source in sources.items() if had[source].shape == has[key].shape}
+    model.head.load_state_dict({key: had[source] for key, source in kept.items()}, strict=False)
+    return _differences(had, has, kept)
+
+
+def _sources(old: nn.Module, old_config: ModelConfig, new: nn.Module, config: ModelConfig) -> dict[str, str]:
+    """For each weight of the new head, by name, the old head's that means the same."""
+    before, after = _classifiers(old, old_config.hierarchy), _classifiers(new, config.hierarchy)
+    sources = {}
+    if old_config.levels == config.levels:
+        of_levels = (*before.values(), *after.values())
+        shared = old.state_dict().keys() & new.state_dict().keys()
+        sources = {key: key for key in shared if not key.startswith(of_levels)}
+    for level, place in after.items():
+        twin = _twin(config.hierarchy, level, old_config.hierarchy)
+        if twin in before:
+            names = (key.removeprefix(place) for key in new.state_dict() if key.startswith(place))
+            sources |= {place + name: before[twin] + name for name in names if before[twin] + name in old.state_dict()}
+    return sources
+
+
+def _classifiers(head: nn.Module, tree: Hierarchy) -> dict[str, str]:
+    """For each level that has a classifier in a head, what its weights' names begin with."""
+    names = {module: f"{name}." if name else "" for name, module in head.named_modules()}
+    found = {}
+    for level in tree.levels:
+        try:
+            classifier = head.get_classifier(level)  # type: ignore[operator]
+        except ValueError:
+            continue  # it has none of its own
+        if classifier in names:
+            found[level] = names[classifier]
+    return found
+
+
+def _twin(tree: Hierarchy, level: str, other: Hierarchy) -> str | None:
+    """The level of another tree that has the same classes; that of the same name, if there are several."""
+    twins = [name for name in other.levels if other.class_names(name) == tree.class_names(level)]
+    return level if level in twins else twins[0] if twins else None
+
+
+def _differences(had: dict[str, Tensor], has: dict[str, Tensor], kept: dict[str, str]) -> list[str]:
+    used, lines = set(kept.values()), []
+    for key, tensor in has.items():
+        if key not in kept:
+            lies_here = key in had and key not in used
+            before = f"{tuple(had[key].shape)} saved" if lies_here else "none saved"
+            same = ", of other classes or levels" if lies_here and had[key].shape == tensor.shape else ""
+            lines.append(f"head.{key}: {before}, {tuple(tensor.shape)} here{same}")
+    left = [key for key in had if key not in used and (key in kept or key not in has)]
+    return lines + [f"head.{key}: {tuple(had[key].shape)} saved, left over" for key in left]

@@ -1,0 +1,226 @@
+"""Trained weights that have a name, `arch.tag`: where they lie, what they scored, and how they are fetched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urljoin
+
+import torch
+
+from c2f_zoo.hub import download, split_revision
+from c2f_zoo.registry import Registry
+from c2f_zoo.weights import CONFIG_FILE, is_plain
+
+BUNDLED = Path(__file__).parent / "weights"  # one folder for each name
+WEIGHTS_JSON = "weights.json"
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The accuracy of one level at one resolution.
+
+    Args:
+        level: the level.
+        resolution: the shorter side in pixels to which pictures were shrunk; None: they were not.
+        own: whether that is the level's own resolution.
+        accuracy: share of right answers, in [0, 1].
+        pictures: how many pictures were asked for.
+    """
+
+    level: str
+    resolution: int | None
+    own: bool
+    accuracy: float
+    pictures: int
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What weights scored on a dataset.
+
+    Args:
+        dataset: one of `list_datasets()`.
+        dataset_options: what the dataset took further.
+        split: which of its splits.
+        every: the pictures with the indices 0, `every`, 2 `every` and so on were scored.
+        accuracy: of every level at every level's resolution.
+        date: the day, e.g. `"2026-11-25"`.
+        device: on what it was computed.
+        command: the command that measured it.
+    """
+
+    dataset: str
+    dataset_options: Mapping[str, Any]
+    split: str
+    every: int
+    accuracy: tuple[Accuracy, ...]
+    date: str
+    device: str
+    command: str
+
+
+@dataclass(frozen=True)
+class PretrainedWeights:
+    """Trained weights, and what one wants to know before using them.
+
+    Args:
+        name: `arch.tag`: the model's name, and a word without a dot for how the weights were trained.
+        source: `"bundled"` (in this package), `"hf-hub:OWNER/MODEL@REVISION"`, the address of `model.safetensors`
+            (`"https://..."`) beside which the other files lie, or `"file:FOLDER"`.
+        sha256: for each file its checksum: `config.json` and `model.safetensors`, or its shards and their index.
+        licence: its SPDX identifier, e.g. `"apache-2.0"`.
+        input: (channels, height, width) of the network's input.
+        recipe: how they were trained: a command, or where it is written.
+        metrics: what they scored; the first is the one to show.
+
+    Raises:
+        ValueError: the name has no tag, the source is none of these, or a checksum is missing or none.
+
+    Examples:
+        >>> weights = PretrainedWeights(
+        ...     name="mlph_vgg16_cub.mine",
+        ...     source="file:/models/birds",
+        ...     sha256={"config.json": "0" * 64, "model.safetensors": "1" * 64},
+        ...     licence="cc-by-4.0",
+        ...     input=(3, 448, 448),
+        ... )
+        >>> weights.arch
+        'mlph_vgg16_cub'
+    """
+
+    name: str
+    source: str
+    sha256: Mapping[str, str]
+    licence: str
+    input: tuple[int, int, int]
+    recipe: str = ""
+    metrics: tuple[Metrics, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w.-]+\.[\w-]+", self.name):
+            raise ValueError(f"{self.name!r} is no name of weights; it is 'arch.tag', e.g. 'mlph_vgg16_cub.paper'")
+        if not re.match(r"bundled$|(hf-hub|file|https?):.", self.source):
+            raise ValueError(
+                f"the source of {self.name} is {self.source!r}; it is 'bundled' or starts with hf-hub:, https: or file:"
+            )
+        if CONFIG_FILE not in self.sha256 or len(self.sha256) < 2:
+            raise ValueError(f"{self.name} needs the checksums of {CONFIG_FILE} and of the weights, not {self.sha256}")
+        for file, checksum in self.sha256.items():
+            if not is_plain(file) or "/" in file or not re.fullmatch("[0-9a-f]{64}", checksum):
+                raise ValueError(f"{self.name} has {checksum!r} for {file!r}: not the 64 digits of a file's sha256")
+
+    @property
+    def arch(self) -> str:
+        """The name without the tag."""
+        return self.name.rpartition(".")[0]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> PretrainedWeights:
+        """Rebuilds what `dataclasses.asdict` made of it, also after a round trip through JSON."""
+        metrics = tuple(
+            Metrics(**{**one, "accuracy": tuple(Accuracy(**row) for row in one["accuracy"])})
+            for one in data.get("metrics", ())
+        )
+        return cls(**{**data, "input": tuple(data["input"]), "metrics": metrics})
+
+
+WEIGHTS: Registry[PretrainedWeights] = Registry(
+    "pretrained weights", "c2f_zoo.weights", fits=lambda entry: isinstance(entry, PretrainedWeights)
+)
+_DEFAULTS: dict[str, str] = {}  # the default tag of each arch
+
+
+def register_weights(weights: PretrainedWeights, *, override: bool = False) -> PretrainedWeights:
+    """Makes trained weights known by their name; the first of a model are its default.
+
+    Args:
+        weights: the weights.
+        override: replace what the name stood for; without it a duplicate is an error.
+
+    Raises:
+        ValueError: the name is taken and `override` is false.
+    """
+    WEIGHTS.register(weights.name, override=override)(weights)
+    _DEFAULTS.setdefault(weights.arch, weights.name.rpartition(".")[2])
+    return weights
+
+
+def tags_of(arch: str) -> list[str]:
+    """The tags of a model's trained weights, sorted."""
+    return [tag for name, _, tag in (name.rpartition(".") for name in WEIGHTS.names()) if name == arch]
+
+
+def default_tag(arch: str) -> str:
+    """The tag that a bare name stands for: the first that was registered, or else the plug-ins' first by name."""
+    return _DEFAULTS.get(arch) or tags_of(arch)[0]
+
+
+def fetch(weights: PretrainedWeights) -> Path:
+    """Gives the folder with the files of weights, each of which has the checksum that was registered.
+
+    What comes from a URL is kept in `torch.hub.get_dir()`, what comes from the Hub in huggingface_hub's cache.
+
+    Raises:
+        FileNotFoundError: a file is missing, here or at the source.
+        ValueError: a file has another checksum; the message names both.
+        ConnectionError: a server does not answer, or breaks off.
+    """
+    kind, _, place = weights.source.partition(":")
+    if kind in ("http", "https"):
+        return _fetch_url(weights)
+    if kind == "hf-hub":
+        folder = download(*split_revision(place))
+    else:
+        folder = BUNDLED / weights.name if kind == "bundled" else Path(place)
+    for file, checksum in weights.sha256.items():
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"{weights.name} lacks its file {folder / file}")
+        found = checksum_of(folder / file)
+        if found != checksum:
+            raise ValueError(f"{folder / file} has the checksum {found}, but that of {weights.name} is {checksum}")
+    return folder
+
+
+def checksum_of(path: Path) -> str:
+    """The sha256 of a file, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _fetch_url(weights: PretrainedWeights) -> Path:
+    version = hashlib.sha256("".join(weights.sha256.values()).encode()).hexdigest()[:8]
+    folder = Path(torch.hub.get_dir(), "checkpoints", f"{weights.name}-{version}")
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, checksum in weights.sha256.items():
+        if not (folder / file).is_file() or checksum_of(folder / file) != checksum:
+            _download(urljoin(weights.source, file), folder / file, checksum, weights.name)
+    return folder
+
+
+def _download(url: str, path: Path, checksum: str, name: str) -> None:
+    """Downloads a file of weights; `path` is written when it is whole and has the checksum, or not at all."""
+    try:
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=checksum, progress=sys.stderr.isatty())
+    except HTTPError as error:
+        kind = FileNotFoundError if error.code in (404, 410) else ConnectionError
+        raise kind(f"{name}: {url} answers {error.code} ({error.reason})") from error
+    except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
+        raise ConnectionError(f"{name}: {url} cannot be reached, or broke off ({error}); try again later") from error
+    except RuntimeError as error:  # it names both checksums
+        raise ValueError(f"{name}: {url} is another file, or broke off: {error}") from error
+
+
+for _path in sorted(BUNDLED.glob(f"*/{WEIGHTS_JSON}")):
+    register_weights(PretrainedWeights.from_dict(json.loads(_path.read_text(encoding="utf-8"))))

@@ -1,0 +1,304 @@
+"""Push and pull by the real client, in processes of their own, against a server on loopback (hub_server.py)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hub_server import Hub, Repo, by_lfs, regular
+from safetensors.torch import load_file
+
+from c2f_zoo import C2FModel
+
+# What each client process starts with. A model's name is its seed.
+PRELUDE = """
+import json, sys, torch
+torch.set_num_threads(1)
+from safetensors.torch import load_file, save_file
+from c2f_zoo import C2FModel, create_model, hub
+
+def make(seed, dim=8):
+    torch.manual_seed(seed)
+    options = {"pooling_options": {"dim": dim}, "resolutions": {"family": 32}}
+    return create_model("mlph", backbone="test_convnext", hierarchy="cub", input_size=64, **options).eval()
+
+def logits(model):
+    with torch.inference_mode():
+        x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        return dict(model.eval()(x))
+
+def same(model, file):
+    want, got = load_file(file), logits(model)
+    return want.keys() == got.keys() and all(torch.equal(got[level], want[level]) for level in want)
+
+def complaint(call):
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+result = {}
+"""
+
+
+def start(code: str, endpoint: str, home: Path, **environment: str) -> subprocess.Popen[str]:
+    """Starts a client with a cache of its own; `environment` goes over this process's."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    hub = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    command = [sys.executable, "-c", PRELUDE + code + "\nprint(json.dumps(result))"]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env={**kept, **hub, "OMP_NUM_THREADS": "1", **environment}, **options)  # type: ignore[call-overload]
+
+
+def finish(client: subprocess.Popen[str]) -> dict[str, Any]:
+    printed, complaints = client.communicate(timeout=300)
+    assert client.returncode == 0, complaints[-3000:]
+    return json.loads(printed.splitlines()[-1])
+
+
+def run(code: str, endpoint: str, home: Path, **environment: str) -> dict[str, Any]:
+    return finish(start(code, endpoint, home, **environment))
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    with Hub({"mine": "me", "yours": "you"}).serving() as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def pushed(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Three models on the Hub; the folder with their logits, and what the client said."""
+    folder = tmp_path_factory.mktemp("pushed")
+    edited = hub.repos["me/edited"] = Repo("me", private=False)
+    edited.commit("main", {"README.md": regular(b"mine"), "notes.txt": regular(b"mine too")}, "by hand")
+    code = f"""
+from huggingface_hub import HfApi
+folder = {str(folder)!r}
+for seed in (1, 2, 3):
+    save_file(logits(make(seed)), f"{{folder}}/{{seed}}.safetensors")
+result["first"] = make(1).push_to_hub("me/birds", commit_message="the first")
+HfApi().create_tag("me/birds", tag="v1")
+make(2).push_to_hub("me/birds", max_shard_size=100_000)
+make(3).push_to_hub("me/birds", revision="experiment")
+make(1).push_to_hub("secret", private=True)  # of the token's owner
+make(1).push_to_hub("me/edited")
+result["not mine"] = complaint(lambda: make(1).push_to_hub("you/birds"))
+result["no token"] = complaint(lambda: make(1).push_to_hub("me/birds", token=False))
+result["bad token"] = complaint(lambda: make(1).push_to_hub("me/birds", token="wrong"))
+result["public"] = complaint(lambda: make(1).push_to_hub("me/birds", private=True))
+result["no name"] = complaint(lambda: make(1).push_to_hub("a/b/c"))
+"""
+    return folder, run(code, hub.endpoint, folder / "home", HF_TOKEN="mine")
+
+
+def test_a_push_is_one_commit(hub: Hub, pushed: tuple[Path, dict[str, Any]]) -> None:
+    birds = hub.repos["me/birds"]
+    assert birds.messages == ["initial commit", "the first", *["Upload a model of c2f_zoo"] * 2]
+    assert pushed[1]["first"] == f"{hub.endpoint}/me/birds/commit/{birds.tags['v1']}"
+    whole = {"README.md", "config.json", ".gitattributes"}
+    assert birds.commits[birds.tags["v1"]].keys() == whole | {"model.safetensors"}
+    assert birds.commits[birds.branches["experiment"]].keys() == whole | {"model.safetensors"}
+    shards = birds.commits[birds.branches["main"]].keys() - whole
+    assert "model.safetensors" not in shards, "the weights that the shards replace are gone"
+    assert "model.safetensors.index.json" in shards and len(shards) > 2
+    assert not birds.private and hub.repos["me/secret"].private
+    assert hub.leaked == [], "the file store sees no token"
+
+
+def test_a_push_adds_a_card_where_there_is_none(hub: Hub, pushed: tuple[Path, dict[str, Any]]) -> None:
+    edited, secret = hub.repos["me/edited"], hub.repos["me/secret"]
+    files = edited.commits[edited.branches["main"]]
+    assert files["README.md"].data == b"mine"
+    assert files.keys() == {"README.md", "notes.txt", "config.json", "model.safetensors"}
+    card = secret.commits[secret.branches["main"]]["README.md"].data.decode()
+    assert "Nothing was measured" in card and 'create_model("hf-hub:me/secret")' in card
+
+
+def test_what_a_push_complains_of(hub: Hub, pushed: tuple[Path, dict[str, Any]]) -> None:
+    _, said = pushed
+    assert said["not mine"].startswith(f"PermissionError: 'you/birds': {hub.endpoint} refuses (403: me has no rights")
+    assert said["no token"].startswith(f"PermissionError: 'me/birds': {hub.endpoint} refuses (401: ")
+    assert said["bad token"].startswith(f"PermissionError: 'me/birds': {hub.endpoint} refuses (401: Invalid cred")
+    for key in ("not mine", "no token", "bad token"):
+        assert said[key].endswith("log in by `hf auth login`, set HF_TOKEN or pass token=")
+    assert said["public"].startswith("ValueError: 'me/birds' is public; nothing was pushed.")
+    assert said["no name"].startswith("ValueError: 'a/b/c' is no name of a repository, 'owner/model'")
+    assert all("\n" not in line for line in said.values())
+
+
+def test_pull_in_a_fresh_process(hub: Hub, pushed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, _ = pushed
+    code = f"""
+folder = {str(folder)!r}
+result["tag"] = same(C2FModel.from_pretrained("me/birds", revision="v1"), f"{{folder}}/1.safetensors")
+main = create_model("hf-hub:me/birds", pretrained=True)
+result["main"] = same(main, f"{{folder}}/2.safetensors")
+result["config"] = main.config == make(2).config
+result["branch"] = same(create_model("hf-hub:me/birds@experiment"), f"{{folder}}/3.safetensors")
+result["token"] = same(C2FModel.from_pretrained("me/secret", token="mine"), f"{{folder}}/1.safetensors")
+result["private"] = complaint(lambda: C2FModel.from_pretrained("me/secret", cache_dir="elsewhere"))
+result["another's"] = complaint(lambda: C2FModel.from_pretrained("me/secret", token="yours", cache_dir="elsewhere"))
+result["none"] = complaint(lambda: create_model("hf-hub:me/bird"))
+result["revision"] = complaint(lambda: create_model("hf-hub:me/birds@v2"))
+result["not cached"] = complaint(lambda: C2FModel.from_pretrained("you/none", local_files_only=True))
+result["cached"] = same(C2FModel.from_pretrained("me/birds", local_files_only=True), f"{{folder}}/2.safetensors")
+"""
+    home = tmp_path / "home"
+    said = run(code, hub.endpoint, home)
+    for key in ("tag", "main", "config", "branch", "token", "cached"):
+        assert said[key] is True, key
+    hidden = f"there is no such model on {hub.endpoint}, or it is private and you may not see it"
+    assert said["private"].startswith(f"FileNotFoundError: 'me/secret': {hidden}")
+    assert said["another's"].startswith(f"FileNotFoundError: 'me/secret': {hidden}")
+    assert said["none"].startswith(f"FileNotFoundError: 'me/bird': {hidden}")
+    missing = f"FileNotFoundError: 'me/birds' at 'v2': there is no such branch, tag or commit on {hub.endpoint}"
+    assert said["revision"] == missing
+    assert said["not cached"].startswith("FileNotFoundError: 'you/none' is not in the cache, and no server may be")
+    assert all("\n" not in str(line) for line in said.values())
+    assert hub.leaked == []
+
+    offline = f"""
+result["main"] = same(create_model("hf-hub:me/birds"), {str(folder / "2.safetensors")!r})
+result["not cached"] = complaint(lambda: create_model("hf-hub:you/none"))
+"""
+    before = len(hub.requests)
+    there, gone = start(offline, hub.endpoint, home, HF_HUB_OFFLINE="1"), start(offline, "http://127.0.0.1:9", home)
+    said = finish(there)
+    assert said["main"] is True
+    assert said["not cached"].startswith("FileNotFoundError: 'you/none' is not in the cache, and no server may be")
+    assert len(hub.requests) == before
+    said = finish(gone)
+    assert said["main"] is True, "without a network the cache serves"
+    unreachable = "ConnectionError: 'you/none' is not in the cache, and http://127.0.0.1:9 cannot be reached ("
+    assert said["not cached"].startswith(unreachable)
+    assert "\n" not in said["not cached"]
+
+
+def test_trouble_of_the_server_passes(hub: Hub, tmp_path: Path) -> None:
+    for method, path in (
+        ("POST", "/api/repos/create"),
+        ("GET", "/api/models/me/stubborn"),
+        ("PUT", "/store/"),
+        ("POST", "/api/models/me/stubborn/commit/main"),
+        ("GET", "/api/models/me/stubborn/revision/main"),
+        ("HEAD", "/me/stubborn/resolve/.*/model.safetensors"),
+    ):
+        hub.fail(method, path, 500)
+    hub.fail("GET", "/store/", "drop")
+    hub.fail("GET", "/api/models/me/broken", 503, times=99)
+    hub.fail("POST", "/api/models/me/cut/commit/main", "drop")
+    before = len(hub.requests)
+    code = f"""
+hub._WAITS = (0.01,) * 4
+large = make(2, dim=16384)  # the client writes 10 MiB at a time
+large.push_to_hub("me/stubborn")
+save_file(logits(large), {str(tmp_path / "large.safetensors")!r})
+result["same"] = same(create_model("hf-hub:me/stubborn"), {str(tmp_path / "large.safetensors")!r})
+result["cut"] = complaint(lambda: make(2).push_to_hub("me/cut"))
+make(2).push_to_hub("me/cut")
+result["broken"] = complaint(lambda: make(2).push_to_hub("me/broken"))
+"""
+    said = run(code, hub.endpoint, tmp_path / "home", HF_TOKEN="mine")
+    assert said["same"] is True
+    size = len(hub.repos["me/stubborn"].commits[hub.repos["me/stubborn"].branches["main"]]["model.safetensors"].data)
+    resumed = [int(request.split(" from ")[1]) for request in hub.requests[before:] if " from " in request]
+    assert len(resumed) == 1 and 0 < resumed[0] <= size // 2, "the download goes on where it was cut"
+    assert said["cut"].startswith(f"ConnectionError: 'me/cut': {hub.endpoint} cannot be reached, or broke off (")
+    assert "config.json" in hub.repos["me/cut"].commits[hub.repos["me/cut"].branches["main"]], "a second try goes well"
+    assert said["broken"].startswith(f"ConnectionError: 'me/broken': {hub.endpoint} answers 503 (")
+    assert said["broken"].endswith("; try again later")
+    assert all(fault.times == 0 for fault in hub.faults if fault.times < 50), "every fault was met"
+
+
+def test_two_pushes_at_once(hub: Hub, pushed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    # Both see the same last commit before either makes its own: one is refused (412), looks again and goes on.
+    hub.fail("GET", "/api/models/me/both$", threading.Barrier(2), times=2)
+    clients = [
+        start(f'make({seed}).push_to_hub("me/both"{options})', hub.endpoint, tmp_path / str(seed), HF_TOKEN="mine")
+        for seed, options in ((1, ""), (2, ", max_shard_size=100_000"))
+    ]
+    for client in clients:
+        finish(client)
+    both = hub.repos["me/both"]
+    assert len(both.messages) == 3
+    assert sum(request == "POST /api/models/me/both/commit/main" for request in hub.requests) == 3
+    files = both.commits[both.branches["main"]]
+    for name, blob in files.items():
+        (tmp_path / name).write_bytes(blob.data)
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    model = C2FModel.from_pretrained(tmp_path).eval()
+    with torch.inference_mode():
+        logits = model(x)
+    last = 1 if "model.safetensors" in files else 2
+    assert any("-of-" in name for name in files) == (last == 2), "the last push as a whole"
+    for level, want in load_file(pushed[0] / f"{last}.safetensors").items():
+        assert torch.equal(logits[level], want)
+
+
+def test_a_killed_download_leaves_nothing_that_is_trusted(
+    hub: Hub, pushed: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    hub.half_sent.clear()
+    hub.let_go.clear()
+    hub.fail("GET", "/store/", "hang")
+    code = f"""
+result["same"] = same(C2FModel.from_pretrained("me/birds", revision="v1"), {str(pushed[0] / "1.safetensors")!r})
+"""
+    killed = start(code, hub.endpoint, tmp_path)
+    assert hub.half_sent.wait(300)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    hub.let_go.set()
+    assert list(tmp_path.rglob("*.incomplete")), "it was killed in the middle"
+    assert not list(tmp_path.rglob("snapshots/*/model.safetensors"))
+    assert run(code, hub.endpoint, tmp_path)["same"] is True
+
+
+def test_a_strangers_repositories(hub: Hub, pushed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    birds = hub.repos["me/birds"]
+    whole, sharded = birds.commits[birds.tags["v1"]], birds.commits[birds.branches["main"]]
+    shard = next(name for name in sharded if "-of-" in name)
+    index = json.loads(sharded["model.safetensors.index.json"].data)
+    outside = {name: "../../other.safetensors" for name in index["weight_map"]}
+    weights = whole["model.safetensors"].data
+    repos = {
+        "listing": whole,
+        "nothing": {"README.md": whole["README.md"]},
+        "large": whole | {"config.json": regular(b" " * (33 * 2**20))},
+        "truncated": whole | {"model.safetensors": by_lfs(weights[:-100])},
+        "pickle": {"config.json": whole["config.json"], "pytorch_model.bin": by_lfs(b"cos\nsystem\n")},
+        "index": sharded | {"model.safetensors.index.json": regular(json.dumps({"weight_map": outside}).encode())},
+        "shard": {name: blob for name, blob in sharded.items() if name != shard},
+    }
+    for name, files in repos.items():
+        hub.repos[f"you/{name}"] = repo = Repo("you", private=False)
+        repo.commit("main", files, "a trap")
+        hub.store |= {blob.sha256: blob.data for blob in files.values() if blob.sha256}
+    hub.extra_names["you/listing"] = ["../../../evil.safetensors"]
+    code = f"""
+for name in {list(repos)}:
+    result[name] = complaint(lambda: create_model(f"hf-hub:you/{{name}}"))
+"""
+    said = run(code, hub.endpoint, tmp_path / "home")
+    listing = "ValueError: 'you/listing' lists the file '../../../evil.safetensors', whose path leads out of it"
+    assert said["listing"].startswith(listing)
+    assert said["nothing"].startswith("FileNotFoundError: 'you/nothing' holds no config.json; it is no model that")
+    assert said["large"].startswith("ValueError: the config.json of 'you/large' is larger than")
+    assert "model.safetensors is not a whole safetensors file" in said["truncated"]
+    assert said["pickle"].startswith("FileNotFoundError: ") and "holds no model.safetensors" in said["pickle"]
+    assert "names the file '../../other.safetensors'; shards lie beside it" in said["index"]
+    assert f"lacks {shard}, which its model.safetensors.index.json names" in said["shard"]
+    fetched = {path.name for path in tmp_path.rglob("snapshots/*/*")}
+    assert "pytorch_model.bin" not in fetched and "README.md" not in fetched, "only what is needed is fetched"
+    assert not list(tmp_path.rglob("*evil*"))
+    assert not list((tmp_path / "home").rglob("models--you--listing/snapshots/*/*")), "nothing of it is in the cache"

@@ -1,0 +1,687 @@
+"""Names of trained weights, where they come from, other trees on trained models, and the weights in the package."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from fnmatch import fnmatch
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+import yaml
+from conftest import SMALL
+from hub_server import Hub
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import c2f_zoo
+from c2f_zoo import C2FModel, Hierarchy, PretrainedWeights, create_model, list_models, load_hierarchy, register_weights
+from c2f_zoo.cli import app
+from c2f_zoo.data import create_dataset, create_transform
+from c2f_zoo.zoo import METHODS, WEIGHTS, ModelSpec, pretrained, register_model, split_tag
+from c2f_zoo.zoo.models import MODELS
+from c2f_zoo.zoo.pretrained import BUNDLED
+
+ROOT = Path(__file__).parents[1]
+BUNDLE = str(ROOT / "recipes" / "bundle.py")
+SHIPPED = sorted(path.name for path in BUNDLED.glob("*"))
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package puts it
+FILES = ("config.json", "model.safetensors")
+
+
+@pytest.fixture(autouse=True)
+def _registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is gone after it."""
+    monkeypatch.setattr(WEIGHTS, "_entries", dict(WEIGHTS._entries))
+    monkeypatch.setattr(MODELS, "_entries", dict(MODELS._entries))
+    monkeypatch.setattr(MODELS, "_watchers", [])
+    monkeypatch.setattr(pretrained, "_DEFAULTS", dict(pretrained._DEFAULTS))
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES}
+
+
+def weights_in(folder: Path, name: str = "small.first", source: str | None = None) -> PretrainedWeights:
+    return PretrainedWeights(name, source or f"file:{folder}", checksums(folder), "mit", (3, 64, 64))
+
+
+@pytest.fixture
+def saved(small_model: C2FModel, tmp_path: Path) -> Path:
+    small_model.save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+# Named models with options of their own.
+
+TAPS = ["layer3.0.downsample", "layer4.0.downsample", "layer4.0.conv2"]
+SPELT_OUT: dict[str, dict[str, Any]] = {
+    "mlph_tiny_critters": {
+        "hierarchy": "critters",
+        "taps": TAPS,
+        "input_size": 96,
+        "pooling_options": {"dim": 512, "grad_eps": 0.1},
+        "resolutions": {"species": None, "genus": 32, "family": 12},
+    },
+    "mlph_tiny_fashion_mnist": {
+        "hierarchy": "fashion_mnist",
+        "backbone_options": {"output_stride": 8},
+        "taps": TAPS,
+        "input_size": 32,
+        "pooling_options": {"dim": 256, "grad_eps": 0.1},
+        "resolutions": {"article": None, "group": 14, "division": 7},
+    },
+}
+
+
+@pytest.mark.parametrize("name", SPELT_OUT)
+def test_a_named_model_is_what_its_parts_spelt_out_are(name: str) -> None:
+    torch.manual_seed(1)
+    expected = create_model("mlph", backbone="tiny", **SPELT_OUT[name])
+    torch.manual_seed(1)
+    model = create_model(name)
+    assert model.config == expected.config
+    assert model.config.to_json() == expected.config.to_json()
+    for key, weight in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[key], weight), key
+
+
+@pytest.mark.parametrize("name", SPELT_OUT)
+def test_a_recipe_trains_the_named_model(name: str) -> None:
+    options = yaml.safe_load((ROOT / "recipes" / "configs" / f"{SPELT_OUT[name]['hierarchy']}.yaml").read_text())
+    assert (options["model"], options.get("model_options")) == (name, None)
+    model = create_model(name, hierarchy=load_hierarchy(options["dataset"]), resolutions=options["resolutions"])
+    assert model.config == create_model(name).config
+
+
+def test_what_the_caller_names_goes_over_a_models_options() -> None:
+    config = create_model("mlph_tiny_critters", pooling_options={"dim": 8}, resolutions={"genus": 20}).config
+    assert config.pooling_options == {"dim": 8, "grad_eps": 0.1}
+    assert config.resolutions == {"genus": 20}
+    assert config.taps == tuple(TAPS)
+
+
+def test_options_fall_away_with_the_part_they_belong_to() -> None:
+    config = create_model("mlph_tiny_fashion_mnist", backbone="resnet18").config
+    assert config.backbone_options == {}
+    assert config.taps == create_model("mlph", backbone="resnet18", hierarchy="cub", input_size=32).config.taps
+    assert config.pooling_options == {"dim": 256, "grad_eps": 0.1}
+    assert create_model("mlph_tiny_critters", pooling="avg").config.pooling_options == {}
+    config = create_model("mlph_tiny_critters", hierarchy="cub", pooling_options={"dim": 8}).config
+    assert (config.levels, config.resolutions) == (("family", "genus", "species"), {})
+    register_model("headed")(ModelSpec("mlph", "tiny", "cub", {"head": "disentangled", "head_options": {"dim": 3}}))
+    options: dict[str, Any] = {"input_size": 64, "pooling_options": {"dim": 8}}
+    assert create_model("headed", **options).config.head_options == {"dim": 3}
+    assert create_model("headed", head="levels", **options).config.head_options == {}
+
+
+def test_an_unknown_option_of_a_model_is_named() -> None:
+    register_model("odd")(ModelSpec("mlph", "tiny", "cub", {"pooling_option": {}}))
+    with pytest.raises(ValueError, match="unknown option of model 'odd': 'pooling_option'; did you mean"):
+        create_model("odd")
+
+
+# Names.
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("mlph_vgg16_cub", ("mlph_vgg16_cub", "")),
+        ("mlph_vgg16_cub.paper", ("mlph_vgg16_cub", "paper")),
+        ("mlph_resnet50.a1_in1k_cub", ("mlph_resnet50.a1_in1k_cub", "")),
+        ("mlph_resnet50.a1_in1k_cub.paper", ("mlph_resnet50.a1_in1k_cub", "paper")),
+        ("mlph_resnet50_cub.in1k_cub", ("mlph_resnet50_cub", "in1k_cub")),
+        ("no_model.paper", ("no_model.paper", "")),
+        ("mlph", ("mlph", "")),
+    ],
+)
+def test_names_with_tags(name: str, parts: tuple[str, str]) -> None:
+    assert split_tag(name) == parts
+
+
+def test_a_timm_tag_is_no_tag_of_weights() -> None:
+    config = create_model("mlph_resnet18.a1_in1k_cub", input_size=64, pooling_options={"dim": 8}).config
+    assert config.backbone == "resnet18.a1_in1k"
+
+
+def test_weights_are_found_by_their_name(saved: Path, small_model: C2FModel) -> None:
+    register_weights(weights_in(saved))
+    small_model.head.requires_grad_(False).get_classifier("genus").weight.zero_()
+    small_model.save_pretrained(saved.parent / "second")
+    register_weights(weights_in(saved.parent / "second", "small.second"))
+    assert [name for name in list_models(pretrained=True) if name not in SHIPPED] == ["small.first", "small.second"]
+    assert (
+        list_models("small", pretrained=True)
+        == list_models("sm*", pretrained=True)
+        == [f"small.{tag}" for tag in ("first", "second")]
+    )
+    assert list_models("*.second", pretrained=True) == ["small.second"]
+    zero = {name: not create_model(name, pretrained=True).head.get_classifier("genus").weight.any() for name in
+            ("small", "small.first", "small.second")}  # fmt: skip
+    assert zero == {"small": False, "small.first": False, "small.second": True}
+
+
+def test_a_tag_alone_gives_the_model_untrained(saved: Path, small_model: C2FModel) -> None:
+    register_weights(weights_in(saved))
+    torch.manual_seed(3)
+    model = create_model("small.first")
+    assert model.config == small_model.config
+    assert not torch.equal(model.head.get_classifier("genus").weight, small_model.head.get_classifier("genus").weight)
+    assert create_model("small.first", hierarchy="fashion_mnist").levels == ("division", "group", "article")
+
+
+def test_mistakes_in_names_are_named(saved: Path) -> None:
+    register_weights(weights_in(saved, "mlph_tiny_critters.rehearsed"))
+    with pytest.raises(ValueError, match="unknown tag of 'mlph_tiny_critters': 'rehersed'; did you mean 'rehearsed'"):
+        create_model("mlph_tiny_critters.rehersed", pretrained=True)
+    with pytest.raises(ValueError, match=r"unknown model 'mlph_tiny_criters.rehearsed'; did you mean.*'mlph_tiny_cr"):
+        create_model("mlph_tiny_criters.rehearsed")
+    for name in ("mlph_vgg16_cub", "mlph_vgg16_cub.paper", "mlph"):
+        arch = name.split(".")[0]
+        with pytest.raises(ValueError, match=f"no trained weights for '{arch}'; there are for .*critters.rehearsed"):
+            create_model(name, pretrained=True)
+    with pytest.raises(ValueError, match="no trained weights for 'mlph_vgg16_cub'"):
+        create_model("mlph_vgg16_cub.paper")
+    with pytest.raises(ValueError, match=r"rehearsed' is a saved model, which has its parts.*not taps, input_size"):
+        create_model("mlph_tiny_critters.rehearsed", pretrained=True, taps=["layer4"], input_size=64)
+    with pytest.raises(ValueError, match=r"which has its parts.*not pretrained_backbone"):
+        create_model("mlph_tiny_critters.rehearsed", pretrained=True, pretrained_backbone=True)
+    with pytest.raises(ValueError, match=r"'mlph_tiny_critters.rehearsed' is registered already"):
+        register_weights(weights_in(saved, "mlph_tiny_critters.rehearsed"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "untagged"}, "'untagged' is no name of weights; it is 'arch.tag'"),
+        ({"name": "../up.first"}, "'../up.first' is no name of weights"),
+        ({"source": "/models"}, "source of small.first is '/models'; it is 'bundled' or starts with"),
+        ({"sha256": {"model.safetensors": "0" * 64}}, "needs the checksums of config.json and of the weights"),
+        (
+            {"sha256": {"config.json": "0" * 64, "model.safetensors": "123"}},
+            "'123' for 'model.safetensors': not the 64",
+        ),
+        ({"sha256": {"config.json": "0" * 64, "../up": "0" * 64}}, "for '../up'"),
+    ],
+)
+def test_weights_that_make_no_sense_are_refused(saved: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(weights_in(saved), **change)
+
+
+# Sources.
+
+
+def test_a_file_with_another_checksum_is_refused(saved: Path) -> None:
+    for file in FILES:
+        right = weights_in(saved).sha256[file]
+        wrong = {**weights_in(saved).sha256, file: "0" * 64}
+        register_weights(replace(weights_in(saved), sha256=wrong), override=True)
+        with pytest.raises(ValueError, match=f"{file} has the checksum {right}, but that of small.first is {'0' * 64}"):
+            create_model("small", pretrained=True)
+    missing = {**weights_in(saved).sha256, "model-00001-of-00002.safetensors": "0" * 64}
+    register_weights(replace(weights_in(saved), sha256=missing), override=True)
+    with pytest.raises(FileNotFoundError, match=r"small.first lacks its file .*model-00001-of-00002.safetensors"):
+        create_model("small", pretrained=True)
+
+
+def test_shards_are_checked_too(small_model: C2FModel, tmp_path: Path) -> None:
+    small_model.save_pretrained(tmp_path / "shards", max_shard_size=100_000)
+    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "shards").iterdir()}
+    assert len(files) > 3
+    weights = PretrainedWeights("small.shards", f"file:{tmp_path / 'shards'}", files, "mit", (3, 64, 64))
+    register_weights(weights)
+    model = create_model("small", pretrained=True)
+    assert all(torch.equal(model.state_dict()[key], weight) for key, weight in small_model.state_dict().items())
+    shard = next(path for path in sorted((tmp_path / "shards").glob("model-*")))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match=f"{shard.name} has the checksum"):
+        create_model("small", pretrained=True)
+
+
+class _Server(BaseHTTPRequestHandler):
+    """Serves `files` at any path: /half/ breaks off in the weights, /none/ has no weights."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        _, fault, name = self.path.split("/")
+        body = self.files[name]
+        self.asked.append(self.path)
+        if fault == "none" and name == "model.safetensors":
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if fault == "half" and name == "model.safetensors" else body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def site(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a server of the saved model; torch's cache is an empty folder."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(_Server, "files", {name: (saved / name).read_bytes() for name in FILES})
+    monkeypatch.setattr(_Server, "asked", [])
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Server) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def cached(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "torch").rglob("*") if path.is_file())
+
+
+def test_weights_from_a_url(site: str, saved: Path, small_model: C2FModel, tmp_path: Path) -> None:
+    register_weights(weights_in(saved, source=f"{site}/good/model.safetensors"))
+    model = create_model("small", pretrained=True)
+    assert model.config == small_model.config
+    assert all(torch.equal(model.state_dict()[key], weight) for key, weight in small_model.state_dict().items())
+    create_model("small", pretrained=True)
+    assert _Server.asked == ["/good/config.json", "/good/model.safetensors"], "the second time it is in the cache"
+    assert cached(tmp_path) == list(FILES)
+    next((tmp_path / "torch").rglob("model.safetensors")).write_bytes(b"rotten")
+    create_model("small", pretrained=True)
+    assert _Server.asked[2:] == ["/good/model.safetensors"], "what has changed in the cache is fetched again"
+
+
+def test_a_url_with_another_file_is_refused(site: str, saved: Path, tmp_path: Path) -> None:
+    weights = weights_in(saved, source=f"{site}/good/model.safetensors")
+    wrong, right = "0" * 64, weights.sha256["model.safetensors"]
+    register_weights(replace(weights, sha256={**weights.sha256, "model.safetensors": wrong}))
+    with pytest.raises(ValueError, match=f"small.first: {site}/good/model.safetensors is another.*{wrong}.*{right}"):
+        create_model("small", pretrained=True)
+    assert cached(tmp_path) == ["config.json"]
+
+
+def test_a_url_without_the_file(site: str, saved: Path, tmp_path: Path) -> None:
+    register_weights(weights_in(saved, source=f"{site}/none/model.safetensors"))
+    with pytest.raises(FileNotFoundError, match=f"small.first: {site}/none/model.safetensors answers 404"):
+        create_model("small", pretrained=True)
+    assert cached(tmp_path) == ["config.json"]
+
+
+def test_a_connection_that_breaks_off_leaves_nothing(site: str, saved: Path, tmp_path: Path) -> None:
+    register_weights(weights_in(saved, source=f"{site}/half/model.safetensors"))
+    with pytest.raises((ValueError, ConnectionError), match=f"{site}/half/model.safetensors .*broke off"):
+        create_model("small", pretrained=True)
+    assert cached(tmp_path) == ["config.json"]
+
+
+def test_nobody_answers(site: str, saved: Path, tmp_path: Path) -> None:
+    register_weights(weights_in(saved, source="http://127.0.0.1:9/model.safetensors"))
+    with pytest.raises(ConnectionError, match=r"small.first: http://127.0.0.1:9/config.json cannot be reached"):
+        create_model("small", pretrained=True)
+    assert cached(tmp_path) == []
+
+
+def run_python(code: str, **environment: str) -> dict[str, Any]:
+    """What a new process prints as JSON."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    environment = {**kept, "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_weights_from_the_hub(saved: Path, tmp_path: Path) -> None:
+    """The real client against hub_server.py: a revision is pinned, and its checksums are verified."""
+    code = f"""
+import json, torch
+from c2f_zoo import PretrainedWeights, create_model, register_weights
+model = create_model("local-dir:{saved}")
+address = model.push_to_hub("me/birds")
+with torch.no_grad():
+    model.head.get_classifier("genus").weight.zero_()
+model.push_to_hub("me/birds")
+right, result = {checksums(saved)!r}, {{}}
+for name, sha256 in ("right", right), ("wrong", {{**right, "model.safetensors": "0" * 64}}):
+    source = "hf-hub:me/birds@" + address.split("/")[-1]
+    register_weights(PretrainedWeights(f"small.{{name}}", source, sha256, "mit", (3, 64, 64)))
+result["zero"] = not create_model("small", pretrained=True).head.get_classifier("genus").weight.any()
+try:
+    create_model("small.wrong", pretrained=True)
+except ValueError as error:
+    result["wrong"] = str(error)
+print(json.dumps(result))
+"""
+    with Hub({"mine": "me"}).serving() as hub:
+        home = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        result = run_python(code, HF_ENDPOINT=hub.endpoint, HF_TOKEN="mine", **home)
+    assert result["zero"] is False, "the first revision, not the latest"
+    assert (
+        f"has the checksum {checksums(saved)['model.safetensors']}, but that of small.wrong is 000" in result["wrong"]
+    )
+
+
+# Another tree on a trained model.
+
+
+def kept_of(model: C2FModel, other: C2FModel, part: str) -> bool:
+    weights = other.get_submodule(part).state_dict()
+    return all(torch.equal(weights[key], weight) for key, weight in model.get_submodule(part).state_dict().items())
+
+
+def lines_of(warning: pytest.WarningsRecorder) -> list[str]:
+    assert len(warning) == 1
+    return str(warning[0].message).split("\n  ")[1:]
+
+
+def same_classifier(model: C2FModel, level: str, other: C2FModel, other_level: str) -> bool:
+    a, b = model.head.get_classifier(level), other.head.get_classifier(other_level)
+    return torch.equal(a.weight, b.weight) and torch.equal(a.bias, b.bias)
+
+
+def test_another_tree_keeps_what_fits_and_lists_the_rest(saved: Path, small_model: C2FModel) -> None:
+    cub = load_hierarchy("cub")
+    tree = Hierarchy(  # CUB's genera and families under their own names, no species, and one level above all
+        ("kingdom", "clan", "genus"),
+        (("animals",), cub.class_names("family"), cub.class_names("genus")),
+        ((0,) * 36, cub.parents[0]),
+    )
+    register_weights(weights_in(saved))
+    for name in ("small", f"local-dir:{saved}"):
+        with pytest.warns(UserWarning, match=f"not all weights of '{name}' fit") as warning:
+            model = create_model(name, pretrained=True, hierarchy=tree, resolutions={"genus": 20})
+        assert (model.hierarchy, model.levels, model.config.resolutions) == (tree, tree.levels, {"genus": 20})
+        assert kept_of(model, small_model, "backbone")
+        assert kept_of(model, small_model, "pooling")
+        assert same_classifier(model, "genus", small_model, "genus")
+        assert same_classifier(model, "clan", small_model, "family"), "the same classes under another level's name"
+        # Vectors of four terms of 8. The families' and genera's classifiers have moved by one place.
+        assert lines_of(warning) == [
+            "head.classifiers.0.weight: none saved, (1, 32) here",
+            "head.classifiers.0.bias: none saved, (1,) here",
+            "head.classifiers.2.weight: (200, 32) saved, left over",
+            "head.classifiers.2.bias: (200,) saved, left over",
+        ]
+        assert model(torch.rand(2, 3, 64, 64))["clan"].shape == (2, 36)
+    assert warning[0].filename == __file__
+
+
+def test_shapes_that_differ_are_listed(saved: Path, small_model: C2FModel) -> None:
+    with pytest.warns(UserWarning) as warning:
+        model = create_model(f"local-dir:{saved}", hierarchy="fashion_mnist", levels=["group", "article"])
+    assert model.levels == ("group", "article")
+    assert lines_of(warning) == [
+        "head.classifiers.0.weight: (36, 32) saved, (6, 32) here",
+        "head.classifiers.0.bias: (36,) saved, (6,) here",
+        "head.classifiers.1.weight: (113, 32) saved, (10, 32) here",
+        "head.classifiers.1.bias: (113,) saved, (10,) here",
+        "head.classifiers.2.weight: (200, 32) saved, left over",
+        "head.classifiers.2.bias: (200,) saved, left over",
+    ]
+
+
+def test_as_many_other_classes_are_not_taken_for_the_same(saved: Path, small_model: C2FModel) -> None:
+    cub = load_hierarchy("cub")
+    tree = replace(cub, classes=(cub.classes[0], cub.classes[1], tuple(reversed(cub.classes[2]))))
+    with pytest.warns(UserWarning) as warning:
+        model = create_model(f"local-dir:{saved}", hierarchy=tree)
+    assert lines_of(warning) == [
+        "head.classifiers.2.weight: (200, 32) saved, (200, 32) here, of other classes or levels",
+        "head.classifiers.2.bias: (200,) saved, (200,) here, of other classes or levels",
+    ]
+    assert same_classifier(model, "genus", small_model, "genus")
+    assert not same_classifier(model, "species", small_model, "species")
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_same_tree_changes_nothing(saved: Path, small_model: C2FModel) -> None:
+    cub = load_hierarchy("cub")
+    for options in ({"hierarchy": "cub"}, {"hierarchy": replace(cub, version="9")}, {"levels": cub.levels}):
+        model = create_model(f"local-dir:{saved}", **options)  # type: ignore[arg-type]
+        assert kept_of(model, small_model, "head"), options
+    assert create_model(f"local-dir:{saved}", resolutions={"genus": 9}).config.resolutions == {"genus": 9}
+
+
+@pytest.mark.parametrize("head", ["levels", "conditional", "hex", "marginal", "disentangled"])
+def test_every_head_keeps_a_level_that_it_shares_with_another_tree(head: str, tmp_path: Path) -> None:
+    old = create_model("mlph", hierarchy="cub", head=head, **SMALL)  # type: ignore[arg-type]
+    old.save_pretrained(tmp_path)
+    cub = load_hierarchy("cub")
+    # The families in other order: the genera stay what they are, each under its old parent.
+    place = [(label + 1) % 36 for label in range(36)]
+    families = tuple(cub.classes[0][place.index(label)] for label in range(36))
+    tree = Hierarchy(
+        cub.levels, (families, *cub.classes[1:]), (tuple(place[f] for f in cub.parents[0]), cub.parents[1])
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        new = create_model(f"local-dir:{tmp_path}", hierarchy=tree)
+    assert bool(caught) == (head != "marginal"), "a marginal head has no weights for families"
+    x = torch.rand(2, 3, 64, 64)
+    old, new = old.eval(), new.eval()
+    with torch.inference_mode():
+        if head != "marginal":
+            assert not same_classifier(new, "family", old, "family")
+        assert same_classifier(new, "species", old, "species")
+        if head in ("levels", "disentangled", "marginal"):  # the other heads' species depend on the families' weights
+            assert torch.equal(new(x)["species"], old(x)["species"])
+
+
+def test_a_heads_features_are_not_taken_for_other_levels(tmp_path: Path) -> None:
+    model = create_model("mlph", hierarchy="cub", head="disentangled", head_options={"dim": 4}, **SMALL)  # type: ignore[arg-type]
+    model.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning) as warning:
+        again = create_model(f"local-dir:{tmp_path}", levels=["species"])
+    assert "head.features.0.0.weight: (4, 32) saved, (4, 32) here, of other classes or levels" in lines_of(warning)
+    assert not torch.equal(again.head.features[0][0].weight, model.head.features[0][0].weight)
+
+
+def test_a_model_of_the_finest_level_stays_one(tmp_path: Path) -> None:
+    create_model("mlp", hierarchy="cub", **SMALL).save_pretrained(tmp_path)  # type: ignore[arg-type]
+    with pytest.warns(UserWarning):
+        model = create_model(f"local-dir:{tmp_path}", hierarchy="fashion_mnist")
+    assert model.levels == ("article",)
+    with pytest.raises(ValueError, match="unknown level 'articles'; did you mean 'article'"):
+        create_model(f"local-dir:{tmp_path}", hierarchy="fashion_mnist", levels=["articles"])
+
+
+# The weights in the package.
+
+
+def test_what_is_shipped() -> None:
+    assert SHIPPED == ["mlph_tiny_critters.scratch", "mlph_tiny_fashion_mnist.scratch"]
+    assert set(SHIPPED) <= set(list_models(pretrained=True))
+    files = [path for path in BUNDLED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 8e6
+    (patterns,) = re.findall(r"package-data\]\nc2f_zoo = \[(.*)\]", (ROOT / "pyproject.toml").read_text())
+    for path in files:
+        name = str(path.relative_to(ROOT / "c2f_zoo"))
+        assert any(fnmatch(name, pattern) for pattern in patterns.replace('"', "").split(", ")), f"no wheel has {name}"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_weights_are_of_the_model_and_the_recipe_that_they_name(name: str) -> None:
+    weights = WEIGHTS[name]
+    model = create_model(weights.arch, pretrained=True)
+    assert (weights.name, weights.source, weights.licence) == (name, "bundled", "apache-2.0")
+    assert model.config == create_model(weights.arch).config == create_model(name).config
+    assert weights.input == model.config.preprocessing.input_size
+    stored = load_file(BUNDLED / name / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16, torch.int64}, "int64: batch norm's counts"
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    assert weights.recipe == f"recipes/train.py --config c2f_zoo/zoo/weights/{name}/recipe.yaml"
+    made = yaml.safe_load((BUNDLED / name / "recipe.yaml").read_text())
+    now = yaml.safe_load((ROOT / "recipes" / "configs" / f"{weights.metrics[0].dataset}.yaml").read_text())
+    trained = create_model(made["model"], hierarchy=made["dataset"], resolutions=made["resolutions"],
+                           **made["model_options"])  # fmt: skip
+    assert trained.config == model.config
+    stages = [{key: value for key, value in stage.items() if key in given}
+              for stage, given in zip(made["stages"], now["stages"], strict=True)]  # fmt: skip
+    assert stages == now["stages"]
+    for key in ("dataset", "resolutions", "batch_size", "weight_decay"):
+        assert made[key] == now[key], key
+
+
+def test_shipped_weights_need_no_network(tmp_path: Path) -> None:
+    code = f"""
+import json, torch
+from c2f_zoo import create_model
+shapes = {{}}
+for name in {SHIPPED!r}:
+    model = create_model(name.split(".")[0], pretrained=True).eval()
+    logits = model(torch.zeros(1, *model.config.preprocessing.input_size))
+    shapes[name] = {{level: list(z.shape) for level, z in logits.items()}}
+print(json.dumps(shapes))
+"""
+    dead = "http://127.0.0.1:9"
+    proxies = {
+        key: dead for key in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+    }
+    homes = {"HF_HOME": str(tmp_path / "hf"), "TORCH_HOME": str(tmp_path / "torch"), "HOME": str(tmp_path)}
+    shapes = run_python(code, HF_HUB_OFFLINE="1", **proxies, **homes)
+    classes = {name: load_hierarchy(name.split(".")[0].removeprefix("mlph_tiny_")).num_classes for name in SHIPPED}
+    assert shapes == {name: {lv: [1, n] for lv, n in levels.items()} for name, levels in classes.items()}
+
+
+@torch.inference_mode()
+def rescored(model: C2FModel, dataset: Any, every: int) -> dict[tuple[str, int | None], float]:
+    """The accuracy of every level at every level's resolution, picture by picture."""
+    pictures = [dataset[index] for index in range(0, len(dataset), every)]
+    truth = model.hierarchy.ancestors(torch.tensor([label for _, label in pictures]))
+    found = {}
+    for resolution in {model.config.resolutions.get(level) for level in model.levels}:
+        transform = create_transform(model.config.preprocessing, resolution, train=False)
+        batches = torch.stack([transform(picture) for picture, _ in pictures]).split(64)
+        logits = [model.eval()(batch) for batch in batches]
+        for depth, level in enumerate(model.levels):
+            right = torch.cat([z[level].argmax(dim=1) for z in logits]) == truth[:, depth]
+            found[level, resolution] = right.double().mean().item()
+    return found
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_weights_score_what_is_recorded(name: str) -> None:
+    weights, metrics = WEIGHTS[name], WEIGHTS[name].metrics[1]
+    options = dict(metrics.dataset_options)
+    if metrics.dataset == "fashion_mnist":
+        if not FASHION_MNIST.is_dir():
+            pytest.skip(f"Fashion-MNIST is not in {FASHION_MNIST}, where Debian's dataset-fashion-mnist puts it")
+        options = {"root": str(FASHION_MNIST)}
+    model = create_model(weights.name, pretrained=True)
+    dataset = create_dataset(metrics.dataset, metrics.split, **options)
+    found = rescored(model, dataset, metrics.every)
+    recorded = {(row.level, row.resolution): row.accuracy for row in metrics.accuracy}
+    whole = {(row.level, row.resolution): row for row in weights.metrics[0].accuracy}
+    assert found.keys() == recorded.keys() == whole.keys()
+    for cell, accuracy in recorded.items():
+        assert found[cell] == pytest.approx(accuracy, abs=0.005), cell  # other processors round otherwise
+        # A part scores as the whole within four standard errors of it, or a picture or two.
+        p, part = whole[cell].accuracy, whole[cell].pictures / metrics.every
+        assert accuracy == pytest.approx(p, abs=4 * (p * (1 - p) / part) ** 0.5 + 2 / part), cell
+        assert whole[cell].pictures == len(dataset)
+
+
+# Making them.
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run's folder as train.py leaves it, but untrained."""
+    model = create_model("mlph_tiny_critters")
+    with torch.no_grad():
+        model.eval().head.get_classifier("species").bias.copy_(torch.linspace(-1, 1, 36))
+    model.save_pretrained(tmp_path / "run")
+    options = yaml.safe_load((ROOT / "recipes" / "configs" / "critters.yaml").read_text())
+    options |= {"dataset_options": {"per_class": 2}, "batch_size": 8}
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(options))
+    (tmp_path / "run" / "test.csv").touch()
+    return tmp_path / "run"
+
+
+def bundle(*arguments: object, ok: bool = True) -> str:
+    command = [sys.executable, BUNDLE, *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert (done.returncode == 0) == ok, done.stderr
+    return done.stdout if ok else done.stderr
+
+
+def test_bundle(run: Path, tmp_path: Path) -> None:
+    bundle(run, "mlph_tiny_critters.new", "--license", "cc0-1.0", "--folder", tmp_path / "weights")
+    folder = tmp_path / "weights" / "mlph_tiny_critters.new"
+    assert sorted(path.name for path in folder.iterdir()) == [*FILES[:1], FILES[1], "recipe.yaml", "weights.json"]
+    weights = PretrainedWeights.from_dict(json.loads((folder / "weights.json").read_text()))
+    assert (weights.name, weights.licence, weights.input) == ("mlph_tiny_critters.new", "cc0-1.0", (3, 96, 96))
+    assert weights.sha256 == checksums(folder)
+    register_weights(replace(weights, source=f"file:{folder}"))
+    model, trained = create_model(weights.name, pretrained=True), create_model(f"local-dir:{run}")
+    assert model.config == trained.config
+    for key, weight in trained.state_dict().items():
+        expected = weight.half().float() if weight.is_floating_point() else weight
+        assert torch.equal(model.state_dict()[key], expected), key
+    assert (folder / "recipe.yaml").read_text() == (run / "config.yaml").read_text()
+    for metrics, every in zip(weights.metrics, (1, 5), strict=True):
+        found = rescored(model, create_dataset("critters", "test", per_class=2), every)
+        assert (metrics.dataset, metrics.split, metrics.every) == ("critters", "test", every)
+        assert {(row.level, row.resolution): row.accuracy for row in metrics.accuracy} == pytest.approx(found)
+        assert {row.pictures for row in metrics.accuracy} == {len(range(0, 72, every))}
+        assert [row.level for row in metrics.accuracy if row.own] == ["species", "genus", "family"]
+
+
+def test_bundle_refuses(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    import bundle as recipe
+
+    with pytest.raises(ValueError, match="weights need a licence; name it: --license"):
+        recipe.main(str(run), "mlph_tiny_critters.new")
+    with pytest.raises(ValueError, match="not what 'mlph_tiny_fashion_mnist' stands for: they differ in hier"):
+        recipe.check_arch("mlph_tiny_fashion_mnist.new", create_model("mlph_tiny_critters").config)
+    with pytest.raises(ValueError, match=r"head.bias has numbers that half precision cannot hold"):
+        recipe.halved("head.bias", torch.tensor([1.0, 7e4]))
+    (run / "test.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no finished run of train.py: it holds no test.csv"):
+        recipe.main(str(run), "mlph_tiny_critters.new", "mit")
+
+
+# The command line.
+
+
+def shown(*arguments: str) -> str:
+    done = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+    return done.output if done.exit_code == 0 else str(done.exception)
+
+
+def test_the_command_line_lists_weights() -> None:
+    assert shown("list", "models", "*critters", "--pretrained").split() == [n for n in SHIPPED if "critters" in n]
+    assert "--pretrained lists models, not heads" in shown("list", "heads", "--pretrained")
+
+
+@pytest.mark.skipif(not SHIPPED, reason="the package has no weights yet")
+def test_the_command_line_tells_where_weights_are() -> None:
+    name = SHIPPED[0]
+    metrics = WEIGHTS[name].metrics[0]
+    for asked in (name, name.split(".")[0]):
+        text = shown("info", asked)
+        for row in metrics.accuracy:
+            at = f" at {row.resolution} px" if row.resolution else ""
+            assert (f"{row.level} {100 * row.accuracy:.1f} %{at}" in text) or not row.own
+        for part in ("weights .scratch", "bundled (the default)", "apache-2.0", WEIGHTS[name].recipe, metrics.date):
+            assert part in text, part
+    assert "none trained" in shown("info", "mlph_resnet18_cub")
+
+
+def test_methods_have_no_weights_of_their_own() -> None:
+    assert not [name for name in list_models(pretrained=True) if name.split(".")[0] in METHODS]
+    assert "PretrainedWeights" in c2f_zoo.__all__

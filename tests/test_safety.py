@@ -1,0 +1,382 @@
+"""What a stranger's config.json and weights cannot do, and what a kill cannot do to a saved model."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import resource
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SMALL
+from safetensors.torch import load_file, save, save_file
+from torch import Tensor
+
+import c2f_zoo.weights
+from c2f_zoo import C2FModel, create_model
+from c2f_zoo.config import WEIGHT_SOURCES, ModelConfig
+from c2f_zoo.weights import find_file, load_weights, replacing, weight_files, write_weights
+
+# What Python reports while a model is loaded; an audit hook cannot be taken away, so it listens when it is told to.
+HEARD: list[tuple[str, Any]] | None = None
+
+
+def hear(event: str, args: Any) -> None:
+    if HEARD is not None and not isinstance(args, dict):
+        HEARD.append((event, args))
+
+
+sys.addaudithook(hear)
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model, whole and in shards."""
+    folder = tmp_path_factory.mktemp("originals")
+    model = create_model("mlph", hierarchy="cub", **SMALL)  # type: ignore[arg-type]
+    model.save_pretrained(folder / "saved")
+    model.save_pretrained(folder / "sharded", max_shard_size=100_000)
+    return folder
+
+
+@pytest.fixture
+def saved(originals: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(originals / "saved", tmp_path / "saved")
+
+
+@pytest.fixture
+def sharded(originals: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(originals / "sharded", tmp_path / "sharded")
+
+
+def change(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    for key, value in changes.items():
+        if key in ("preprocessing", "hierarchy") and isinstance(value, dict):
+            config[key] |= value
+        else:
+            config[key] = value
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+BAD = {
+    "a number for a name": ({"backbone": 5}, "backbone is 5, which is no text"),
+    "text for a list": ({"taps": "stages.0"}, "taps is 'stages.0', which is no tuple"),
+    "a list for text": ({"pooling": ["mlp"]}, r"pooling is \['mlp'\], which is no text"),
+    "true for a number": ({"preprocessing": {"crop_pct": True}}, "preprocessing.crop_pct is True, which is no float"),
+    "no number": ({"preprocessing": {"mean": [float("nan")] * 3}}, r"preprocessing.mean\[0\] is nan, which is no fl"),
+    "two sides": ({"preprocessing": {"input_size": [3, 64]}}, r"input_size is \[3, 64\], which is no tuple\[int, int"),
+    "a large input": ({"preprocessing": {"input_size": [3, 64, 10**6]}}, "asks for 1000000 pixels on a side"),
+    "no input": ({"preprocessing": {"input_size": [3, 0, 64]}}, r"input_size \(3, 0, 64\) .* are no picture's"),
+    "no deviation": ({"preprocessing": {"std": [1, 1, 0]}}, "std a positive one"),
+    "two means": ({"preprocessing": {"mean": [0.5, 0.5]}}, "need a number for each of 3 channels"),
+    "an unknown filter": ({"preprocessing": {"interpolation": "magic"}}, "unknown interpolation 'magic'"),
+    "no list": ({"preprocessing": []}, "preprocessing is no mapping but a list"),
+    "a number for a class": (
+        {"hierarchy": {"classes": [[1], ["a"], ["b"]]}},
+        r"hierarchy.classes\[0\]\[0\] is 1, which",
+    ),
+    "a parent that is none": ({"hierarchy": {"parents": [[0] * 113, [-1] * 200]}}, "is an orphan: its parent -1"),
+    "a long name": ({"hierarchy": {"version": "x" * 501}}, "hierarchy.version is 'xxx.*which is no text of 500"),
+    "an unknown level": ({"levels": ["specie"]}, "unknown level 'specie'; did you mean 'species'"),
+    "a resolution in words": ({"resolutions": {"species": "64"}}, "resolutions.species is '64', which is no int"),
+    "a resolution below 1": ({"resolutions": {"species": 0}}, "resolution of species is 0, not 1 to"),
+    "a path": ({"pooling_options": {"dim": "/etc/passwd"}}, "pooling_options.dim is '/etc/passwd'; an option is"),
+    "an address": ({"backbone_options": {"x": ["http://a.b"]}}, r"backbone_options.x is 'http://a.b'; an option is"),
+    "a mapping": ({"head_options": {"dim": {"a": 1}}}, r"head_options.dim is {'a': 1}; an option is a number"),
+    "a huge number": ({"pooling_options": {"dim": 2**40}}, "pooling_options.dim is 1099511627776; an option is"),
+    "a hidden name": ({"pooling_options": {"__class__": 1}}, "has the key '__class__', which a configuration may not"),
+    "a huge network": ({"backbone_options": {"depths": [10**6]}}, r"depths is \[1000000\]; 4096 is the most"),
+    "an unknown option": (
+        {"pooling_options": {"dims": 8}},
+        "unknown option of pooling 'mlp': 'dims'; did you mean 'di",
+    ),
+    "an odd option": ({"backbone_options": {"depths": "deep"}}, "asks for a model that cannot be made"),
+    "the hub as a backbone": ({"backbone": "hf-hub:timm/resnet18.a1_in1k"}, "unknown backbone 'hf-hub:timm/resn"),
+    "a folder as a backbone": ({"backbone": "local-dir:/tmp"}, "unknown backbone 'local-dir:/tmp'"),
+    "an unknown pooling": ({"pooling": "os.system"}, "unknown pooling 'os.system'"),
+    "an unknown tap": ({"taps": ["stages.0", "stages.1", "exec"]}, "unknown tap 'exec'"),
+    **{
+        f"{name} of timm": ({"backbone_options": {name: "x"}}, f"backbone_options has the key '{name}', which a config")
+        for name in sorted(WEIGHT_SOURCES)
+    },
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_config_that_is_no_models_is_refused(saved: Path, case: str) -> None:
+    changes, message = BAD[case]
+    change(saved, **changes)
+    with pytest.raises(ValueError, match=rf"config\.json.*{message}"):
+        create_model(f"local-dir:{saved}")
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", "[" * 100_000, '{"levels": NaN}', "9" * 5000, "\x00"])
+def test_a_text_that_is_no_config_is_refused(saved: Path, text: str) -> None:
+    (saved / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json: "):
+        create_model(f"local-dir:{saved}")
+
+
+def test_a_large_config_is_not_read(saved: Path) -> None:
+    with open(saved / "config.json", "ab") as file:
+        file.truncate(33 * 2**20)
+    with pytest.raises(ValueError, match=r"config\.json is larger than 33554432 bytes"):
+        create_model(f"local-dir:{saved}")
+
+
+def test_many_levels_are_refused(small_model: C2FModel) -> None:
+    names = [f"level {i}" for i in range(33)]
+    tree = {"levels": names, "classes": [["a"]] * 33, "parents": [[0]] * 32, "version": ""}
+    with pytest.raises(ValueError, match="it asks for 33 levels; 32 is the most that is read"):
+        ModelConfig.from_dict({**small_model.config.to_dict(), "hierarchy": tree, "levels": names})
+
+
+def test_loading_runs_imports_and_writes_nothing(saved: Path) -> None:
+    global HEARD
+    (saved / "pytorch_model.bin").write_bytes(pickle.dumps(Path("x")))
+    create_model(f"local-dir:{saved}")  # what is imported when it is first used is there now
+    HEARD = []
+    try:
+        create_model(f"local-dir:{saved}")
+    finally:
+        heard, HEARD = HEARD, None
+    opened = [args for event, args in heard if event == "open"]
+    assert {Path(str(args[0])).name for args in opened} >= {"config.json"}, "the hook hears"
+    assert not [args for args in opened if isinstance(args[1], str) and set(args[1]) & set("wax+")]
+    assert not [args for args in opened if "pytorch_model.bin" in str(args[0])]
+    forbidden = ("pickle.find_class", "import", "exec", "compile", "os.system", "subprocess.Popen", "socket.connect")
+    assert not [(event, args) for event, args in heard if event in forbidden]
+
+
+def test_options_that_say_where_weights_come_from_are_no_part_of_a_model() -> None:
+    options = {"drop_rate": 0.1, "pretrained_cfg_overlay": {"mean": (0.1, 0.2, 0.3)}, "cache_dir": "x"}
+    model = create_model("mlph", backbone="test_convnext", hierarchy="cub", input_size=64, backbone_options=options)
+    assert model.config.backbone_options == {"drop_rate": 0.1}
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 2**20)
+
+
+@pytest.mark.parametrize("changes", [{"pooling_options": {"dim": 2**24}}, {"backbone_options": {"dims": [2048] * 4}}])
+def test_memory_that_the_weights_do_not_fill_is_not_taken(
+    saved: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(c2f_zoo.weights, "SLACK_WEIGHTS", 2**24)  # 64 MiB
+    change(saved, **changes)
+    before = peak_mib()
+    with pytest.raises(ValueError, match=r"asks for a network of more than \d+ numbers, but there are weights of \d+"):
+        create_model(f"local-dir:{saved}")
+    assert peak_mib() < before + 300
+
+
+def test_more_memory_than_there_is_is_told(saved: Path) -> None:
+    change(saved, pooling_options={"dim": 2**32})
+    with pytest.raises(ValueError, match=r"config.json asks for a (model that cannot be made|network of more than)"):
+        create_model(f"local-dir:{saved}")
+
+
+def test_a_network_of_many_layers_is_refused(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(c2f_zoo.weights, "MAX_TENSORS", 500)
+    change(saved, backbone_options={"depths": [1, 1, 100, 1]})
+    with pytest.raises(ValueError, match="asks for a network of more than 500 tensors"):
+        create_model(f"local-dir:{saved}")
+
+
+def lying_header(data: bytes) -> bytes:
+    """The same file with a header that claims to be far longer than the file."""
+    return (2**62).to_bytes(8, "little") + data[8:]
+
+
+def lying_offsets(data: bytes) -> bytes:
+    """The same file with a first tensor that claims to be 2**40 times as large."""
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    first = next(name for name in header if name != "__metadata__")
+    header[first]["shape"][0] *= 2**40
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data[8 + int.from_bytes(data[:8], "little") :]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda data: data[:-1],
+        lambda data: data[:100],
+        lambda data: data[:4],
+        lambda data: b"",
+        lambda data: data + b"more",
+        lying_header,
+        lying_offsets,
+        lambda data: pickle.dumps({"weight": 1}),
+    ],
+)
+def test_a_file_that_is_no_safetensors_is_refused(saved: Path, spoil: Callable[[bytes], bytes]) -> None:
+    path = saved / "model.safetensors"
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a whole safetensors file: "):
+        create_model(f"local-dir:{saved}")
+
+
+def changed_weights(saved: Path, edit: Callable[[dict[str, Tensor]], None]) -> None:
+    weights = load_file(saved / "model.safetensors")
+    edit(weights)
+    save_file(weights, saved / "model.safetensors")
+
+
+def test_weights_that_do_not_fit_change_nothing(small_model: C2FModel, tmp_path: Path) -> None:
+    own = small_model.state_dict()
+    first, *_, last = own
+    before = {name: tensor.clone() for name, tensor in own.items()}
+    cases: dict[str, dict[str, Tensor]] = {
+        rf"it lacks {last}": {name: tensor for name, tensor in own.items() if name != last},
+        "it has too much: evil": {**own, "evil": torch.zeros(1)},
+        rf"it has other shapes: {last} \(1, 7\) for ": {**own, last: torch.zeros(1, 7)},
+        rf"other kinds of numbers: {last} torch.int64 for torch.float32": {**own, last: own[last].long()},
+        rf"other kinds of numbers: {last} torch.bool for torch.float32": {**own, last: own[last] > 0},
+    }
+    for message, weights in cases.items():
+        changed = {name: tensor + 1 if name == first else tensor for name, tensor in weights.items()}
+        save_file({name: tensor.contiguous().clone() for name, tensor in changed.items()}, tmp_path / "w.safetensors")
+        with pytest.raises(ValueError, match=rf"w.safetensors does not fit the C2FModel: .*{message}"):
+            load_weights(small_model, [tmp_path / "w.safetensors"])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in small_model.state_dict().items())
+
+
+def test_weights_of_half_precision_are_cast(saved: Path) -> None:
+    def halve(weights: dict[str, Tensor]) -> None:
+        weights.update({name: w.half() if w.is_floating_point() else w for name, w in weights.items()})
+
+    changed_weights(saved, halve)
+    model, halves = create_model(f"local-dir:{saved}"), load_file(saved / "model.safetensors")
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, halves[name].to(weight.dtype)), name
+
+
+def test_shards_are_small_and_come_back(saved: Path, sharded: Path) -> None:
+    shards = sorted(sharded.glob("*.safetensors"))
+    assert len(shards) > 2 and not (sharded / "model.safetensors").exists()
+    for shard in shards:
+        tensors = load_file(shard)
+        assert sum(t.numel() * t.element_size() for t in tensors.values()) <= 100_000 or len(tensors) == 1
+    again, whole = C2FModel.from_pretrained(sharded).state_dict(), load_file(saved / "model.safetensors")
+    assert again.keys() == whole.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x.safetensors", "/etc/passwd", "a/model-1-of-2.safetensors", "C:\\model-1-of-2.safetensors", "x.bin", ""],
+)
+def test_an_index_names_only_shards_beside_it(sharded: Path, name: str) -> None:
+    index = json.loads((sharded / "model.safetensors.index.json").read_text())
+    index["weight_map"] |= {next(iter(index["weight_map"])): name}
+    (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(
+        ValueError, match=r"index\.json names the file '.*'; shards lie beside it and are called model-"
+    ):
+        C2FModel.from_pretrained(sharded)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}', "[" * 100_000])
+def test_an_index_that_is_none_is_refused(sharded: Path, text: str) -> None:
+    (sharded / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ValueError, match=r"index\.json is no index of weights: "):
+        C2FModel.from_pretrained(sharded)
+
+
+def test_shards_that_do_not_belong_together_are_refused(sharded: Path) -> None:
+    first, second, *_ = sorted(sharded.glob("*.safetensors"))
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(ValueError, match=r"holds .*, as another shard does"):
+        C2FModel.from_pretrained(sharded)
+    second.unlink()
+    with pytest.raises(FileNotFoundError, match=rf"lacks {second.name}, which its model.safetensors.index.json names"):
+        C2FModel.from_pretrained(sharded)
+
+
+# Saves that a kill interrupts: the state of a folder is the text of its config and its weights.
+State = tuple[str, dict[str, list[float]]]
+SAVES = {"whole": ("5GB", 1.0), "other whole": ("5GB", 2.0), "shards": (12, 3.0), "more shards": (4, 4.0)}
+
+
+def save_state(folder: Path, kind: str) -> None:
+    max_shard_size, value = SAVES[kind]
+    with replacing(folder) as new:
+        write_weights(new, {name: torch.full((3,), value) for name in "abc"}, max_shard_size)
+        (new / "config.json").write_text(kind)
+
+
+def state_of(folder: Path) -> State:
+    weights = {name: tensor.tolist() for file in weight_files(folder) for name, tensor in load_file(file).items()}
+    return find_file(folder, "config.json").read_text(), weights
+
+
+class Killed(BaseException):
+    """What stands for a kill: from then on nothing changes on disk."""
+
+
+def save_and_die(folder: Path, kind: str, step: int) -> bool:
+    """Saves, and is killed just before a step; False where there are not so many steps."""
+    left = step
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(*args: Any, **options: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Killed
+            return function(*args, **options)
+
+        return counting
+
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, names in (
+            (os, ("rename", "replace", "unlink", "rmdir", "mkdir")),
+            (Path, ("unlink", "rmdir", "mkdir", "write_bytes", "write_text")),
+        ):
+            for name in names:
+                patch.setattr(owner, name, counted(getattr(owner, name)))
+        try:
+            save_state(folder, kind)
+        except Killed:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("new", SAVES)
+@pytest.mark.parametrize("old", SAVES)
+def test_a_kill_leaves_the_old_model_or_the_new_one(tmp_path: Path, old: str, new: str) -> None:
+    expected = {kind: (kind, {name: [SAVES[kind][1]] * 3 for name in "abc"}) for kind in (old, new)}
+    save_state(tmp_path / "clean", new)
+    clean = sorted(path.name for path in (tmp_path / "clean").iterdir())
+    seen, step, died = set(), 0, True
+    while died:
+        folder = tmp_path / str(step)
+        save_state(folder, old)
+        died = save_and_die(folder, new, step)
+        assert state_of(folder) in expected.values(), f"killed before step {step}"
+        seen.add(state_of(folder)[0])
+        save_and_die(folder, old, step // 2)  # a kill on a kill
+        assert state_of(folder) in expected.values()
+        save_state(folder, new)
+        assert state_of(folder) == expected[new]
+        assert sorted(path.name for path in folder.iterdir()) == clean
+        step += 1
+    assert seen == {old, new} and step > 5
+
+
+def test_a_save_that_fails_leaves_the_old_model(tmp_path: Path) -> None:
+    save_state(tmp_path, "shards")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(RuntimeError), replacing(tmp_path) as new:
+        (new / "model.safetensors").write_bytes(save({"a": torch.zeros(1)}))
+        raise RuntimeError("no space left, say")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert state_of(tmp_path)[0] == "shards"
