@@ -226,6 +226,16 @@ def test_unreadable_pictures_are_skipped_and_listed(launcher: Sequence[str], cub
     assert {row["pictures"] for row in rows_of(tmp_path / "skipped" / "test.csv")} == {"3"}
 
 
+def test_cached_pictures_are_the_same_pictures(cub_folder: Path, tmp_path: Path) -> None:
+    options = [*SMOKE, "--dataset", "cub", "--dataset_options", f"{{root: {cub_folder}}}", "--batch_size", "4"]
+    options += ["--resolutions", "{genus: 24}", "--val_fraction", "0.5", "--stages", "[{epochs: 1, lr: 0.1}]"]
+    train(tmp_path, *options, "--output", "files")
+    train(tmp_path, *options, "--output", "cached", "--cache", "decoded")
+    assert len(list((tmp_path / "decoded").glob("*.cache"))) == 2, "of the training and of the test pictures"
+    for name in ("metrics.csv", "test.csv", "test_predictions.csv"):
+        assert rows_of(tmp_path / "cached" / name) == rows_of(tmp_path / "files" / name)
+
+
 def test_a_second_file_goes_over_the_first(tmp_path: Path) -> None:
     (tmp_path / "resolutions.yaml").write_text("resolutions: {species: null, genus: 40, family: 20}\n")
     options = ["--dataset_options.per_class", "1", "--val_fraction", "0", "--stages", "[{epochs: 1, lr: 0.1}]"]
