@@ -4,6 +4,7 @@
     python recipes/benchmark.py pooling --names [hbp] --channels 256   # one of them, other maps
     python recipes/benchmark.py sweep                                  # mlp against d, batch, channels and map size
     python recipes/benchmark.py step                                   # a whole training step of mlph_vgg16_cub
+    python recipes/benchmark.py data                                   # loading pictures, ours beside timm's
 
 Every variant runs in two processes of its own: one that measures memory, in which freed memory goes back to the
 operating system at once, so that its high-water mark is that of the step; and one that measures time. The latter take
@@ -21,11 +22,13 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import benchmark_data
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
@@ -230,6 +233,70 @@ def step(repeats: int = 3, memory_gib: float = 24.0, output: str = "runs/benchma
     write_csv(Path(output), rows)
 
 
+def data(
+    dataset: str | None = None,
+    dataset_options: dict[str, Any] | None = None,
+    picture_size: tuple[int, int] = (500, 375),
+    pictures: int = 128,
+    input_size: int = 448,
+    resolutions: list[int | None] = [None, 96, 48],  # noqa: B006  # jsonargparse shows it
+    batch: int = 8,
+    num_workers: list[int] = [0, 1],  # noqa: B006
+    loaders: list[str] | None = None,
+    model: str = "mlph_tf_efficientnet_lite0_cub",
+    model_batch: int = 4,
+    repeats: int = 5,
+    output: str = "runs/benchmark-data.csv",
+) -> None:
+    """Pictures a second that a loader's process prepares, and how many of them feed a training on the device at hand.
+
+    timm's loader with its standard training transform, once as it is (the workers hand over bytes, which are normalised
+    where they arrive), once with all of the work in the workers; decoding alone; and ours with one view, and with
+    a view for each resolution, which come from one decode, or from a cache. Each process has one thread.
+
+    Args:
+        dataset: a dataset of files; default: JPEGs drawn on the fly.
+        dataset_options: what it takes further, e.g. `{root: /data/CUB_200_2011}`.
+        picture_size: width and height of the JPEGs that are drawn.
+        pictures: how many; whole batches of them.
+        input_size: height and width of a view.
+        resolutions: of the views, null for the picture's own; the first is that of the single view.
+        batch: pictures in a batch.
+        num_workers: processes that load; 0: the one that asks for the pictures.
+        loaders: which of `benchmark_data.LOADERS`; default all. timm's is always there, to compare with.
+        model: the model that trains, a step at each of its finest levels, one for each view.
+        model_batch: pictures in a batch of the training.
+        repeats: timed rounds through all pictures; the median counts.
+        output: the CSV file.
+    """
+    if pictures % batch:
+        raise SystemExit(f"--pictures {pictures} are no whole batches of {batch}")
+    names = dict.fromkeys(["timm", *(loaders or benchmark_data.LOADERS)])
+    kinds = [(name, workers) for workers in num_workers for name in names]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, "classes", "picture")
+        folder.mkdir(parents=True)
+        if dataset is None:
+            benchmark_data.draw_photos(folder, picture_size, pictures)
+        else:
+            opened: Any = c2f_zoo.create_dataset(dataset, "train", **dataset_options or {})
+            benchmark_data.link_pictures(folder, opened.paths, pictures)
+        about = benchmark_data.cache_columns(folder, input_size)
+        commands: list[Sequence[object]] = [
+            ("measure_data", name, folder, workers, batch, input_size, json.dumps(resolutions))
+            for name, workers in kinds
+        ]
+        commands.append(("measure_training", model, model_batch, input_size, len(resolutions)))
+        *times, training = taking_turns(commands, repeats)
+    about |= {"pictures": pictures, "input_size": input_size, "resolutions": json.dumps(resolutions), "batch": batch}
+    about |= {"model": model, "model_images_s": round(1e3 * model_batch / training["round_ms"], 2), **machine()}
+    about |= benchmark_data.versions()
+    rows = benchmark_data.loader_rows(kinds, times, about)
+    write_csv(Path(output), rows)
+    Console(width=150).print(benchmark_data.loader_table(rows))
+    print(f"written to {output}")
+
+
 def measured_rows(
     name: str, variants: Sequence[str], batch: int, channels: int, size: int, dim: int | None, repeats: int
 ) -> list[dict[str, Any]]:
@@ -386,6 +453,41 @@ def measure_step(impl: str, what: Literal["memory", "speed"], batch: int) -> Non
         serve({"step_ms": train})
 
 
+def measure_data(
+    loader: str,
+    folder: Path,
+    workers: int,
+    batch: int,
+    input_size: int,
+    resolutions: Sequence[int | None],
+) -> None:
+    """Serves rounds through the pictures of a folder. `data` runs this, a user need not.
+
+    Args:
+        loader: one of `benchmark_data.LOADERS`.
+        folder: the pictures.
+        workers: processes that load them; 0: this one.
+        batch: pictures in a batch.
+        input_size: height and width of a view.
+        resolutions: of the views.
+    """
+    torch.set_num_threads(1)
+    batches = benchmark_data.open_loader(loader, folder, workers, batch, input_size, resolutions)
+    serve({"round_ms": lambda: [None for _ in batches]})
+
+
+def measure_training(model: str, batch: int, input_size: int, views: int) -> None:
+    """Serves training steps. `data` runs this, a user need not.
+
+    Args:
+        model: its name.
+        batch: pictures in a batch.
+        input_size: their height and width.
+        views: how many levels are trained, each by a step.
+    """
+    serve({"round_ms": benchmark_data.training_step(model, batch, input_size, views)})
+
+
 def run_forward(call: Callable[..., Tensor], module: nn.Module, maps: Sequence[Tensor]) -> None:
     with torch.no_grad():
         call(module, maps)
@@ -513,4 +615,4 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    auto_cli([pooling, sweep, step, measure, measure_step])
+    auto_cli([pooling, sweep, step, data, measure, measure_step, measure_data, measure_training])
