@@ -141,6 +141,7 @@ def _model_table(name: str, model: C2FModel) -> Table:
 
 def _weights_rows(name: str) -> list[tuple[str, str]]:
     """Where the trained weights of a model are, and what they scored; of all its tags, unless the name has one."""
+    from c2f_zoo.registry import PluginError
     from c2f_zoo.zoo import WEIGHTS, default_tag, split_tag, tags_of
 
     if Path(name).is_dir():
@@ -148,7 +149,11 @@ def _weights_rows(name: str) -> list[tuple[str, str]]:
     arch, named = split_tag(name)
     rows = []
     for tag in [named] if named else tags_of(arch):
-        weights = WEIGHTS[f"{arch}.{tag}"]
+        try:
+            weights = WEIGHTS[f"{arch}.{tag}"]
+        except PluginError as error:
+            rows.append((f"weights .{tag}", f"cannot be shown: {error}"))
+            continue
         by_default = " (the default)" if tag == default_tag(arch) else ""
         rows += [(f"weights .{tag}", weights.source + by_default), ("  licence", weights.licence)]
         rows += [("  recipe", weights.recipe or "not told")]

@@ -120,6 +120,10 @@ class Registry(Generic[T]):
             self._entries[name] = self._load(point)
         return self._entries[name]
 
+    def registered(self, name: str) -> T | None:
+        """What is in this process under a name; None for a plug-in that nobody asked for yet, which is not imported."""
+        return self._entries.get(name)
+
     def __contains__(self, name: object) -> bool:
         return name in self._entries or name in self._found()
 
@@ -152,7 +156,7 @@ class Registry(Generic[T]):
             entry = point.load()
             if not self._fits(entry):
                 raise TypeError(f"it refers to {entry!r}, which is no {self.kind}")
-        except Exception as error:  # whatever a stranger's module does when it is imported
+        except (Exception, SystemExit) as error:  # whatever a stranger's module does when it is imported
             fault = f"{self._describe(point)} is broken: {type(error).__name__}: {error}"
             _warn(fault)
             raise PluginError(fault) from error

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from c2f_zoo.registry import check_options
 
 if TYPE_CHECKING:
+    from timm.models import PretrainedCfg
+
     from c2f_zoo.model import LevelClassifier
 
 # What a configuration of timm's may say of the input, and where it may say that weights lie.
@@ -76,9 +78,10 @@ class _TimmLoader(Loader):
 
 def _register_all() -> None:
     try:
-        from c2f_zoo.zoo import MODELS
+        from c2f_zoo.zoo import MODELS, WEIGHTS
 
         MODELS.watch(_register)
+        WEIGHTS.watch(_register_weights)
     except Exception as error:  # a guest breaks nothing in the house
         warnings.warn(f"timm does not know c2f_zoo's models: {error}", RuntimeWarning, stacklevel=2)
 
@@ -86,22 +89,57 @@ def _register_all() -> None:
 def _register(name: str) -> None:
     """Makes one named model known to timm, with its tags; it is not built, nor is a plug-in imported."""
     import timm
-    from timm.models import DefaultCfg, PretrainedCfg
+    from timm.models import DefaultCfg
 
     from c2f_zoo.zoo.pretrained import default_tag, tags_of
 
-    if timm.models.is_model_in_modules(name, [__name__.rpartition(".")[2]]):
-        return
-    if timm.is_model(name):
+    known = _is_guest(name)
+    if timm.is_model(name) and not known:
         warnings.warn(f"timm has a model {name!r} of its own; use c2f_zoo.create_model", RuntimeWarning, stacklevel=2)
         return
     tags = deque(tags_of(name))
     if tags:
         tags.remove(default_tag(name))
         tags.appendleft(default_tag(name))
-        cfgs = {tag: PretrainedCfg(url=f"{_OURS}{name}.{tag}") for tag in tags}
-        default_cfgs[name] = DefaultCfg(tags, cfgs, is_pretrained=True)
-    timm.models.register_model(_entrypoint(name))
+        cfg = DefaultCfg(tags, {tag: _cfg_of(f"{name}.{tag}") for tag in tags}, is_pretrained=True)
+        known = known and default_cfgs.get(name) == cfg
+        default_cfgs[name] = cfg
+    if not known:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", f"Overwriting {name} in registry")  # by itself, with another tag
+            timm.models.register_model(_entrypoint(name))
+
+
+def _register_weights(name: str) -> None:
+    """Makes weights, `arch.tag`, known to timm where it knows their model already."""
+    arch = name.rpartition(".")[0]
+    if _is_guest(arch):
+        _register(arch)
+
+
+def _is_guest(name: str) -> bool:
+    """Whether timm has a model of that name from here."""
+    import timm
+
+    return timm.models.is_model_in_modules(name, [__name__.rpartition(".")[2]])
+
+
+def _cfg_of(name: str) -> PretrainedCfg:
+    """What is known of weights before they are loaded: all of bundled ones, of a plug-in's that there are some."""
+    from timm.models import PretrainedCfg
+
+    from c2f_zoo.config import ModelConfig
+    from c2f_zoo.zoo.pretrained import BUNDLED, CONFIG_FILE, WEIGHTS
+
+    cfg: dict[str, Any] = {"url": f"{_OURS}{name}"}
+    weights, file = WEIGHTS.registered(name), BUNDLED / name / CONFIG_FILE
+    if weights:
+        cfg |= {"input_size": weights.input, "license": weights.licence}
+    if weights and weights.source == "bundled" and file.is_file():
+        config = ModelConfig.from_json(file)
+        cfg |= {key: config.pretrained_cfg[key] for key in ("mean", "std", "interpolation", "crop_pct")}
+        cfg["num_classes"] = config.hierarchy.num_classes[config.levels[-1]]
+    return PretrainedCfg(**cfg)
 
 
 def _entrypoint(name: str) -> Callable[..., LevelClassifier]:
@@ -135,10 +173,10 @@ def create_classifier(
         name: a named model, without a tag.
         pretrained: load trained weights, as `c2f_zoo.create_model` does; or those that `pretrained_cfg` points to.
         num_classes: None for the finest classes of the model's tree. Another number makes a new, untrained classifier
-            of that many classes without a tree; 0 makes none.
-        img_size: height and width of the input in pixels.
+            of that many classes without a tree, and warns where that drops a trained one; 0 makes none.
+        img_size: height and width of the input in pixels; trained weights take their own only.
         drop_rate: dropout before the classifier, in training.
-        drop_path_rate: the backbone's stochastic depth, where it has that.
+        drop_path_rate: the backbone's stochastic depth, where it has that; 0 turns it off in any.
         pretrained_cfg: a tag, or timm's configuration (`PretrainedCfg`, or a dict): what it says of the input, other
             than timm's defaults, is what `timm.data.resolve_data_config` will read from the model.
         pretrained_cfg_overlay: the same, put over it.
@@ -153,27 +191,54 @@ def create_classifier(
         >>> model(torch.rand(2, 3, 64, 64)).shape
         torch.Size([2, 7])
     """
+    from timm.layers import DropPath
     from timm.models import load_pretrained
 
     from c2f_zoo.factory import create_model
+    from c2f_zoo.zoo import find_weights
 
     _check(name, options)
     cfg = {**_as_dict(pretrained_cfg), **(pretrained_cfg_overlay or {})}
     elsewhere = pretrained and _points_elsewhere(cfg)
-    if drop_path_rate is not None:
+    if drop_path_rate:
         options["backbone_options"] = {"drop_path_rate": drop_path_rate, **(options.get("backbone_options") or {})}
-    if img_size is not None:
-        options["input_size"] = _side(img_size)
     # timm's scripts fill in the default tag whether weights are wanted or not
     tag = cfg.get("tag") if pretrained or isinstance(pretrained_cfg, str) else None
-    model = create_model(f"{name}.{tag}" if tag else name, pretrained and not elsewhere, **options)
+    full_name, trained = f"{name}.{tag}" if tag else name, pretrained and not elsewhere
+    own_size = find_weights(full_name).input[1:] if tag or trained else None
+    if img_size is not None and own_size != (_side(img_size), _side(img_size)):
+        options["input_size"] = _side(img_size)
+    try:
+        model = create_model(full_name, trained, **options)
+    except TypeError as error:
+        if drop_path_rate and "drop_path_rate" in str(error):
+            raise ValueError(f"the backbone of {name!r} takes no drop_path_rate={drop_path_rate}; leave it out") from error
+        raise
+    if drop_path_rate == 0:
+        for module in model.modules():
+            if isinstance(module, DropPath):
+                module.drop_prob = 0.0
     classifier = model.at_level(model.levels[-1], drop_rate)
     if num_classes is not None and num_classes != classifier.num_classes:
-        classifier.reset_classifier(num_classes)
+        _reset(classifier, num_classes, full_name if trained else None)
     classifier.pretrained_cfg.update({key: cfg[key] for key in _INPUT if cfg.get(key)}, architecture=name)
     if elsewhere:
         load_pretrained(classifier, {**classifier.pretrained_cfg, **cfg}, classifier.num_classes, cache_dir=cache_dir)
     return classifier
+
+
+def _reset(classifier: LevelClassifier, num_classes: int, trained: str | None) -> None:
+    """Makes a new classifier; a warning names what is dropped of one with trained weights of that name."""
+    saved = dict(classifier.get_classifier().named_parameters())
+    classifier.reset_classifier(num_classes)
+    lines = [
+        f"\n  head.{key}: {tuple(saved[key].shape)} saved, {tuple(weight.shape)} here"
+        for key, weight in classifier.get_classifier().named_parameters()
+        if key in saved
+    ]
+    if trained and lines:
+        message = f"the classifier of {trained!r} was dropped for a new one of num_classes={num_classes}:"
+        warnings.warn(message + "".join(lines), stacklevel=5)  # who called timm.create_model
 
 
 def _check(name: str, options: dict[str, Any]) -> None:
@@ -190,7 +255,7 @@ def _check(name: str, options: dict[str, Any]) -> None:
             raise ValueError(f"{name!r} as a classifier of timm's has no {key}={options[key]!r}; {way_out}")
     if options.pop("in_chans", 3) != 3:
         raise ValueError(f"{name!r} takes pictures of 3 channels; convert yours, as timm's loaders do")
-    for key in ("features_only", "pretrained_model_args"):  # the one is false, the other of no use here
+    for key in ("features_only", "global_pool", "pretrained_model_args"):  # false, empty, and of no use here
         options.pop(key, None)
     check_options(f"argument of {name!r}:", create_model, options)
 
@@ -198,7 +263,8 @@ def _check(name: str, options: dict[str, Any]) -> None:
 def _as_dict(cfg: Any) -> dict[str, Any]:
     """A tag, or what a configuration says.
 
-    Where timm knows nothing of a model it hands on its own defaults: what equals them says nothing.
+    What equals that which timm hands on by itself says nothing: what it knows of the weights from here, or where it
+    knows nothing of a model, its own defaults.
     """
     from timm.models import PretrainedCfg
 
@@ -207,7 +273,9 @@ def _as_dict(cfg: Any) -> dict[str, Any]:
     given = cfg.to_dict() if isinstance(cfg, PretrainedCfg) else dict(cfg)
     if _points_elsewhere(given):
         return given
-    return {key: value for key, value in given.items() if value != getattr(PretrainedCfg(), key, None)}
+    arch, _, tag = str(given.get("url", "")).removeprefix(_OURS).rpartition(".")
+    handed_on = default_cfgs[arch].cfgs.get(tag, PretrainedCfg()) if arch in default_cfgs else PretrainedCfg()
+    return {key: value for key, value in given.items() if value != getattr(handed_on, key, None)}
 
 
 def _points_elsewhere(cfg: Mapping[str, Any]) -> bool:

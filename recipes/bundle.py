@@ -12,12 +12,13 @@ from __future__ import annotations
 import datetime
 import json
 import platform
-import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import Accelerator
 from jsonargparse import auto_cli
 from train import Options, accuracy_of, create_accelerator, predict_all, unreadable_in, usable_cores
@@ -30,6 +31,7 @@ from c2f_zoo.weights import CONFIG_FILE, WEIGHTS_FILE, replacing, write_weights
 from c2f_zoo.zoo.pretrained import BUNDLED, WEIGHTS_JSON, Accuracy, Metrics, PretrainedWeights, checksum_of
 
 RECIPE_FILE = "recipe.yaml"
+OF_A_MACHINE = ("root", "file", "download", "cache")  # options of datasets that say where one has them
 EVERY = 5  # the tests score every fifth picture, in seconds
 
 
@@ -56,7 +58,8 @@ def main(run: str, name: str, license: str = "", folder: str = str(BUNDLED)) -> 
     with replacing(output) as new:
         write_weights(new, rounded, "5GB")
         (new / CONFIG_FILE).write_text(model.config.to_json(), encoding="utf-8")
-        shutil.copy(Path(run) / "config.yaml", new / RECIPE_FILE)
+        recipe = portable(yaml.safe_load((Path(run) / "config.yaml").read_text(encoding="utf-8")))
+        (new / RECIPE_FILE).write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
         weights = PretrainedWeights(
             name=name,
             source="bundled",
@@ -78,6 +81,12 @@ def options_of(run: Path) -> Options:
         if not (run / file).is_file():
             raise FileNotFoundError(f"{run} is no finished run of train.py: it holds no {file}")
     return auto_cli(Options, args=["--config", str(run / "config.yaml")], as_positional=False)
+
+
+def portable(about: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's options, or metrics, without those options of the dataset that say where one machine has it."""
+    given = about.get("dataset_options") or {}
+    return {**about, "dataset_options": {key: given[key] for key in given if key not in OF_A_MACHINE}}
 
 
 def check_arch(name: str, config: ModelConfig) -> None:
@@ -111,7 +120,7 @@ def score(
             for level in levels:
                 accuracy, pictures = accuracy_of(part, level, dataset.hierarchy)
                 found.append(Accuracy(level, resolution, resolutions.get(level) == resolution, accuracy, pictures))
-    about: dict[str, Any] = {
+    about = {
         "dataset": options.dataset,
         "dataset_options": options.dataset_options,
         "split": "test",
@@ -119,6 +128,7 @@ def score(
         "device": device_of(accelerator),
         "command": command,
     }
+    about = portable(about)
     whole = Metrics(every=1, accuracy=tuple(rows[1]), **about)
     return whole, Metrics(every=EVERY, accuracy=tuple(rows[EVERY]), **about)
 

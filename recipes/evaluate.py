@@ -40,7 +40,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from tqdm import tqdm
 
 import c2f_zoo
-from c2f_zoo.data import LabelledImages, Views, create_dataset, create_views, labels_of, name_of
+from c2f_zoo.data import LabelledImages, Views, create_dataset, create_views, fault_of, labels_of, name_of
 from c2f_zoo.decoding import DECODINGS, complete, decode, is_path
 from c2f_zoo.factory import load_model
 from c2f_zoo.hierarchy import Hierarchy
@@ -93,15 +93,16 @@ def main(
     target[unreadable] = -1
     results = {"run": run, "dataset": name, "dataset_options": options, "split": split} | results_of(scores, model)
     results |= {"labelled": {level: int((target[:, i] >= 0).sum()) for i, level in enumerate(scores.tree.levels)}}
-    results |= {"unreadable": [name_of(pictures, index) for index in unreadable]}
+    faults = [f"{name_of(pictures, index)}: {fault_of(pictures, index)}" for index in unreadable]
+    results |= {"unreadable": faults}
     results |= {"pictures": len(pictures) - len(unreadable)} | machine(accelerator)
     confusions = {level: matrix.compute().cpu() for level, matrix in scores.confusions.items()}
     if accelerator.is_main_process:
         folder = Path(output or Path(run) / "evaluation")
         write(folder, results, confusions, scores.tree)
         print_tables(results, scores.tree)
-        for name in results["unreadable"]:
-            print(f"could not be read and was skipped: {name}")
+        for fault in faults:
+            print(f"could not be read and was skipped: {fault}")
         print(f"\nmetrics.json, mistakes.png and the confusion matrices (PNG, CSV) are in {folder}")
         for level, count in scores.tree.num_classes.items():
             if level not in confusions:
@@ -435,5 +436,5 @@ def formatted(name: str, value: float) -> str:
 if __name__ == "__main__":
     try:
         auto_cli(main)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"evaluate.py: {error}") from error

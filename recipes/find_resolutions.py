@@ -44,7 +44,9 @@ from rich.table import Table
 from train import (
     Options,
     build,
+    cached,
     check_labels,
+    complaint,
     create_accelerator,
     create_objective,
     open_output,
@@ -69,7 +71,7 @@ MODES = {
 }
 THRESHOLD = 0.8  # the paper's t_med and t_low
 LOWEST = 8  # pixels; the last rung of the ladder that is made from the pictures' size
-FREE_TO_CHANGE = ("dataset_options", "batch_size", "num_workers", "on_error", "output")  # when a run is tested
+FREE_TO_CHANGE = ("dataset_options", "batch_size", "num_workers", "cache", "on_error", "output")  # when a run is tested
 
 # Which answers are right (pictures, levels), which labels are known, and the indices of the unreadable pictures.
 Measured = tuple[np.ndarray, np.ndarray, list[int]]
@@ -81,7 +83,8 @@ class Search(Options):
 
     Args:
         ladder: the resolutions to try in pixels, highest first; null is full size. Default: full size, then down from
-            the median shorter side of the validation pictures to 8 by about the square root of 2.
+            the median shorter side of the validation pictures, or what they are resized to if that is less, to 8 by
+            about the square root of 2.
         thresholds: for each level but the coarsest the accuracy under which it hands over to the next coarser one;
             a missing one is the paper's, 0.8.
         full: measure the whole ladder, instead of stopping once every level has its resolution.
@@ -135,9 +138,10 @@ def main(options: Search, run: Path | None, config_name: str) -> bool:
             options.dataset, options.val_fraction, options.seed, **options.dataset_options
         )
         model = load_model(run) if run else build(options, dataset.hierarchy, accelerator)
+        side = median_side(dataset, val_indices, model.config.preprocessing)
+        dataset = cached(dataset, options, model)
     check_data(model, dataset, train_indices, val_indices)
     thresholds = chosen_thresholds(options.thresholds, model.levels)
-    side = median_side(dataset, val_indices, model.config.preprocessing)
     ladder = checked_ladder(default_ladder(side) if options.ladder is None else options.ladder)
     if options.bootstrap < 1:
         raise ValueError(f"bootstrap is a number of resamples, 1 or more, not {options.bootstrap}")
@@ -185,7 +189,10 @@ def chosen_thresholds(given: Mapping[str, float], levels: Sequence[str]) -> tupl
 
 
 def median_side(dataset: LabelledImages, indices: Sequence[int], preprocessing: Preprocessing) -> int:
-    """The median of what a resolution is the length of: the shorter side, or the square root of the area."""
+    """The median of what a resolution is the length of: the shorter side, or the square root of the area.
+
+    At most what pictures are resized to: above that, no resolution leaves less detail.
+    """
     sizes = []
     for index in indices:
         with contextlib.suppress(*UNREADABLE):  # such a picture is named when it is scored
@@ -193,7 +200,8 @@ def median_side(dataset: LabelledImages, indices: Sequence[int], preprocessing: 
     if not sizes:
         raise ValueError("none of the validation pictures can be read")
     in_side = preprocessing.resolution_of == "side"
-    return round(statistics.median(min(size) if in_side else math.sqrt(math.prod(size)) for size in sizes))
+    median = statistics.median(min(size) if in_side else math.sqrt(math.prod(size)) for size in sizes)
+    return min(round(median), preprocessing.resize)
 
 
 def size_of(dataset: LabelledImages, index: int) -> tuple[int, int]:
@@ -265,6 +273,9 @@ def measure(
     truth = scored["truth"][order][:, [dataset.hierarchy.depth(level) for level in levels]]
     answers = torch.stack([scored[level][order] for level in levels], dim=1)
     known = truth >= 0
+    for level, count in zip(levels, known.sum(dim=0).tolist(), strict=True):
+        if count == 0:
+            raise ValueError(f"no validation picture with a label at {level!r} can be read; try `c2f-zoo data check`")
     right = (answers == truth) & known
     scores = [f"{level} {score:.3f}" for level, score in zip(levels, mean_of(right, known), strict=True)]
     accelerator.print(f"{shown(resolution)}: validation accuracy {'  '.join(scores)}", flush=True)
@@ -574,6 +585,6 @@ def parse(args: list[str]) -> tuple[Search, Path | None, str]:
 if __name__ == "__main__":
     try:
         complete = main(*parse(sys.argv[1:]))
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"find_resolutions.py: {error}") from error
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(f"find_resolutions.py: {complaint(error)}") from error
     raise SystemExit(0 if complete else 1)

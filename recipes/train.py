@@ -48,12 +48,11 @@ from c2f_zoo.data import (
     create_dataset,
     create_transform,
     create_views,
+    fault_of,
     labels_of,
     name_of,
-    picture_of,
     train_and_val,
 )
-from c2f_zoo.data.views import UNREADABLE
 from c2f_zoo.factory import create_model, load_model
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.losses import LOSSES, tree_prior
@@ -158,10 +157,7 @@ def main(options: Options, config_name: str) -> None:
         )
         test_set = create_dataset(options.dataset, "test", **options.dataset_options)
         model = build(options, train_set.hierarchy, accelerator)
-        if options.cache is not None:
-            p = model.config.preprocessing
-            train_set = CachedImages(train_set, options.cache, p.resize, p.interpolation)
-            test_set = CachedImages(test_set, options.cache, p.resize, p.interpolation)
+        train_set, test_set = (cached(part, options, model) for part in (train_set, test_set))
     check_labels(labels_of(train_set)[train_indices], model, "training")
     check_labels(labels_of(train_set)[val_indices or train_indices], model, "validation")
     check_labels(labels_of(test_set), model, "test")
@@ -177,7 +173,10 @@ def main(options: Options, config_name: str) -> None:
     best = accelerator.prepare(load_model(output))
     matrix, unreadable = score_test(best, test_set, options, output, accelerator)
     if accelerator.is_main_process:
-        report_unreadable({"training": (train_set, progress.unreadable), "test": (test_set, unreadable)}, output)
+        held_out = set(val_indices).intersection(progress.unreadable)
+        of_training = sorted({*progress.unreadable} - held_out)
+        parts = {"training": (train_set, of_training), "validation": (train_set, sorted(held_out))}
+        report_unreadable({**parts, "test": (test_set, unreadable)}, output)
         print_report(model, matrix, output)
     accelerator.end_training()
 
@@ -206,6 +205,14 @@ def build(options: Options, hierarchy: Hierarchy, accelerator: Accelerator) -> C
 def usable_cores() -> int:
     # taskset, Slurm and containers allow fewer cores than the machine has; macOS and Windows cannot tell.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cached(dataset: LabelledImages, options: Options, model: C2FModel) -> LabelledImages:
+    """The dataset, with its pictures in a cache where one is asked for."""
+    if options.cache is None:
+        return dataset
+    preprocessing = model.config.preprocessing
+    return CachedImages(dataset, options.cache, preprocessing.resize, preprocessing.interpolation)
 
 
 def check_labels(labels: Tensor, model: C2FModel, part: str) -> None:
@@ -447,7 +454,12 @@ def validate(
     for level in accelerator.unwrap_model(model).levels:
         resolution = options.resolutions.get(level)
         scored = predict_all(model, dataset, indices, resolution, (level,), options, accelerator)
-        accuracy[f"val_{level}"], _ = accuracy_of(scored, level, dataset.hierarchy)
+        accuracy[f"val_{level}"], count = accuracy_of(scored, level, dataset.hierarchy)
+        if count == 0:
+            raise ValueError(
+                f"no validation picture with a label at {level!r} can be read; look with `c2f-zoo data check`, "
+                "or choose another val_fraction"
+            )
         unreadable = unreadable_in(scored)
     return accuracy, unreadable
 
@@ -529,11 +541,7 @@ def report_unreadable(parts: dict[str, tuple[LabelledImages, list[int]]], output
     rows = []
     for part, (dataset, indices) in parts.items():
         for index in indices:
-            try:
-                picture_of(dataset, index)
-                reason = "it can be read now"
-            except UNREADABLE as error:
-                reason = str(error)
+            reason = fault_of(dataset, index) or "it can be read now"
             rows.append({"part": part, "index": index, "name": name_of(dataset, index), "reason": reason})
     if rows:
         write_csv(output / "unreadable.csv", rows)
@@ -648,8 +656,14 @@ def parse(args: list[str]) -> tuple[Options, str]:
     return auto_cli(Options, args=[*files, *rest], as_positional=False), Path(configs[0]).stem
 
 
+def complaint(error: Exception) -> str:
+    """What an error says; of one from a loader's worker, whose message is its traceback, the last line."""
+    text = str(error).strip()
+    return text.splitlines()[-1] if text.startswith("Caught ") else text
+
+
 if __name__ == "__main__":
     try:
         main(*parse(sys.argv[1:]))
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"train.py: {error}") from error
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(f"train.py: {complaint(error)}") from error

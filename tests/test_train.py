@@ -218,12 +218,31 @@ def test_unreadable_pictures_are_skipped_and_listed(launcher: Sequence[str], cub
     printed = train(tmp_path, *options, "--on_error", "skip", "--output", "skipped", launcher=launcher)
     rows = rows_of(tmp_path / "skipped" / "unreadable.csv")
     assert [(row["part"], row["index"]) for row in rows] == [("training", "2"), ("test", "2")]
+    complaint = train(tmp_path, *options, "--num_workers", "1", "--output", "by_a_worker", ok=False)
+    assert f"picture 2 ({torn[0]}) cannot be used" in complaint
+    assert "on_error: skip" in complaint
+    assert "Traceback" not in complaint
     for row, path in zip(rows, torn, strict=True):
         assert str(path) in row["name"]
         assert "truncated" in row["reason"]
         assert str(path) in printed
     assert [row["index"] for row in rows_of(tmp_path / "skipped" / "test_predictions.csv")] == ["0", "1", "3"]
     assert {row["pictures"] for row in rows_of(tmp_path / "skipped" / "test.csv")} == {"3"}
+
+
+def test_a_level_without_a_readable_validation_picture_is_named(tmp_path: Path) -> None:
+    for split, number in (("train", 4), ("val", 1), ("test", 1)):
+        for species in ("a/b/c", "a/b/d"):
+            (tmp_path / "data" / split / species).mkdir(parents=True)
+            for shot in range(number):
+                file = tmp_path / "data" / split / species / f"{shot}.jpg"
+                Image.new("RGB", (40, 30), (40 * shot, 90, 10)).save(file)
+                if split == "val":
+                    file.write_bytes(file.read_bytes()[:500])
+    options = [*SMOKE, "--dataset", "folder", "--dataset_options", f"{{root: {tmp_path / 'data'}}}"]
+    options += ["--batch_size", "4", "--on_error", "skip"]
+    complaint = train(tmp_path, *options, ok=False)
+    assert "no validation picture with a label at 'family' can be read; look with `c2f-zoo data check`" in complaint
 
 
 def test_cached_pictures_are_the_same_pictures(cub_folder: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from c2f_zoo.data import (
     Views,
     create_transform,
     create_views,
+    fault_of,
     labels_of,
     name_of,
     register_dataset,
@@ -112,6 +113,16 @@ class TestViews:
 
         with pytest.raises(ValueError, match=r"^a mistake$"):
             Views(Counting(1), broken, on_error="skip")[0]
+
+    def test_a_part_with_fewer_labels_reads_as_the_whole(self, torn: Path) -> None:
+        whole = create_dataset("cub", "train", root=str(torn))
+        hidden = HideLabels(whole, "genus", [2])
+        assert name_of(hidden, 2) == name_of(whole, 2)
+        assert "truncated" in fault_of(hidden, 2)
+        assert fault_of(hidden, 1) == ""
+        counting = Counting(3)
+        HideLabels(counting, "genus", [2]).read(1, 9)
+        assert counting.reads == [(1, 9)]
 
     def test_pictures_have_names(self, cub_folder: Path) -> None:
         assert name_of(Counting(3), 2) == "picture 2"

@@ -18,7 +18,16 @@ from c2f_zoo.data.files import ImageFiles
 from c2f_zoo.data.images import read_image
 from c2f_zoo.data.registry import DATASETS, LabelledImages, create_dataset, labels_of, list_datasets, register_dataset
 from c2f_zoo.data.transforms import Degrade, Normalize, create_transform, create_views
-from c2f_zoo.data.views import HideLabels, Joined, Views, name_of, picture_of, stratified_split, train_and_val
+from c2f_zoo.data.views import (
+    HideLabels,
+    Joined,
+    Views,
+    fault_of,
+    name_of,
+    picture_of,
+    stratified_split,
+    train_and_val,
+)
 
 __all__ = [
     "DATASETS",
@@ -40,6 +49,7 @@ __all__ = [
     "csv_list",
     "cub",
     "fashion_mnist",
+    "fault_of",
     "folder",
     "inaturalist",
     "labels_of",

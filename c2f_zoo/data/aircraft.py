@@ -25,7 +25,7 @@ def aircraft(root: str, split: str, download: bool = False) -> ImageFiles:
 
     Raises:
         FileNotFoundError: the dataset is not there and `download` is false, or it lacks a list.
-        RuntimeError: the download failed.
+        ConnectionError: the download failed.
         ValueError: the lists are no tree, or picture files are missing; the message names them.
     """
     with opening("FGVC-Aircraft", root, download, "fgvc-aircraft-2013b/"):

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median_low
 from typing import NamedTuple
 
+import torch
 from PIL import Image
 from rich.console import Console
 from rich.markup import escape
@@ -21,9 +22,10 @@ from tqdm import tqdm
 from c2f_zoo.data.csv_list import list_csv
 from c2f_zoo.data.cub import FILES as CUB_FILES
 from c2f_zoo.data.cub import cub_folder, list_cub
-from c2f_zoo.data.files import MAX_SHOWN, SPLITS, Entry, Findings, Listing, part, splits_of
+from c2f_zoo.data.files import MAX_SHOWN, SPLITS, TOO_FEW, Entry, Findings, Listing, part, splits_of
 from c2f_zoo.data.folder import list_folder
 from c2f_zoo.data.images import read_image
+from c2f_zoo.data.views import stratified_split
 from c2f_zoo.hierarchy import Hierarchy
 
 _CHUNK = 256  # pictures that are under way at a time
@@ -94,13 +96,17 @@ def check_pictures(listing: Listing, workers: int | None = None, test_fraction: 
 
     Returns:
         All that was found. `errors` holds what makes training fail or be about nothing: the listing's faults, pictures
-        that cannot be decoded, a level at which no picture of a split has a label, a tree with one class.
+        that cannot be decoded, no pictures to test on, a level at which no picture of a split has a label, a tree with
+        one class.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"it takes 1 worker or more to read pictures, not {workers}")
     check = Check(listing, part(listing.entries, test_fraction, seed))
     check.errors.update(listing.faults)
     check.warnings.update(listing.notes)
+    for split in ("train", "test"):
+        if check.entries and split not in splits_of(check.entries) and "splits without a picture" not in check.errors:
+            check.errors["splits without a picture"].append(f"{split!r}: {TOO_FEW}")
     missing = set(listing.faults.get("missing files", ()))
     paths = [entry.path for entry in check.entries]
     for path, seen in zip(paths, _inspect_all(paths, workers), strict=True):
@@ -145,10 +151,25 @@ def _check_labels(check: Check) -> None:
                 check.errors["levels without a label in a split (leave them out of the model's levels)"].append(
                     f"{level} in {split!r}"
                 )
+    if "val" not in splits_of(check.entries):
+        _check_held_out([entry.label for entry in check.entries if entry.split == "train"], check)
     taught = {entry.label[-1] for entry in check.entries if entry.split == "train"}
     check.warnings["classes without a training picture"] += [
         name for label, name in enumerate(tree.classes[-1]) if label not in taught
     ]
+
+
+def _check_held_out(labels: Sequence[tuple[int, ...]], check: Check) -> None:
+    """Looks for levels that nothing would validate, where the recipes hold out a part of the training pictures."""
+    assert check.listing.hierarchy is not None, "there are labels"
+    held_out = stratified_split(torch.tensor(labels), 0.1, 0)[1] if labels else []
+    validating = [labels[i] for i in held_out] or labels  # as the recipes do
+    for depth, level in enumerate(check.listing.hierarchy.levels):
+        if any(label[depth] >= 0 for label in labels) and all(label[depth] < 0 for label in validating):
+            check.warnings[
+                "levels without a label in the part of 'train' that validates by default (val_fraction 0.1, seed 0; "
+                "training stops: add pictures, or choose another val_fraction)"
+            ].append(level)
 
 
 def _check_repeated(check: Check) -> None:
@@ -186,10 +207,10 @@ def print_check(check: Check, console: Console, show_all: bool = False) -> None:
     Args:
         check: what was found.
         console: where to print; made with `emoji=False`, or names such as `:cat:` turn into pictures.
-        show_all: long lists of warnings are not cut.
+        show_all: long lists of classes and of warnings are not cut.
     """
     console.print(f"{len(check.entries)} pictures in {_plain(check.listing.source)}", soft_wrap=True)
-    for table in _tables(check):
+    for table in _tables(check, show_all):
         console.print(table)
     for kind, colour, findings in (("error", "red", check.errors), ("warning", "yellow", check.warnings)):
         for heading, items in findings.items():
@@ -212,7 +233,7 @@ def _plain(text: object) -> str:
     return escape("".join(shown))
 
 
-def _tables(check: Check) -> Iterator[Table]:
+def _tables(check: Check, show_all: bool) -> Iterator[Table | str]:
     tree = check.listing.hierarchy
     if tree is not None:
         table = _table("level", "classes", "with training pictures", "labelled pictures")
@@ -227,6 +248,7 @@ def _tables(check: Check) -> Iterator[Table]:
             counts = Counter(label for label in there if label >= 0)
             table.add_row(split, str(len(there)), str(len(counts)), *_spread(list(counts.values())))
         yield table
+        yield from _classes(check, tree, show_all)
     seen = [picture for picture in check.seen if picture is not None]
     if seen:
         table = _table("pixels", "least", "median", "most")
@@ -241,6 +263,21 @@ def _tables(check: Check) -> Iterator[Table]:
         for kind, count in Counter(picture.kind for picture in seen).most_common():
             table.add_row(_plain(kind), str(count))
         yield table
+
+
+def _classes(check: Check, tree: Hierarchy, show_all: bool) -> Iterator[Table | str]:
+    """How many pictures each of the finest classes has, the fewest first."""
+    splits = splits_of(check.entries)
+    count = Counter((entry.label[-1], entry.split) for entry in check.entries)
+    rows = [(name, [count[label, split] for split in splits]) for label, name in enumerate(tree.classes[-1])]
+    rows.sort(key=lambda row: sum(row[1]))
+    shown = rows if show_all else rows[:MAX_SHOWN]
+    table = _table(_plain(tree.finest), *splits)
+    for name, counts in shown:
+        table.add_row(_plain(name), *map(str, counts))
+    yield table
+    if len(shown) < len(rows):
+        yield f"  ... and {len(rows) - len(shown)} more {_plain(tree.finest)} classes; --all shows them"
 
 
 def _table(first: str, *others: str) -> Table:

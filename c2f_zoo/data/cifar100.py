@@ -22,7 +22,7 @@ def cifar100(root: str, split: str, download: bool = False) -> Relabelled:
 
     Raises:
         FileNotFoundError: the files are missing or are not the published ones, and `download` is false.
-        RuntimeError: the download failed.
+        ConnectionError: the download failed.
         ValueError: a class is not in the tree.
     """
     if split not in ("train", "test"):

@@ -89,8 +89,8 @@ def list_csv(
         return listing
     if len(rows) == 1:
         listing.faults["faults of the file"].append("it has no row below the header")
-    lines = _without_repeated(_read_lines(rows[1:], header, listing), listing)
-    _label(lines, file.parent if root is None else Path(root), listing)
+    root = file.parent if root is None else Path(root)
+    _label(_without_repeated(_read_lines(rows[1:], header, listing), root, listing), root, listing)
     find_missing(listing)
     settle_splits(listing)
     return listing
@@ -119,10 +119,10 @@ def _read_lines(rows: Sequence[Row], header: Sequence[str], listing: Listing) ->
     return lines
 
 
-def _without_repeated(lines: Sequence[_Line], listing: Listing) -> list[_Line]:
+def _without_repeated(lines: Sequence[_Line], root: Path, listing: Listing) -> list[_Line]:
     first: dict[str, _Line] = {}
     for line in lines:
-        before = first.setdefault(os.path.normpath(line.path), line)
+        before = first.setdefault(os.path.abspath(root / line.path), line)  # however it is spelled
         if before.label != line.label:
             two = f"{before.label!r} ({before.where}) and {line.label!r} ({line.where})"
             listing.faults["pictures with two labels"].append(f"{line.path}: {two}")

@@ -22,6 +22,7 @@ from c2f_zoo.registry import unknown_name
 SPLITS = ("train", "val", "test")
 SPLIT_OF = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 MAX_SHOWN = 20
+TOO_FEW = "each class needs two pictures or more to be parted, and test_fraction to be more than 0; or name the splits"
 
 Findings = dict[str, list[str]]  # a heading, and a line for each thing found
 
@@ -115,7 +116,8 @@ def open_split(listing: Listing, split: str, test_fraction: float = 0.2, seed: i
     entries = part(listing.entries, test_fraction, seed)
     splits = splits_of(entries)
     if split not in splits:
-        raise ValueError(f"{listing.source} has no split {split!r}; it has {' and '.join(map(repr, splits))}")
+        why = f": {TOO_FEW}" if split == "test" else ""  # named splits have one, see settle_splits
+        raise ValueError(f"{listing.source} has no split {split!r}; it has {' and '.join(map(repr, splits))}{why}")
     chosen = [entry for entry in entries if entry.split == split]
     labels = torch.tensor([entry.label for entry in chosen])
     targets = labels[:, -1]

@@ -8,6 +8,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image
 
+_MAX_ELONGATION = 100  # longer side over shorter; a few kB of a line of pixels, resized by its width, take gigabytes
+
 # What turns a picture upright, for each orientation of EXIF's table (2.32, section 4.6.5.1).
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -34,8 +36,8 @@ def read_image(path: str | Path | BinaryIO, shorter_side: int | None = None) -> 
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be decoded to the end, has values of no known range (32-bit, float) or more pixels than
-            `PIL.Image.MAX_IMAGE_PIXELS`; the message names it.
+        ValueError: it cannot be decoded to the end, has values of no known range (32-bit, float), more pixels than
+            `PIL.Image.MAX_IMAGE_PIXELS` or one side over 100 times as long as the other; the message names it.
 
     Examples:
         >>> Image.new("L", (400, 300), 77).save("grey.jpg")
@@ -65,6 +67,9 @@ def _refusal(image: Image.Image) -> str | None:
     """Why a picture is not decoded, from its header; None if it can be."""
     if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
         return _too_large()
+    if max(image.size) > _MAX_ELONGATION * min(image.size):
+        size = f"{image.width} x {image.height}"
+        return f"it is {size} pixels: resized to a network's input it would fill the memory; crop it"
     # A PNG or PGM of 16 bits has mode I in some of Pillow's versions; elsewhere I is 32 bits, or signed.
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         kind = "floats" if image.mode == "F" else "32-bit or signed integers"
@@ -74,8 +79,8 @@ def _refusal(image: Image.Image) -> str | None:
 
 def _too_large() -> str:
     return (
-        f"it has more than {Image.MAX_IMAGE_PIXELS} pixels, perhaps to fill the memory; if it is meant to, "
-        "raise PIL.Image.MAX_IMAGE_PIXELS, else take it off the list"
+        f"it has more than {Image.MAX_IMAGE_PIXELS} pixels, perhaps to fill the memory; shrink it or take it off the "
+        "list (a program of your own can raise PIL.Image.MAX_IMAGE_PIXELS)"
     )
 
 

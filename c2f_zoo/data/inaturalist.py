@@ -27,7 +27,7 @@ def inaturalist(root: str, split: str, mini: bool = False, download: bool = Fals
 
     Raises:
         FileNotFoundError: the dataset is not there and `download` is false.
-        RuntimeError: the download failed.
+        ConnectionError: the download failed.
         ValueError: a folder's name is no category.
     """
     if split not in ("train", "test"):

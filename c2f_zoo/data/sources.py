@@ -121,7 +121,7 @@ def opening(source: str, root: str | Path, download: bool, holds: str) -> Iterat
 
     Raises:
         FileNotFoundError: the dataset is not there and is not to be fetched.
-        RuntimeError: it could not be fetched.
+        ConnectionError: it could not be fetched.
     """
     before = vars(tarfile.TarFile).get("extraction_filter")
     if hasattr(tarfile, "data_filter"):  # Python 3.10.12, 3.11.4 or later
@@ -130,7 +130,7 @@ def opening(source: str, root: str | Path, download: bool, holds: str) -> Iterat
         yield
     except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
         if download:
-            raise RuntimeError(
+            raise ConnectionError(
                 f"{source} could not be fetched to {root}: {error}; remove what is half there and try again, or fetch "
                 f"it by other means, so that the folder holds {holds}"
             ) from error

@@ -79,7 +79,9 @@ def timm_dataset(
     tree = open_hierarchy(hierarchy)
     named = _default_splits(name, root) if splits is None else splits
     if split not in named:
-        raise unknown_split(name, split, named)
+        way_out = "; say what is our test with splits={'train': 'train', 'test': 'val'}"
+        is_imagenets = name in _FOLDERS and split == "test" and {"train", "val"} <= named.keys()
+        raise ValueError(f"{unknown_split(name, split, named)}{way_out if is_imagenets else ''}")
     source = _SOURCES[prefix](_open(name, named[split], root, options), what)
     if splits is None and source.splits is not None:
         named = {ours: theirs for ours, theirs in named.items() if theirs in source.splits or ours == split}
@@ -169,9 +171,10 @@ def _open(name: str, split: str, root: str | None, options: dict[str, Any]) -> A
     except ImportError:
         raise
     except Exception as error:  # timm and the libraries below it raise errors of many kinds, assertions too
+        check = "check the name and the network; " if prefix in ("hfds", "hfids") else ""
         raise ValueError(
-            f"dataset {name!r}: cannot open its split {split!r}: {error or type(error).__name__}; the option splits "
-            "says what it calls ours"
+            f"dataset {name!r}: cannot open its split {split!r}: {error or type(error).__name__}; {check}the option "
+            "splits says what it calls ours"
         ) from error
 
 

@@ -25,7 +25,8 @@ class Views(Dataset[tuple[Any, Tensor, int]]):
             (`create_views`).
         indices: which pictures, by their index in the dataset; None for all.
         on_error: what an unreadable picture does: `"raise"`, or `"skip"`: a black picture with unknown labels, which no
-            loss and no accuracy counts, comes in its place, so that a batch keeps its size.
+            loss and no accuracy counts, comes in its place, so that a batch keeps its size (batch norm that is being
+            trained sees it).
         shorter_side: a JPEG may be decoded at a reduced size, of at least this shorter side in pixels.
 
     Each item is (transformed picture, labels (levels,) int64, index in the dataset). A picture that was skipped has the
@@ -69,7 +70,8 @@ class Views(Dataset[tuple[Any, Tensor, int]]):
             image = picture_of(self.dataset, index, self.shorter_side)
         except UNREADABLE as error:
             if self.on_error == "raise":
-                raise ValueError(f"{name_of(self.dataset, index)} cannot be used: {error}") from error
+                name = name_of(self.dataset, index)
+                raise ValueError(f"{name} cannot be used: {error}; or let on_error: skip leave it out") from error
             black = Image.new("RGB", (self.shorter_side or 1, self.shorter_side or 1))
             return self.transform(black), torch.full_like(self.labels[index], -1), -1 - index
         return self.transform(image), self.labels[index], index
@@ -79,6 +81,20 @@ def picture_of(dataset: LabelledImages, index: int, shorter_side: int | None = N
     """A dataset's picture, RGB; a JPEG perhaps decoded at a reduced size, of at least this shorter side in pixels."""
     read = getattr(dataset, "read", None)
     return read(index, shorter_side) if read is not None else dataset[index][0]
+
+
+def fault_of(dataset: LabelledImages, index: int) -> str:
+    """Why a picture cannot be read; "" if it can.
+
+    Examples:
+        >>> fault_of(create_dataset("critters", "train", per_class=1), 7)
+        ''
+    """
+    try:
+        picture_of(dataset, index)
+    except UNREADABLE as error:
+        return str(error)
+    return ""
 
 
 def name_of(dataset: LabelledImages, index: int) -> str:
@@ -117,12 +133,18 @@ class HideLabels:
         self.labels = labels_of(dataset).clone()
         self.labels[torch.tensor(indices, dtype=torch.long), dataset.hierarchy.depth(level) + 1 :] = -1
         self.targets: list[int] = self.labels[:, -1].tolist()
+        if getattr(dataset, "paths", None):
+            self.paths = dataset.paths  # type: ignore[attr-defined]
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return self.dataset[index][0], self.targets[index]
+        return self.read(index), self.targets[index]
+
+    def read(self, index: int, shorter_side: int | None = None) -> Image.Image:
+        """The picture of an index; see `Views` for `shorter_side`."""
+        return picture_of(self.dataset, index, shorter_side)
 
 
 class Joined:
