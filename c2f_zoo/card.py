@@ -82,7 +82,7 @@ def model_card(config: ModelConfig, name: str, licence: str | None = None, run: 
 
     Args:
         config: the model's configuration.
-        name: where the model is, `"owner/model"`.
+        name: where the model is, `"owner/model"` or `"owner/model@revision"`.
         licence: an identifier of https://huggingface.co/docs/hub/repositories-licenses, e.g. `"apache-2.0"`.
         run: what was measured.
 
@@ -92,9 +92,10 @@ def model_card(config: ModelConfig, name: str, licence: str | None = None, run: 
         >>> "license: mit" in text, "Nothing was measured" in text
         (True, True)
     """
+    title = name.partition("@")[0].split("/")[-1]
     parts = [
-        f"---\n{_metadata(config, name, licence, run)}\n---",
-        f"# {name.split('/')[-1]}\n\n{_introduction(config)}",
+        f"---\n{_metadata(config, title, licence, run)}\n---",
+        f"# {title}\n\n{_introduction(config)}",
         f"## Use\n\n{_use(name)}",
         f"## Results\n\n{_results(run)}",
         f"## The model\n\n{_model(config)}",
@@ -106,7 +107,7 @@ def model_card(config: ModelConfig, name: str, licence: str | None = None, run: 
     return "\n\n".join(parts) + "\n"
 
 
-def _metadata(config: ModelConfig, name: str, licence: str | None, run: Run | None) -> str:
+def _metadata(config: ModelConfig, title: str, licence: str | None, run: Run | None) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     results = []
@@ -130,7 +131,7 @@ def _metadata(config: ModelConfig, name: str, licence: str | None, run: Run | No
         library_name="c2f_zoo",
         pipeline_tag="image-classification",
         tags=["image-classification", "hierarchical-classification", "fine-grained", "timm", "c2f_zoo"],
-        model_name=name.split("/")[-1],
+        model_name=title,
         eval_results=results or None,
     ).to_yaml()
 

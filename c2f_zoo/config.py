@@ -26,11 +26,21 @@ MAX_NAME_LENGTH = 500
 MAX_LEVELS, MAX_CLASSES, MAX_TAPS = 32, 1_000_000, 64
 MAX_INPUT_SIZE = 4096
 MAX_INT = 2**32
+MAX_SEED = 2**63 - 1
 MAX_OPTION_LENGTH = 64
 
-# Options of timm's that say where weights come from. They are used when a model is made, and no part of it.
+# Options of timm's, and ours, that say where weights come from. They are used when a model is made, and no part of it.
 WEIGHT_SOURCES = frozenset(
-    ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path", "cache_dir")
+    (
+        "pretrained",
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "pretrained_strict",
+        "checkpoint_path",
+        "cache_dir",
+        "pretrained_backbone",
+        "backbone_checkpoint",
+    )
 )
 # What timm's reader of config.json looks for; written beside the configuration, and not read back.
 TIMM_KEYS = ("architecture", "num_classes", "label_names", "pretrained_cfg")
@@ -142,17 +152,32 @@ class ModelConfig:
         """The configuration as JSON-able values; `from_dict` reads it back."""
         return _jsonable(asdict(self))
 
+    def check(self) -> None:
+        """Makes sure that `from_dict` reads what `to_dict` gives.
+
+        Raises:
+            ValueError: it does not; the message names the value.
+        """
+        self.from_dict(self.to_dict())
+
     def to_json(self) -> str:
         """The text of a model's `config.json`.
 
         Beside what `to_dict` gives stand the keys that timm's reader of such files looks for, of the finest level
         that is answered: `architecture` (no name of timm's: timm cannot build it), `num_classes`, `label_names` and
         `pretrained_cfg`, which `timm.data.resolve_data_config` understands.
+
+        Raises:
+            ValueError: `from_json` would refuse it; the message says why.
         """
+        self.check()
         names = self.hierarchy.class_names(self.levels[-1])
         for_timm = ("c2f_zoo", len(names), names, self.pretrained_cfg)
         data = self.to_dict() | _jsonable(dict(zip(TIMM_KEYS, for_timm, strict=True)))
-        return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+        if len(text.encode()) > MAX_CONFIG_BYTES:
+            raise ValueError(f"the configuration would be larger than {MAX_CONFIG_BYTES} bytes, the most that is read")
+        return text
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
@@ -255,10 +280,10 @@ def _short(value: Any) -> str:
     return shown[:60] + "..." * (len(shown) > 60)
 
 
-def _is_number(value: Any, whole: bool = False) -> bool:
+def _is_number(value: Any, whole: bool = False, most: int = MAX_INT) -> bool:
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
         return False
-    return math.isfinite(value) and abs(value) <= MAX_INT
+    return abs(value) <= most and math.isfinite(value)
 
 
 def _option(name: str, value: Any, where: str) -> Any:
@@ -269,8 +294,8 @@ def _option(name: str, value: Any, where: str) -> Any:
         return [_option(name, item, where) for item in value]
     if isinstance(value, str) and re.fullmatch(rf"[\w-]{{,{MAX_OPTION_LENGTH}}}", value):
         return value
-    if value is None or isinstance(value, bool) or _is_number(value):
-        return value
+    if value is None or isinstance(value, bool) or _is_number(value, most=MAX_SEED if name == "seed" else MAX_INT):
+        return value  # a seed is no size
     raise ValueError(
         f"{where}.{name} is {_short(value)}; an option is a number, a word of letters, digits, '_' and '-', or a short "
         "list of these"

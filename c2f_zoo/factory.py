@@ -176,6 +176,7 @@ def _new(method: Method, parts: Mapping[str, Any]) -> C2FModel:
         pooling_options=dict(parts.get("pooling_options", {})),
         head_options=dict(parts.get("head_options", {})),
     )
+    config.check()  # or the model could be made and trained, and not be saved
     return assemble(tap_backbone, config)
 
 
@@ -227,7 +228,9 @@ def _config_for(
         only_finest = len(config.hierarchy.levels) > 1 and config.levels == (config.hierarchy.finest,)
         answered, seen_at = (tree.finest,) if only_finest else tree.levels, {}
     seen_at = seen_at if resolutions is None else dict(resolutions)
-    return replace(config, hierarchy=tree, levels=tuple(levels or answered), resolutions=seen_at)
+    config = replace(config, hierarchy=tree, levels=tuple(levels or answered), resolutions=seen_at)
+    config.check()
+    return config
 
 
 def _tree(hierarchy: str | Hierarchy) -> Hierarchy:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, snapshot_download
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -64,6 +65,9 @@ def download(
 ) -> Path:
     """Fetches a model's configuration and weights, and nothing else, into huggingface_hub's cache.
 
+    Nothing is fetched before the repository's list of files was seen; where the server does not give it, the cache
+    serves.
+
     The environment counts as it does for huggingface_hub: `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE`.
 
     Args:
@@ -83,27 +87,43 @@ def download(
         ValueError: the repository's list of files has a path that leads out of it, or a file too large for what it is.
     """
 
-    def fetch() -> str:
-        if not local_files_only and not constants.HF_HUB_OFFLINE:
-            _check_listing(repo_id, revision, token)
-        return snapshot_download(
+    def fetch(patterns: Sequence[str], local: bool) -> Path:
+        folder = snapshot_download(
             repo_id,
             revision=revision,
             token=token,
             cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE, SHARDS],
+            local_files_only=local,
+            allow_patterns=list(patterns),
+            ignore_patterns=["*/*"],  # a * of patterns goes over a / too
         )
+        return Path(folder)
 
+    def cached() -> Path:
+        folder = fetch([CONFIG_FILE, WEIGHTS_FILE], local=True)
+        return folder if (folder / WEIGHTS_FILE).is_file() else fetch([CONFIG_FILE, INDEX_FILE, SHARDS], local=True)
+
+    api = HfApi(token=token)
     with _told(repo_id, revision):
-        return Path(_patiently(fetch))
+        if local_files_only or constants.HF_HUB_OFFLINE:
+            return cached()
+        try:
+            info = _patiently(lambda: api.model_info(repo_id, revision=revision, files_metadata=True))
+        except RevisionNotFoundError:
+            raise
+        except _NO_ANSWER as trouble:
+            try:
+                return cached()
+            except LocalEntryNotFoundError as error:
+                if isinstance(trouble, HfHubHTTPError):
+                    raise trouble from None
+                raise error from trouble
+        names = [glob.escape(name) for name in _names_of(repo_id, info)]
+        return _patiently(lambda: fetch(names, local=False))
 
 
-def _check_listing(repo_id: str, revision: str | None, token: str | bool | None) -> None:
-    try:
-        info = HfApi(token=token).model_info(repo_id, revision=revision, files_metadata=True)
-    except _NO_ANSWER:
-        return  # snapshot_download has it in the cache, or says what is wrong
+def _names_of(repo_id: str, info: ModelInfo) -> list[str]:
+    """The files to fetch of a repository, whose list of files is one that a model has."""
     sizes = {file.rfilename: file.size for file in info.siblings or ()}
     for name in sizes:
         if not is_plain(name):
@@ -113,6 +133,10 @@ def _check_listing(repo_id: str, revision: str | None, token: str | bool | None)
     for name, most in ((CONFIG_FILE, MAX_CONFIG_BYTES), (INDEX_FILE, MAX_INDEX_BYTES)):
         if (sizes.get(name) or 0) > most:
             raise ValueError(f"the {name} of {repo_id!r} is larger than {most} bytes; nothing was downloaded")
+    if WEIGHTS_FILE in sizes:
+        return [CONFIG_FILE, WEIGHTS_FILE]
+    shards = [name for name in sizes if "/" not in name and Path(name).match(SHARDS)]
+    return [CONFIG_FILE, *([INDEX_FILE] if INDEX_FILE in sizes else ()), *shards]
 
 
 def push(

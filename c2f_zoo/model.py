@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from c2f_zoo import card, hub
@@ -22,6 +23,7 @@ from c2f_zoo.pooling.registry import check_one_size
 from c2f_zoo.registry import unknown_name
 from c2f_zoo.weights import (
     CONFIG_FILE,
+    TooLargeError,
     find_file,
     load_weights,
     no_larger_than,
@@ -141,10 +143,14 @@ class C2FModel(nn.Module):
             directory: the folder; made where it is missing.
             max_shard_size: size of a file of weights at most, in bytes or as `"5GB"`. A larger model is written in
                 shards, with an index `model.safetensors.index.json`.
+
+        Raises:
+            ValueError: the configuration is one that would be refused when it is read; nothing is written.
         """
+        text = self.config.to_json()
         with replacing(Path(directory)) as folder:
             write_weights(folder, self.state_dict(), max_shard_size)
-            (folder / CONFIG_FILE).write_text(self.config.to_json(), encoding="utf-8")
+            (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
 
     def push_to_hub(
         self,
@@ -179,7 +185,7 @@ class C2FModel(nn.Module):
         repo_id = hub.full_name(repo_id, token)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, max_shard_size)
-            text = card.model_card(self.config, repo_id)
+            text = card.model_card(self.config, f"{repo_id}@{revision}" if revision else repo_id)
             (Path(folder) / README_FILE).write_text(text, encoding="utf-8")
             return hub.push(folder, repo_id, private, token, revision, commit_message, keep=[README_FILE])
 
@@ -207,7 +213,7 @@ class C2FModel(nn.Module):
             The model, in training mode, on the CPU.
 
         Raises:
-            FileNotFoundError: there is no such repository or revision, a file is missing, or the model is not in the
+            FileNotFoundError: there is no such folder, repository or revision, a file is missing, or the model is not in the
                 cache and may not be asked for.
             PermissionError: the token is missing or not enough.
             ConnectionError: the Hub does not answer, or in vain.
@@ -220,6 +226,8 @@ class C2FModel(nn.Module):
             True
         """
         if not Path(name).is_dir():
+            if str(name).startswith(("/", ".", "~")) or str(name).count("/") > 1:
+                raise FileNotFoundError(f"there is no folder {name}; a model on the Hub is named 'owner/model'")
             name = hub.download(str(name), revision, token, cache_dir, local_files_only)
         elif revision is not None:
             raise ValueError(f"{name} is a folder here, which has no revision {revision!r}")
@@ -246,15 +254,28 @@ def load_folder(directory: Path) -> C2FModel:
     if not path.is_file():
         raise FileNotFoundError(f"{directory} holds no {CONFIG_FILE}; name a folder that save_pretrained wrote")
     config, files = ModelConfig.from_json(path), weight_files(directory)
-    held = sum(math.prod(shape) for shape in read_shapes(files).values())
+    shapes = read_shapes(files).values()
+    limits = sum(math.prod(shape) for shape in shapes), len(shapes)
     try:
-        with no_larger_than(held):
+        _rehearse(config, limits)
+        with no_larger_than(*limits):
             body = create_body(config.backbone, **config.backbone_options)
             model = assemble(TapBackbone(body, config.taps, config.preprocessing.input_size), config)
     except Exception as error:  # a backbone's constructor may raise anything at an odd option
         raise ValueError(f"{path} asks for a model that cannot be made: {error}") from error
     load_weights(model, files)
     return model
+
+
+def _rehearse(config: ModelConfig, limits: tuple[int, int]) -> None:
+    """Makes the backbone on the meta device, where it takes no memory, to see whether it is far too large."""
+    try:
+        with no_larger_than(*limits), torch.device("meta"):
+            create_body(config.backbone, **config.backbone_options)
+    except TooLargeError:
+        raise
+    except Exception:
+        pass  # a network that reads its numbers while it is made cannot be made there; it is told below what is wrong
 
 
 class LevelClassifier(nn.Module):

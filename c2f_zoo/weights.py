@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from torch.utils._python_dispatch import TorchDispatchMode
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -23,7 +25,9 @@ SHARDS = "model-*-of-*.safetensors"
 
 MAX_INDEX_BYTES = 64 * 2**20
 # A network is built whole before what no tap needs is removed: VGG-16 has nine times the weights that are kept of it.
-SLACK_FACTOR, SLACK_WEIGHTS, MAX_TENSORS = 32, 2**28, 100_000
+FACTOR, SLACK_NUMBERS = 32, 2**28
+# The same in tensors; timm's deepest networks have 2000.
+TENSOR_FACTOR, SLACK_TENSORS = 10, 4000
 
 _NEW, _SAVED = ".saving", ".saved"  # folders: files that are being written; files that count, on their way out of it
 
@@ -210,43 +214,78 @@ def _refuse(module: nn.Module, where: object, fault: str, names: Sequence[str]) 
         raise ValueError(f"{where} does not fit the {type(module).__name__}: it {fault} {shown}")
 
 
+class TooLargeError(ValueError):
+    """A network is far larger than the weights there are for it."""
+
+
 @contextmanager
-def no_larger_than(weights: int) -> Iterator[None]:
+def no_larger_than(numbers: int, tensors: int) -> Iterator[None]:
     """Stops the making of a network that is far larger than the weights there are for it.
 
-    Each tensor is counted when a module takes it, before it is filled: what was never filled takes no memory.
+    Each tensor is counted when a module takes it, before it is filled: what was never filled takes no memory. Tensors
+    that no module takes must be no larger than the whole network may be. Numbers of 8 bytes count twice. Under `torch.device("meta")`, where nothing
+    takes memory, tensors of the meta device count, and elsewhere they do not.
 
     Args:
-        weights: how many numbers the files hold.
+        numbers: how many numbers the files hold.
+        tensors: in how many tensors.
 
     Raises:
-        ValueError: the network has more than some times that many numbers (its unused layers count), or too many
-            tensors.
+        TooLargeError: the network has more than some times as many numbers or tensors (its unused layers count), or
+            makes a tensor of that many numbers.
 
     Examples:
-        >>> with no_larger_than(1000):
+        >>> with no_larger_than(1000, 2):
         ...     small = torch.nn.Linear(30, 30)
-        >>> with no_larger_than(1000):
-        ...     large = torch.nn.Linear(2**20, 2**20, device="meta")
+        >>> with no_larger_than(1000, 2), torch.device("meta"):
+        ...     large = torch.ones(2**20).outer(torch.ones(2**20))
         Traceback (most recent call last):
         ValueError: the configuration asks for a network of more than 268467456 numbers, but there are weights of 1000
     """
-    budget = SLACK_FACTOR * weights + SLACK_WEIGHTS
-    numbers = tensors = 0
+    budget, most = FACTOR * numbers + SLACK_NUMBERS, TENSOR_FACTOR * tensors + SLACK_TENSORS
+    taken = count = 0
 
-    def count(module: nn.Module, name: str, tensor: Any) -> None:
-        nonlocal numbers, tensors
-        numbers, tensors = numbers + (tensor.numel() if isinstance(tensor, Tensor) else 0), tensors + 1
-        if numbers > budget or tensors > MAX_TENSORS:
-            size = f"{budget} numbers" if numbers > budget else f"{MAX_TENSORS} tensors"
-            raise ValueError(
-                f"the configuration asks for a network of more than {size}, but there are weights of {weights}"
-            )
+    def refuse(size: str, there: int) -> None:
+        raise TooLargeError(
+            f"the configuration asks for a network of more than {size}, but there are weights of {there}"
+        )
+
+    def check(size: int) -> None:
+        if size > budget:
+            refuse(f"{budget} numbers", numbers)
+
+    def register(module: nn.Module, name: str, tensor: Any) -> None:
+        nonlocal taken, count
+        taken, count = taken + (_size(tensor) if isinstance(tensor, Tensor) else 0), count + 1
+        check(taken)
+        if count > most:
+            refuse(f"{most} tensors", tensors)
 
     with ExitStack() as stack:
-        for register in (
+        for hook in (
             torch_module.register_module_parameter_registration_hook,
             torch_module.register_module_buffer_registration_hook,
         ):
-            stack.callback(register(count).remove)
+            stack.callback(hook(register).remove)
+        stack.enter_context(_Watch(check))
         yield
+
+
+class _Watch(TorchDispatchMode):
+    """Tells the size of each tensor that is made on the default device."""
+
+    def __init__(self, tell: Callable[[int], None]) -> None:
+        super().__init__()
+        self.tell = tell
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, (tuple, list)) else (made,):
+            if isinstance(tensor, Tensor) and tensor.device.type == torch.get_default_device().type:
+                self.tell(_size(tensor))
+        return made
+
+
+def _size(tensor: Tensor) -> int:
+    """How many float32 take as much memory."""
+    return tensor.numel() * tensor.element_size() // 4

@@ -120,15 +120,16 @@ def score(
             for level in levels:
                 accuracy, pictures = accuracy_of(part, level, dataset.hierarchy)
                 found.append(Accuracy(level, resolution, resolutions.get(level) == resolution, accuracy, pictures))
-    about = {
-        "dataset": options.dataset,
-        "dataset_options": options.dataset_options,
-        "split": "test",
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "device": device_of(accelerator),
-        "command": command,
-    }
-    about = portable(about)
+    about = portable(
+        {
+            "dataset": options.dataset,
+            "dataset_options": options.dataset_options,
+            "split": "test",
+            "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+            "device": device_of(accelerator),
+            "command": command,
+        }
+    )
     whole = Metrics(every=1, accuracy=tuple(rows[1]), **about)
     return whole, Metrics(every=EVERY, accuracy=tuple(rows[EVERY]), **about)
 

@@ -35,7 +35,8 @@ def main(
 
     Args:
         run: folder of a finished run of train.py.
-        repo: the repository, `owner/model`, or `model` of the token's owner; it is made where it is missing.
+        repo: the repository, `owner/model`, or `model` of the token's owner (not in a dry run); it is made where it
+            is missing.
         license: an identifier of https://huggingface.co/docs/hub/repositories-licenses, e.g. `apache-2.0`; it is
             required, and never guessed.
         private: make a new repository private.
@@ -48,9 +49,11 @@ def main(
         raise ValueError("name the licence under which the model is given away, e.g. --license apache-2.0")
     if dry_run is not None:
         folder = Path(dry_run)
+        if "/" not in repo:
+            raise ValueError(f"a dry run asks no server who the token's owner is; name the owner too: 'owner/{repo}'")
         if folder.exists() and any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty; choose another folder for --dry_run")
-        write(folder, run, repo, license, max_shard_size)
+        write(folder, run, at(repo, revision), license, max_shard_size)
         print(f"nothing was pushed; this would be, to {repo}:")
         for path in sorted(folder.iterdir()):
             print(f"  {path} ({path.stat().st_size} bytes)")
@@ -58,17 +61,22 @@ def main(
     repo = full_name(repo)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write(folder, run, repo, license, max_shard_size)
+        write(folder, run, at(repo, revision), license, max_shard_size)
         address = push(folder, repo, private=private or None, revision=revision, commit_message=commit_message)
     print(f"pushed: {address}")
-    print(f"try: create_model('hf-hub:{repo}{f'@{revision}' if revision else ''}')")
+    print(f"try: create_model('hf-hub:{at(repo, revision)}')")
 
 
-def write(folder: Path, run: str, repo: str, license: str, max_shard_size: str) -> None:
+def at(repo: str, revision: str | None) -> str:
+    """The name by which what is pushed is found again."""
+    return f"{repo}@{revision}" if revision else repo
+
+
+def write(folder: Path, run: str, name: str, license: str, max_shard_size: str) -> None:
     """Writes what is to be pushed into a folder."""
     measured, model = read_run(run), load_model(run)
     model.save_pretrained(folder, max_shard_size)
-    text = model_card(model.config, repo, license, measured)
+    text = model_card(model.config, name, license, measured)
     (folder / "README.md").write_text(text, encoding="utf-8")
     for name in TAKEN_ALONG:
         if (Path(run) / name).is_file():

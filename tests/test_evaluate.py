@@ -51,7 +51,8 @@ def critters_model(levels: list[str] | None = None, head: str = "levels") -> C2F
 def results_of(model: C2FModel, dataset: LabelledImages, decoding: str = "all") -> dict:
     target = evaluate["labels_in"](model.hierarchy, dataset)
     decodings = evaluate["chosen_decodings"](decoding)
-    scores = evaluate["score"](model, dataset, target, decodings, 5, 0, Accelerator(cpu=True))
+    scores, unreadable = evaluate["score"](model, dataset, target, decodings, 5, 0, "raise", Accelerator(cpu=True))
+    assert unreadable == []
     return evaluate["results_of"](scores, model)
 
 

@@ -158,22 +158,22 @@ class TestTargets:
         p = model.head.classifier(v).softmax(dim=1)  # type: ignore[operator]
         # a2; genus B, which is b; family F2, which is c; nothing is known of the last, which does not count.
         expected = -(p[0, 1].log() + p[1, 2].log() + p[2, 3].log()) / 3
-        objective = train["create_objective"](options(), model, self.ROWS)
-        index = torch.arange(4)
-        torch.testing.assert_close(objective(model, v, index, "species"), expected)
-        weighted = train["create_objective"](options(level_weights={"species": 0.5}), model, self.ROWS)
-        torch.testing.assert_close(weighted(model, v, index, "species"), expected / 2)
-        torch.testing.assert_close(weighted(model, v, index, "family"), objective(model, v, index, "family"))
+        objective = train["create_objective"](options(), model)
+        torch.testing.assert_close(objective(model, v, self.ROWS, "species"), expected)
+        weighted = train["create_objective"](options(level_weights={"species": 0.5}), model)
+        torch.testing.assert_close(weighted(model, v, self.ROWS, "species"), expected / 2)
+        torch.testing.assert_close(weighted(model, v, self.ROWS, "family"), objective(model, v, self.ROWS, "family"))
 
     def test_the_prior_counts_once_a_round(self) -> None:
         model = vector_model("levels", 3, TREE)
         with torch.no_grad():
             model.head.get_classifier("species").weight.fill_(1.0)  # type: ignore[operator]
-        v, index = torch.randn(4, 3), torch.arange(4)
-        plain, prior = (train["create_objective"](options(tree_prior=w), model, self.ROWS) for w in (0.0, 0.1))
+        v = torch.randn(4, 3)
+        plain, prior = (train["create_objective"](options(tree_prior=w), model) for w in (0.0, 0.1))
         with torch.no_grad():
             difference = {
-                level: float(prior(model, v, index, level) - plain(model, v, index, level)) for level in TREE.levels
+                level: float(prior(model, v, self.ROWS, level) - plain(model, v, self.ROWS, level))
+                for level in TREE.levels
             }
         assert difference["family"] == difference["genus"] == 0
         # All weights 1. A subtree pulls its class to 1 with precision A / (A + 1) of the sum A of its children's:
@@ -197,7 +197,7 @@ class TestTargets:
     )
     def test_mistakes_are_named(self, values: dict[str, object], complaint: str) -> None:
         with pytest.raises(ValueError, match=complaint):
-            train["create_objective"](options(**values), vector_model("levels", 3, TREE), self.ROWS)
+            train["create_objective"](options(**values), vector_model("levels", 3, TREE))
 
 
 @pytest.mark.parametrize("name", list_heads())
@@ -206,14 +206,14 @@ def test_every_head_learns_a_batch_of_mixed_depth(name: str) -> None:
     model = create_model("mlph", hierarchy="critters", head=name, **SMALL)  # type: ignore[arg-type]
     labels = CRITTERS.ancestors(torch.tensor([0, 8, 17, 30]))
     labels[2, 2:], labels[3, 1:] = -1, -1
-    objective = train["create_objective"](options(), model, labels)
-    pictures, index = torch.randn(4, 3, 64, 64), torch.arange(4)
+    objective = train["create_objective"](options(), model)
+    pictures = torch.randn(4, 3, 64, 64)
     with torch.no_grad():
         v = model.forward_pool(model.forward_features(pictures))
     optimizer = torch.optim.SGD(model.head.parameters(), lr=0.1)
 
     def total() -> Tensor:
-        losses = [objective(model.forward_head, v, index, level) for level in reversed(model.levels)]
+        losses = [objective(model.forward_head, v, labels, level) for level in reversed(model.levels)]
         return torch.stack(losses).sum()
 
     before = total()
@@ -262,7 +262,7 @@ def critter_features() -> tuple[Tensor, Tensor]:
 def species_accuracy(x: Tensor, labels: Tensor, test_x: Tensor) -> float:
     """Fits a marginal head by the recipe's step of the finest level, to the end, and scores it."""
     model = vector_model("marginal", x.shape[1])
-    objective = train["create_objective"](options(), model, labels)
+    objective = train["create_objective"](options(), model)
     parameters = list(model.parameters())
     with torch.no_grad():
         for parameter in parameters:
@@ -272,7 +272,7 @@ def species_accuracy(x: Tensor, labels: Tensor, test_x: Tensor) -> float:
     def closure() -> Tensor:
         optimizer.zero_grad()
         penalty = sum((p.square().sum() for p in parameters), start=torch.zeros(()))
-        loss = objective(model.forward_head, x, torch.arange(len(x)), "species") + 1e-6 * penalty
+        loss = objective(model.forward_head, x, labels, "species") + 1e-6 * penalty
         loss.backward()
         return loss
 

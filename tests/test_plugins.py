@@ -21,7 +21,7 @@ from c2f_zoo.heads import HEADS
 from c2f_zoo.hierarchy import HIERARCHIES
 from c2f_zoo.pooling import POOLINGS
 from c2f_zoo.registry import PluginError, Registry
-from c2f_zoo.zoo import MODELS
+from c2f_zoo.zoo import MODELS, WEIGHTS
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "tests" / "plugin_example"
@@ -40,7 +40,7 @@ Install = Callable[[str, str, str], None]
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """Puts a package on the path: its distribution's name, its entry points, its one module's code."""
-    for registry in REGISTRIES.values():
+    for registry in (*REGISTRIES.values(), WEIGHTS):
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))  # type: ignore[attr-defined]
         monkeypatch.setattr(registry, "_plugins", None)
     modules: list[str] = []
@@ -118,6 +118,7 @@ my_head = fine_code:Head
 
 
 BROKEN = {
+    "ends the program": ("bad_code:std", "raise SystemExit('no licence')", "SystemExit: no licence"),
     "does not import": ("bad_code:std", "raise RuntimeError('no such driver')", "RuntimeError: no such driver"),
     "lacks its module": ("no_such_module:std", "", "ModuleNotFoundError: No module named 'no_such_module'"),
     "names nothing": ("bad_code:nothing", "", "has no attribute 'nothing'"),
@@ -225,6 +226,21 @@ def test_a_broken_plugin_has_its_row_in_the_table_of_poolings(install: Install) 
     rows = {line.split()[1]: line for line in shown.output.splitlines() if line.startswith("│ av")}
     assert "is broken" in rows["avx"] or "cannot be shown" in rows["avx"]
     assert "512" in rows["avg"]
+
+
+def test_broken_weights_have_their_row_in_what_is_told_of_their_model(install: Install) -> None:
+    from typer.testing import CliRunner
+
+    from c2f_zoo.cli import app
+
+    install("bad", "[c2f_zoo.weights]\nmlph_tiny_critters.mine = bad_code:weights\n", "raise RuntimeError('no disk')")
+    with pytest.warns(RuntimeWarning, match="'mlph_tiny_critters.mine'"):
+        shown = CliRunner().invoke(app, ["info", "mlph_tiny_critters"], env={"COLUMNS": "300"})
+    assert shown.exit_code == 0
+    (row,) = [line for line in shown.output.splitlines() if "weights .mine" in line]
+    assert "cannot be shown: the pretrained weights plug-in" in row
+    assert "RuntimeError: no disk" in row
+    assert "weights .scratch" in shown.output
 
 
 USE = """

@@ -631,7 +631,8 @@ def test_bundle(run: Path, tmp_path: Path) -> None:
     for key, weight in trained.state_dict().items():
         expected = weight.half().float() if weight.is_floating_point() else weight
         assert torch.equal(model.state_dict()[key], expected), key
-    assert (folder / "recipe.yaml").read_text() == (run / "config.yaml").read_text()
+    options = yaml.safe_load((run / "config.yaml").read_text())
+    assert yaml.safe_load((folder / "recipe.yaml").read_text()) == {**options, "dataset_options": {"per_class": 2}}
     for metrics, every in zip(weights.metrics, (1, 5), strict=True):
         found = rescored(model, create_dataset("critters", "test", per_class=2), every)
         assert (metrics.dataset, metrics.split, metrics.every) == ("critters", "test", every)
@@ -653,6 +654,21 @@ def test_bundle_refuses(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (run / "test.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"no finished run of train.py: it holds no test.csv"):
         recipe.main(str(run), "mlph_tiny_critters.new", "mit")
+
+
+def test_what_is_bundled_names_no_folder_of_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    import bundle as recipe
+
+    given = {"root": "/data", "file": "a.csv", "download": True, "cache": "/tmp", "per_class": 3, "mini": True}
+    about = {"dataset": "critters", "dataset_options": given, "seed": 0}
+    assert recipe.portable(about) == {**about, "dataset_options": {"per_class": 3, "mini": True}}
+    assert recipe.portable({"seed": 0}) == {"seed": 0, "dataset_options": {}}
+    for name in SHIPPED:
+        options = yaml.safe_load((BUNDLED / name / "recipe.yaml").read_text())
+        assert recipe.portable(options) == options
+        for metrics in WEIGHTS[name].metrics:
+            assert metrics.dataset_options == options["dataset_options"]
 
 
 # The command line.

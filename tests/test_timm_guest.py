@@ -7,7 +7,9 @@ import hashlib
 import re
 import subprocess
 import sys
+import warnings
 from collections import OrderedDict
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from c2f_zoo.zoo.pretrained import WEIGHTS, PretrainedWeights
 
 NAME = "mlph_resnet50_cub"
 SMALL: dict[str, Any] = {"backbone": "test_convnext", "img_size": 64, "pooling_options": {"dim": 8}}
+INPUT = ("input_size", "mean", "std", "interpolation", "crop_pct")
 TINY: dict[str, Any] = {"img_size": 32, "pooling_options": {"dim": 64, "grad_eps": 0.1}}
 
 
@@ -204,9 +207,80 @@ def test_trained_weights_have_their_tags_in_timm(weights: C2FModel) -> None:
         assert torch.equal(timm.create_model(**resolve("mlph_mine.first"), pretrained=True).eval()(x), first)
     with pytest.raises(ValueError, match="'frist'; did you mean 'first'"):
         timm.create_model("mlph_mine.frist", pretrained=True)
-    fresh = timm.create_model("mlph_mine", pretrained=True, num_classes=3)
+    with pytest.warns(UserWarning, match="the classifier of 'mlph_mine' was dropped"):
+        fresh = timm.create_model("mlph_mine", pretrained=True, num_classes=3)
     assert torch.equal(fresh.backbone.body.stem[0].weight, weights.backbone.body.stem[0].weight)  # type: ignore[index, union-attr]
     assert fresh(x).shape == (1, 3)
+
+
+def test_weights_registered_later_have_their_tags_in_timm(weights: C2FModel) -> None:
+    second = WEIGHTS["mlph_mine.second"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        c2f_zoo.register_weights(replace(second, name="mlph_mine.third", licence="mit"))
+        c2f_zoo.register_weights(replace(second, name="mlph_of_nobody.third"))
+    assert timm.list_models("mlph_mine*", pretrained=True) == [f"mlph_mine.{tag}" for tag in ("first", "second", "third")]
+    assert timm.get_pretrained_cfg("mlph_mine").tag == "second"
+    assert timm.get_pretrained_cfg("mlph_mine.third").license == "mit"
+    assert not timm.is_model("mlph_of_nobody")
+    x = torch.rand(1, 3, 64, 64)
+    again = timm.create_model("mlph_mine.third", pretrained=True).eval()
+    assert torch.equal(again(x), weights(x)["species"])
+
+
+@pytest.mark.parametrize(("name", "classes"), [("mlph_tiny_critters", 36), ("mlph_tiny_fashion_mnist", 10)])
+def test_timm_knows_what_bundled_weights_take(name: str, classes: int) -> None:
+    cfg = timm.get_pretrained_cfg(name)
+    model = timm.create_model(name, pretrained=True)
+    assert {key: getattr(cfg, key) for key in INPUT} == {key: model.pretrained_cfg[key] for key in INPUT}
+    assert (cfg.num_classes, cfg.license, cfg.tag) == (classes, "apache-2.0", "scratch")
+    assert model.num_classes == classes
+
+
+def test_what_timm_knows_of_weights_says_nothing_of_an_untrained_model() -> None:
+    resolve = getattr(timm.models, "resolve_model_input_args", None)
+    if resolve is None:
+        pytest.skip("this version of timm has none")
+    model = timm.create_model(**resolve("mlph_tiny_critters", {}, **TINY))
+    assert model.pretrained_cfg["input_size"] == (3, 32, 32)
+
+
+def test_a_trained_classifier_is_not_dropped_in_silence() -> None:
+    saved = timm.create_model("mlph_tiny_critters", pretrained=True).get_classifier()
+    for num_classes in (5, 0, 36, None):
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            timm.create_model("mlph_tiny_critters", pretrained=True, num_classes=num_classes)
+        if num_classes != 5:
+            assert not seen
+            continue
+        (warning,) = seen
+        features = saved.weight.shape[1]
+        assert warning.filename == __file__
+        assert f"head.weight: (36, {features}) saved, (5, {features}) here" in str(warning.message)
+        assert "head.bias: (36,) saved, (5,) here" in str(warning.message)
+
+
+def test_trained_weights_take_what_changes_nothing() -> None:
+    x = torch.rand(1, 3, 96, 96)
+    wanted = timm.create_model("mlph_tiny_critters", pretrained=True).eval()(x)
+    for img_size in (96, (96, 96)):
+        options = {"img_size": img_size, "drop_path_rate": 0.0, "global_pool": ""}
+        assert torch.equal(timm.create_model("mlph_tiny_critters", pretrained=True, **options).eval()(x), wanted)
+    for options in ({"img_size": 64}, {"drop_path_rate": 0.1}):
+        with pytest.raises(ValueError, match="is a saved model, which has its parts"):
+            timm.create_model("mlph_tiny_critters", pretrained=True, **options)
+
+
+def test_no_stochastic_depth_is_what_any_backbone_has() -> None:
+    options = {"backbone": "vgg11", "pooling": "avg", "img_size": 64}
+    assert timm.create_model(NAME, drop_path_rate=0.0, **options).num_classes == 200
+    with pytest.raises(ValueError, match=f"the backbone of '{NAME}' takes no drop_path_rate=0.1; leave it out"):
+        timm.create_model(NAME, drop_path_rate=0.1, **options)
+    dropping = timm.create_model(NAME, backbone_options={"drop_path_rate": 0.5}, **SMALL)
+    never = timm.create_model(NAME, drop_path_rate=0.0, backbone_options={"drop_path_rate": 0.5}, **SMALL)
+    assert any(module.drop_prob for module in dropping.modules() if hasattr(module, "drop_prob"))
+    assert not any(module.drop_prob for module in never.modules() if hasattr(module, "drop_prob"))
 
 
 # The classifier's contract, for a model of the user's as well

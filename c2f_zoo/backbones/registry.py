@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,9 @@ def _is_timm_model(name: str) -> bool:
     """Whether timm itself has a model of that name; our own are no backbones."""
     import timm
 
-    return timm.is_model(name) and not timm.models.is_model_in_modules(name, [_GUESTS])
+    # timm looks only at what stands before the first dot, and makes the model whose name follows the last slash.
+    plain = re.fullmatch(r"[\w.-]+", name) is not None
+    return plain and timm.is_model(name) and not timm.models.is_model_in_modules(name, [_GUESTS])
 
 
 BACKBONES: Registry[Callable[..., nn.Module]] = Registry("backbone", "c2f_zoo.backbones", reserved=_is_timm_model)

@@ -18,7 +18,7 @@ import torch
 
 from c2f_zoo.hub import download, split_revision
 from c2f_zoo.registry import Registry
-from c2f_zoo.weights import CONFIG_FILE, is_plain
+from c2f_zoo.weights import CONFIG_FILE, find_file, is_plain, weight_files
 
 BUNDLED = Path(__file__).parent / "weights"  # one folder for each name
 WEIGHTS_JSON = "weights.json"
@@ -171,7 +171,8 @@ def fetch(weights: PretrainedWeights) -> Path:
 
     Raises:
         FileNotFoundError: a file is missing, here or at the source.
-        ValueError: a file has another checksum; the message names both.
+        ValueError: a file has another checksum (the message names both), or none was registered of a file that would
+            be loaded.
         ConnectionError: a server does not answer, or breaks off.
     """
     kind, _, place = weights.source.partition(":")
@@ -187,6 +188,15 @@ def fetch(weights: PretrainedWeights) -> Path:
         found = checksum_of(folder / file)
         if found != checksum:
             raise ValueError(f"{folder / file} has the checksum {found}, but that of {weights.name} is {checksum}")
+    return _only_registered(weights, folder)
+
+
+def _only_registered(weights: PretrainedWeights, folder: Path) -> Path:
+    """The folder, unless a file that was not registered would be loaded from it in place of one that was."""
+    used = {find_file(folder, CONFIG_FILE), *weight_files(folder)}
+    other = sorted(str(path) for path in used if path.parent != folder or path.name not in weights.sha256)
+    if other:
+        raise ValueError(f"{weights.name} would load {', '.join(other)}, of which no checksum is registered")
     return folder
 
 
@@ -206,7 +216,7 @@ def _fetch_url(weights: PretrainedWeights) -> Path:
     for file, checksum in weights.sha256.items():
         if not (folder / file).is_file() or checksum_of(folder / file) != checksum:
             _download(urljoin(weights.source, file), folder / file, checksum, weights.name)
-    return folder
+    return _only_registered(weights, folder)
 
 
 def _download(url: str, path: Path, checksum: str, name: str) -> None:
