@@ -202,7 +202,7 @@ def check(
     test_fraction: Annotated[float, typer.Option(help="Share for the test, where no splits are named.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Decides which pictures these are.")] = 0,
     workers: Annotated[int | None, typer.Option(help="Threads that decode.", min=1)] = None,
-    show_all: Annotated[bool, typer.Option("--all", help="Do not cut long lists of warnings.")] = False,
+    show_all: Annotated[bool, typer.Option("--all", help="Do not cut long lists of classes and of warnings.")] = False,
 ) -> None:
     """Read all pictures once and tell what is there and what is wrong; exit status 1 where training would fail."""
     from c2f_zoo.data.check import check_pictures, list_path, print_check

@@ -72,6 +72,9 @@ class TestWhatIsThere:
             ["species", "3", "3", "8"],
             ["train", "5", "3", "1", "1", "3"],
             ["test", "3", "3", "1", "1", "1"],
+            ["Jay", "1", "1"],
+            ["Lynx", "1", "1"],
+            ["Gull", "3", "1"],
             ["width", "20", "30", "34"],
             ["height", "20", "20", "90"],
             ["shorter side", "20", "20", "20"],
@@ -91,6 +94,7 @@ class TestWhatIsThere:
             ["train", "3", "1", "2", "2", "2"],
             ["test", "3", "1", "2", "2", "2"],
         ]
+        assert rows(shown)[4:7] == [["Jay", "0", "0"], ["Lynx", "0", "0"], ["Gull", "2", "2"]]
         assert found(shown, "warning") == {"classes without a training picture: 2": ["Jay", "Lynx"]}
 
     def test_cub(self, cub_folder: Path) -> None:
@@ -115,6 +119,20 @@ class TestWhatIsThere:
             ["train", "12", "3", "4", "4", "4"],
             ["test", "3", "3", "1", "1", "1"],
         ]
+
+    def test_of_many_classes_the_smallest_are_shown_unless_all_are_asked_for(self, tmp_path: Path) -> None:
+        pictures = {f"{number:02}": 3 - (number in (7, 21)) for number in range(22)}
+        for name, count in pictures.items():
+            for shot in range(count):
+                draw(tmp_path / name / f"{shot}.png", 5 * int(name) + shot)
+        smallest = [["07", "1", "1"], ["21", "1", "1"]]
+        others = [[name, "2", "1"] for name in pictures if name not in ("07", "21")]
+        lines = check(tmp_path, "--levels", "sort")
+        assert rows(lines)[3:-4] == smallest + others[:18]
+        assert "... and 2 more sort classes; --all shows them" in lines
+        lines = check(tmp_path, "--levels", "sort", "--all")
+        assert rows(lines)[3:-4] == smallest + others
+        assert not any("--all" in line for line in lines)
 
 
 class TestErrors:
@@ -180,6 +198,16 @@ class TestErrors:
         draw(tmp_path / "train" / "Birds" / "Jay" / "1.png", 2)
         assert "splits without a picture: 1" in found(check(tmp_path, status=1), "error")
 
+    @pytest.mark.parametrize(("count", "options"), [(1, []), (3, ["--test-fraction", 0])])
+    def test_classes_too_small_to_be_parted(self, tmp_path: Path, count: int, options: list[object]) -> None:
+        for number, name in enumerate(["Birds/Gull", "Birds/Jay", "Beasts/Lynx"]):
+            for shot in range(count):
+                draw(tmp_path / name / f"{shot}.png", 10 * number + shot)
+        errors = found(check(tmp_path, *options, status=1), "error")
+        ((heading, (item,)),) = errors.items()
+        assert heading == "splits without a picture: 1"
+        assert item.startswith("'test': each class needs two pictures or more to be parted, and test_fraction")
+
     def test_an_empty_folder(self, tmp_path: Path) -> None:
         assert list(found(check(tmp_path, status=1), "error")) == ["no picture lies in a folder: 1"]
 
@@ -242,6 +270,28 @@ class TestWarnings:
         os.unlink(flat[0] / "train" / "Jay" / "d.png")
         warnings = self.warnings(flat)
         assert warnings["classes without a training picture: 1"] == ["Jay"]
+
+    def test_a_level_that_nothing_would_validate(self, tmp_path: Path) -> None:
+        # Each species has 2 pictures: one for the test, and a single one to train on, which is not held out.
+        for number, name in enumerate(["Birds/Gull", "Birds/Jay", "Beasts/Lynx"]):
+            draw(tmp_path / name / "1.png", 10 * number)
+            draw(tmp_path / name / "2.png", 10 * number + 1)
+        for shot in range(5):
+            draw(tmp_path / "Birds" / f"{shot}.png", 100 + shot)
+        ((heading, items),) = found(check(tmp_path, "--levels", "kind,sort"), "warning").items()
+        assert heading.startswith("levels without a label to validate with, so that training stops (")
+        assert items == ["sort"]
+        draw(tmp_path / "Birds" / "Jay" / "3.png", 90)  # of two for training, one validates
+        assert found(check(tmp_path, "--levels", "kind,sort"), "warning") == {}
+
+    def test_named_validation_pictures_are_those_that_validate(self, flat: tuple[Path, Path]) -> None:
+        for number in range(5):
+            draw(flat[0] / "train" / "Birds" / f"{number}.png", 100 + number)
+        os.unlink(flat[0] / "train" / "Gull" / "b.png")
+        os.unlink(flat[0] / "train" / "Gull" / "c.png")
+        assert list(self.warnings(flat).values()) == [["species"]]
+        draw(flat[0] / "val" / "Gull" / "1.png", 90)
+        assert check(flat[0], "--hierarchy", flat[1])[-1] == "training can start"
 
     def test_long_lists_are_cut_unless_all_is_asked_for(self, flat: tuple[Path, Path]) -> None:
         for number in range(23):

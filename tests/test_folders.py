@@ -102,6 +102,12 @@ class TestNestedFolders:
         assert parts[0, "test"].paths != parts[1, "test"].paths
         assert open_files("folder", "test", root=tmp_path, test_fraction=0.4).paths == parts[0, "test"].paths
 
+    def test_classes_of_one_picture_leave_nothing_to_test_on(self, tmp_path: Path) -> None:
+        draw(tmp_path, "Birds/Gull/1.jpg", "Birds/Jay/1.jpg", "Beasts/Lynx/1.jpg")
+        assert len(open_files("folder", "train", root=tmp_path)) == 3
+        with pytest.raises(ValueError, match=r"has no split 'test'; it has 'train': each class needs two pictures"):
+            create_dataset("folder", "test", root=tmp_path)
+
     def test_a_class_may_be_called_train(self, tmp_path: Path) -> None:
         draw(tmp_path, *(f"{name}/{i}.jpg" for name in ("bus", "train") for i in range(2)))
         assert open_files("folder", "train", root=tmp_path).hierarchy.classes == (("bus", "train"),)
@@ -305,6 +311,15 @@ class TestCSV:
         splits = [open_files("csv", split, file=file, hierarchy=tree) for split in ("train", "test")]
         paths = sorted(splits[0].paths + splits[1].paths)
         assert paths == [tmp_path / "pictures" / "a.jpg", tmp_path / "pictures" / "b.jpg"], "and not in both"
+
+    def test_a_picture_is_the_same_however_it_is_spelled(self, tmp_path: Path, tree: Path) -> None:
+        absolute, around = tmp_path / "pictures" / "a.jpg", "../pictures/a.jpg"
+        file = write(tmp_path / "list.csv", "path,label", "a.jpg,Gull", f"{absolute},Jay", f"{around},Lynx")
+        assert told("csv", file=file, hierarchy=tree, root=tmp_path / "pictures") == [
+            "pictures with two labels:",
+            f"{absolute}: 'Gull' (line 2) and 'Jay' (line 3)",
+            f"{around}: 'Gull' (line 2) and 'Lynx' (line 4)",
+        ]
 
     def test_a_long_list_of_faults_is_cut(self, tmp_path: Path, tree: Path) -> None:
         file = write(tmp_path / "list.csv", "path,label", *(f"{i}.jpg,Gull" for i in range(30)))

@@ -323,8 +323,19 @@ class TestBadFiles:
         with warnings.catch_warnings():
             warnings.simplefilter(action, Image.DecompressionBombWarning)  # type: ignore[arg-type]
             refused(tmp_path / "a.png", "it has more than 100 pixels")
-            with pytest.raises(ValueError, match=r"raise PIL.Image.MAX_IMAGE_PIXELS, else take it off the list"):
+            with pytest.raises(ValueError, match=r"shrink it or take it off the list .*can raise PIL.Image.MAX"):
                 read_image(tmp_path / "a.png")
             assert read_image(tmp_path / "b.png").size == (10, 10)
             monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
             assert read_image(tmp_path / "a.png").size == (width, 10)
+
+    @pytest.mark.parametrize("size", [(3000, 1), (2, 201)])
+    def test_a_picture_that_would_fill_the_memory_once_resized(self, tmp_path: Path, size: tuple[int, int]) -> None:
+        Image.new("RGB", size).save(tmp_path / "a.png")
+        refused(tmp_path / "a.png", f"it is {size[0]} x {size[1]} pixels: resized to a network's input it would fill")
+        with pytest.raises(ValueError, match=r"the memory; crop it$"):
+            read_image(tmp_path / "a.png", 512)
+
+    def test_a_picture_100_times_as_long_as_wide_is_read(self, tmp_path: Path) -> None:
+        Image.new("RGB", (2, 200)).save(tmp_path / "a.png")
+        assert read_image(tmp_path / "a.png").size == (2, 200)

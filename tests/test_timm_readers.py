@@ -72,10 +72,9 @@ class TestHuggingFace:
         write_folders(tmp_path / "shapes", ("train", "test"))
         name, options = f"hfds/{tmp_path / 'shapes'}", {"hierarchy": TREE, "root": str(tmp_path / "cache")}
         assert create_dataset(name, "train", **options).splits == ("train", "test")  # type: ignore[attr-defined]
-        with pytest.raises(
-            ValueError, match=r"cannot open its split 'validation': .*\['train', 'test'\]\.; the option splits"
-        ):
+        with pytest.raises(ValueError, match=r"cannot open its split 'validation': .*\['train', 'test'\]\.; ") as error:
             create_dataset(name, "val", **options)
+        assert str(error.value).endswith("; check the name and the network; the option splits says what it calls ours")
 
     def test_splits_can_be_named_and_cut(self, tmp_path: Path, offline: Any) -> None:
         write_folders(tmp_path / "shapes", ("train", "test"))
@@ -258,7 +257,7 @@ FILES = {
     "turned by EXIF": turned,
     "turned by XMP": lambda: encoded(colours(7), "JPEG", xmp=b'<x tiff:Orientation="6"/>'),
     "with broken EXIF": lambda: encoded(colours(7), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\xff"),
-    "longer than WebP can be": lambda: encoded(Image.new("RGB", (16384, 1), (1, 2, 3))),
+    "longer than WebP can be": lambda: encoded(Image.new("RGB", (16384, 164), (1, 2, 3))),
 }
 
 
@@ -299,8 +298,12 @@ class TestTorchvision:
         assert dataset.splits == ("train", "val")  # type: ignore[attr-defined]
         assert dataset.paths[5] == transparent  # type: ignore[attr-defined]
         assert dataset[5][0].getpixel((0, 0)) == (255, 255, 255), "over white, as read_image has it"
-        with pytest.raises(ValueError, match="has no split 'test'; it has 'train' and 'val'"):
-            create_dataset("torch/image_folder", "test", hierarchy=TREE, root=str(tmp_path))
+        options = {"hierarchy": TREE, "root": str(tmp_path)}
+        way_out = "it has 'train' and 'val'; say what is our test with splits={'train': 'train', 'test': 'val'}"
+        with pytest.raises(ValueError, match=f"has no split 'test'; {way_out}$"):
+            create_dataset("torch/image_folder", "test", **options)
+        test = create_dataset("torch/image_folder", "test", **options, splits={"train": "train", "test": "val"})
+        assert test.paths[0].parent.parent == tmp_path / "val"  # type: ignore[attr-defined]
 
     def test_a_tree_from_a_file(self, tmp_path: Path) -> None:
         write_folders(tmp_path, ("train",))

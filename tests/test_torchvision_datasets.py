@@ -172,7 +172,7 @@ class TestAircraft:
         with tarfile.open(archive, "w:gz") as tar:
             tar.addfile(tarfile.TarInfo("../outside.txt"), io.BytesIO())
         serve(archive)
-        with pytest.raises(RuntimeError, match=r"FGVC-Aircraft could not be fetched to .*outside.txt"):
+        with pytest.raises(ConnectionError, match=r"FGVC-Aircraft could not be fetched to .*outside.txt"):
             create_dataset("aircraft", "train", root=str(tmp_path / "in" / "here"), download=True)
         assert not list(tmp_path.rglob("outside.txt"))
 
@@ -181,7 +181,7 @@ class TestAircraft:
             raise urllib.error.URLError("no route to host")
 
         monkeypatch.setattr(torchvision.datasets.utils, "download_url", fail)
-        with pytest.raises(RuntimeError, match=r"could not be fetched to .*no route to host.* fgvc-aircraft-2013b/"):
+        with pytest.raises(ConnectionError, match=r"could not be fetched to .*no route to host.* fgvc-aircraft-2013b/"):
             create_dataset("aircraft", "train", root=str(tmp_path), download=True)
 
 

@@ -167,8 +167,8 @@ def _check_held_out(labels: Sequence[tuple[int, ...]], check: Check) -> None:
     for depth, level in enumerate(check.listing.hierarchy.levels):
         if any(label[depth] >= 0 for label in labels) and all(label[depth] < 0 for label in validating):
             check.warnings[
-                "levels without a label in the part of 'train' that validates by default (val_fraction 0.1, seed 0; "
-                "training stops: add pictures, or choose another val_fraction)"
+                "levels without a label to validate with, so that training stops (add pictures, or choose another "
+                "val_fraction than 0.1)"
             ].append(level)
 
 

@@ -29,7 +29,7 @@ class FashionMNIST:
 
     Raises:
         FileNotFoundError: the files are missing and `download` is false.
-        RuntimeError: the download failed.
+        ConnectionError: the download failed.
     """
 
     def __init__(self, root: str, split: str, download: bool = False) -> None:
@@ -61,7 +61,7 @@ def _open(folder: Path, train: bool, download: bool) -> TorchvisionFashionMNIST:
         return TorchvisionFashionMNIST(str(folder), train=train, download=download)
     except RuntimeError as error:
         if download:
-            raise
+            raise ConnectionError(f"cannot download Fashion-MNIST: {error}") from error
         raise FileNotFoundError(
             f"{folder} holds no Fashion-MNIST: neither {_FILES[0]}[.gz] and the other idx files, nor torchvision's "
             "FashionMNIST/raw; pass download=True where there is a network"

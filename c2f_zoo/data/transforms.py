@@ -34,7 +34,8 @@ class Degrade(nn.Module):
     With the bilinear filter all kinds, batched or not, on CPU and GPU, give the same up to 2/255 at any pixel and
     0.5/255 in the mean: 8 bits are rounded after each pass. With bicubic it is 3/255 and 0.5/255 where nothing
     overshoots the 8 bits, which are clipped after each pass; a floating tensor is not clipped. `"nearest"` takes the
-    same pixel, unless two are equally near.
+    same pixel, unless two are equally near. (The tests compare all of these; the one on a GPU has not been run yet, for
+    want of one.)
 
     Args:
         resolution: pixels of the shorter side that detail is cut down to, >= 1; None does not shrink.
