@@ -212,7 +212,7 @@ def create_classifier(
         model = create_model(full_name, trained, **options)
     except TypeError as error:
         if drop_path_rate and "drop_path_rate" in str(error):
-            raise ValueError(f"the backbone of {name!r} takes no drop_path_rate={drop_path_rate}; leave it out") from error
+            raise ValueError(f"the backbone of {name!r} takes no drop_path_rate={drop_path_rate}; omit it") from error
         raise
     if drop_path_rate == 0:
         for module in model.modules():
