@@ -28,7 +28,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import benchmark_data
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
@@ -269,6 +268,8 @@ def data(
         repeats: timed rounds through all pictures; the median counts.
         output: the CSV file.
     """
+    import benchmark_data  # it takes seconds, which the processes of the other commands need not spend
+
     if pictures % batch:
         raise SystemExit(f"--pictures {pictures} are no whole batches of {batch}")
     names = dict.fromkeys(["timm", *(loaders or benchmark_data.LOADERS)])
@@ -472,6 +473,8 @@ def measure_data(
         resolutions: of the views.
     """
     torch.set_num_threads(1)
+    import benchmark_data
+
     batches = benchmark_data.open_loader(loader, folder, workers, batch, input_size, resolutions)
     serve({"round_ms": lambda: [None for _ in batches]})
 
@@ -485,6 +488,8 @@ def measure_training(model: str, batch: int, input_size: int, views: int) -> Non
         input_size: their height and width.
         views: how many levels are trained, each by a step.
     """
+    import benchmark_data
+
     serve({"round_ms": benchmark_data.training_step(model, batch, input_size, views)})
 
 
