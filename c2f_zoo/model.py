@@ -213,8 +213,8 @@ class C2FModel(nn.Module):
             The model, in training mode, on the CPU.
 
         Raises:
-            FileNotFoundError: there is no such folder, repository or revision, a file is missing, or the model is not in the
-                cache and may not be asked for.
+            FileNotFoundError: there is no such folder, repository or revision, a file is missing, or the model is not
+                in the cache and may not be asked for.
             PermissionError: the token is missing or not enough.
             ConnectionError: the Hub does not answer, or in vain.
             ValueError: the configuration is no model's, or the weights do not fit it.
@@ -270,7 +270,7 @@ def load_folder(directory: Path) -> C2FModel:
 def _rehearse(config: ModelConfig, limits: tuple[int, int]) -> None:
     """Makes the backbone on the meta device, where it takes no memory, to see whether it is far too large."""
     try:
-        with no_larger_than(*limits), torch.device("meta"):
+        with torch.device("meta"), no_larger_than(*limits):
             create_body(config.backbone, **config.backbone_options)
     except TooLargeError:
         raise

@@ -223,8 +223,8 @@ def no_larger_than(numbers: int, tensors: int) -> Iterator[None]:
     """Stops the making of a network that is far larger than the weights there are for it.
 
     Each tensor is counted when a module takes it, before it is filled: what was never filled takes no memory. Tensors
-    that no module takes must be no larger than the whole network may be. Numbers of 8 bytes count twice. Under `torch.device("meta")`, where nothing
-    takes memory, tensors of the meta device count, and elsewhere they do not.
+    that no module takes must be no larger than the whole network may be. Numbers of 8 bytes count twice. Under
+    `torch.device("meta")`, where nothing takes memory, tensors of the meta device count; elsewhere they do not.
 
     Args:
         numbers: how many numbers the files hold.
@@ -237,10 +237,10 @@ def no_larger_than(numbers: int, tensors: int) -> Iterator[None]:
     Examples:
         >>> with no_larger_than(1000, 2):
         ...     small = torch.nn.Linear(30, 30)
-        >>> with no_larger_than(1000, 2), torch.device("meta"):
+        >>> with torch.device("meta"), no_larger_than(1000, 2):
         ...     large = torch.ones(2**20).outer(torch.ones(2**20))
         Traceback (most recent call last):
-        ValueError: the configuration asks for a network of more than 268467456 numbers, but there are weights of 1000
+        TooLargeError: the configuration asks for a network of more than 268467456 numbers, ...
     """
     budget, most = FACTOR * numbers + SLACK_NUMBERS, TENSOR_FACTOR * tensors + SLACK_TENSORS
     taken = count = 0
@@ -277,11 +277,12 @@ class _Watch(TorchDispatchMode):
     def __init__(self, tell: Callable[[int], None]) -> None:
         super().__init__()
         self.tell = tell
+        self.kind = torch.get_default_device().type  # not asked below, where torch.device("meta") is out of sight
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
         for tensor in made if isinstance(made, (tuple, list)) else (made,):
-            if isinstance(tensor, Tensor) and tensor.device.type == torch.get_default_device().type:
+            if isinstance(tensor, Tensor) and tensor.device.type == self.kind:
                 self.tell(_size(tensor))
         return made
 

@@ -199,6 +199,13 @@ def test_a_run_is_pushed_and_its_card_is_true(run: Path, tmp_path: Path) -> None
         assert len(printed.strip().split(" > ")) == 3, "a path of three levels"
 
 
+def test_the_card_names_the_revision(run: Path, tmp_path: Path) -> None:
+    push_to_hub.main(str(run), "me/birds", "mit", revision="refs/v2", dry_run=str(tmp_path / "dry"))
+    text = (tmp_path / "dry" / "README.md").read_text()
+    assert 'create_model("hf-hub:me/birds@refs/v2")' in text and "\n# birds\n" in text
+    assert ModelCard(text).data.model_name == "birds"
+
+
 def test_what_the_recipe_complains_of(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="name the licence under which the model is given away"):
         push_to_hub.main(str(run), "me/birds")
@@ -206,6 +213,8 @@ def test_what_the_recipe_complains_of(run: Path, tmp_path: Path) -> None:
     (tmp_path / "full" / "file").touch()
     with pytest.raises(ValueError, match="full is not empty; choose another folder for --dry_run"):
         push_to_hub.main(str(run), "me/birds", "mit", dry_run=str(tmp_path / "full"))
+    with pytest.raises(ValueError, match="name the owner too: 'owner/birds'"):
+        push_to_hub.main(str(run), "birds", "mit", dry_run=str(tmp_path / "dry"))
     (run / "test.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"holds no test.csv; the run is not finished"):
         read_run(run)

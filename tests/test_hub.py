@@ -8,13 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hub_server import Hub, Repo, by_lfs, regular
+from hub_server import Blob, Hub, Repo, by_lfs, regular
 from safetensors.torch import load_file
 
 from c2f_zoo import C2FModel
@@ -220,6 +220,71 @@ result["broken"] = complaint(lambda: make(2).push_to_hub("me/broken"))
     assert all(fault.times == 0 for fault in hub.faults if fault.times < 50), "every fault was met"
 
 
+def put(hub: Hub, name: str, files: dict[str, Blob], extra: Sequence[str] = ()) -> None:
+    hub.repos[name] = repo = Repo("you", private=False)
+    repo.commit("main", files, "a trap")
+    hub.store |= {blob.sha256: blob.data for blob in files.values() if blob.sha256}
+    hub.extra_names[name] = list(extra)
+
+
+def test_trouble_of_the_server_lets_no_trap_through(
+    hub: Hub, pushed: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    birds = hub.repos["me/birds"]
+    whole = birds.commits[birds.tags["v1"]]
+    put(hub, "you/passing", whole, ["../../../evil.safetensors"])
+    put(hub, "you/staying", whole, ["../../../evil.safetensors"])
+    put(hub, "you/cached", whole)
+    hub.fail("GET", "/api/models/you/passing$", 503)
+    hub.fail("GET", "/api/models/you/staying$", 503, times=99)
+    code = f"""
+hub._WAITS = (0.01,) * 4
+want = {str(pushed[0] / "1.safetensors")!r}
+"""
+    first = 'result["cached"] = same(create_model("hf-hub:you/cached"), want)'
+    assert run(code + first, hub.endpoint, tmp_path / "home")["cached"] is True
+    hub.fail("GET", "/api/models/you/cached$", 503, times=99)
+    code += """
+for name in ("passing", "staying"):
+    result[name] = complaint(lambda: create_model(f"hf-hub:you/{name}"))
+"""
+    said = run(code + first, hub.endpoint, tmp_path / "home")
+    assert said["passing"].startswith("ValueError: 'you/passing' lists the file '../../../evil.safetensors', whose")
+    assert said["staying"].startswith(f"ConnectionError: 'you/staying': {hub.endpoint} answers 503 (")
+    assert said["cached"] is True, "the cache serves while the server is in trouble"
+    for name in ("passing", "staying"):
+        assert not list(tmp_path.rglob(f"models--you--{name}/snapshots/*/*")), "nothing of it is in the cache"
+
+
+def test_only_the_files_of_one_model_are_fetched(hub: Hub, pushed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    birds = hub.repos["me/birds"]
+    whole, sharded = birds.commits[birds.tags["v1"]], birds.commits[birds.branches["main"]]
+    below = {name: regular(b"junk") for name in ("sub/config.json", "model-x/y-of-3.safetensors")}
+    shards = [name for name in sharded if name.endswith((".safetensors", ".json"))]
+    put(hub, "you/whole", {**whole, **below, "model-00001-of-00009.safetensors": by_lfs(b"junk")})
+    put(hub, "you/sharded", {**sharded, **below})
+    code = f"""
+folder = {str(pushed[0])!r}
+for name, seed in (("whole", 1), ("sharded", 2)):
+    result[name] = same(create_model(f"hf-hub:you/{{name}}"), f"{{folder}}/{{seed}}.safetensors")
+"""
+    for environment in ({}, {"HF_HUB_OFFLINE": "1"}):
+        assert run(code, hub.endpoint, tmp_path, **environment) == {"whole": True, "sharded": True}
+    fetched = {
+        name: sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if not path.is_dir())
+        for name in ("whole", "sharded")
+        for snapshot in tmp_path.rglob(f"models--you--{name}/snapshots/*")
+        if snapshot.parent.name == "snapshots"
+    }
+    assert fetched == {"whole": ["config.json", "model.safetensors"], "sharded": sorted(shards)}
+
+
+def test_a_folder_that_is_not_there_is_no_repository(tmp_path: Path) -> None:
+    for name in (str(tmp_path / "none"), "./none", "~/none", "../none", "a/b/c"):
+        with pytest.raises(FileNotFoundError, match=f"there is no folder {name}; a model on the Hub is named"):
+            C2FModel.from_pretrained(name)
+
+
 def test_two_pushes_at_once(hub: Hub, pushed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     # Both see the same last commit before either makes its own: one is refused (412), looks again and goes on.
     hub.fail("GET", "/api/models/me/both$", threading.Barrier(2), times=2)
@@ -281,9 +346,7 @@ def test_a_strangers_repositories(hub: Hub, pushed: tuple[Path, dict[str, Any]],
         "shard": {name: blob for name, blob in sharded.items() if name != shard},
     }
     for name, files in repos.items():
-        hub.repos[f"you/{name}"] = repo = Repo("you", private=False)
-        repo.commit("main", files, "a trap")
-        hub.store |= {blob.sha256: blob.data for blob in files.values() if blob.sha256}
+        put(hub, f"you/{name}", files)
     hub.extra_names["you/listing"] = ["../../../evil.safetensors"]
     code = f"""
 for name in {list(repos)}:

@@ -251,6 +251,21 @@ def test_shards_are_checked_too(small_model: C2FModel, tmp_path: Path) -> None:
         create_model("small", pretrained=True)
 
 
+@pytest.mark.parametrize("stray", ["model.safetensors", ".saved/model.safetensors", ".saved/config.json"])
+def test_a_file_without_a_checksum_is_not_loaded(
+    small_model: C2FModel, saved: Path, tmp_path: Path, stray: str
+) -> None:
+    shards = tmp_path / "shards"
+    small_model.save_pretrained(shards, max_shard_size=100_000)
+    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in shards.iterdir()}
+    register_weights(PretrainedWeights("small.shards", f"file:{shards}", files, "mit", (3, 64, 64)))
+    (shards / ".saved").mkdir()
+    (shards / stray).write_bytes((saved / Path(stray).name).read_bytes())
+    message = rf"small.shards would load {re.escape(str(shards / stray))}, of which no checksum is registered"
+    with pytest.raises(ValueError, match=message):
+        create_model("small", pretrained=True)
+
+
 class _Server(BaseHTTPRequestHandler):
     """Serves `files` at any path: /half/ breaks off in the weights, /none/ has no weights."""
 
@@ -303,6 +318,11 @@ def test_weights_from_a_url(site: str, saved: Path, small_model: C2FModel, tmp_p
     next((tmp_path / "torch").rglob("model.safetensors")).write_bytes(b"rotten")
     create_model("small", pretrained=True)
     assert _Server.asked[2:] == ["/good/model.safetensors"], "what has changed in the cache is fetched again"
+    folder = next((tmp_path / "torch").rglob("model.safetensors")).parent
+    (folder / ".saved").mkdir()
+    (folder / ".saved" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"small.first would load .*\.saved.config.json, of which no checksum"):
+        create_model("small", pretrained=True)
 
 
 def test_a_url_with_another_file_is_refused(site: str, saved: Path, tmp_path: Path) -> None:

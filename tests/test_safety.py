@@ -168,7 +168,7 @@ def test_options_that_say_where_weights_come_from_are_no_part_of_a_model() -> No
     assert model.config.backbone_options == {"drop_rate": 0.1}
 
 
-# Loads a folder in a process of its own, whose peak of memory no other test has raised.
+# Loads folders in a process of its own, whose peak of memory no other test has raised.
 LOAD = """
 import resource, sys, torch
 from c2f_zoo import create_model
@@ -177,10 +177,11 @@ create_model("mlph_tiny_critters")  # what is imported when it is first used tak
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == "linux" else 2**20)
 before = peak()
-try:
-    create_model("local-dir:" + sys.argv[1])
-except ValueError as error:
-    print(peak() - before, error)
+for folder in sys.argv[1:]:
+    try:
+        create_model("local-dir:" + folder)
+    except ValueError as error:
+        print(peak() - before, error)
 """
 LARGE: dict[str, tuple[dict[str, Any], str]] = {
     "a wide pooling": ({"pooling_options": {"dim": 2**24}}, r"\d+ numbers"),
@@ -203,16 +204,17 @@ LARGE: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", LARGE)
-def test_memory_that_the_weights_do_not_fill_is_not_taken(saved: Path, case: str) -> None:
-    changes, size = LARGE[case]
-    change(saved, **changes)
-    command = [sys.executable, "-c", LOAD, str(saved)]
+def test_memory_that_the_weights_do_not_fill_is_not_taken(saved: Path, tmp_path: Path) -> None:
+    folders = [str(shutil.copytree(saved, tmp_path / case)) for case in LARGE]
+    for folder, (changes, _) in zip(folders, LARGE.values(), strict=True):
+        change(Path(folder), **changes)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", LOAD, *folders]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    found = re.fullmatch(rf"(\d+) .*asks for a network of more than {size}, but there are weights of \d+\n", done.stdout)
-    assert found, done.stdout + done.stderr[-3000:]
-    assert int(found[1]) < 500, "MiB"
+    assert done.returncode == 0, done.stderr[-3000:]
+    for line, (case, (_, size)) in zip(done.stdout.splitlines(), LARGE.items(), strict=True):
+        found = re.fullmatch(rf"(\d+) .*asks for a network of more than {size}, but there are weights of \d+", line)
+        assert found and int(found[1]) < 500, f"{case}: {line} (MiB)"
 
 
 def test_a_backbone_that_cannot_be_made_on_meta_is_counted_too(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,13 +227,12 @@ def test_a_backbone_that_cannot_be_made_on_meta_is_counted_too(saved: Path, monk
     change(saved, backbone="reads")
     create_model(f"local-dir:{saved}")
     change(saved, backbone_options={"size": 1024})
-    with pytest.raises(ValueError, match="asks for a network of more than .* numbers"):
+    with pytest.raises(ValueError, match=r"asks for a network of more than \d+ numbers"):
         create_model(f"local-dir:{saved}")
 
 
 UNSAVABLE: dict[str, tuple[dict[str, Any], str]] = {
     "a class": ({"backbone_options": {"act_layer": torch.nn.GELU}}, "backbone_options.act_layer is <class .*an option"),
-    "a mapping": ({"backbone_options": {"act_kwargs": {}}}, "backbone_options.act_kwargs is {}; an option is"),
     "a large resolution": ({"resolutions": {"species": 5000}}, "resolution of species is 5000, not 1 to 4096 pixels"),
     "a large input": ({"input_size": 5000}, "it asks for 5000 pixels on a side of the input; 4096 is the most"),
     "a long name": (

@@ -149,9 +149,8 @@ def register_weights(weights: PretrainedWeights, *, override: bool = False) -> P
     Raises:
         ValueError: the name is taken and `override` is false.
     """
-    WEIGHTS.register(weights.name, override=override)(weights)
-    _DEFAULTS.setdefault(weights.arch, weights.name.rpartition(".")[2])
-    return weights
+    _DEFAULTS.setdefault(weights.arch, weights.name.rpartition(".")[2])  # first: who watches the registry asks for it
+    return WEIGHTS.register(weights.name, override=override)(weights)
 
 
 def tags_of(arch: str) -> list[str]:
