@@ -138,9 +138,9 @@ def main(options: Search, run: Path | None, config_name: str) -> bool:
             options.dataset, options.val_fraction, options.seed, **options.dataset_options
         )
         model = load_model(run) if run else build(options, dataset.hierarchy, accelerator)
+        check_data(model, dataset, train_indices, val_indices)
         side = median_side(dataset, val_indices, model.config.preprocessing)
         dataset = cached(dataset, options, model)
-    check_data(model, dataset, train_indices, val_indices)
     thresholds = chosen_thresholds(options.thresholds, model.levels)
     ladder = checked_ladder(default_ladder(side) if options.ladder is None else options.ladder)
     if options.bootstrap < 1:

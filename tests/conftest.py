@@ -33,8 +33,9 @@ HARD = {
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    """Initial weights do not depend on which tests ran before, nor in which of pytest's processes."""
+    """Weights and sums do not depend on which tests ran before, nor in which of pytest's processes."""
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # a recipe that ran in this process takes more
 
 
 @pytest.fixture
