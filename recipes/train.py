@@ -5,11 +5,11 @@
     accelerate launch recipes/train.py --config ... --batch_size 16                   # options go over the file
 
 Stage by stage: first pooling and head with the backbone frozen, then everything. Each batch is seen at the highest
-resolution for the finest level, then at the next lower one for the next coarser level, and so on, with a step after
-each (Huo et al., SIGIR 2019, section 3); a picture is decoded once for all its views. A picture whose label at a level
-is unknown is trained on by its deepest label where the head's levels are one distribution (docs/reference/heads.md),
-and left out of the step otherwise. The epoch that is best on a part of the training pictures is kept; the test pictures
-are scored once, at the end.
+resolution for the finest level, a batch later at the next lower one for the next coarser level, and so on: steps at all
+levels in turn (Huo et al., SIGIR 2019, section 3), and a picture is decoded once for all its views. A picture whose
+label at a level is unknown is trained on by its deepest label where the head's levels are one distribution
+(docs/reference/heads.md), and left out of the step otherwise. The epoch that is best on a part of the training pictures
+is kept; the test pictures are scored once, at the end.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import os
 import re
 import shutil
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -385,15 +386,24 @@ def train_epoch(
     # None: a bar on a terminal, none in a log file.
     hidden = None if accelerator.is_main_process else True
     bar = tqdm(loader, desc=title, disable=hidden, leave=False)
-    for views, labels, index in bar:
-        unreadable += (-1 - index[index < 0]).tolist()
-        for level, pictures in views.items():
-            loss = objective(model, normalize(pictures), labels, level)
+    levels = accelerator.unwrap_model(model).levels[::-1]
+    # A coarser level is a batch behind, so that steps that follow one another see other pictures, as they would if each
+    # level had a loader of its own. On the same ones the critters' species were learnt far worse (docs/results.md).
+    recent: deque[Any] = deque(maxlen=len(levels))
+    for batch in itertools.chain(bar, [None] * (len(levels) - 1)):
+        recent.appendleft(batch)
+        if batch is not None:
+            unreadable += (-1 - batch[2][batch[2] < 0]).tolist()
+        for level, waiting in zip(levels, recent, strict=False):
+            if waiting is None:
+                continue
+            views, labels, _ = waiting
+            loss = objective(model, normalize(views[level]), labels, level)
             accelerator.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
             losses.setdefault(level, []).append(loss.detach())
-        if not bar.disable:
+        if batch is not None and not bar.disable:
             bar.set_postfix(loss=f"{sum(values[-1].item() for values in losses.values()):.3f}")
     means = {}
     for level, values in losses.items():
