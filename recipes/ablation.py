@@ -11,8 +11,6 @@ part; the test pictures are scored once, with every metric of `c2f_zoo.metrics`,
 
 from __future__ import annotations
 
-import csv
-import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from train import write_csv
 
 from c2f_zoo.data import LabelledImages, Views, create_dataset, create_transform, labels_of, train_and_val
 from c2f_zoo.decoding import DECODINGS
@@ -85,6 +84,7 @@ def main(
             first = (name, how, PENALTIES[best], scores[best], len(test_set))
             rows.append({**dict(zip(FIRST_COLUMNS, first, strict=True)), **metrics.report(how), **metrics.report()})
         print(f"{name}: penalty {PENALTIES[best]:g}, validation accuracy {100 * scores[best]:.1f} %", flush=True)
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
     write_csv(Path(output), rows)
     print_tables(rows, metrics.report(DECODINGS[0]))
     print(f"written to {output}")
@@ -170,16 +170,6 @@ def print_tables(rows: list[dict[str, Any]], of_decoding: Collection[str]) -> No
 def shown(metric: str, value: float) -> str:
     in_levels = metric.startswith(("hd@", "lca_distance", "mistake_severity"))
     return f"{value:.3f}" if in_levels else f"{100 * value:.1f}"
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with open(part, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(part, path)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from jsonargparse import auto_cli
-from train import Options, accuracy_of, create_accelerator, predict_all, unreadable_in, usable_cores
+from train import Options, accuracy_of, complaint, create_accelerator, predict_all, unreadable_in, usable_cores
 
 from c2f_zoo.config import ModelConfig
 from c2f_zoo.data import LabelledImages, create_dataset
@@ -143,5 +143,5 @@ def device_of(accelerator: Accelerator) -> str:
 if __name__ == "__main__":
     try:
         auto_cli(main)
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"bundle.py: {error}") from error
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(f"bundle.py: {complaint(error)}") from error

@@ -16,10 +16,9 @@ import csv
 import datetime
 import json
 import math
-import os
 import platform
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -38,6 +37,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassConfusionMatrix
 from tqdm import tqdm
+from train import atomically, complaint, create_accelerator, normalizer, shown
 
 import c2f_zoo
 from c2f_zoo.data import LabelledImages, Views, create_dataset, create_views, fault_of, labels_of, name_of
@@ -80,9 +80,7 @@ def main(
         on_error: what an unreadable picture does: `raise` ends the run, `skip` leaves it out and lists it.
         output: folder for the results; without it `evaluation` in the run's.
     """
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # or torchrun's would not find each other
-    if accelerator.device.type == "cpu" and torch.get_num_threads() == 1:  # as accelerate launch sets it
-        torch.set_num_threads(max(1, usable_cores() // accelerator.num_processes))
+    accelerator = create_accelerator()
     decodings = chosen_decodings(decoding)
     model = load_model(run)
     name, options = chosen_dataset(Path(run), dataset, dataset_options)
@@ -108,11 +106,6 @@ def main(
             if level not in confusions:
                 print(f"{level} has no confusion matrix: its number of classes is {count}")
     accelerator.end_training()
-
-
-def usable_cores() -> int:
-    # taskset, Slurm and containers allow fewer cores than the machine has; macOS and Windows cannot tell.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def chosen_decodings(decoding: str) -> tuple[str, ...]:
@@ -237,7 +230,9 @@ def score(
     target = target[:, : len(scores.tree.levels)]
     resolutions = list(dict.fromkeys(scores.own.values()))
     preprocessing = model.config.preprocessing
-    transform = create_views(preprocessing, {resolution: resolution for resolution in resolutions}, train=False)
+    views_at = {resolution: resolution for resolution in resolutions}
+    transform = create_views(preprocessing, views_at, train=False, normalize=False)
+    normalize = normalizer(model, accelerator)
     # Not the shares of accelerator.prepare, which are made equal by counting some pictures twice.
     share = list(range(len(dataset)))[accelerator.process_index :: accelerator.num_processes]
     views = Views(dataset, transform, share, on_error, shorter_side=preprocessing.resize)
@@ -245,7 +240,7 @@ def score(
     seen: list[int] = []
     hidden = None if accelerator.is_main_process else True  # None: a bar on a terminal, none in a log file
     for pictures, _, index in tqdm(loader, desc="scoring", disable=hidden, leave=False):
-        logits = {resolution: model(x.to(device), model.levels) for resolution, x in pictures.items()}
+        logits = {resolution: model(normalize(x.to(device)), model.levels) for resolution, x in pictures.items()}
         at = {resolution: model.log_probs(z) for resolution, z in logits.items()}
         # A picture that was skipped has the index -1 - index, and nothing is known of it.
         scores.update(at, target[index].where(index[:, None] >= 0, -1).to(device))
@@ -273,10 +268,6 @@ def results_of(scores: Scores, model: C2FModel) -> dict[str, Any]:
     }
 
 
-def shown(resolution: int | None) -> str:
-    return "full size" if resolution is None else f"{resolution} px"
-
-
 def machine(accelerator: Accelerator) -> dict[str, Any]:
     device = accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
@@ -300,12 +291,6 @@ def write(folder: Path, results: dict[str, Any], confusions: Mapping[str, Tensor
     atomically(folder / "mistakes.png", partial(plot_mistakes, results["lca_heights"], tree))
     text = json.dumps(without_nan(results), indent=2, ensure_ascii=False, allow_nan=False)
     atomically(folder / "metrics.json", lambda path: path.write_text(text + "\n", encoding="utf-8"))
-
-
-def atomically(path: Path, write_to: Callable[[Path], object]) -> None:
-    part = path.with_name(path.name + ".part")
-    write_to(part)
-    os.replace(part, path)
 
 
 def without_nan(value: Any) -> Any:
@@ -437,4 +422,4 @@ if __name__ == "__main__":
     try:
         auto_cli(main)
     except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"evaluate.py: {error}") from error
+        raise SystemExit(f"evaluate.py: {complaint(error)}") from error

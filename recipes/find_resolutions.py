@@ -19,7 +19,6 @@ import contextlib
 import datetime
 import itertools
 import math
-import os
 import shlex
 import statistics
 import sys
@@ -43,6 +42,7 @@ from rich.markup import escape
 from rich.table import Table
 from train import (
     Options,
+    atomically,
     build,
     cached,
     check_labels,
@@ -52,6 +52,7 @@ from train import (
     open_output,
     predict_all,
     report_unreadable,
+    shown,
     train,
     unreadable_in,
     write_csv,
@@ -463,10 +464,6 @@ def source_of(options: Options, pictures: int) -> list[str]:
     ]
 
 
-def shown(resolution: int | None) -> str:
-    return "full size" if resolution is None else f"{resolution} px"
-
-
 def write(folder: Path, curves: Curves, mode: str, notes: Sequence[str], source: Sequence[str]) -> None:
     """Writes all files; each under another name first, so that a kill leaves the old one or the new one."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -487,12 +484,6 @@ def write(folder: Path, curves: Curves, mode: str, notes: Sequence[str], source:
     atomically(folder / "curve.png", partial(plot, curves, mode))
     text = resolutions_text(curves, mode, notes, source)
     atomically(folder / "resolutions.yaml", lambda path: path.write_text(text, encoding="utf-8"))
-
-
-def atomically(path: Path, write_to: Callable[[Path], object]) -> None:
-    part = path.with_name(path.name + ".part")
-    write_to(part)
-    os.replace(part, path)
 
 
 def resolutions_text(curves: Curves, mode: str, notes: Sequence[str], source: Sequence[str]) -> str:

@@ -500,9 +500,9 @@ def finish_epoch(
         model.save_pretrained(output)
     for old in sorted(output.glob("checkpoint-*"))[:-1]:
         shutil.rmtree(old)
-    shown = "  ".join(f"{level} {score:.3f}" for level, score in zip(model.levels, scores, strict=True))
+    each = "  ".join(f"{level} {score:.3f}" for level, score in zip(model.levels, scores, strict=True))
     loss = sum(row[f"loss_{level}"] for level in model.levels)
-    print(f"stage {row['stage']}, epoch {row['epoch']}: loss {loss:.3f}, validation accuracy {shown}", flush=True)
+    print(f"stage {row['stage']}, epoch {row['epoch']}: loss {loss:.3f}, validation accuracy {each}", flush=True)
 
 
 def score_test(
@@ -601,13 +601,21 @@ def latest_checkpoint(output: Path) -> Path | None:
     return max(output.glob("checkpoint-*"), default=None)
 
 
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+def atomically(path: Path, write_to: Callable[[Path], object]) -> None:
+    """Writes under another name and renames, so that a kill leaves the old file or the new one."""
     part = path.with_name(path.name + ".part")
-    with open(part, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_to(part)
     os.replace(part, path)
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    def write_to(part: Path) -> None:
+        with open(part, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+    atomically(path, write_to)
 
 
 def plot_curves(rows: list[dict[str, Any]], levels: tuple[str, ...], path: Path) -> None:
@@ -630,6 +638,10 @@ def plot_curves(rows: list[dict[str, Any]], levels: tuple[str, ...], path: Path)
     plt.close(figure)
 
 
+def shown(resolution: int | None) -> str:
+    return "full size" if resolution is None else f"{resolution} px"
+
+
 def print_report(model: C2FModel, matrix: list[dict[str, Any]], output: Path) -> None:
     """Prints accuracy by level and resolution; a level's own resolution stands in brackets."""
     resolutions = list(dict.fromkeys(row["resolution"] for row in matrix))
@@ -639,7 +651,7 @@ def print_report(model: C2FModel, matrix: list[dict[str, Any]], output: Path) ->
     table.add_column("level")
     table.add_column("classes", justify="right")
     for resolution in resolutions:
-        table.add_column("full size" if resolution is None else f"{resolution} px", justify="right")
+        table.add_column(shown(resolution), justify="right")
     for level in model.levels:
         row = [level, str(model.hierarchy.num_classes[level])]
         for resolution in resolutions:

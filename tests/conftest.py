@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from c2f_zoo import C2FModel, create_model
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))  # as python does for a script there
 torch.set_num_threads(1)  # small tensors: two threads only wait for each other
 
 SMALL = {"backbone": "test_convnext", "input_size": 64, "pooling_options": {"dim": 8}}

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import benchmark_data
 import numpy as np
 import pytest
 import torch
@@ -19,9 +20,7 @@ from c2f_zoo import C2FModel, create_pooling, list_poolings
 from c2f_zoo.zoo import num_taps_of
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "benchmark.py"
-sys.path.insert(0, str(RECIPE.parent))  # as python does for a script
 benchmark = runpy.run_path(str(RECIPE))
-import benchmark_data  # noqa: E402
 
 
 @pytest.mark.parametrize("name", list_poolings())

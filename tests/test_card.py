@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import push_to_hub
 import pytest
 import timm
 import torch
@@ -25,8 +26,6 @@ from c2f_zoo import C2FModel, Hierarchy, create_model, load_hierarchy
 from c2f_zoo.card import CITATION, model_card, read_run
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "push_to_hub.py"
-sys.path.insert(0, str(RECIPE.parent))
-import push_to_hub  # noqa: E402
 
 RESOLUTIONS = {"species": 64, "genus": 32, "family": None}
 ACCURACY = {  # (level, resolution): share

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import math
 import os
 import shutil
@@ -13,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import find_resolutions as find
 import numpy as np
 import pytest
 import torch
@@ -26,8 +26,6 @@ from c2f_zoo.config import Preprocessing
 from c2f_zoo.data import create_transform, labels_of, train_and_val
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "recipes"))  # where python finds train.py when it runs the recipe
-find = importlib.import_module("find_resolutions")
 
 RECIPE = str(ROOT / "recipes" / "find_resolutions.py")
 TWO_PROCESSES = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
