@@ -371,7 +371,7 @@ def train_epoch(
     title: str,
     accelerator: Accelerator,
 ) -> tuple[dict[str, float], list[int]]:
-    """Takes a step at each level's resolution for every batch of pictures.
+    """Takes a step at each level's resolution for every batch of pictures, a coarser level's a batch later.
 
     Gives the mean loss of each level, and the indices of the pictures that were skipped.
     """
@@ -387,8 +387,8 @@ def train_epoch(
     hidden = None if accelerator.is_main_process else True
     bar = tqdm(loader, desc=title, disable=hidden, leave=False)
     levels = accelerator.unwrap_model(model).levels[::-1]
-    # A coarser level is a batch behind, so that steps that follow one another see other pictures, as they would if each
-    # level had a loader of its own. On the same ones the critters' species were learnt far worse (docs/results.md).
+    # Steps that follow one another see other pictures, as they would if each level had a loader of its own. On the same
+    # ones the critters' species were learnt far worse (docs/results.md).
     recent: deque[Any] = deque(maxlen=len(levels))
     for batch in itertools.chain(bar, [None] * (len(levels) - 1)):
         recent.appendleft(batch)
@@ -460,18 +460,23 @@ def validate(
     model: torch.nn.Module, dataset: LabelledImages, indices: list[int], options: Options, accelerator: Accelerator
 ) -> tuple[dict[str, float], list[int]]:
     """Accuracy of every level at its own resolution, and the indices of the pictures that were skipped."""
-    accuracy, unreadable = {}, []
-    for level in accelerator.unwrap_model(model).levels:
-        resolution = options.resolutions.get(level)
-        scored = predict_all(model, dataset, indices, resolution, (level,), options, accelerator)
-        accuracy[f"val_{level}"], count = accuracy_of(scored, level, dataset.hierarchy)
+    levels: tuple[str, ...] = accelerator.unwrap_model(model).levels
+    own = {level: options.resolutions.get(level) for level in levels}
+    at = {
+        resolution: predict_all(
+            model, dataset, indices, resolution, tuple(x for x in levels if own[x] == resolution), options, accelerator
+        )
+        for resolution in dict.fromkeys(own.values())
+    }
+    accuracy = {}
+    for level in levels:
+        accuracy[f"val_{level}"], count = accuracy_of(at[own[level]], level, dataset.hierarchy)
         if count == 0:
             raise ValueError(
                 f"no validation picture with a label at {level!r} can be read; look with `c2f-zoo data check`, "
                 "or choose another val_fraction"
             )
-        unreadable = unreadable_in(scored)
-    return accuracy, unreadable
+    return accuracy, unreadable_in(at[own[levels[0]]])
 
 
 def finish_epoch(

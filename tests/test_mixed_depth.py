@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from conftest import SMALL
 from torch import Tensor, nn
 
@@ -294,6 +295,40 @@ def test_pictures_of_a_known_genus_help_to_tell_species(seed: int, critter_featu
     assert (labels[:, 2] >= 0).sum() == 36 * LABELLED
     without = species_accuracy(x[few], labels[few], test_x)
     assert species_accuracy(x, labels, test_x) > without + 0.04
+
+
+def test_steps_that_follow_one_another_see_other_pictures() -> None:
+    model = create_model("mlph", hierarchy="critters", **SMALL)  # type: ignore[arg-type]
+    black = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
+    batches = [
+        (
+            {level: black for level in ("species", "genus", "family")},
+            torch.tensor([[0, 0, number]]),
+            torch.tensor([number]),
+        )
+        for number in range(4)
+    ]
+    steps = []
+
+    def objective(call: object, pictures: Tensor, labels: Tensor, level: str) -> Tensor:
+        steps.append((level, int(labels[0, 2])))
+        return model.head.get_classifier("species").weight.sum()  # type: ignore[operator]
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    accelerator = Accelerator(cpu=True)
+    losses, unreadable = train["train_epoch"](
+        model, Stage(epochs=1, lr=0.0), batches, objective, optimizer, "", accelerator
+    )
+    assert steps == [
+        ("species", 0),
+        *[("species", 1), ("genus", 0)],
+        *[("species", 2), ("genus", 1), ("family", 0)],
+        *[("species", 3), ("genus", 2), ("family", 1)],
+        *[("genus", 3), ("family", 2)],
+        ("family", 3),
+    ]
+    assert list(losses) == ["loss_species", "loss_genus", "loss_family"]
+    assert unreadable == []
 
 
 @pytest.fixture
