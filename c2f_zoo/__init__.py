@@ -8,30 +8,30 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from c2f_zoo.timm_guest import move_in
+from c2f_zoo.integrations.timm import register_models
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from c2f_zoo.backbones import list_backbones, register_backbone
     from c2f_zoo.data import create_dataset, list_datasets, register_dataset
-    from c2f_zoo.factory import create_model
     from c2f_zoo.heads import list_heads, register_head
     from c2f_zoo.hierarchy import Hierarchy, list_hierarchies, load_hierarchy, register_hierarchy
+    from c2f_zoo.inference.predictor import Prediction, Predictor
     from c2f_zoo.model import C2FModel
     from c2f_zoo.pooling import create_pooling, list_poolings, register_pooling
-    from c2f_zoo.predict import Prediction, Predictor
     from c2f_zoo.zoo import PretrainedWeights, list_models, register_model, register_weights
+    from c2f_zoo.zoo.create import create_model
 
 _HOMES = {
     "c2f_zoo.backbones": ("list_backbones", "register_backbone"),
     "c2f_zoo.data": ("create_dataset", "list_datasets", "register_dataset"),
-    "c2f_zoo.factory": ("create_model",),
+    "c2f_zoo.zoo.create": ("create_model",),
     "c2f_zoo.heads": ("list_heads", "register_head"),
     "c2f_zoo.hierarchy": ("Hierarchy", "list_hierarchies", "load_hierarchy", "register_hierarchy"),
     "c2f_zoo.model": ("C2FModel",),
     "c2f_zoo.pooling": ("create_pooling", "list_poolings", "register_pooling"),
-    "c2f_zoo.predict": ("Prediction", "Predictor"),
+    "c2f_zoo.inference.predictor": ("Prediction", "Predictor"),
     "c2f_zoo.zoo": ("PretrainedWeights", "list_models", "register_model", "register_weights"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -72,4 +72,4 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
 
 
-move_in()
+register_models()

@@ -173,9 +173,9 @@ def predict(
     model: Annotated[
         str, typer.Argument(help="The folder of a run or a saved model, a name with trained weights, or hf-hub:...")
     ],
-    images: Annotated[list[Path], typer.Argument(help="One or more picture files.")],
+    images: Annotated[list[Path], typer.Argument(help="One or more image files.")],
 ) -> None:
-    """Name what is in a picture: its path in the tree, with a probability for each level."""
+    """Name what is in an image: its path in the tree, with a probability for each level."""
     import c2f_zoo
     from c2f_zoo.data import read_image
     from c2f_zoo.zoo import MODELS, split_tag
@@ -200,15 +200,15 @@ def check(
         str | None, typer.Option(help="Names of the levels, coarse to fine: family,genus,species.")
     ] = None,
     test_fraction: Annotated[float, typer.Option(help="Share for the test, where no splits are named.")] = 0.2,
-    seed: Annotated[int, typer.Option(help="Decides which pictures these are.")] = 0,
+    seed: Annotated[int, typer.Option(help="Decides which images these are.")] = 0,
     workers: Annotated[int | None, typer.Option(help="Threads that decode.", min=1)] = None,
     show_all: Annotated[bool, typer.Option("--all", help="Do not cut long lists of classes and of warnings.")] = False,
 ) -> None:
-    """Read all pictures once and tell what is there and what is wrong; exit status 1 where training would fail."""
-    from c2f_zoo.data.check import check_pictures, list_path, print_check
+    """Read all images once and tell what is there and what is wrong; exit status 1 where training would fail."""
+    from c2f_zoo.data.check import check_images, list_path, print_check
 
     listing = list_path(path, hierarchy, root, levels.split(",") if levels else None)
-    result = check_pictures(listing, workers, test_fraction, seed)
+    result = check_images(listing, workers, test_fraction, seed)
     print_check(result, Console(emoji=False, highlight=False), show_all)
     if any(result.errors.values()):
         raise typer.Exit(1)

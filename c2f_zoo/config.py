@@ -15,7 +15,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.registry import unknown_name
 
-# What shrinks a picture to a resolution, and of what a resolution is the length.
+# What shrinks an image to a resolution, and of what a resolution is the length.
 SHRINK_FILTERS = ("bilinear", "bicubic", "box", "hamming", "lanczos")
 MEASURES = ("side", "area")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
@@ -48,7 +48,7 @@ TIMM_KEYS = ("architecture", "num_classes", "label_names", "pretrained_cfg")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes the network's input.
+    """How an image becomes the network's input.
 
     The shorter side is resized to `resize` pixels, then `input_size` is cropped from it. The default is
     the paper's (and HBP's): shorter side 512, crop 448.
@@ -59,9 +59,9 @@ class Preprocessing:
         std: standard deviation of each channel, likewise.
         interpolation: `"nearest"`, `"bilinear"`, `"bicubic"` or `"lanczos"`.
         crop_pct: the crop's height as a share of the shorter side, in (0, 1].
-        shrink_filter: what a picture is shrunk with to the resolution of a level, one of `SHRINK_FILTERS`.
+        shrink_filter: what an image is shrunk with to the resolution of a level, one of `SHRINK_FILTERS`.
         resolution_of: a resolution is the length of the shorter `"side"`, or of the side of a square of the
-            picture's `"area"`; the paper leaves it open. See `c2f_zoo.data.Degrade`.
+            image's `"area"`; the paper leaves it open. See `c2f_zoo.data.Degrade`.
 
     Raises:
         ValueError: a filter, a measure or an interpolation is unknown, or a number is out of its range.
@@ -84,7 +84,7 @@ class Preprocessing:
             if value not in known:
                 raise unknown_name(name, value, known)
         if min(self.input_size) < 1 or not 0 < self.crop_pct <= 1:
-            raise ValueError(f"input_size {self.input_size} and crop_pct {self.crop_pct} are no picture's")
+            raise ValueError(f"input_size {self.input_size} and crop_pct {self.crop_pct} are no image's")
         if not len(self.mean) == len(self.std) == self.input_size[0] or min(self.std) <= 0:
             raise ValueError(
                 f"mean {self.mean} and std {self.std} need a number for each of {self.input_size[0]} channels, std a "
@@ -108,9 +108,9 @@ class ModelConfig:
         head: one of `list_heads()`.
         hierarchy: the class tree.
         levels: the levels that the head answers, coarse to fine.
-        preprocessing: how a picture becomes the network's input.
+        preprocessing: how an image becomes the network's input.
         resolutions: for each level the length in pixels of the shorter side at which it is meant to be
-            seen; a level that is missing, or None, sees the picture as it is.
+            seen; a level that is missing, or None, sees the image as it is.
         backbone_options: further keyword arguments of the backbone's constructor.
         pooling_options: further keyword arguments of the pooling's constructor.
         head_options: further keyword arguments of the head's constructor.

@@ -20,7 +20,7 @@ def decode(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy, how: str) -> T
     - `bottom_up`: the most probable class of the finest level, and its ancestors.
     - `joint`: the path with the greatest product of its classes' probabilities, one factor a level.
 
-    Where levels are missing, the first two take the coarser ones from `complete`, the last two need only those that
+    Where levels are missing, the first two take the coarser ones from `marginalize`, the last two need only those that
     are there. Levels finer than all that are there have the label -1. Of equals the lowest label wins.
 
     Args:
@@ -53,11 +53,11 @@ def decode(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy, how: str) -> T
     return torch.cat([labels, missing], dim=1)
 
 
-def complete(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy) -> dict[str, Tensor]:
+def marginalize(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy) -> dict[str, Tensor]:
     """Adds the levels that follow from finer ones: a class is as probable as its children together.
 
     A level that is missing is summed up from the next finer one, which may itself have been missing; levels finer
-    than all that are there stay missing. Where a picture may stop at a class without being any of its children (the
+    than all that are there stay missing. Where an image may stop at a class without being any of its children (the
     head `hex`), the sum is a lower bound.
 
     Args:
@@ -73,7 +73,7 @@ def complete(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy) -> dict[str,
 
     Examples:
         >>> tree = Hierarchy(("kind", "shape"), (("round", "edged"), ("disc", "ring", "box")), ((0, 0, 1),))
-        >>> complete({"shape": torch.tensor([[0.5, 0.25, 0.25]]).log()}, tree)["kind"].exp()
+        >>> marginalize({"shape": torch.tensor([[0.5, 0.25, 0.25]]).log()}, tree)["kind"].exp()
         tensor([[0.7500, 0.2500]])
     """
     _check(log_probs, hierarchy)
@@ -114,11 +114,11 @@ def is_path(labels: Tensor, hierarchy: Hierarchy) -> Tensor:
 
 
 def _independent(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy) -> Tensor:
-    return torch.stack([z.argmax(dim=1) for z in complete(log_probs, hierarchy).values()], dim=1)
+    return torch.stack([z.argmax(dim=1) for z in marginalize(log_probs, hierarchy).values()], dim=1)
 
 
 def _top_down(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy) -> Tensor:
-    coarsest, *finer = complete(log_probs, hierarchy).values()
+    coarsest, *finer = marginalize(log_probs, hierarchy).values()
     labels = [coarsest.argmax(dim=1)]
     for z, parents in zip(finer, hierarchy.parents, strict=False):
         is_child = torch.tensor(parents, device=z.device) == labels[-1][:, None]
@@ -129,11 +129,11 @@ def _top_down(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy) -> Tensor:
 
 def _bottom_up(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy) -> Tensor:
     level = _finest(log_probs, hierarchy)
-    return hierarchy.collapse(level).ancestors(log_probs[level].argmax(dim=1))
+    return hierarchy.truncate(level).ancestors(log_probs[level].argmax(dim=1))
 
 
 def _joint(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy) -> Tensor:
-    tree = hierarchy.collapse(_finest(log_probs, hierarchy))
+    tree = hierarchy.truncate(_finest(log_probs, hierarchy))
     device = log_probs[tree.finest].device
     paths = tree.ancestors(torch.arange(tree.num_classes[tree.finest], device=device))  # (paths, levels)
     scores = [log_probs[level][:, paths[:, depth]] for depth, level in enumerate(tree.levels) if level in log_probs]

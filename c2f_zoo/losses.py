@@ -1,7 +1,7 @@
 """Losses on the log-probabilities of one level, given the tree down to it; and a prior on a classifier's weights.
 
-A loss takes what `C2FModel.log_probs` gives for a level, labels of that level, and `hierarchy.collapse(level)`. Labels
-of -1 are unknown: such pictures are left out of the mean. No loss normalises: where a level's probabilities sum to
+A loss takes what `C2FModel.log_probs` gives for a level, labels of that level, and `hierarchy.truncate(level)`. Labels
+of -1 are unknown: such images are left out of the mean. No loss normalises: where a level's probabilities sum to
 less than 1, as a hex head's do, it takes them as they are.
 """
 
@@ -33,7 +33,7 @@ def cross_entropy(log_probs: Tensor, labels: Tensor, tree: Hierarchy, label_smoo
         ValueError: a label or the number of classes does not fit the tree, or `label_smoothing` is outside [0, 1].
 
     Examples:
-        >>> tree = load_hierarchy("fashion_mnist").collapse("division")
+        >>> tree = load_hierarchy("fashion_mnist").truncate("division")
         >>> cross_entropy(torch.tensor([[0.25, 0.75], [0.5, 0.5]]).log(), torch.tensor([1, -1]), tree)
         tensor(0.2877)
     """
@@ -51,7 +51,7 @@ def soft_labels(log_probs: Tensor, labels: Tensor, tree: Hierarchy, beta: float 
 
     A class has the share `exp(-beta d(class, label))` of the target, over the sum of all shares; d is the height of
     their lowest common ancestor (`Hierarchy.lca_height`) over that of the tree, the number of levels. A large `beta`
-    gives cross-entropy, 0 the same target for every picture. The paper tries 4 to 30.
+    gives cross-entropy, 0 the same target for every image. The paper tries 4 to 30.
 
     Args:
         log_probs: log-probabilities (N, C) of the tree's finest level.
@@ -134,7 +134,7 @@ def tree_prior(weight: Tensor, tree: Hierarchy) -> Tensor:
     best. They are not stored: from the finest level upwards, what lies below a class of vector w costs
     `1/2 precision |mean - w|^2` and a constant, so that the minimum is exact.
 
-    Classes with few pictures so borrow from their siblings. For a tree of one level it is `1/2 |weight|^2`.
+    Classes with few images so borrow from their siblings. For a tree of one level it is `1/2 |weight|^2`.
 
     Args:
         weight: weights (C, D) of a linear classifier of the tree's finest level.
@@ -179,7 +179,7 @@ def _known(log_probs: Tensor, labels: Tensor, tree: Hierarchy) -> tuple[Tensor, 
     if log_probs.shape != (len(labels), count):
         raise ValueError(
             f"log-probabilities of shape {tuple(log_probs.shape)} do not fit {len(labels)} labels of the tree's "
-            f"{count} {tree.finest} classes; collapse the tree to the labels' level"
+            f"{count} {tree.finest} classes; truncate the tree to the labels' level"
         )
     labels = labels.long()  # uint8 would compare with -1 as with 255
     outside = (labels < -1) | (labels >= count)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from c2f_zoo.decoding import DECODINGS, complete, decode, is_path
+from c2f_zoo.decoding import DECODINGS, decode, is_path, marginalize
 from c2f_zoo.hierarchy import Hierarchy
 
 
@@ -25,7 +25,7 @@ class TreeMetrics:
     `mistake_severity`.
 
     Args:
-        hierarchy: the class tree; its finest level must be among those answered (else take `collapse(level)`).
+        hierarchy: the class tree; its finest level must be among those answered (else take `truncate(level)`).
         decodings: some of `DECODINGS`.
 
     Examples:
@@ -54,17 +54,17 @@ class TreeMetrics:
 
         Args:
             log_probs: log-probabilities (N, classes) of the finest level and of any others; a coarser level that is
-                missing is summed up by `c2f_zoo.decoding.complete`.
+                missing is summed up by `c2f_zoo.decoding.marginalize`.
             target: int64 labels (N, levels), coarse to fine; -1 for unknown.
 
         Raises:
             ValueError: the finest level is missing, or a shape does not fit the tree.
         """
         tree = self.hierarchy
-        every = complete(log_probs, tree)
+        every = marginalize(log_probs, tree)
         if tree.finest not in every:
             coarser = list(every)[-1]
-            raise ValueError(f"no log-probabilities for {tree.finest!r}; use hierarchy.collapse({coarser!r})")
+            raise ValueError(f"no log-probabilities for {tree.finest!r}; use hierarchy.truncate({coarser!r})")
         _check_labels(target, target, tree)
         for depth, (level, of_level) in enumerate(self._of_levels.items()):
             for metric in of_level.values():

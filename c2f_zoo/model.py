@@ -12,26 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from c2f_zoo import card, hub
 from c2f_zoo.backbones import TapBackbone, create_body
 from c2f_zoo.config import ModelConfig
 from c2f_zoo.heads import create_head
 from c2f_zoo.heads.levels import LevelsHead
 from c2f_zoo.hierarchy import Hierarchy
-from c2f_zoo.pooling import create_pooling
-from c2f_zoo.pooling.registry import check_one_size
-from c2f_zoo.registry import unknown_name
-from c2f_zoo.weights import (
+from c2f_zoo.io import card, hub
+from c2f_zoo.io.weights import (
     CONFIG_FILE,
     TooLargeError,
+    atomic_save,
     find_file,
     load_weights,
     no_larger_than,
     read_shapes,
-    replacing,
     weight_files,
     write_weights,
 )
+from c2f_zoo.pooling import create_pooling
+from c2f_zoo.pooling.registry import check_one_size
+from c2f_zoo.registry import unknown_name
 
 README_FILE = "README.md"
 
@@ -42,7 +42,7 @@ class C2FModel(nn.Module):
     Made by `c2f_zoo.create_model`; its three parts may be used by themselves.
 
     Args:
-        backbone: pictures (N, channels, height, width) -> list of maps (N, C_i, H, W).
+        backbone: images (N, channels, height, width) -> list of maps (N, C_i, H, W).
         pooling: list of maps -> (N, D).
         head: (N, D) -> {level: (N, classes)}.
         config: what the parts were made from.
@@ -76,7 +76,7 @@ class C2FModel(nn.Module):
         return self.config.pretrained_cfg
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Pictures (N, channels, height, width) to feature maps (N, C_i, H, W), one a tap."""
+        """Images (N, channels, height, width) to feature maps (N, C_i, H, W), one a tap."""
         return self.backbone(x)
 
     def forward_pool(self, maps: Sequence[Tensor]) -> Tensor:
@@ -95,10 +95,10 @@ class C2FModel(nn.Module):
         return self.head(v, self.levels if levels is None else tuple(levels))
 
     def forward(self, x: Tensor, levels: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """Normalised pictures (N, channels, height, width) to logits (N, classes) for each level.
+        """Normalised images (N, channels, height, width) to logits (N, classes) for each level.
 
         Args:
-            x: the pictures, as `preprocessing` in the configuration says.
+            x: the images, as `preprocessing` in the configuration says.
             levels: the levels to answer; None for all.
 
         Raises:
@@ -110,7 +110,7 @@ class C2FModel(nn.Module):
         """Logits (N, classes) of `forward` to log-probabilities of each level, as the head defines them.
 
         A subset of the levels will do. What a level's log-probabilities are given at is up to the caller: levels may
-        come from pictures of different resolutions.
+        come from images of different resolutions.
         """
         return self.head.log_probs(logits)  # type: ignore[operator]
 
@@ -148,7 +148,7 @@ class C2FModel(nn.Module):
             ValueError: the configuration is one that would be refused when it is read; nothing is written.
         """
         text = self.config.to_json()
-        with replacing(Path(directory)) as folder:
+        with atomic_save(Path(directory)) as folder:
             write_weights(folder, self.state_dict(), max_shard_size)
             (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
 
@@ -279,7 +279,7 @@ def _rehearse(config: ModelConfig, limits: tuple[int, int]) -> None:
 
 
 class LevelClassifier(nn.Module):
-    """One level of a `C2FModel` under timm's contract for classifiers: pictures in, one tensor of logits out.
+    """One level of a `C2FModel` under timm's contract for classifiers: images in, one tensor of logits out.
 
     With the head `"levels"` its own head is that level's linear layer, and it has no weights of other levels. Any other
     head it keeps whole.
@@ -388,7 +388,7 @@ class LevelClassifier(nn.Module):
         return {_BODY + name for name in names()}
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Pictures to feature maps, one a tap."""
+        """Images to feature maps, one a tap."""
         return self.backbone(x)
 
     def forward_head(self, maps: Sequence[Tensor], pre_logits: bool = False) -> Tensor:
@@ -397,7 +397,7 @@ class LevelClassifier(nn.Module):
         return v if pre_logits else self.head(v)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures (N, channels, height, width) to logits (N, num_classes)."""
+        """Images (N, channels, height, width) to logits (N, num_classes)."""
         return self.forward_head(self.forward_features(x))
 
 

@@ -6,7 +6,7 @@
 As in train.py every level is seen at its own resolution, with the same split. The backbone's last features, averaged,
 are taken once, from centre crops, and standardised; a head is then fitted to all levels at once (the sum of their
 cross-entropies) by L-BFGS, which has no learning rate to choose. The penalty on its weights is chosen on the validation
-part; the test pictures are scored once, with every metric of `c2f_zoo.metrics`, under every decoding.
+part; the test images are scored once, with every metric of `c2f_zoo.metrics`, under every decoding.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from train import write_csv
 
-from c2f_zoo.data import LabelledImages, Views, create_dataset, create_transform, labels_of, train_and_val
+from c2f_zoo.data import LabelledImages, TransformedImages, create_dataset, create_transform, labels_of, train_and_val
 from c2f_zoo.decoding import DECODINGS
-from c2f_zoo.factory import create_model
 from c2f_zoo.heads import create_head, list_heads
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.losses import cross_entropy
 from c2f_zoo.metrics import TreeMetrics
 from c2f_zoo.model import C2FModel
+from c2f_zoo.zoo.create import create_model
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
-FIRST_COLUMNS = ("head", "decoding", "penalty", "val_accuracy", "pictures")
-Features = dict[str, Tensor]  # for each level (n, D), of the same pictures at that level's resolution
+FIRST_COLUMNS = ("head", "decoding", "penalty", "val_accuracy", "images")
+Features = dict[str, Tensor]  # for each level (n, D), of the same images at that level's resolution
 
 
 def main(
@@ -54,9 +54,9 @@ def main(
         dataset: one of `c2f-zoo list datasets`.
         dataset_options: what the dataset takes further.
         model_options: what `create_model` takes further: backbone, taps, weights.
-        resolutions: for each level the shorter side in pixels to shrink pictures to; null or missing: none.
+        resolutions: for each level the shorter side in pixels to shrink images to; null or missing: none.
         heads: which; default all.
-        val_fraction: share of each class's training pictures that chooses the penalty.
+        val_fraction: share of each class's training images that chooses the penalty.
         max_iter: iterations of L-BFGS.
         seed: seed of the split and of the heads' weights.
         output: the CSV file to write.
@@ -92,12 +92,12 @@ def main(
 
 @torch.no_grad()
 def extract(model: C2FModel, dataset: LabelledImages, resolutions: dict[str, int | None]) -> Features:
-    """Pooled features (n, D) of all pictures' centre crops, for each level at its resolution."""
+    """Pooled features (n, D) of all images' centre crops, for each level at its resolution."""
     at: dict[int | None, Tensor] = {}
     for resolution in {resolutions.get(level) for level in model.levels}:
         transform = create_transform(model.config.preprocessing, resolution, train=False)
-        loader = DataLoader(Views(dataset, transform), 32)
-        at[resolution] = torch.cat([model.forward_pool(model.forward_features(pictures)) for pictures, *_ in loader])
+        loader = DataLoader(TransformedImages(dataset, transform), 32)
+        at[resolution] = torch.cat([model.forward_pool(model.forward_features(images)) for images, *_ in loader])
     return {level: at[resolutions.get(level)] for level in model.levels}
 
 
@@ -113,7 +113,7 @@ def fit(
     """A head, fitted to the sum of all levels' cross-entropies with an l2 penalty on its weight matrices."""
     torch.manual_seed(seed)
     head = create_head(name, next(iter(features.values())).shape[1], tree, tree.levels)
-    trees = {level: tree.collapse(level) for level in tree.levels}
+    trees = {level: tree.truncate(level) for level in tree.levels}
     optimizer = torch.optim.LBFGS(head.parameters(), max_iter=max_iter, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
@@ -155,9 +155,7 @@ def print_tables(rows: list[dict[str, Any]], of_decoding: Collection[str]) -> No
     """A table for each head: shares in %, heights in levels of the tree."""
     for name in dict.fromkeys(row["head"] for row in rows):
         chosen = [row for row in rows if row["head"] == name]
-        table = Table(
-            title=f"{name}, {chosen[0]['pictures']} test pictures: shares in %, heights in levels of the tree"
-        )
+        table = Table(title=f"{name}, {chosen[0]['images']} test images: shares in %, heights in levels of the tree")
         table.add_column("metric")
         for title in ("any decoding", *DECODINGS):
             table.add_column(title, justify="right")

@@ -4,7 +4,7 @@
     python recipes/benchmark.py pooling --names [hbp] --channels 256   # one of them, other maps
     python recipes/benchmark.py sweep                                  # mlp against d, batch, channels and map size
     python recipes/benchmark.py step                                   # a whole training step of mlph_vgg16_cub
-    python recipes/benchmark.py data                                   # loading pictures, ours beside timm's
+    python recipes/benchmark.py data                                   # loading images, ours beside timm's
 
 Every variant runs in two processes of its own: one that measures memory, in which freed memory goes back to the
 operating system at once, so that its high-water mark is that of the step; and one that measures time. The latter take
@@ -162,7 +162,7 @@ def pooling(
 
     Args:
         names: which; default all.
-        batch: pictures.
+        batch: images.
         channels: of each map.
         size: height and width of the maps.
         dim: the pooling's option; default its own.
@@ -228,15 +228,15 @@ def step(repeats: int = 3, memory_gib: float = 24.0, output: str = "runs/benchma
         slope = (large["total_mib"] - small["total_mib"]) / 2
         largest = int((memory_gib * 1024 - (small["total_mib"] - slope)) / slope)
         small["largest_batch"] = large["largest_batch"] = largest
-        print(f"{small['impl']}: {slope:.0f} MiB a picture; the largest batch in {memory_gib:g} GiB is about {largest}")
+        print(f"{small['impl']}: {slope:.0f} MiB an image; the largest batch in {memory_gib:g} GiB is about {largest}")
     write_csv(Path(output), rows)
 
 
 def data(
     dataset: str | None = None,
     dataset_options: dict[str, Any] | None = None,
-    picture_size: tuple[int, int] = (500, 375),
-    pictures: int = 128,
+    image_size: tuple[int, int] = (500, 375),
+    images: int = 128,
     input_size: int = 448,
     resolutions: list[int | None] = [None, 96, 48],  # noqa: B006  # jsonargparse shows it
     batch: int = 8,
@@ -247,7 +247,7 @@ def data(
     repeats: int = 5,
     output: str = "runs/benchmark-data.csv",
 ) -> None:
-    """Pictures a second that a loader's process prepares, and how many of them feed a training on the device at hand.
+    """Images a second that a loader's process prepares, and how many of them feed a training on the device at hand.
 
     timm's loader with its standard training transform, once as it is (the workers hand over bytes, which are normalised
     where they arrive), once with all of the work in the workers; decoding alone; and ours with one view, and with
@@ -256,32 +256,32 @@ def data(
     Args:
         dataset: a dataset of files; default: JPEGs drawn on the fly.
         dataset_options: what it takes further, e.g. `{root: /data/CUB_200_2011}`.
-        picture_size: width and height of the JPEGs that are drawn.
-        pictures: how many; whole batches of them.
+        image_size: width and height of the JPEGs that are drawn.
+        images: how many; whole batches of them.
         input_size: height and width of a view.
-        resolutions: of the views, null for the picture's own; the first is that of the single view.
-        batch: pictures in a batch.
-        num_workers: processes that load; 0: the one that asks for the pictures.
+        resolutions: of the views, null for the image's own; the first is that of the single view.
+        batch: images in a batch.
+        num_workers: processes that load; 0: the one that asks for the images.
         loaders: which of `benchmark_data.LOADERS`; default all. timm's is always there, to compare with.
         model: the model that trains, a step at each of its finest levels, one for each view.
-        model_batch: pictures in a batch of the training.
-        repeats: timed rounds through all pictures; the median counts.
+        model_batch: images in a batch of the training.
+        repeats: timed rounds through all images; the median counts.
         output: the CSV file.
     """
     import benchmark_data  # it takes seconds, which the processes of the other commands need not spend
 
-    if pictures % batch:
-        raise SystemExit(f"--pictures {pictures} are no whole batches of {batch}")
+    if images % batch:
+        raise SystemExit(f"--images {images} are no whole batches of {batch}")
     names = dict.fromkeys(["timm", *(loaders or benchmark_data.LOADERS)])
     kinds = [(name, workers) for workers in num_workers for name in names]
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch, "classes", "picture")
+        folder = Path(scratch, "classes", "image")
         folder.mkdir(parents=True)
         if dataset is None:
-            benchmark_data.draw_photos(folder, picture_size, pictures)
+            benchmark_data.draw_photos(folder, image_size, images)
         else:
             opened: Any = c2f_zoo.create_dataset(dataset, "train", **dataset_options or {})
-            benchmark_data.link_pictures(folder, opened.paths, pictures)
+            benchmark_data.link_images(folder, opened.paths, images)
         about = benchmark_data.cache_columns(folder, input_size)
         commands: list[Sequence[object]] = [
             ("measure_data", name, folder, workers, batch, input_size, json.dumps(resolutions))
@@ -289,7 +289,7 @@ def data(
         ]
         commands.append(("measure_training", model, model_batch, input_size, len(resolutions)))
         *times, training = taking_turns(commands, repeats)
-    about |= {"pictures": pictures, "input_size": input_size, "resolutions": json.dumps(resolutions), "batch": batch}
+    about |= {"images": images, "input_size": input_size, "resolutions": json.dumps(resolutions), "batch": batch}
     about |= {"model": model, "model_images_s": round(1e3 * model_batch / training["round_ms"], 2), **machine()}
     about |= benchmark_data.versions()
     rows = benchmark_data.loader_rows(kinds, times, about)
@@ -394,7 +394,7 @@ def measure(
         name: the pooling.
         variant: "ours", "plain", "compiled" (plain, by torch.compile), or the name of an implementation.
         what: time, or memory.
-        batch: pictures.
+        batch: images.
         channels: of each map.
         size: height and width of the maps.
         dim: the pooling's option; default its own.
@@ -434,16 +434,16 @@ def measure_step(impl: str, what: Literal["memory", "speed"], batch: int) -> Non
     Args:
         impl: implementation of the multilinear sums.
         what: time, or memory.
-        batch: pictures.
+        batch: images.
     """
     torch.manual_seed(0)
     model = c2f_zoo.create_model("mlph_vgg16_cub", pooling_options={"impl": impl})
-    pictures, labels = torch.rand(batch, 3, 448, 448), torch.zeros(batch, dtype=torch.long)
+    images, labels = torch.rand(batch, 3, 448, 448), torch.zeros(batch, dtype=torch.long)
     sgd = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
 
     def train() -> None:
         sgd.zero_grad()
-        F.cross_entropy(model(pictures, levels=("species",))["species"], labels).backward()
+        F.cross_entropy(model(images, levels=("species",))["species"], labels).backward()
         sgd.step()
 
     if what == "memory":
@@ -462,13 +462,13 @@ def measure_data(
     input_size: int,
     resolutions: Sequence[int | None],
 ) -> None:
-    """Serves rounds through the pictures of a folder. `data` runs this, a user need not.
+    """Serves rounds through the images of a folder. `data` runs this, a user need not.
 
     Args:
         loader: one of `benchmark_data.LOADERS`.
-        folder: the pictures.
+        folder: the images.
         workers: processes that load them; 0: this one.
-        batch: pictures in a batch.
+        batch: images in a batch.
         input_size: height and width of a view.
         resolutions: of the views.
     """
@@ -484,7 +484,7 @@ def measure_training(model: str, batch: int, input_size: int, views: int) -> Non
 
     Args:
         model: its name.
-        batch: pictures in a batch.
+        batch: images in a batch.
         input_size: their height and width.
         views: how many levels are trained, each by a step.
     """

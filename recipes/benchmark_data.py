@@ -1,4 +1,4 @@
-"""The loaders, pictures and training step that `benchmark.py data` compares."""
+"""The loaders, images and training step that `benchmark.py data` compares."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 import c2f_zoo
 from c2f_zoo.config import Preprocessing
-from c2f_zoo.data import CachedImages, ImageFiles, Normalize, Views, create_views
+from c2f_zoo.data import CachedImages, ImageFiles, Normalize, TransformedImages, create_views
 
 MEBIBYTE = 2**20
 # What a loader does, in the table's order; ratios are to "timm". Bytes are normalised where they arrive.
@@ -53,18 +53,18 @@ def draw_photos(folder: Path, size: tuple[int, int], count: int) -> None:
         Image.fromarray(shifted).save(folder / f"{number:05}.jpg", quality=90)
 
 
-def link_pictures(folder: Path, paths: Sequence[Path], count: int) -> None:
+def link_images(folder: Path, paths: Sequence[Path], count: int) -> None:
     """Puts links to some of the files, taken at random, into a folder, for timm knows folders only."""
     chosen = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0))[:count]
     if len(chosen) < count:
-        raise SystemExit(f"the dataset has {len(paths)} pictures, less than --pictures {count}")
+        raise SystemExit(f"the dataset has {len(paths)} images, less than --images {count}")
     for number, index in enumerate(chosen.tolist()):
         (folder / f"{number:05}{paths[index].suffix}").symlink_to(paths[index].resolve())
 
 
-def pictures_in(folder: Path) -> ImageFiles:
+def images_in(folder: Path) -> ImageFiles:
     paths = sorted(folder.iterdir())
-    return ImageFiles(paths, [0] * len(paths), c2f_zoo.Hierarchy(("class",), (("picture",),), ()))
+    return ImageFiles(paths, [0] * len(paths), c2f_zoo.Hierarchy(("class",), (("image",),), ()))
 
 
 def preprocessing_of(input_size: int) -> Preprocessing:
@@ -74,13 +74,13 @@ def preprocessing_of(input_size: int) -> Preprocessing:
 def open_cache(folder: Path, input_size: int) -> CachedImages:
     preprocessing = preprocessing_of(input_size)
     cache = folder.parents[1] / "cache"  # outside of what timm searches
-    return CachedImages(pictures_in(folder), cache, preprocessing.resize, preprocessing.interpolation)
+    return CachedImages(images_in(folder), cache, preprocessing.resize, preprocessing.interpolation)
 
 
 def open_loader(
     name: str, folder: Path, workers: int, batch: int, input_size: int, resolutions: Sequence[int | None]
 ) -> Iterable[Any]:
-    """One of `LOADERS`, over the pictures of a folder."""
+    """One of `LOADERS`, over the images of a folder."""
     if name.startswith("timm"):
         return timm.data.create_loader(
             timm.data.create_dataset("", root=str(folder.parent)),
@@ -95,8 +95,8 @@ def open_loader(
     seen = resolutions[:1] if name == "one" else resolutions
     views_at = {str(depth): resolution for depth, resolution in enumerate(seen)}
     transform = create_views(preprocessing, views_at, train=True, normalize=name == "all_float")
-    views = Views(
-        open_cache(folder, input_size) if name == "cached" else pictures_in(folder),
+    views = TransformedImages(
+        open_cache(folder, input_size) if name == "cached" else images_in(folder),
         nothing if name == "decode" else transform,
         shorter_side=preprocessing.resize,
     )
@@ -113,7 +113,7 @@ class Normalized:
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         for views, _, _ in self.loader:
-            yield {name: self.normalize(pictures) for name, pictures in views.items()}
+            yield {name: self.normalize(images) for name, images in views.items()}
 
 
 def nothing(image: Image.Image) -> int:
@@ -131,12 +131,12 @@ def training_step(name: str, batch: int, input_size: int, views: int) -> Callabl
     model = c2f_zoo.create_model(name, input_size=input_size)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     sgd = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-    pictures = torch.rand(batch, 3, input_size, input_size, device=device)
+    images = torch.rand(batch, 3, input_size, input_size, device=device)
     labels = torch.zeros(batch, dtype=torch.long, device=device)
 
     def step() -> None:
         for level in reversed(model.levels[-views:]):
-            loss = F.cross_entropy(model(pictures, levels=(level,))[level], labels)
+            loss = F.cross_entropy(model(images, levels=(level,))[level], labels)
             loss.backward()
             sgd.step()
             sgd.zero_grad()
@@ -176,11 +176,11 @@ def versions() -> dict[str, str]:
 def loader_rows(
     kinds: Sequence[tuple[str, int]], times: Sequence[dict[str, float]], about: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """A row for each loader and number of workers, whose times are of a round through all pictures."""
+    """A row for each loader and number of workers, whose times are of a round through all images."""
     round_ms = {kind: time_of["round_ms"] for kind, time_of in zip(kinds, times, strict=True)}
     rows = []
     for (name, workers), time_of in zip(kinds, times, strict=True):
-        images_s = 1e3 * about["pictures"] / time_of["round_ms"]
+        images_s = 1e3 * about["images"] / time_of["round_ms"]
         row = {"loader": name, "workers": workers, "images_s": round(images_s, 1)}
         row["of_timm"] = round(round_ms["timm", workers] / time_of["round_ms"], 3)
         # Without workers the training waits for the loader, however fast that is.
@@ -190,12 +190,12 @@ def loader_rows(
 
 
 def loader_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """A line for each loader: pictures a second, how many times timm's that is, how many workers feed the training."""
+    """A line for each loader: images a second, how many times timm's that is, how many workers feed the training."""
     about, counts = rows[0], sorted({row["workers"] for row in rows})
     table = Table(
-        title="pictures a second, in brackets / timm's",
-        caption=f"{about['model']} takes {about['model_images_s']} pictures a second on {about['model_device']}\n"
-        f"the cache of {about['pictures']} pictures: {about['cache_mib']} MiB, the files {about['files_mib']}; "
+        title="images a second, in brackets / timm's",
+        caption=f"{about['model']} takes {about['model_images_s']} images a second on {about['model_device']}\n"
+        f"the cache of {about['images']} images: {about['cache_mib']} MiB, the files {about['files_mib']}; "
         f"built in {about['build_s']} s, opened in {about['open_s']} s",
     )
     table.add_column("loader")

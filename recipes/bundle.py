@@ -2,7 +2,7 @@
 
     python recipes/bundle.py runs/critters-1 mlph_tiny_critters.scratch --license apache-2.0
 
-The weights are rounded to half precision, and the test pictures are scored again with the rounded ones: what is
+The weights are rounded to half precision, and the test images are scored again with the rounded ones: what is
 recorded is of what is shipped. Into `c2f_zoo/zoo/weights/NAME` go `config.json`, `model.safetensors`, `recipe.yaml`
 (the run's options, from which train.py makes such weights again) and `weights.json` (`c2f_zoo.PretrainedWeights`).
 """
@@ -25,14 +25,14 @@ from train import Options, accuracy_of, complaint, create_accelerator, predict_a
 
 from c2f_zoo.config import ModelConfig
 from c2f_zoo.data import LabelledImages, create_dataset
-from c2f_zoo.factory import create_model, load_model
+from c2f_zoo.io.weights import CONFIG_FILE, WEIGHTS_FILE, atomic_save, write_weights
 from c2f_zoo.model import C2FModel
-from c2f_zoo.weights import CONFIG_FILE, WEIGHTS_FILE, replacing, write_weights
+from c2f_zoo.zoo.create import create_model, load_model
 from c2f_zoo.zoo.pretrained import BUNDLED, WEIGHTS_JSON, Accuracy, Metrics, PretrainedWeights, checksum_of
 
 RECIPE_FILE = "recipe.yaml"
 OF_A_MACHINE = ("root", "file", "download", "cache")  # options of datasets that say where one has them
-EVERY = 5  # the tests score every fifth picture, in seconds
+EVERY = 5  # the tests score every fifth image, in seconds
 
 
 def main(run: str, name: str, license: str = "", folder: str = str(BUNDLED)) -> None:
@@ -55,7 +55,7 @@ def main(run: str, name: str, license: str = "", folder: str = str(BUNDLED)) -> 
     command = f"recipes/bundle.py {Path(run).name} {name} --license {license}"
     metrics = score(accelerator.prepare(model), dataset, options, command, accelerator)
     output = Path(folder) / name
-    with replacing(output) as new:
+    with atomic_save(output) as new:
         write_weights(new, rounded, "5GB")
         (new / CONFIG_FILE).write_text(model.config.to_json(), encoding="utf-8")
         recipe = portable(yaml.safe_load((Path(run) / "config.yaml").read_text(encoding="utf-8")))
@@ -72,7 +72,7 @@ def main(run: str, name: str, license: str = "", folder: str = str(BUNDLED)) -> 
         text = json.dumps(asdict(weights), indent=2, ensure_ascii=False)
         (new / WEIGHTS_JSON).write_text(text + "\n", encoding="utf-8")
     for row in metrics[0].accuracy:
-        print(f"{row.level} at {row.resolution or 'full size'}: {100 * row.accuracy:.2f} % of {row.pictures}")
+        print(f"{row.level} at {row.resolution or 'full size'}: {100 * row.accuracy:.2f} % of {row.images}")
     print(f"{sum(path.stat().st_size for path in output.iterdir()) / 1e6:.2f} MB in {output}")
 
 
@@ -107,19 +107,19 @@ def halved(name: str, weight: torch.Tensor) -> torch.Tensor:
 def score(
     model: torch.nn.Module, dataset: LabelledImages, options: Options, command: str, accelerator: Accelerator
 ) -> tuple[Metrics, Metrics]:
-    """Scores every level at every level's resolution: on all pictures, and on every fifth alone."""
+    """Scores every level at every level's resolution: on all images, and on every fifth alone."""
     unwrapped: C2FModel = accelerator.unwrap_model(model)
     levels, resolutions = unwrapped.levels, unwrapped.config.resolutions
     rows: dict[int, list[Accuracy]] = {1: [], EVERY: []}
     for resolution in dict.fromkeys(resolutions.get(level) for level in reversed(levels)):
         scored = predict_all(model, dataset, list(range(len(dataset))), resolution, levels, options, accelerator)
         if unreadable_in(scored):
-            raise ValueError(f"{len(unreadable_in(scored))} test pictures cannot be read")
+            raise ValueError(f"{len(unreadable_in(scored))} test images cannot be read")
         for every, found in rows.items():
             part = {key: column[scored["index"] % every == 0] for key, column in scored.items()}
             for level in levels:
-                accuracy, pictures = accuracy_of(part, level, dataset.hierarchy)
-                found.append(Accuracy(level, resolution, resolutions.get(level) == resolution, accuracy, pictures))
+                accuracy, images = accuracy_of(part, level, dataset.hierarchy)
+                found.append(Accuracy(level, resolution, resolutions.get(level) == resolution, accuracy, images))
     about = portable(
         {
             "dataset": options.dataset,

@@ -1,13 +1,13 @@
 """Score a saved model with every metric, under every decoding.
 
-    python recipes/evaluate.py runs/critters-1                             # a folder of train.py: its test pictures
+    python recipes/evaluate.py runs/critters-1                             # a folder of train.py: its test images
     accelerate launch recipes/evaluate.py runs/critters-1 --decoding joint
     python recipes/evaluate.py my-model --dataset cub --dataset_options.root /data/CUB_200_2011
 
-Each level is scored on pictures at its own resolution; a decoding combines what the levels say, each at its own. A
+Each level is scored on images at its own resolution; a decoding combines what the levels say, each at its own. A
 level that the model does not answer is summed up from the next finer one. The dataset's classes are found in the
 model's tree by their names: its tree may be a part of the model's. Logits are not restricted to that part, so that
-an answer outside it is a mistake. Every picture counts exactly once, on however many processes.
+an answer outside it is a mistake. Every image counts exactly once, on however many processes.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ from tqdm import tqdm
 from train import atomically, complaint, create_accelerator, normalizer, shown
 
 import c2f_zoo
-from c2f_zoo.data import LabelledImages, Views, create_dataset, create_views, fault_of, labels_of, name_of
-from c2f_zoo.decoding import DECODINGS, complete, decode, is_path
-from c2f_zoo.factory import load_model
+from c2f_zoo.data import LabelledImages, TransformedImages, create_dataset, create_views, labels_of, name_of, read_error
+from c2f_zoo.decoding import DECODINGS, decode, is_path, marginalize
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.metrics import LCAHeights, TopKAccuracy, TreeMetrics
 from c2f_zoo.model import C2FModel
 from c2f_zoo.registry import unknown_name
+from c2f_zoo.zoo.create import load_model
 
 plt.switch_backend("agg")
 plt.rcParams["text.parse_math"] = False  # names may hold dollar signs
 LOWER_IS_BETTER = ("ece", "tice", "lca_distance", "mistake_severity", "hd@1", "hd@5", "hd@20")
 IN_LEVELS = ("lca_distance", "mistake_severity", "hd@1", "hd@5", "hd@20")  # the others are shares
-MOST_CLASSES_SHOWN = 2000  # a confusion matrix of more has millions of cells, and its picture shows nothing
+MOST_CLASSES_SHOWN = 2000  # a confusion matrix of more has millions of cells, and its image shows nothing
 MOST_NAMES_SHOWN = 60  # on an axis
 
 
@@ -75,9 +75,9 @@ def main(
         dataset_options: what the dataset takes further; without them, and without `dataset`, the run's own.
         split: `train`, `test`, or `val` where the dataset has it.
         decoding: `independent`, `top_down`, `bottom_up`, `joint`, or `all` four.
-        batch_size: pictures in a batch, for each process.
-        num_workers: processes that load pictures, for each process.
-        on_error: what an unreadable picture does: `raise` ends the run, `skip` leaves it out and lists it.
+        batch_size: images in a batch, for each process.
+        num_workers: processes that load images, for each process.
+        on_error: what an unreadable image does: `raise` ends the run, `skip` leaves it out and lists it.
         output: folder for the results; without it `evaluation` in the run's.
     """
     accelerator = create_accelerator()
@@ -85,15 +85,15 @@ def main(
     model = load_model(run)
     name, options = chosen_dataset(Path(run), dataset, dataset_options)
     with accelerator.local_main_process_first():  # one process downloads
-        pictures = create_dataset(name, split, **options)
-    target = labels_in(model.hierarchy, pictures)
-    scores, unreadable = score(model, pictures, target, decodings, batch_size, num_workers, on_error, accelerator)
+        images = create_dataset(name, split, **options)
+    target = labels_in(model.hierarchy, images)
+    scores, unreadable = score(model, images, target, decodings, batch_size, num_workers, on_error, accelerator)
     target[unreadable] = -1
     results = {"run": run, "dataset": name, "dataset_options": options, "split": split} | results_of(scores, model)
     results |= {"labelled": {level: int((target[:, i] >= 0).sum()) for i, level in enumerate(scores.tree.levels)}}
-    faults = [f"{name_of(pictures, index)}: {fault_of(pictures, index)}" for index in unreadable]
+    faults = [f"{name_of(images, index)}: {read_error(images, index)}" for index in unreadable]
     results |= {"unreadable": faults}
-    results |= {"pictures": len(pictures) - len(unreadable)} | machine(accelerator)
+    results |= {"images": len(images) - len(unreadable)} | machine(accelerator)
     confusions = {level: matrix.compute().cpu() for level, matrix in scores.confusions.items()}
     if accelerator.is_main_process:
         folder = Path(output or Path(run) / "evaluation")
@@ -165,7 +165,7 @@ class Scores:
     """
 
     def __init__(self, model: C2FModel, decodings: Sequence[str], device: torch.device) -> None:
-        self.tree = model.hierarchy.collapse(model.levels[-1])
+        self.tree = model.hierarchy.truncate(model.levels[-1])
         self.own = own_resolutions(model)
         self.metrics = TreeMetrics(self.tree, decodings).to(device)
         self.heights = {how: LCAHeights(self.tree).to(device) for how in decodings}
@@ -191,11 +191,11 @@ class Scores:
         self.metrics.update(own, target)
         for how, heights in self.heights.items():
             heights.update(decode(own, self.tree, how), target)
-        for depth, (level, z) in enumerate(complete(own, self.tree).items()):
+        for depth, (level, z) in enumerate(marginalize(own, self.tree).items()):
             if level in self.confusions:
                 self.confusions[level].update(z.argmax(dim=1), target[:, depth])
         for resolution, log_probs in at.items():
-            for depth, (level, z) in enumerate(complete(log_probs, self.tree).items()):
+            for depth, (level, z) in enumerate(marginalize(log_probs, self.tree).items()):
                 self.accuracy[level, resolution].update(z, target[:, depth])
 
 
@@ -220,9 +220,9 @@ def score(
     on_error: str,
     accelerator: Accelerator,
 ) -> tuple[Scores, list[int]]:
-    """Shows every picture to the model once at each resolution; labels (n, levels) are those of the model's tree.
+    """Shows every image to the model once at each resolution; labels (n, levels) are those of the model's tree.
 
-    Also gives the indices of the pictures that were skipped.
+    Also gives the indices of the images that were skipped.
     """
     device = accelerator.device
     model = model.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -233,22 +233,22 @@ def score(
     views_at = {resolution: resolution for resolution in resolutions}
     transform = create_views(preprocessing, views_at, train=False, normalize=False)
     normalize = normalizer(model, accelerator)
-    # Not the shares of accelerator.prepare, which are made equal by counting some pictures twice.
+    # Not the shares of accelerator.prepare, which are made equal by counting some images twice.
     share = list(range(len(dataset)))[accelerator.process_index :: accelerator.num_processes]
-    views = Views(dataset, transform, share, on_error, shorter_side=preprocessing.resize)
+    views = TransformedImages(dataset, transform, share, on_error, shorter_side=preprocessing.resize)
     loader = DataLoader(views, batch_size, num_workers=num_workers)
     seen: list[int] = []
     hidden = None if accelerator.is_main_process else True  # None: a bar on a terminal, none in a log file
-    for pictures, _, index in tqdm(loader, desc="scoring", disable=hidden, leave=False):
-        logits = {resolution: model(normalize(x.to(device)), model.levels) for resolution, x in pictures.items()}
+    for images, _, index in tqdm(loader, desc="scoring", disable=hidden, leave=False):
+        logits = {resolution: model(normalize(x.to(device)), model.levels) for resolution, x in images.items()}
         at = {resolution: model.log_probs(z) for resolution, z in logits.items()}
-        # A picture that was skipped has the index -1 - index, and nothing is known of it.
+        # An image that was skipped has the index -1 - index, and nothing is known of it.
         scores.update(at, target[index].where(index[:, None] >= 0, -1).to(device))
         seen += index.tolist()
     seen = gather_object(seen)
     unreadable = sorted(-1 - index for index in seen if index < 0)
     if sorted([index for index in seen if index >= 0] + unreadable) != list(range(len(dataset))):
-        raise RuntimeError(f"{len(dataset)} pictures were to be scored once, but {len(seen)} were")
+        raise RuntimeError(f"{len(dataset)} images were to be scored once, but {len(seen)} were")
     return scores, unreadable
 
 
@@ -307,7 +307,7 @@ def tree_order(tree: Hierarchy, level: str) -> list[int]:
 
 
 def paths_to(tree: Hierarchy, level: str) -> list[list[int]]:
-    part = tree.collapse(level)
+    part = tree.truncate(level)
     return part.ancestors(torch.arange(part.num_classes[level])).tolist()
 
 
@@ -326,7 +326,7 @@ def plot_confusion(matrix: Tensor, tree: Hierarchy, level: str, order: Sequence[
     counts = matrix[order][:, order].double()
     side = min(5 + 0.16 * len(order), 14)
     figure, ax = plt.subplots(figsize=(side + 1, side), layout="constrained")
-    colours = plt.get_cmap("magma_r").with_extremes(bad="0.85")  # grey: there is no picture of that class
+    colours = plt.get_cmap("magma_r").with_extremes(bad="0.85")  # grey: there is no image of that class
     image = ax.imshow((counts / counts.sum(dim=1, keepdim=True)).numpy(), colours, vmin=0, vmax=1, interpolation="none")
     figure.colorbar(image, label="share of the true class", shrink=0.7)
     paths = paths_to(tree, level)
@@ -365,7 +365,7 @@ def plot_mistakes(heights: Mapping[str, Sequence[int]], tree: Hierarchy, path: P
         bars = ax.bar(places, shares, width, label=how)
         ax.bar_label(bars, fmt="{:.1f}", fontsize=7, padding=1)
     ax.set_xticks(range(len(tree.levels) + 1), landings(tree))
-    ax.set(ylabel="% of pictures", title=f"Where the predicted {tree.finest} lands")
+    ax.set(ylabel="% of images", title=f"Where the predicted {tree.finest} lands")
     ax.margins(y=0.12)
     ax.legend(title="decoding")
     figure.savefig(path, dpi=120, format="png")
@@ -378,7 +378,7 @@ def landings(tree: Hierarchy) -> list[str]:
 
 
 def print_tables(results: dict[str, Any], tree: Hierarchy) -> None:
-    source = f"{results['pictures']} {results['split']} pictures of {results['dataset']}"
+    source = f"{results['images']} {results['split']} images of {results['dataset']}"
     table = Table(
         title=escape(f"{source}: shares in %, heights in levels of the tree"),
         caption="any: does not depend on the decoding. ↑ higher is better, ↓ lower",

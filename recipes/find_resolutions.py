@@ -1,4 +1,4 @@
-"""Find each level's resolution as the paper does: lower it until accuracy on validation pictures falls.
+"""Find each level's resolution as the paper does: lower it until accuracy on validation images falls.
 
     python recipes/find_resolutions.py runs/birds-1                         # test_only: a trained model, tested lower
     python recipes/find_resolutions.py --config recipes/configs/X.yaml      # retrain: trained anew at each rung
@@ -6,7 +6,7 @@
 
 The finest level is seen at full size. Down a ladder of resolutions, the first rung at which its accuracy is under its
 threshold is the next coarser level's resolution; from there on that level's accuracy decides, and so on (Huo et al.,
-SIGIR 2019, section 2). The test pictures are never touched. A run is a folder of train.py and comes first; a recipe
+SIGIR 2019, section 2). The test images are never touched. A run is a folder of train.py and comes first; a recipe
 is a file for train.py, whose options may all follow. What is found goes into resolutions.yaml:
 
     accelerate launch recipes/train.py --config recipes/configs/X.yaml --config OUTPUT/resolutions.yaml
@@ -59,11 +59,11 @@ from train import (
 )
 
 from c2f_zoo.config import Preprocessing
-from c2f_zoo.data import LabelledImages, labels_of, picture_of, train_and_val
+from c2f_zoo.data import LabelledImages, labels_of, load_image, train_and_val
 from c2f_zoo.data.views import UNREADABLE
-from c2f_zoo.factory import load_model
 from c2f_zoo.model import C2FModel
 from c2f_zoo.registry import unknown_name
+from c2f_zoo.zoo.create import load_model
 
 plt.rcParams["text.parse_math"] = False  # names may hold dollar signs
 MODES = {
@@ -71,10 +71,10 @@ MODES = {
     "retrain": "a model is trained anew at each rung, every level at that resolution",
 }
 THRESHOLD = 0.8  # the paper's t_med and t_low
-LOWEST = 8  # pixels; the last rung of the ladder that is made from the pictures' size
+LOWEST = 8  # pixels; the last rung of the ladder that is made from the images' size
 FREE_TO_CHANGE = ("dataset_options", "batch_size", "num_workers", "cache", "on_error", "output")  # when a run is tested
 
-# Which answers are right (pictures, levels), which labels are known, and the indices of the unreadable pictures.
+# Which answers are right (images, levels), which labels are known, and the indices of the unreadable images.
 Measured = tuple[np.ndarray, np.ndarray, list[int]]
 
 
@@ -84,12 +84,12 @@ class Search(Options):
 
     Args:
         ladder: the resolutions to try in pixels, highest first; null is full size. Default: full size, then down from
-            the median shorter side of the validation pictures, or what they are resized to if that is less, to 8 by
+            the median shorter side of the validation images, or what they are resized to if that is less, to 8 by
             about the square root of 2.
         thresholds: for each level but the coarsest the accuracy under which it hands over to the next coarser one;
             a missing one is the paper's, 0.8.
         full: measure the whole ladder, instead of stopping once every level has its resolution.
-        bootstrap: resamples of the validation pictures for the 95 % intervals, drawn with `seed`.
+        bootstrap: resamples of the validation images for the 95 % intervals, drawn with `seed`.
         output: folder for the results; default `RUN/find_resolutions`, or `runs/<config>-resolutions`.
     """
 
@@ -107,11 +107,11 @@ class Curves:
         levels: names, L of them.
         thresholds: of all levels but the coarsest, L - 1.
         ladder: the rungs that were measured, R of them.
-        side: the pictures' median resolution in pixels, which stands for full size.
+        side: the images' median resolution in pixels, which stands for full size.
         accuracy: (R, L).
         low: lower ends of the 95 % intervals, (R, L).
         high: upper ends.
-        pictures: how many have a known label, (L,).
+        images: how many have a known label, (L,).
         rungs: for each level the rung of its resolution, or None.
         shares: for each level the share of resamples that choose each rung, and at last none of them, (L, R + 1).
     """
@@ -123,7 +123,7 @@ class Curves:
     accuracy: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    pictures: np.ndarray
+    images: np.ndarray
     rungs: tuple[int | None, ...]
     shares: np.ndarray
 
@@ -172,7 +172,7 @@ def check_data(
     if model.hierarchy != dataset.hierarchy:
         raise ValueError("the dataset's class tree is not the one that the run was trained with")
     if not val_indices:
-        raise ValueError("val_fraction is 0: there are no validation pictures to search on; hold some out")
+        raise ValueError("val_fraction is 0: there are no validation images to search on; hold some out")
     check_labels(labels_of(dataset)[train_indices], model, "training")
     check_labels(labels_of(dataset)[val_indices], model, "validation")
 
@@ -192,14 +192,14 @@ def chosen_thresholds(given: Mapping[str, float], levels: Sequence[str]) -> tupl
 def median_side(dataset: LabelledImages, indices: Sequence[int], preprocessing: Preprocessing) -> int:
     """The median of what a resolution is the length of: the shorter side, or the square root of the area.
 
-    At most what pictures are resized to: above that, no resolution leaves less detail.
+    At most what images are resized to: above that, no resolution leaves less detail.
     """
     sizes = []
     for index in indices:
-        with contextlib.suppress(*UNREADABLE):  # such a picture is named when it is scored
+        with contextlib.suppress(*UNREADABLE):  # such an image is named when it is scored
             sizes.append(size_of(dataset, index))
     if not sizes:
-        raise ValueError("none of the validation pictures can be read")
+        raise ValueError("none of the validation images can be read")
     in_side = preprocessing.resolution_of == "side"
     median = statistics.median(min(size) if in_side else math.sqrt(math.prod(size)) for size in sizes)
     return min(round(median), preprocessing.resize)
@@ -208,7 +208,7 @@ def median_side(dataset: LabelledImages, indices: Sequence[int], preprocessing: 
 def size_of(dataset: LabelledImages, index: int) -> tuple[int, int]:
     paths = getattr(dataset, "paths", None)
     if not paths:
-        return picture_of(dataset, index).size
+        return load_image(dataset, index).size
     with Image.open(paths[index]) as image:  # reads the header alone
         return image.size
 
@@ -260,9 +260,9 @@ def measure(
     options: Options,
     accelerator: Accelerator,
 ) -> Measured:
-    """Which answers are right and which labels known, bool (pictures, levels), fine to coarse; and what is unreadable.
+    """Which answers are right and which labels known, bool (images, levels), fine to coarse; and what is unreadable.
 
-    Pictures are in the order of their indices, so that those of two rungs are in the same order.
+    Images are in the order of their indices, so that those of two rungs are in the same order.
     """
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on a CPU
     prepared = accelerator.prepare(model)
@@ -276,7 +276,7 @@ def measure(
     known = truth >= 0
     for level, count in zip(levels, known.sum(dim=0).tolist(), strict=True):
         if count == 0:
-            raise ValueError(f"no validation picture with a label at {level!r} can be read; try `c2f-zoo data check`")
+            raise ValueError(f"no validation image with a label at {level!r} can be read; try `c2f-zoo data check`")
     right = (answers == truth) & known
     scores = [f"{level} {score:.3f}" for level, score in zip(levels, mean_of(right, known), strict=True)]
     accelerator.print(f"{shown(resolution)}: validation accuracy {'  '.join(scores)}", flush=True)
@@ -291,8 +291,8 @@ def walk(
 ) -> Measured:
     """Measures rung by rung, until all is settled or, if `full`, to the end.
 
-    Gives which answers are right, (rungs, pictures, levels), and what is the same at every rung: which labels are
-    known, (pictures, levels), and which pictures are unreadable.
+    Gives which answers are right, (rungs, images, levels), and what is the same at every rung: which labels are
+    known, (images, levels), and which images are unreadable.
     """
     rungs: list[np.ndarray] = []
     for resolution in ladder:
@@ -304,7 +304,7 @@ def walk(
 
 
 def mean_of(right: Any, known: Any) -> Any:
-    """Accuracy (..., levels) over pictures (..., pictures, levels) whose label is known."""
+    """Accuracy (..., levels) over images (..., images, levels) whose label is known."""
     return right.sum(-2) / known.sum(-2)
 
 
@@ -349,24 +349,24 @@ def starts_under(accuracy: np.ndarray, thresholds: Sequence[float]) -> bool:
 
 
 def bootstrap(right: np.ndarray, known: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Accuracies of samples drawn with replacement from the pictures, each for all rungs and levels alike.
+    """Accuracies of samples drawn with replacement from the images, each for all rungs and levels alike.
 
     Args:
-        right: which answers are right, bool (rungs, pictures, levels).
-        known: which labels are known, bool (pictures, levels).
+        right: which answers are right, bool (rungs, images, levels).
+        known: which labels are known, bool (images, levels).
         resamples: how many samples to draw.
         seed: seed of the draws.
 
     Returns:
-        float64 (resamples, rungs, levels); nan where a sample has no picture whose label is known.
+        float64 (resamples, rungs, levels); nan where a sample has no image whose label is known.
     """
     rng = np.random.default_rng(seed)
-    pictures, levels = known.shape
-    hits = (right & known).swapaxes(0, 1).reshape(pictures, -1).astype(np.float64)
+    images, levels = known.shape
+    hits = (right & known).swapaxes(0, 1).reshape(images, -1).astype(np.float64)
     samples = np.empty((resamples, len(right), levels))
     with np.errstate(invalid="ignore"):
         for sample in samples:
-            counts = np.bincount(rng.integers(pictures, size=pictures), minlength=pictures).astype(np.float64)
+            counts = np.bincount(rng.integers(images, size=images), minlength=images).astype(np.float64)
             sample[:] = (counts @ hits).reshape(-1, levels) / (counts @ known)
     return samples
 
@@ -447,7 +447,7 @@ def rises(curves: Curves) -> list[str]:
 
 
 def trained_lower(model: C2FModel, mode: str) -> list[str]:
-    """A warning about a model that was not trained on full-size pictures alone."""
+    """A warning about a model that was not trained on full-size images alone."""
     own = {level: model.config.resolutions.get(level) for level in reversed(model.levels)}
     if mode == "retrain" or not any(own.values()):
         return []
@@ -455,12 +455,12 @@ def trained_lower(model: C2FModel, mode: str) -> list[str]:
     return [f"The run was trained with {trained}: these are not the curves of a model trained at full size."]
 
 
-def source_of(options: Options, pictures: int) -> list[str]:
+def source_of(options: Options, images: int) -> list[str]:
     split = f"val_fraction {options.val_fraction}, seed {options.seed}"
     return [
         f"command: {shlex.join(['python', *sys.argv])}",
         f"date: {datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')}",
-        f"data: {options.dataset} {options.dataset_options}, {pictures} validation pictures ({split})",
+        f"data: {options.dataset} {options.dataset_options}, {images} validation images ({split})",
     ]
 
 
@@ -468,11 +468,11 @@ def write(folder: Path, curves: Curves, mode: str, notes: Sequence[str], source:
     """Writes all files; each under another name first, so that a kill leaves the old one or the new one."""
     folder.mkdir(parents=True, exist_ok=True)
     names = ["full" if resolution is None else resolution for resolution in curves.ladder]
-    columns = ("mode", "resolution", "level", "accuracy", "low", "high", "pictures")
+    columns = ("mode", "resolution", "level", "accuracy", "low", "high", "images")
     measured = [
         dict(zip(columns, (mode, name, *cell), strict=True))
         for name, *row in zip(names, curves.accuracy, curves.low, curves.high, strict=True)
-        for cell in zip(curves.levels, *row, curves.pictures, strict=True)
+        for cell in zip(curves.levels, *row, curves.images, strict=True)
     ]
     chosen = [
         {"mode": mode, "level": level, "resolution": name, "share": share, "resolution_of_level": rung == place}
@@ -499,7 +499,7 @@ def resolutions_text(curves: Curves, mode: str, notes: Sequence[str], source: Se
     limits = ", ".join(f"{level} {limit}" for level, limit in zip(curves.levels, curves.thresholds, strict=False))
     lines += [
         f"thresholds: {limits or 'none'}",
-        f"measured: {', '.join(map(shown, curves.ladder))}; the pictures' median is {curves.side} px",
+        f"measured: {', '.join(map(shown, curves.ladder))}; the images' median is {curves.side} px",
         *notes,
     ]
     comments = "".join(f"# {line}\n" for line in lines)

@@ -2,9 +2,9 @@
 
     python recipes/linear_probe.py --config recipes/configs/cub_probe_lite0.yaml
 
-Each level has a classifier of its own and sees pictures at its own resolution, as in train.py, with the same split.
+Each level has a classifier of its own and sees images at its own resolution, as in train.py, with the same split.
 Features are taken once, from centre crops, and standardised; logistic regression is fitted by L-BFGS to the end. The
-penalty is chosen on the validation part, and the test pictures are scored once.
+penalty is chosen on the validation part, and the test images are scored once.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from jsonargparse import auto_cli
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from c2f_zoo.data import LabelledImages, Views, create_dataset, create_transform, train_and_val
-from c2f_zoo.factory import create_model
+from c2f_zoo.data import LabelledImages, TransformedImages, create_dataset, create_transform, train_and_val
 from c2f_zoo.model import C2FModel
+from c2f_zoo.zoo.create import create_model
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
@@ -41,8 +41,8 @@ def main(
         dataset: one of `c2f-zoo list datasets`.
         dataset_options: what the dataset takes further.
         model_options: what `create_model` takes further: backbone, taps, weights.
-        resolutions: for each level the shorter side in pixels to shrink pictures to; null or missing: none.
-        val_fraction: share of each class's training pictures that chooses the penalty.
+        resolutions: for each level the shorter side in pixels to shrink images to; null or missing: none.
+        val_fraction: share of each class's training images that chooses the penalty.
         seed: seed of the split.
         output: the CSV file to write.
     """
@@ -61,7 +61,7 @@ def main(
         best = max(range(len(fits)), key=scores.__getitem__)
         score = accuracy(fits[best], (test_x - mean) / std, test_y)
         row = {"level": level, "resolution": resolutions.get(level), "penalty": PENALTIES[best]}
-        rows.append(row | {"val_accuracy": scores[best], "accuracy": score, "pictures": len(test_y)})
+        rows.append(row | {"val_accuracy": scores[best], "accuracy": score, "images": len(test_y)})
         print(f"{level}: test accuracy {100 * score:.1f} %, validation {100 * scores[best]:.1f} %", flush=True)
     with open(Path(output), "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
@@ -76,8 +76,8 @@ def extract(
     """Pooled features (n, D) of centre crops at one resolution, and the labels (n,) of one level."""
     transform = create_transform(model.config.preprocessing, resolution, train=False)
     features, labels = [], []
-    for pictures, targets, _ in DataLoader(Views(dataset, transform, indices), 32):
-        features.append(model.forward_pool(model.forward_features(pictures)))
+    for images, targets, _ in DataLoader(TransformedImages(dataset, transform, indices), 32):
+        features.append(model.forward_pool(model.forward_features(images)))
         labels.append(targets[:, model.hierarchy.depth(level)])
     return torch.cat(features), torch.cat(labels)
 

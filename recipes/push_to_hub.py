@@ -14,9 +14,9 @@ from pathlib import Path
 
 from jsonargparse import auto_cli
 
-from c2f_zoo.card import model_card, read_run
-from c2f_zoo.factory import load_model
-from c2f_zoo.hub import full_name, push
+from c2f_zoo.io.card import model_card, read_run
+from c2f_zoo.io.hub import full_name, push
+from c2f_zoo.zoo.create import load_model
 
 TAKEN_ALONG = ("test.csv", "curves.png")
 

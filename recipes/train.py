@@ -6,10 +6,10 @@
 
 Stage by stage: first pooling and head with the backbone frozen, then everything. Each batch is seen at the highest
 resolution for the finest level, a batch later at the next lower one for the next coarser level, and so on: steps at all
-levels in turn (Huo et al., SIGIR 2019, section 3), and a picture is decoded once for all its views. A picture whose
+levels in turn (Huo et al., SIGIR 2019, section 3), and an image is decoded once for all its views. An image whose
 label at a level is unknown is trained on by its deepest label where the head's levels are one distribution
-(docs/reference/heads.md), and left out of the step otherwise. The epoch that is best on a part of the training pictures
-is kept; the test pictures are scored once, at the end.
+(docs/reference/heads.md), and left out of the step otherwise. The epoch that is best on a part of the training images
+is kept; the test images are scored once, at the end.
 """
 
 from __future__ import annotations
@@ -45,26 +45,26 @@ from c2f_zoo.data import (
     CachedImages,
     LabelledImages,
     Normalize,
-    Views,
+    TransformedImages,
     create_dataset,
     create_transform,
     create_views,
-    fault_of,
     labels_of,
     name_of,
+    read_error,
     train_and_val,
 )
-from c2f_zoo.factory import create_model, load_model
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.losses import LOSSES, tree_prior
 from c2f_zoo.model import C2FModel
 from c2f_zoo.registry import check_options, unknown_name
+from c2f_zoo.zoo.create import create_model, load_model
 
 plt.switch_backend("agg")
 FREE_TO_CHANGE = ("output", "resume", "num_workers", "on_error", "cache")  # when a run goes on
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "critters.yaml"
 
-# What a step minimises: of the model as it is to be called, a batch's pictures and labels (N, levels), and the level.
+# What a step minimises: of the model as it is to be called, a batch's images and labels (N, levels), and the level.
 Objective = Callable[[Callable[..., dict[str, Tensor]], Tensor, Tensor, str], Tensor]
 
 
@@ -73,7 +73,7 @@ class Stage:
     """A part of the training with one set of trained weights.
 
     Args:
-        epochs: passes over the training pictures, each at every level's resolution.
+        epochs: passes over the training images, each at every level's resolution.
         lr: learning rate of pooling and head.
         backbone_lr: learning rate of the backbone; 0 freezes it, its batch norm too.
         halve_every: epochs after which the learning rates are halved, again and again.
@@ -95,7 +95,7 @@ class Options:
     Args:
         dataset: one of `c2f-zoo list datasets`.
         model: a model's or a method's name, see `c2f_zoo.create_model`; its tree is the dataset's.
-        resolutions: for each level the shorter side in pixels to shrink pictures to; null or missing: none.
+        resolutions: for each level the shorter side in pixels to shrink images to; null or missing: none.
         stages: the stages, in order.
         dataset_options: what the dataset takes further, e.g. `{root: /data/CUB_200_2011}`.
         model_options: what `create_model` takes further, e.g. `{backbone: resnet50, head: marginal}`.
@@ -103,14 +103,14 @@ class Options:
         loss_options: what the loss takes further, e.g. `{label_smoothing: 0.1}`.
         level_weights: for each level the weight of its loss; a missing one has the paper's, 1.
         tree_prior: weight of `c2f_zoo.losses.tree_prior`, on the finest classifier; 0: none.
-        batch_size: pictures in a batch, over all processes together.
+        batch_size: images in a batch, over all processes together.
         momentum: momentum of SGD.
         weight_decay: weight decay of SGD.
-        val_fraction: share of each class's training pictures that chooses the best epoch; 0: they all do. A dataset
-            with validation pictures of its own uses these.
-        num_workers: processes that load pictures, for each training process.
-        cache: folder to keep decoded, resized pictures in, see `c2f_zoo.data.CachedImages`; for small datasets.
-        on_error: what an unreadable picture does: `raise` ends the run, `skip` leaves it out and lists it at the end.
+        val_fraction: share of each class's training images that chooses the best epoch; 0: they all do. A dataset
+            with validation images of its own uses these.
+        num_workers: processes that load images, for each training process.
+        cache: folder to keep decoded, resized images in, see `c2f_zoo.data.CachedImages`; for small datasets.
+        on_error: what an unreadable image does: `raise` ends the run, `skip` leaves it out and lists it at the end.
         seed: seed of the weights, the split, the order and the augmentation.
         output: folder for the results, which must not hold any yet; default `runs/<config>-<n>`.
         resume: `auto` goes on after the last whole epoch of `output`, or of the config's latest run.
@@ -146,7 +146,7 @@ class Progress:
     best: float = -1.0
     best_epoch: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
-    unreadable: list[int] = field(default_factory=list)  # indices of the pictures that were skipped
+    unreadable: list[int] = field(default_factory=list)  # indices of the images that were skipped
 
 
 def main(options: Options, config_name: str) -> None:
@@ -165,7 +165,7 @@ def main(options: Options, config_name: str) -> None:
     objective = create_objective(options, model)
     output = open_output(options, config_name, accelerator)
     if (output / "test.csv").exists():
-        accelerator.print("this run is finished, and its test pictures are scored once only: see test.csv")
+        accelerator.print("this run is finished, and its test images are scored once only: see test.csv")
         return
 
     progress = train(model, train_set, train_indices, val_indices, objective, options, output, accelerator)
@@ -209,7 +209,7 @@ def usable_cores() -> int:
 
 
 def cached(dataset: LabelledImages, options: Options, model: C2FModel) -> LabelledImages:
-    """The dataset, with its pictures in a cache where one is asked for."""
+    """The dataset, with its images in a cache where one is asked for."""
     if options.cache is None:
         return dataset
     preprocessing = model.config.preprocessing
@@ -220,7 +220,7 @@ def check_labels(labels: Tensor, model: C2FModel, part: str) -> None:
     for level in model.levels:
         if (labels[:, model.hierarchy.levels.index(level)] < 0).all():
             raise ValueError(
-                f"no {part} picture has a label at {level!r}; name the levels that have some in model_options.levels, "
+                f"no {part} image has a label at {level!r}; name the levels that have some in model_options.levels, "
                 "or choose another val_fraction"
             )
 
@@ -228,14 +228,14 @@ def check_labels(labels: Tensor, model: C2FModel, part: str) -> None:
 def create_objective(options: Options, model: C2FModel) -> Objective:
     """What a step minimises, as the options say."""
     check_objective(options, model)
-    trees = {level: model.hierarchy.collapse(level) for level in model.levels}
+    trees = {level: model.hierarchy.truncate(level) for level in model.levels}
 
-    def objective(call: Callable[..., dict[str, Tensor]], pictures: Tensor, labels: Tensor, level: str) -> Tensor:
+    def objective(call: Callable[..., dict[str, Tensor]], images: Tensor, labels: Tensor, level: str) -> Tensor:
         targets = targets_of(labels, level, model)
-        log_probs = model.log_probs(call(pictures, levels=tuple(targets)))
+        log_probs = model.log_probs(call(images, levels=tuple(targets)))
         counts = {at: (target >= 0).sum() for at, target in targets.items()}
         total = sum(counts.values()).clamp(min=1)  # type: ignore[union-attr]
-        loss = torch.zeros((), device=pictures.device)
+        loss = torch.zeros((), device=images.device)
         for at, target in targets.items():
             mean = LOSSES[options.loss](log_probs[at], target, trees[at], **options.loss_options)
             loss = loss + counts[at] / total * mean
@@ -254,8 +254,8 @@ def check_objective(options: Options, model: C2FModel) -> None:
     check_options(f"option of loss {options.loss!r}:", LOSSES[options.loss], options.loss_options)
     tree, finest = model.hierarchy, model.levels[-1]
     uniform = torch.zeros(1, tree.num_classes[finest]).log_softmax(dim=1)
-    try:  # a bad value fails here, and not after the first pictures
-        LOSSES[options.loss](uniform, torch.tensor([0]), tree.collapse(finest), **options.loss_options)
+    try:  # a bad value fails here, and not after the first images
+        LOSSES[options.loss](uniform, torch.tensor([0]), tree.truncate(finest), **options.loss_options)
     except TypeError as error:
         raise ValueError(f"loss_options {options.loss_options} do not fit {options.loss!r}: {error}") from error
     for level, weight in options.level_weights.items():
@@ -272,11 +272,11 @@ def check_objective(options: Options, model: C2FModel) -> None:
 def targets_of(labels: Tensor, level: str, model: C2FModel) -> dict[str, Tensor]:
     """The labels (N,) to train on in a step of `level`, for each level that is needed for it; -1 where there is none.
 
-    Each picture has one target: its deepest label, at `level` or above it. A head whose levels do not agree learns
+    Each image has one target: its deepest label, at `level` or above it. A head whose levels do not agree learns
     nothing of `level` from a label above it, and has none of these.
     """
     depth = model.levels.index(level)
-    marginalises = getattr(model.head, "is_distribution", False)
+    marginalises = getattr(model.head, "levels_are_marginals", False)
     targets, is_open = {}, torch.ones(len(labels), dtype=torch.bool, device=labels.device)
     for at in reversed(model.levels[0 if marginalises else depth : depth + 1]):
         here = labels[:, model.hierarchy.levels.index(at)]
@@ -336,8 +336,8 @@ def train_loader(model: C2FModel, dataset: LabelledImages, indices: list[int], o
     # Fine levels first: high, medium, low resolution in turn.
     resolutions = {level: options.resolutions.get(level) for level in reversed(model.levels)}
     transform = create_views(preprocessing, resolutions, train=True, normalize=False)
-    views = Views(dataset, transform, indices, options.on_error, shorter_side=preprocessing.resize)
-    # A last, smaller batch would give batch norm poor statistics; another shuffle leaves out other pictures.
+    views = TransformedImages(dataset, transform, indices, options.on_error, shorter_side=preprocessing.resize)
+    # A last, smaller batch would give batch norm poor statistics; another shuffle leaves out other images.
     drop_last = len(views) >= options.batch_size
     return DataLoader(views, options.batch_size, shuffle=True, drop_last=drop_last, num_workers=options.num_workers)
 
@@ -357,7 +357,7 @@ def start_stage(
 
 
 def normalizer(model: torch.nn.Module, accelerator: Accelerator) -> Normalize:
-    """What turns a batch of 8-bit pictures, as loaders hand them over, into the network's input."""
+    """What turns a batch of 8-bit images, as loaders hand them over, into the network's input."""
     preprocessing = accelerator.unwrap_model(model).config.preprocessing
     return Normalize(preprocessing.mean, preprocessing.std).to(accelerator.device)
 
@@ -371,9 +371,9 @@ def train_epoch(
     title: str,
     accelerator: Accelerator,
 ) -> tuple[dict[str, float], list[int]]:
-    """Takes a step at each level's resolution for every batch of pictures, a coarser level's a batch later.
+    """Takes a step at each level's resolution for every batch of images, a coarser level's a batch later.
 
-    Gives the mean loss of each level, and the indices of the pictures that were skipped.
+    Gives the mean loss of each level, and the indices of the images that were skipped.
     """
     model.train()
     backbone = accelerator.unwrap_model(model).backbone
@@ -387,7 +387,7 @@ def train_epoch(
     hidden = None if accelerator.is_main_process else True
     bar = tqdm(loader, desc=title, disable=hidden, leave=False)
     levels = accelerator.unwrap_model(model).levels[::-1]
-    # Steps that follow one another see other pictures, as they would if each level had a loader of its own. On the same
+    # Steps that follow one another see other images, as they would if each level had a loader of its own. On the same
     # ones the critters' species were learnt far worse (docs/results.md).
     recent: deque[Any] = deque(maxlen=len(levels))
     for batch in itertools.chain(bar, [None] * (len(levels) - 1)):
@@ -423,25 +423,25 @@ def predict_all(
     options: Options,
     accelerator: Accelerator,
 ) -> dict[str, Tensor]:
-    """Predicts at one resolution, every picture exactly once, on however many processes.
+    """Predicts at one resolution, every image exactly once, on however many processes.
 
-    Gives for each level the labels (n,), the "truth" (n, levels of the tree), and the "index" of each picture. A
-    picture that was skipped has the truth -1 and the index `-1 - index`.
+    Gives for each level the labels (n,), the "truth" (n, levels of the tree), and the "index" of each image. A
+    image that was skipped has the truth -1 and the index `-1 - index`.
     """
     model.eval()
     preprocessing = accelerator.unwrap_model(model).config.preprocessing
     transform = create_transform(preprocessing, resolution, train=False, normalize=False)
     normalize = normalizer(model, accelerator)
-    views = Views(dataset, transform, indices, options.on_error, shorter_side=preprocessing.resize)
+    views = TransformedImages(dataset, transform, indices, options.on_error, shorter_side=preprocessing.resize)
     loader = accelerator.prepare(DataLoader(views, 4 * options.batch_size, num_workers=options.num_workers))
     columns: list[list[Tensor]] = []
-    for pictures, truth, index in loader:
-        logits = model(normalize(pictures), levels=levels)
+    for images, truth, index in loader:
+        logits = model(normalize(images), levels=levels)
         batch = (index, truth, *(logits[level].argmax(dim=1) for level in levels))
         columns.append([column.cpu() for column in accelerator.gather_for_metrics(batch)])
     index, truth, *labels = (torch.cat(column) for column in zip(*columns, strict=True))
     if sorted(index.where(index >= 0, -1 - index).tolist()) != sorted(indices):
-        raise RuntimeError(f"{len(indices)} pictures were to be scored once, but {len(index)} came back")
+        raise RuntimeError(f"{len(indices)} images were to be scored once, but {len(index)} came back")
     return {"index": index, "truth": truth, **dict(zip(levels, labels, strict=True))}
 
 
@@ -450,7 +450,7 @@ def unreadable_in(scored: dict[str, Tensor]) -> list[int]:
 
 
 def accuracy_of(scored: dict[str, Tensor], level: str, tree: Hierarchy) -> tuple[float, int]:
-    """The accuracy over the pictures whose label at a level is known, and how many they are."""
+    """The accuracy over the images whose label at a level is known, and how many they are."""
     truth = scored["truth"][:, tree.depth(level)]
     known = truth >= 0
     return (scored[level][known] == truth[known]).double().mean().item(), int(known.sum())
@@ -459,7 +459,7 @@ def accuracy_of(scored: dict[str, Tensor], level: str, tree: Hierarchy) -> tuple
 def validate(
     model: torch.nn.Module, dataset: LabelledImages, indices: list[int], options: Options, accelerator: Accelerator
 ) -> tuple[dict[str, float], list[int]]:
-    """Accuracy of every level at its own resolution, and the indices of the pictures that were skipped."""
+    """Accuracy of every level at its own resolution, and the indices of the images that were skipped."""
     levels: tuple[str, ...] = accelerator.unwrap_model(model).levels
     own = {level: options.resolutions.get(level) for level in levels}
     at = {
@@ -473,7 +473,7 @@ def validate(
         accuracy[f"val_{level}"], count = accuracy_of(at[own[level]], level, dataset.hierarchy)
         if count == 0:
             raise ValueError(
-                f"no validation picture with a label at {level!r} can be read; look with `c2f-zoo data check`, "
+                f"no validation image with a label at {level!r} can be read; look with `c2f-zoo data check`, "
                 "or choose another val_fraction"
             )
     return accuracy, unreadable_in(at[own[levels[0]]])
@@ -513,7 +513,7 @@ def finish_epoch(
 def score_test(
     model: torch.nn.Module, dataset: LabelledImages, options: Options, output: Path, accelerator: Accelerator
 ) -> tuple[list[dict[str, Any]], list[int]]:
-    """Scores the test pictures once: every level at every level's resolution; also says which could not be read."""
+    """Scores the test images once: every level at every level's resolution; also says which could not be read."""
     levels = accelerator.unwrap_model(model).levels
     rows, predictions, unreadable = [], {}, []
     everything = list(range(len(dataset)))
@@ -522,9 +522,9 @@ def score_test(
         unreadable = unreadable_in(scored)
         for level in levels:
             is_own = options.resolutions.get(level) == resolution
-            accuracy, pictures = accuracy_of(scored, level, dataset.hierarchy)
+            accuracy, images = accuracy_of(scored, level, dataset.hierarchy)
             row = {"level": level, "resolution": resolution, "own": is_own, "accuracy": accuracy}
-            rows.append({**row, "pictures": pictures})
+            rows.append({**row, "images": images})
             if is_own:
                 predictions[level] = scored
     if accelerator.is_main_process:
@@ -534,9 +534,9 @@ def score_test(
 
 
 def prediction_rows(predictions: dict[str, dict[str, Tensor]], tree: Hierarchy) -> Iterator[dict[str, Any]]:
-    """For each test picture the true (empty: unknown) and the predicted class of every level at its own resolution.
+    """For each test image the true (empty: unknown) and the predicted class of every level at its own resolution.
 
-    Pictures that were skipped are left out.
+    Images that were skipped are left out.
     """
     place = {
         level: {index: at for at, index in enumerate(scored["index"].tolist())} for level, scored in predictions.items()
@@ -552,15 +552,15 @@ def prediction_rows(predictions: dict[str, dict[str, Tensor]], tree: Hierarchy) 
 
 
 def report_unreadable(parts: dict[str, tuple[LabelledImages, list[int]]], output: Path) -> None:
-    """Lists the pictures that were skipped, with the reason, on the terminal and in a file."""
+    """Lists the images that were skipped, with the reason, on the terminal and in a file."""
     rows = []
     for part, (dataset, indices) in parts.items():
         for index in indices:
-            reason = fault_of(dataset, index) or "it can be read now"
+            reason = read_error(dataset, index) or "it can be read now"
             rows.append({"part": part, "index": index, "name": name_of(dataset, index), "reason": reason})
     if rows:
         write_csv(output / "unreadable.csv", rows)
-        print(f"\n{len(rows)} picture(s) could not be read and were skipped; all are in {output / 'unreadable.csv'}:")
+        print(f"\n{len(rows)} image(s) could not be read and were skipped; all are in {output / 'unreadable.csv'}:")
         for row in rows[:10]:
             print(f"  {row['part']} {row['name']}: {row['reason']}")
 
@@ -651,8 +651,8 @@ def print_report(model: C2FModel, matrix: list[dict[str, Any]], output: Path) ->
     """Prints accuracy by level and resolution; a level's own resolution stands in brackets."""
     resolutions = list(dict.fromkeys(row["resolution"] for row in matrix))
     cells = {(row["level"], row["resolution"]): row for row in matrix}
-    pictures = max(row["pictures"] for row in matrix)
-    table = Table(title=f"Accuracy in % on {pictures} test pictures; in brackets: own resolution")
+    images = max(row["images"] for row in matrix)
+    table = Table(title=f"Accuracy in % on {images} test images; in brackets: own resolution")
     table.add_column("level")
     table.add_column("classes", justify="right")
     for resolution in resolutions:
@@ -666,7 +666,7 @@ def print_report(model: C2FModel, matrix: list[dict[str, Any]], output: Path) ->
         table.add_row(*row)
     Console().print(table)
     print(f"\nmodel, metrics.csv, test.csv, test_predictions.csv and curves.png are in {output}")
-    print(f"try: c2f-zoo predict {output} PICTURE")
+    print(f"try: c2f-zoo predict {output} IMAGE")
 
 
 def parse(args: list[str]) -> tuple[Options, str]:

@@ -48,7 +48,7 @@ def small_model() -> C2FModel:
 
 @pytest.fixture
 def cub_folder(tmp_path: Path) -> Path:
-    """Four species, three pictures each: two for training, one for the test."""
+    """Four species, three images each: two for training, one for the test."""
     root = tmp_path / "birds"
     lines: dict[str, list[str]] = {"images": [], "image_class_labels": [], "train_test_split": []}
     rng = np.random.default_rng(0)

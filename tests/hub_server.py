@@ -119,7 +119,7 @@ class Hub:
         """
         self.faults.append(Fault(method, path, kind, times))
 
-    def fault_of(self, method: str, path: str) -> int | str | threading.Barrier | None:
+    def read_error(self, method: str, path: str) -> int | str | threading.Barrier | None:
         with self.lock:
             for fault in self.faults:
                 if fault.times > 0 and fault.method == method and re.search(fault.path, path):
@@ -181,7 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.query = parse_qs(split.query)
         start = re.search(r"bytes=(\d+)", self.headers.get("Range", ""))
         self.hub.requests.append(f"{self.command} {split.path}" + (f" from {start[1]}" if start else ""))
-        self.fault = self.hub.fault_of(self.command, split.path)
+        self.fault = self.hub.read_error(self.command, split.path)
         if self.fault == "drop" and self.command != "GET":
             return self.break_off()
         self.body = self.read_body()

@@ -55,7 +55,7 @@ def test_the_table_has_every_head_under_every_decoding(tmp_path: Path, capsys: p
         (head, how) for head in list_heads() for how in DECODINGS
     ]
     for row in rows:
-        assert row["pictures"] == "72"
+        assert row["images"] == "72"
         for metric in ("species/top1", "species/ece", "hd@5", "fpa", "wap", "tice", "mistake_severity"):
             assert float(row[metric]) >= 0
         assert (float(row["tice"]) > 0) <= (row["decoding"] == "independent")

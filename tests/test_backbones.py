@@ -152,7 +152,7 @@ def test_tokens_become_the_maps_that_timm_makes_of_them(name: str) -> None:
         torch.testing.assert_close(found, wanted)
 
 
-def test_pictures_need_not_be_square() -> None:
+def test_images_need_not_be_square() -> None:
     backbone, _ = build("resnet18")
     assert [tuple(x.shape) for x in backbone.eval()(torch.randn(1, 3, 96, 160))] == [(1, 512, 3, 5)] * 3
     vit = TapBackbone(create_body("vit_tiny_patch16_224", img_size=(64, 128)), None, (3, 64, 128))

@@ -93,7 +93,7 @@ def test_photos_are_drawn_with_the_spectrum_of_photographs(tmp_path: Path) -> No
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "classes" / "picture"
+    folder = tmp_path / "classes" / "image"
     folder.mkdir(parents=True)
     benchmark_data.draw_photos(folder, (60, 40), count=4)
     return folder
@@ -102,7 +102,7 @@ def photos(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", benchmark_data.LOADERS)
 def test_every_loader_gives_what_it_says(photos: Path, name: str) -> None:
     batches = list(benchmark_data.open_loader(name, photos, 0, 2, 32, [None, 16, 8]))
-    assert len(batches) == 2  # all four pictures
+    assert len(batches) == 2  # all four images
     if name == "decode":
         return
     views = batches[0][0] if name.startswith("timm") or name == "all_float" else batches[0]
@@ -116,21 +116,21 @@ def test_every_loader_gives_what_it_says(photos: Path, name: str) -> None:
 def test_rates_and_workers_by_hand() -> None:
     kinds = [("timm", 0), ("all", 0), ("timm", 2), ("all", 2)]
     times = [{"round_ms": ms} for ms in (1000.0, 2000.0, 500.0, 1000.0)]
-    rows = benchmark_data.loader_rows(kinds, times, {"pictures": 100, "model_images_s": 350.0})
+    rows = benchmark_data.loader_rows(kinds, times, {"images": 100, "model_images_s": 350.0})
     assert [row["images_s"] for row in rows] == [100, 50, 200, 100]
     assert [row["of_timm"] for row in rows] == [1, 0.5, 1, 0.5]
-    # 100 and 50 pictures a second for each worker.
+    # 100 and 50 images a second for each worker.
     assert [row["workers_to_feed"] for row in rows] == [None, None, 4, 7]
 
 
-def test_the_same_pictures_are_linked_for_every_loader(cub_folder: Path, tmp_path: Path) -> None:
+def test_the_same_images_are_linked_for_every_loader(cub_folder: Path, tmp_path: Path) -> None:
     paths = sorted(cub_folder.rglob("*.jpg"))
     (tmp_path / "links").mkdir()
-    benchmark_data.link_pictures(tmp_path / "links", paths, 5)
-    linked = benchmark_data.pictures_in(tmp_path / "links").paths
+    benchmark_data.link_images(tmp_path / "links", paths, 5)
+    linked = benchmark_data.images_in(tmp_path / "links").paths
     assert len({path.resolve() for path in linked}) == 5 and {path.resolve() for path in linked} <= set(paths)
-    with pytest.raises(SystemExit, match="has 12 pictures, less than --pictures 13"):
-        benchmark_data.link_pictures(tmp_path / "links", paths, 13)
+    with pytest.raises(SystemExit, match="has 12 images, less than --images 13"):
+        benchmark_data.link_images(tmp_path / "links", paths, 13)
 
 
 def test_loaders_are_measured_beside_each_other(
@@ -140,11 +140,11 @@ def test_loaders_are_measured_beside_each_other(
 
     def taking_turns(commands: list[tuple], repeats: int) -> list[dict[str, float]]:
         asked.extend(commands)
-        assert len(list(commands[0][2].iterdir())) == 8  # the pictures are there
+        assert len(list(commands[0][2].iterdir())) == 8  # the images are there
         return [{"round_ms": 100.0} for _ in commands]
 
     monkeypatch.setitem(benchmark["data"].__globals__, "taking_turns", taking_turns)
-    benchmark["data"]("cub", {"root": str(cub_folder)}, pictures=8, loaders=["all"], output=str(tmp_path / "out.csv"))
+    benchmark["data"]("cub", {"root": str(cub_folder)}, images=8, loaders=["all"], output=str(tmp_path / "out.csv"))
     with open(tmp_path / "out.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["loader"], row["workers"]) for row in rows] == [
@@ -158,12 +158,12 @@ def test_loaders_are_measured_beside_each_other(
         ("measure_training", "mlph_tf_efficientnet_lite0_cub"),
     ]
     assert {row["images_s"] for row in rows} == {"80.0"} and {row["model_images_s"] for row in rows} == {"40.0"}
-    # 8 training pictures of 40 x 50 pixels, which are not enlarged.
+    # 8 training images of 40 x 50 pixels, which are not enlarged.
     assert float(rows[0]["cache_mib"]) == round(8 * 40 * 50 * 3 / 2**20, 1)
     assert rows[0]["timm"] and rows[0]["date"] and rows[0]["command"]
     assert "ours, all views, bytes" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="no whole batches of 8"):
-        benchmark["data"](pictures=9)
+        benchmark["data"](images=9)
 
 
 def test_a_loaders_process_serves_rounds(photos: Path) -> None:

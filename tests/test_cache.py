@@ -1,4 +1,4 @@
-"""The cache of decoded pictures: what it holds, when it is built anew, and that nothing half-written is trusted."""
+"""The cache of decoded images: what it holds, when it is built anew, and that nothing half-written is trusted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from c2f_zoo import Hierarchy, create_dataset
 from c2f_zoo.config import Preprocessing
-from c2f_zoo.data import CachedImages, Views, create_transform, read_image
+from c2f_zoo.data import CachedImages, TransformedImages, create_transform, read_image
 
 TREE = Hierarchy(("shape",), (("disc", "box"),), ())
 SIZES = ((90, 60), (40, 200), (30, 20), (51, 51))  # width, height; the third is smaller than the cache's side
@@ -24,7 +24,7 @@ SIDE = 32
 
 
 class Files:
-    """Pictures in files, which may be forbidden to be read."""
+    """Images in files, which may be forbidden to be read."""
 
     def __init__(self, paths: list[Path], forbidden: bool = False) -> None:
         self.hierarchy, self.paths, self.forbidden = TREE, paths, forbidden
@@ -34,7 +34,7 @@ class Files:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        assert not self.forbidden, "the picture was decoded again"
+        assert not self.forbidden, "the image was decoded again"
         return read_image(self.paths[index]), self.targets[index]
 
 
@@ -102,7 +102,7 @@ def test_other_bytes_order_or_settings_are_another_cache(paths: list[Path], tmp_
         lambda content: b"",
         lambda content: content + b"\0",
         lambda content: bytes([content[0] ^ 1]) + content[1:],  # a pixel
-        lambda content: content[:-40] + bytes([content[-40] ^ 1]) + content[-39:],  # a picture's size
+        lambda content: content[:-40] + bytes([content[-40] ^ 1]) + content[-39:],  # an image's size
         lambda content: content[:-1] + bytes([content[-1] ^ 1]),  # the checksum
     ],
     ids=["cut", "cut in half", "empty", "longer", "a pixel", "a size", "the checksum"],
@@ -125,19 +125,19 @@ def test_workers_map_the_file_and_get_no_copy(paths: list[Path], tmp_path: Path)
     for a, b in zip(pixels_of(cached), pixels_of(again), strict=True):
         np.testing.assert_array_equal(a, b)
     transform = create_transform(Preprocessing((3, 16, 16)), None, train=False)
-    pictures = next(iter(DataLoader(Views(cached, transform), batch_size=4, num_workers=1)))[0]
-    expected = next(iter(DataLoader(Views(Files(paths), transform), batch_size=4)))[0]
-    torch.testing.assert_close(pictures, expected)
+    images = next(iter(DataLoader(TransformedImages(cached, transform), batch_size=4, num_workers=1)))[0]
+    expected = next(iter(DataLoader(TransformedImages(Files(paths), transform), batch_size=4)))[0]
+    torch.testing.assert_close(images, expected)
 
 
-def test_a_picture_can_be_drawn_on_and_the_cache_stays(paths: list[Path], tmp_path: Path) -> None:
+def test_an_image_can_be_drawn_on_and_the_cache_stays(paths: list[Path], tmp_path: Path) -> None:
     cached = CachedImages(Files(paths), tmp_path / "cache")
     image, _ = cached[0]
     image.paste("red", (0, 0, *image.size))
     np.testing.assert_array_equal(np.asarray(cached[0][0]), reference(paths[0], None, Image.Resampling.BILINEAR))
 
 
-def test_an_unreadable_picture_is_told_when_it_is_read_and_read_when_it_is_mended(
+def test_an_unreadable_image_is_told_when_it_is_read_and_read_when_it_is_mended(
     paths: list[Path], tmp_path: Path
 ) -> None:
     whole = paths[1].read_bytes()
@@ -145,7 +145,7 @@ def test_an_unreadable_picture_is_told_when_it_is_read_and_read_when_it_is_mende
     paths[2].unlink()
     cached = CachedImages(Files(paths), tmp_path / "cache", SIDE)
     assert [cached[index][0].size for index in (0, 3)] == [(48, 32), (32, 32)]
-    with pytest.raises(ValueError, match=r"cannot read the picture .*1\.png"):
+    with pytest.raises(ValueError, match=r"cannot read the image .*1\.png"):
         cached[1]
     with pytest.raises(FileNotFoundError, match=r"2\.png"):
         cached[2]
@@ -227,6 +227,6 @@ def test_the_recipe_trains_from_it(cub_folder: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "run" / "test.csv").exists()
-    # 8 pictures train and 4 test, each 40 x 50 pixels and its height and width; a checksum for all.
+    # 8 images train and 4 test, each 40 x 50 pixels and its height and width; a checksum for all.
     sizes = sorted(file.stat().st_size for file in (tmp_path / "kept").iterdir())
     assert sizes == [count * (40 * 50 * 3 + 16) + 32 for count in (4, 8)]

@@ -23,7 +23,7 @@ from PIL import Image
 from timm.models._hub import load_model_config_from_path
 
 from c2f_zoo import C2FModel, Hierarchy, create_model, load_hierarchy
-from c2f_zoo.card import CITATION, model_card, read_run
+from c2f_zoo.io.card import CITATION, model_card, read_run
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "push_to_hub.py"
 
@@ -43,7 +43,7 @@ OPTIONS = {
 METRICS = {
     "dataset": "cub",
     "split": "test",
-    "pictures": 16,
+    "images": 16,
     "any_decoding": {"species/top5": 0.9375},
     "decodings": {"independent": {"tice": 0.3125, "fpa": None}, "joint": {"tice": 0.0, "fpa": 0.5}},
 }
@@ -68,7 +68,7 @@ def run(model: C2FModel, tmp_path: Path) -> Path:
     model.save_pretrained(folder)
     (folder / "config.yaml").write_text(yaml.safe_dump(OPTIONS, sort_keys=False))
     rows = [
-        {"level": level, "resolution": at, "own": RESOLUTIONS[level] == at, "accuracy": share, "pictures": 16}
+        {"level": level, "resolution": at, "own": RESOLUTIONS[level] == at, "accuracy": share, "images": 16}
         for (level, at), share in ACCURACY.items()
     ]
     write_csv(folder / "test.csv", rows)
@@ -85,7 +85,7 @@ def test_the_results_are_those_measured(model: C2FModel, run: Path) -> None:
     assert "| family | 87.5 | 50.0 | **25.0** |" in text
     assert "| genus | 75.0 | **43.8** | 18.8 |" in text
     assert "| species | **62.5** | 37.5 | 12.5 |" in text
-    assert "on the 16 test pictures of the dataset `cub`" in text
+    assert "on the 16 test images of the dataset `cub`" in text
     assert "2 epochs by `recipes/train.py`" in text and "![loss and" in text
     assert "Metrics that know the tree" not in text, "evaluate.py was not run"
 
@@ -94,7 +94,7 @@ def test_the_evaluation_is_told_where_there_is_one(model: C2FModel, run: Path) -
     (run / "evaluation").mkdir()
     (run / "evaluation" / "metrics.json").write_text(json.dumps(METRICS))
     text = model_card(model.config, "me/birds", "mit", read_run(run))
-    assert "on 16 pictures of `cub`, test split" in text
+    assert "on 16 images of `cub`, test split" in text
     assert "| metric | independent | joint |" in text
     assert "| species/top5 | 0.9375 | 0.9375 |" in text
     assert "| tice | 0.3125 | 0.0000 |" in text
@@ -180,7 +180,7 @@ def test_a_dry_run_writes_what_would_be_pushed(
 
 
 def test_a_run_is_pushed_and_its_card_is_true(run: Path, tmp_path: Path) -> None:
-    Image.new("RGB", (80, 70), "teal").save(tmp_path / "picture.jpg")
+    Image.new("RGB", (80, 70), "teal").save(tmp_path / "image.jpg")
     with Hub({"mine": "me"}).serving() as hub:
         there = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "mine"}
         command = [str(RECIPE), str(run), "birds", "--license", "mit", "--private", "true"]

@@ -94,15 +94,15 @@ def test_predict_prints_a_path(small_model: C2FModel, tmp_path: Path) -> None:
 def test_mistakes_end_in_one_line(small_model: C2FModel, tmp_path: Path) -> None:
     assert "did you mean 'mlph_vgg16_cub'" in c2f_zoo("info", "mlph_vgg16_cup", ok=False)
     small_model.save_pretrained(tmp_path / "run")
-    assert "there is no picture none.jpg" in c2f_zoo("predict", str(tmp_path / "run"), "none.jpg", ok=False)
-    (tmp_path / "bad.jpg").write_text("no picture")
-    assert "cannot read the picture" in c2f_zoo("predict", str(tmp_path / "run"), str(tmp_path / "bad.jpg"), ok=False)
+    assert "there is no image none.jpg" in c2f_zoo("predict", str(tmp_path / "run"), "none.jpg", ok=False)
+    (tmp_path / "bad.jpg").write_text("no image")
+    assert "cannot read the image" in c2f_zoo("predict", str(tmp_path / "run"), str(tmp_path / "bad.jpg"), ok=False)
     assert "norun holds no config.json" in c2f_zoo("predict", str(tmp_path / "norun"), "x.jpg", ok=False)
 
 
 def test_predict_takes_a_name_with_trained_weights(tmp_path: Path) -> None:
-    picture, species = create_dataset("critters", "test", per_class=1)[7]
-    picture.save(tmp_path / "critter.png")
+    image, species = create_dataset("critters", "test", per_class=1)[7]
+    image.save(tmp_path / "critter.png")
     expected = " > ".join(load_hierarchy("critters").path(species))
     shown = c2f_zoo("predict", "mlph_tiny_critters", str(tmp_path / "critter.png"))
     assert re.sub(r" \([0-9.]+\)", "", shown).strip() == expected

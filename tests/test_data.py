@@ -16,7 +16,7 @@ from c2f_zoo.data.critters import draw_critter
 
 
 class TestCritters:
-    def test_a_picture_depends_on_seed_split_and_index_alone(self) -> None:
+    def test_an_image_depends_on_seed_split_and_index_alone(self) -> None:
         one, again = (create_dataset("critters", "train", per_class=2) for _ in range(2))
         assert one[7][0].tobytes() == again[7][0].tobytes()
         others = [
@@ -38,7 +38,7 @@ class TestCritters:
 
     def test_each_level_is_decided_at_its_own_scale(self) -> None:
         # The same pose, colours and background, drawn as another species, genus or family: how much of the
-        # difference is left when the picture is shrunk?
+        # difference is left when the image is shrunk?
         def left(species: int, other: int, resolution: int) -> float:
             total = 0.0
             for seed in range(20):
@@ -81,7 +81,7 @@ class TestCUB:
         assert old in text
         file.write_text(text.replace(old, new, 1))
 
-    def test_a_missing_picture_is_named_before_training(self, cub_folder: Path) -> None:
+    def test_a_missing_image_is_named_before_training(self, cub_folder: Path) -> None:
         (cub_folder / "images" / BIRDS[0] / "0.jpg").unlink()
         with pytest.raises(ValueError, match=rf"missing files:\n *.*{BIRDS[0]}.0\.jpg$"):
             create_dataset("cub", "train", root=str(cub_folder))
@@ -118,12 +118,12 @@ class TestCUB:
         cub_folder.rename(cub_folder.with_name("CUB_200_2011"))
         assert len(create_dataset("cub", "train", root=str(cub_folder.parent))) == 8
 
-    def test_a_truncated_picture_is_named_when_it_is_read(self, cub_folder: Path) -> None:
+    def test_a_truncated_image_is_named_when_it_is_read(self, cub_folder: Path) -> None:
         path = cub_folder / "images" / BIRDS[0] / "0.jpg"
         path.write_bytes(path.read_bytes()[:-400])
         dataset = create_dataset("cub", "train", root=str(cub_folder))
         index = dataset.paths.index(path)  # type: ignore[attr-defined]
-        with pytest.raises(ValueError, match=rf"cannot read the picture .*{BIRDS[0]}/0.jpg"):
+        with pytest.raises(ValueError, match=rf"cannot read the image .*{BIRDS[0]}/0.jpg"):
             dataset[index]
 
     def test_a_class_that_is_not_in_the_tree_is_named(self, cub_folder: Path) -> None:
@@ -138,7 +138,7 @@ class TestCUB:
         with pytest.raises(ValueError, match=r"image_class_labels.txt: image 3 has class 9, not in classes.txt"):
             create_dataset("cub", "train", root=str(cub_folder))
 
-    def test_a_picture_without_a_label_is_named(self, cub_folder: Path) -> None:
+    def test_an_image_without_a_label_is_named(self, cub_folder: Path) -> None:
         self.replace_line(cub_folder / "image_class_labels.txt", "3 1\n", "")
         with pytest.raises(ValueError, match=r"image_class_labels.txt has no line for image 3"):
             create_dataset("cub", "train", root=str(cub_folder))
@@ -148,7 +148,7 @@ class TestCUB:
         with pytest.raises(ValueError, match=r"train_test_split.txt, line 2: expected a number and a value, not '2'"):
             create_dataset("cub", "train", root=str(cub_folder))
 
-    def test_a_flag_or_a_repeated_line_that_would_lose_a_picture_is_named(self, cub_folder: Path) -> None:
+    def test_a_flag_or_a_repeated_line_that_would_lose_an_image_is_named(self, cub_folder: Path) -> None:
         self.replace_line(cub_folder / "train_test_split.txt", "2 1", "2 yes")
         with pytest.raises(ValueError, match=r"train_test_split.txt: image 2 has 'yes', neither 0 nor 1"):
             create_dataset("cub", "train", root=str(cub_folder))
@@ -163,12 +163,12 @@ class TestCUB:
     def test_an_empty_split_is_named(self, cub_folder: Path) -> None:
         split = cub_folder / "train_test_split.txt"
         split.write_text(split.read_text().replace(" 0\n", " 1\n"))
-        with pytest.raises(ValueError, match=r"splits without a picture:\n *'test'"):
+        with pytest.raises(ValueError, match=r"splits without an image:\n *'test'"):
             create_dataset("cub", "test", root=str(cub_folder))
 
 
 def write_fashion_mnist(folder: Path, zipped: bool) -> np.ndarray:
-    """Writes ten training and ten test pictures as idx files (the format is described on MNIST's page)."""
+    """Writes ten training and ten test images as idx files (the format is described on MNIST's page)."""
     folder.mkdir(parents=True, exist_ok=True)
     images = np.random.default_rng(0).integers(0, 256, (10, 28, 28), dtype=np.uint8)
     for part in ("train", "t10k"):
@@ -221,7 +221,5 @@ class TestCreateDataset:
             def __len__(self) -> int:
                 return 2
 
-        with pytest.raises(
-            ValueError, match=r"train picture 1 of dataset 'bad' has label 10, outside the tree's 10 art"
-        ):
+        with pytest.raises(ValueError, match=r"train image 1 of dataset 'bad' has label 10, outside the tree's 10 art"):
             create_dataset("bad", "train")

@@ -29,7 +29,7 @@ def write(path: Path, *lines: str) -> Path:
 @pytest.fixture
 def flat(tmp_path: Path) -> tuple[Path, Path]:
     """Class folders without a fault, and their tree."""
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     for number, name in enumerate(["train/Gull/a", "train/Gull/b", "train/Gull/c", "train/Jay/d", "train/Lynx/e"]):
         draw(root / f"{name}.png", number, (30 + number, 20))
     for number, name in enumerate(["test/Gull/f", "test/Jay/g", "test/Lynx/h"], start=10):
@@ -66,7 +66,7 @@ def found(lines: list[str], kind: str) -> dict[str, list[str]]:
 class TestWhatIsThere:
     def test_folders(self, flat: tuple[Path, Path]) -> None:
         lines = check(flat[0], "--hierarchy", flat[1])
-        assert lines[0] == f"8 pictures in {flat[0]}"
+        assert lines[0] == f"8 images in {flat[0]}"
         assert rows(lines) == [
             ["class", "2", "2", "8"],
             ["species", "3", "3", "8"],
@@ -95,7 +95,7 @@ class TestWhatIsThere:
             ["test", "3", "1", "2", "2", "2"],
         ]
         assert rows(shown)[4:7] == [["Jay", "0", "0"], ["Lynx", "0", "0"], ["Gull", "2", "2"]]
-        assert found(shown, "warning") == {"classes without a training picture: 2": ["Jay", "Lynx"]}
+        assert found(shown, "warning") == {"classes without a training image: 2": ["Jay", "Lynx"]}
 
     def test_cub(self, cub_folder: Path) -> None:
         lines = check(cub_folder)
@@ -121,12 +121,12 @@ class TestWhatIsThere:
         ]
 
     def test_of_many_classes_the_smallest_are_shown_unless_all_are_asked_for(self, tmp_path: Path) -> None:
-        pictures = {f"{number:02}": 3 - (number in (7, 21)) for number in range(22)}
-        for name, count in pictures.items():
+        images = {f"{number:02}": 3 - (number in (7, 21)) for number in range(22)}
+        for name, count in images.items():
             for shot in range(count):
                 draw(tmp_path / name / f"{shot}.png", 5 * int(name) + shot)
         smallest = [["07", "1", "1"], ["21", "1", "1"]]
-        others = [[name, "2", "1"] for name in pictures if name not in ("07", "21")]
+        others = [[name, "2", "1"] for name in images if name not in ("07", "21")]
         lines = check(tmp_path, "--levels", "sort")
         assert rows(lines)[3:-4] == smallest + others[:18]
         assert "... and 2 more sort classes; --all shows them" in lines
@@ -136,17 +136,17 @@ class TestWhatIsThere:
 
 
 class TestErrors:
-    def test_pictures_that_cannot_be_decoded_are_named(self, flat: tuple[Path, Path]) -> None:
+    def test_images_that_cannot_be_decoded_are_named(self, flat: tuple[Path, Path]) -> None:
         root, tree = flat
         whole = draw(root / "train" / "Jay" / "cut.jpg", 99, (200, 100)).read_bytes()
         (root / "train" / "Jay" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-        (root / "test" / "Jay" / "words.png").write_text("no picture")
+        (root / "test" / "Jay" / "words.png").write_text("no image")
         (root / "test" / "Jay" / "empty.png").touch()
         errors = found(check(root, "--hierarchy", tree, status=1), "error")
         ((heading, items),) = errors.items()
-        assert heading == "pictures that cannot be decoded (on_error: skip leaves them out): 3"
+        assert heading == "images that cannot be decoded (on_error: skip leaves them out): 3"
         for item, name in zip(items, ("test/Jay/empty.png", "test/Jay/words.png", "train/Jay/cut.jpg"), strict=True):
-            assert item.startswith(f"cannot read the picture {root / name}: ")
+            assert item.startswith(f"cannot read the image {root / name}: ")
 
     def test_a_link_to_nowhere(self, flat: tuple[Path, Path]) -> None:
         try:
@@ -154,11 +154,11 @@ class TestErrors:
         except OSError:
             pytest.skip("no links here")
         (items,) = found(check(flat[0], "--hierarchy", flat[1], status=1), "error").values()
-        assert items == [f"there is no picture {flat[0] / 'train' / 'Jay' / 'gone.png'}"]
+        assert items == [f"there is no image {flat[0] / 'train' / 'Jay' / 'gone.png'}"]
 
-    def test_all_faults_are_told_and_the_pictures_read_nonetheless(self, cub_folder: Path) -> None:
+    def test_all_faults_are_told_and_the_images_read_nonetheless(self, cub_folder: Path) -> None:
         (cub_folder / "images" / BIRDS[0] / "0.jpg").unlink()
-        (cub_folder / "images" / BIRDS[1] / "0.jpg").write_text("no picture")
+        (cub_folder / "images" / BIRDS[1] / "0.jpg").write_text("no image")
         classes = cub_folder / "classes.txt"
         classes.write_text(classes.read_text().replace(BIRDS[2], "004.Groovy_[b]Ani"))
         lines = check(cub_folder, status=1)
@@ -166,7 +166,7 @@ class TestErrors:
         assert [heading.rsplit(": ", 1) for heading in errors] == [
             ["classes outside the tree (rename them, or give a tree that has them)", "1"],
             ["missing files", "1"],
-            ["pictures that cannot be decoded (on_error: skip leaves them out)", "1"],
+            ["images that cannot be decoded (on_error: skip leaves them out)", "1"],
         ]
         assert "unknown class '004.Groovy_[b]Ani'" in next(iter(errors.values()))[0], "brackets are no markup"
         assert ["JPEG RGB", "10"] in rows(lines)
@@ -193,10 +193,10 @@ class TestErrors:
         heading = "levels without a label in a split (leave them out of the model's levels): 1"
         assert found(shown, "error") == {heading: ["species in 'train'"]}
 
-    def test_no_test_pictures(self, tmp_path: Path) -> None:
+    def test_no_test_images(self, tmp_path: Path) -> None:
         draw(tmp_path / "train" / "Birds" / "Gull" / "1.png", 1)
         draw(tmp_path / "train" / "Birds" / "Jay" / "1.png", 2)
-        assert "splits without a picture: 1" in found(check(tmp_path, status=1), "error")
+        assert "splits without an image: 1" in found(check(tmp_path, status=1), "error")
 
     @pytest.mark.parametrize(("count", "options"), [(1, []), (3, ["--test-fraction", 0])])
     def test_classes_too_small_to_be_parted(self, tmp_path: Path, count: int, options: list[object]) -> None:
@@ -205,11 +205,11 @@ class TestErrors:
                 draw(tmp_path / name / f"{shot}.png", 10 * number + shot)
         errors = found(check(tmp_path, *options, status=1), "error")
         ((heading, (item,)),) = errors.items()
-        assert heading == "splits without a picture: 1"
-        assert item.startswith("'test': each class needs two pictures or more to be parted, and test_fraction")
+        assert heading == "splits without an image: 1"
+        assert item.startswith("'test': each class needs two images or more to be parted, and test_fraction")
 
     def test_an_empty_folder(self, tmp_path: Path) -> None:
-        assert list(found(check(tmp_path, status=1), "error")) == ["no picture lies in a folder: 1"]
+        assert list(found(check(tmp_path, status=1), "error")) == ["no image lies in a folder: 1"]
 
 
 class TestWarnings:
@@ -218,18 +218,18 @@ class TestWarnings:
         assert lines[-1] == "training can start; see the warnings"
         return found(lines, "warning")
 
-    def test_the_same_picture_in_train_and_test(self, flat: tuple[Path, Path]) -> None:
+    def test_the_same_image_in_train_and_test(self, flat: tuple[Path, Path]) -> None:
         train, test = flat[0] / "train", flat[0] / "test"
         (test / "Gull" / "copy.png").write_bytes((train / "Gull" / "b.png").read_bytes())
         draw(test / "Jay" / "again.bmp", 3, (33, 20))  # the pixels of train/Jay/d.png
         assert self.warnings(flat) == {
-            "the same picture in train and test: 2": [
+            "the same image in train and test: 2": [
                 f"same bytes: {train / 'Gull' / 'b.png'} (train, Gull), {test / 'Gull' / 'copy.png'} (test, Gull)",
                 f"same pixels: {train / 'Jay' / 'd.png'} (train, Jay), {test / 'Jay' / 'again.bmp'} (test, Jay)",
             ]
         }
 
-    def test_the_same_picture_within_a_split(self, flat: tuple[Path, Path]) -> None:
+    def test_the_same_image_within_a_split(self, flat: tuple[Path, Path]) -> None:
         train = flat[0] / "train"
         draw(train / "Gull" / "x.png", 77)
         draw(train / "Jay" / "x.png", 77)
@@ -238,18 +238,18 @@ class TestWarnings:
         draw(train / "Jay" / "w.png", 88, (31, 20))
         draw(train / "Jay" / "v.png", 88, (20, 31))
         assert self.warnings(flat) == {
-            "the same picture under several classes: 1": [
+            "the same image under several classes: 1": [
                 f"same bytes: {train / 'Gull' / 'x.png'} (train, Gull), {train / 'Jay' / 'x.png'} (train, Jay)"
             ],
-            "the same picture again: 1": [
+            "the same image again: 1": [
                 f"same pixels: {train / 'Jay' / 'y.png'} (train, Jay), {train / 'Jay' / 'z.png'} (train, Jay)"
             ],
         }
 
-    def test_a_coarser_label_of_the_same_picture_is_no_other_class(self, flat: tuple[Path, Path]) -> None:
+    def test_a_coarser_label_of_the_same_image_is_no_other_class(self, flat: tuple[Path, Path]) -> None:
         draw(flat[0] / "train" / "Gull" / "x.png", 77)
         draw(flat[0] / "train" / "Birds" / "x.png", 77)
-        assert list(self.warnings(flat)) == ["the same picture again: 1"]
+        assert list(self.warnings(flat)) == ["the same image again: 1"]
 
     def test_what_is_left_out(self, flat: tuple[Path, Path]) -> None:
         root = flat[0]
@@ -259,20 +259,18 @@ class TestWarnings:
         draw(root / "train" / "loose.png", 1)
         assert self.warnings(flat) == {
             "folders beside those of the splits, left out: 1": ["extra"],
-            "files that are no pictures by their extension, left out: 1": [
-                str(root / "train" / "Jay" / "notes[1].txt")
-            ],
-            "pictures in no class's folder, left out: 1": [str(root / "train" / "loose.png")],
-            "folders without a picture, left out: 1": [str(root / "train" / "Empty")],
+            "files that are no images by their extension, left out: 1": [str(root / "train" / "Jay" / "notes[1].txt")],
+            "images in no class's folder, left out: 1": [str(root / "train" / "loose.png")],
+            "folders without an image, left out: 1": [str(root / "train" / "Empty")],
         }
 
-    def test_classes_without_a_training_picture_are_named(self, flat: tuple[Path, Path]) -> None:
+    def test_classes_without_a_training_image_are_named(self, flat: tuple[Path, Path]) -> None:
         os.unlink(flat[0] / "train" / "Jay" / "d.png")
         warnings = self.warnings(flat)
-        assert warnings["classes without a training picture: 1"] == ["Jay"]
+        assert warnings["classes without a training image: 1"] == ["Jay"]
 
     def test_a_level_that_nothing_would_validate(self, tmp_path: Path) -> None:
-        # Each species has 2 pictures: one for the test, and a single one to train on, which is not held out.
+        # Each species has 2 images: one for the test, and a single one to train on, which is not held out.
         for number, name in enumerate(["Birds/Gull", "Birds/Jay", "Beasts/Lynx"]):
             draw(tmp_path / name / "1.png", 10 * number)
             draw(tmp_path / name / "2.png", 10 * number + 1)
@@ -284,7 +282,7 @@ class TestWarnings:
         draw(tmp_path / "Birds" / "Jay" / "3.png", 90)  # of two for training, one validates
         assert found(check(tmp_path, "--levels", "kind,sort"), "warning") == {}
 
-    def test_named_validation_pictures_are_those_that_validate(self, flat: tuple[Path, Path]) -> None:
+    def test_named_validation_images_are_those_that_validate(self, flat: tuple[Path, Path]) -> None:
         for number in range(5):
             draw(flat[0] / "train" / "Birds" / f"{number}.png", 100 + number)
         os.unlink(flat[0] / "train" / "Gull" / "b.png")
@@ -296,7 +294,7 @@ class TestWarnings:
     def test_long_lists_are_cut_unless_all_is_asked_for(self, flat: tuple[Path, Path]) -> None:
         for number in range(23):
             (flat[0] / "train" / "Jay" / f"{number}.txt").touch()
-        heading = "files that are no pictures by their extension, left out: 23"
+        heading = "files that are no images by their extension, left out: 23"
         cut = self.warnings(flat)[heading]
         assert (len(cut), cut[-1]) == (21, "... and 3 more; --all shows them")
         assert len(self.warnings(flat, "--all")[heading]) == 23
@@ -315,7 +313,7 @@ class TestWarnings:
     ("arguments", "message"),
     [
         (["nowhere"], "there is no folder nowhere"),
-        (["list.csv"], "list.csv lists pictures and needs a tree"),
+        (["list.csv"], "list.csv lists images and needs a tree"),
         (["list.csv", "--hierarchy", "none"], "there is no file 'none', and it is an unknown hierarchy"),
         ([".", "--root", "."], r"--root \. goes with a CSV file, and \. is none"),
         (["birds", "--levels", "a"], "birds has CUB-200-2011's layout"),

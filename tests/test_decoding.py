@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from c2f_zoo import Hierarchy, load_hierarchy
-from c2f_zoo.decoding import DECODINGS, complete, decode, is_path
+from c2f_zoo.decoding import DECODINGS, decode, is_path, marginalize
 
 # Three levels; a (p, q) and b (r): p has the species 0 and 1, q 2, r 3.
 TREE = Hierarchy.from_rows(("A", "B", "C"), [("a", "p", "0"), ("a", "p", "1"), ("a", "q", "2"), ("b", "r", "3")])
@@ -117,7 +117,7 @@ class TestMissingLevels:
     def test_a_coarser_level_is_the_sum_of_its_children(self) -> None:
         # The finest alone: p = .30 + .15, q = .35, r = .20; a = .80, b = .20.
         log_probs = logs(C=[0.30, 0.15, 0.35, 0.20])
-        every = complete(log_probs, TREE)
+        every = marginalize(log_probs, TREE)
         assert list(every) == ["A", "B", "C"]
         assert every["A"].exp()[0].tolist() == pytest.approx([0.80, 0.20])
         assert every["B"].exp()[0].tolist() == pytest.approx([0.45, 0.35, 0.20])
@@ -129,7 +129,7 @@ class TestMissingLevels:
 
     def test_the_next_finer_level_is_summed_up(self) -> None:
         # a follows from the middle level (.1 + .2), not from the finest (.9 + 0 + 0).
-        every = complete(logs(B=[0.1, 0.2, 0.7], C=[0.9, 0, 0, 0.1]), TREE)
+        every = marginalize(logs(B=[0.1, 0.2, 0.7], C=[0.9, 0, 0, 0.1]), TREE)
         assert every["A"].exp()[0].tolist() == pytest.approx([0.3, 0.7])
 
     def test_joint_counts_each_answer_once(self) -> None:
@@ -145,10 +145,10 @@ class TestMissingLevels:
         assert is_path(labels, TREE).all()
 
     def test_impossible_classes_sum_to_zero(self) -> None:
-        assert complete(logs(C=[0, 0, 0, 1]), TREE)["B"].exp().tolist() == [[0, 0, 1]]
+        assert marginalize(logs(C=[0, 0, 0, 1]), TREE)["B"].exp().tolist() == [[0, 0, 1]]
 
     def test_sums_less_than_one_stay(self) -> None:
-        every = complete(logs(B=[0.2, 0.1, 0.3], C=[0.1, 0.0, 0.1, 0.1]), TREE)
+        every = marginalize(logs(B=[0.2, 0.1, 0.3], C=[0.1, 0.0, 0.1, 0.1]), TREE)
         assert every["A"].exp()[0].tolist() == pytest.approx([0.3, 0.3])
         assert every["B"].exp()[0].tolist() == pytest.approx([0.2, 0.1, 0.3])
 
@@ -166,4 +166,4 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match=r"A has 2 classes: its log-probabilities are \(N, 2\), not \(1, 3\)"):
         decode(logs(A=[0.5, 0.3, 0.2]), TREE, "joint")
     with pytest.raises(ValueError, match="no log-probabilities; give those of one or more of"):
-        complete({}, TREE)
+        marginalize({}, TREE)

@@ -1,4 +1,4 @@
-"""Trees drawn as text and as a picture."""
+"""Trees drawn as text and as an image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from c2f_zoo import Hierarchy, list_hierarchies, load_hierarchy
-from c2f_zoo.hierarchy import draw_picture, draw_text
+from c2f_zoo.hierarchy import draw_image, draw_text
 
 TREE = Hierarchy(
     ("class", "group", "species"),
@@ -47,8 +47,8 @@ def test_text_has_a_line_for_each_class(name: str) -> None:
 
 
 @pytest.mark.parametrize("tree", [TREE, load_hierarchy("cifar100"), load_hierarchy("cub")], ids=["4", "100", "200"])
-def test_a_picture_holds_every_name_and_none_runs_into_another(tree: Hierarchy) -> None:
-    figure = draw_picture(tree, font_size=5)
+def test_an_image_holds_every_name_and_none_runs_into_another(tree: Hierarchy) -> None:
+    figure = draw_image(tree, font_size=5)
     *names, counts = figure.axes[0].texts
     assert sorted(text.get_text() for text in names) == sorted(name for names in tree.classes for name in names)
     assert counts.get_text() == "\n".join(f"{level}: {number}" for level, number in tree.num_classes.items())
@@ -63,9 +63,9 @@ def test_a_picture_holds_every_name_and_none_runs_into_another(tree: Hierarchy) 
     assert apart.min() >= 5
 
 
-def test_a_picture_is_saved(tmp_path: Path) -> None:
+def test_an_image_is_saved(tmp_path: Path) -> None:
     tree = Hierarchy.from_rows(["price"], [["$1"], ["$2"], ["a_b^c"], ["$x^$"]])  # no formulas, but names
-    figure = draw_picture(tree)
+    figure = draw_image(tree)
     figure.savefig(tmp_path / "tree.png")
     assert Image.open(tmp_path / "tree.png").size == tuple(figure.get_size_inches() * figure.dpi // 1)
     figure.savefig(tmp_path / "tree.svg")

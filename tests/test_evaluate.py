@@ -1,4 +1,4 @@
-"""The evaluation recipe: its figures against loops over single pictures, its files, and two processes of it."""
+"""The evaluation recipe: its figures against loops over single images, its files, and two processes of it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RESOLUTIONS = {"family": 8, "genus": 24, "species": None}
 
 
 class Labelled:
-    """A dataset of grey pictures."""
+    """A dataset of grey images."""
 
     def __init__(self, tree: Hierarchy, targets: list[int]) -> None:
         self.hierarchy = tree
@@ -62,7 +62,7 @@ def answer(model: C2FModel, image: Image.Image, level: str, resolution: int | No
     return int(model(x, (level,))[level].argmax())
 
 
-def test_figures_are_those_of_a_loop_over_pictures() -> None:
+def test_figures_are_those_of_a_loop_over_images() -> None:
     model, dataset = critters_model(), create_dataset("critters", "test", per_class=1)
     results, labels, tree = results_of(model, dataset), labels_of(dataset), model.hierarchy
     assert list(results["decodings"]) == ["independent", "top_down", "bottom_up", "joint"]
@@ -102,7 +102,7 @@ def test_levels_that_are_not_answered_follow_from_finer_ones_and_end_the_tree() 
     assert sum(results["lca_heights"]["bottom_up"]) == 36
 
 
-def test_pictures_of_unknown_species_count_where_they_are_known() -> None:
+def test_images_of_unknown_species_count_where_they_are_known() -> None:
     dataset = create_dataset("critters", "test", per_class=1)
     model, hidden = critters_model(), HideLabels(dataset, "genus", range(9))
     results, whole = results_of(model, hidden, "joint"), results_of(model, dataset, "joint")
@@ -201,7 +201,7 @@ class TestFiles:
 
 
 def test_two_processes_score_a_part_of_the_tree_once(cub_folder: Path, tmp_path: Path) -> None:
-    # Nine pictures, five for one process and four for the other, of four of the 200 species that the model knows.
+    # Nine images, five for one process and four for the other, of four of the 200 species that the model knows.
     split = cub_folder / "train_test_split.txt"
     split.write_text("\n".join(f"{image_id} {int(image_id % 4 == 1)}" for image_id in range(1, 13)))
     torch.manual_seed(0)
@@ -224,7 +224,7 @@ def test_two_processes_score_a_part_of_the_tree_once(cub_folder: Path, tmp_path:
     alone = results_of(model.eval(), create_dataset("cub", "test", root=str(cub_folder)))
     for key, expected in evaluate["without_nan"](alone).items():
         assert flat(written[key]) == pytest.approx(flat(expected), abs=1e-6), key
-    assert (written["processes"], written["pictures"]) == (2, 9)
+    assert (written["processes"], written["images"]) == (2, 9)
     assert written["labelled"] == {"family": 9, "genus": 9, "species": 9}
     assert {"dataset", "split", "date", "device", "versions"} <= set(written)
     with open(tmp_path / "run" / "evaluation" / "confusion_species.csv", newline="") as file:
@@ -234,7 +234,7 @@ def test_two_processes_score_a_part_of_the_tree_once(cub_folder: Path, tmp_path:
     assert sum(counts.values()) == 9
     assert {name for name, count in counts.items() if count} == set(BIRDS)
     assert done.stdout.count("mistake_severity") == 1, "one table"
-    for name in ("fpa", "tice", "species/ece", "hd@5", "independent", "joint", "16 px", "9 test pictures of cub"):
+    for name in ("fpa", "tice", "species/ece", "hd@5", "independent", "joint", "16 px", "9 test images of cub"):
         assert name in done.stdout
 
 
@@ -266,10 +266,10 @@ def test_an_unknown_decoding_is_named() -> None:
 def test_what_cannot_be_read_is_as_if_it_were_not_there(cub_folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     create_model("mlph", hierarchy="cub", **SMALL).save_pretrained(tmp_path / "run")  # type: ignore[arg-type]
-    torn = cub_folder / "images" / BIRDS[1] / "2.jpg"  # image 6, the second of four test pictures
+    torn = cub_folder / "images" / BIRDS[1] / "2.jpg"  # image 6, the second of four test images
     torn.write_bytes(torn.read_bytes()[:700])
     options = {"dataset": "cub", "dataset_options": {"root": str(cub_folder)}, "decoding": "joint"}
-    with pytest.raises(ValueError, match=rf"picture 1 \({torn}\) cannot be used: .*truncated"):
+    with pytest.raises(ValueError, match=rf"image 1 \({torn}\) cannot be used: .*truncated"):
         evaluate["main"](str(tmp_path / "run"), **options)
     evaluate["main"](str(tmp_path / "run"), **options, on_error="skip", output=str(tmp_path / "skipped"))
     split = cub_folder / "train_test_split.txt"
@@ -277,8 +277,8 @@ def test_what_cannot_be_read_is_as_if_it_were_not_there(cub_folder: Path, tmp_pa
     evaluate["main"](str(tmp_path / "run"), **options, output=str(tmp_path / "without"))
     skipped, without = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("skipped", "without"))
     assert len(skipped["unreadable"]) == 1
-    assert skipped["unreadable"][0].startswith(f"picture 1 ({torn}): cannot read the picture {torn}: ")
+    assert skipped["unreadable"][0].startswith(f"image 1 ({torn}): cannot read the image {torn}: ")
     assert without["unreadable"] == []
-    for key in ("pictures", "labelled", "lca_heights", "any_decoding", "decodings", "accuracy_by_resolution"):
+    for key in ("images", "labelled", "lca_heights", "any_decoding", "decodings", "accuracy_by_resolution"):
         assert flat(skipped[key]) == pytest.approx(flat(without[key]), abs=1e-6), key
-    assert skipped["pictures"] == 3
+    assert skipped["images"] == 3

@@ -81,17 +81,17 @@ def test_the_search_is_the_papers_loop(seed: int) -> None:
         assert find.search(accuracy, thresholds) == lower_step_by_step(accuracy, thresholds)
 
 
-def pictures_right(accuracy: np.ndarray, pictures: int = 1000) -> np.ndarray:
-    """Answers (rungs, pictures, levels) of which a share is right."""
-    places = np.arange(pictures)[:, None]
-    return places < np.round(pictures * np.asarray(accuracy))[:, None]
+def images_right(accuracy: np.ndarray, images: int = 1000) -> np.ndarray:
+    """Answers (rungs, images, levels) of which a share is right."""
+    places = np.arange(images)[:, None]
+    return places < np.round(images * np.asarray(accuracy))[:, None]
 
 
 def walked(accuracy: np.ndarray, thresholds: Sequence[float], full: bool) -> np.ndarray:
     """The accuracies that the walk measures."""
     ladder = range(len(accuracy), 0, -1)
     known = np.ones((1000, accuracy.shape[1]), dtype=bool)
-    rungs = {resolution: right for resolution, right in zip(ladder, pictures_right(accuracy), strict=True)}
+    rungs = {resolution: right for resolution, right in zip(ladder, images_right(accuracy), strict=True)}
     right, known, _ = find.walk(ladder, thresholds, full, lambda r: (rungs[r], known, []))
     return find.mean_of(right, known)
 
@@ -110,7 +110,7 @@ def test_an_early_stop_finds_what_the_whole_ladder_does(
         assert len(early) == 1
 
 
-def test_each_resample_is_a_mean_over_drawn_pictures() -> None:
+def test_each_resample_is_a_mean_over_drawn_images() -> None:
     rng = np.random.default_rng(1)
     right, known = rng.random((3, 50, 2)) < 0.7, rng.random((50, 2)) < 0.8
     samples = find.bootstrap(right, known, resamples=20, seed=7)
@@ -119,21 +119,21 @@ def test_each_resample_is_a_mean_over_drawn_pictures() -> None:
         drawn = draws.integers(50, size=50)
         for rung in range(3):
             for level in range(2):
-                answers = [right[rung, picture, level] for picture in drawn if known[picture, level]]
+                answers = [right[rung, image, level] for image in drawn if known[image, level]]
                 assert sample[rung, level] == pytest.approx(sum(answers) / len(answers))
 
 
 def test_intervals_are_those_of_the_binomial() -> None:
-    pictures, hits, resamples = 60, 48, 4000
-    right = (np.arange(pictures) < hits)[None, :, None]
-    samples = find.bootstrap(right, np.ones((pictures, 1), dtype=bool), resamples, seed=0)[:, 0, 0]
-    p = hits / pictures
-    exact = [math.comb(pictures, k) * p**k * (1 - p) ** (pictures - k) for k in range(pictures + 1)]
-    counts = np.bincount(np.round(samples * pictures).astype(int), minlength=pictures + 1) / resamples
+    images, hits, resamples = 60, 48, 4000
+    right = (np.arange(images) < hits)[None, :, None]
+    samples = find.bootstrap(right, np.ones((images, 1), dtype=bool), resamples, seed=0)[:, 0, 0]
+    p = hits / images
+    exact = [math.comb(images, k) * p**k * (1 - p) ** (images - k) for k in range(images + 1)]
+    counts = np.bincount(np.round(samples * images).astype(int), minlength=images + 1) / resamples
     for k, share in enumerate(exact):
         assert abs(counts[k] - share) < 4.5 * math.sqrt(share * (1 - share) / resamples) + 1e-3
     ends = np.searchsorted(np.cumsum(exact), (0.025, 0.975))
-    assert np.quantile(samples, (0.025, 0.975)) * pictures == pytest.approx(ends, abs=1)
+    assert np.quantile(samples, (0.025, 0.975)) * images == pytest.approx(ends, abs=1)
 
 
 def test_the_share_that_chooses_a_rung_is_the_binomials() -> None:
@@ -149,7 +149,7 @@ def test_the_share_that_chooses_a_rung_is_the_binomials() -> None:
 
 
 def test_rungs_and_levels_are_resampled_together() -> None:
-    # The same pictures are right at both lower rungs and at both levels: what the first of them does not decide, the
+    # The same images are right at both lower rungs and at both levels: what the first of them does not decide, the
     # second does not either, and the genus goes wherever the species goes.
     places = np.arange(60)
     right = np.stack([places < 60, places < 48, places < 48])[:, :, None].repeat(3, axis=2)
@@ -191,7 +191,7 @@ def test_thresholds_are_for_all_levels_but_the_coarsest() -> None:
 
 
 class Sized:
-    """Black pictures of the sizes that are given."""
+    """Black images of the sizes that are given."""
 
     def __init__(self, *sizes: tuple[int, int]) -> None:
         self.sizes = sizes
@@ -208,7 +208,7 @@ def test_full_size_is_the_median_of_what_a_resolution_measures() -> None:
 
 
 def curves_of(columns: Sequence[Sequence[float]], thresholds: Sequence[float], ladder: Sequence[int | None]) -> Any:
-    right = pictures_right(np.array(columns, dtype=float).T)
+    right = images_right(np.array(columns, dtype=float).T)
     known = np.ones((1000, len(columns)), dtype=bool)
     options = find.Search("critters", "mlph", {}, [], bootstrap=200)
     levels = LEVELS[: len(columns)]
@@ -298,7 +298,7 @@ def test_a_run_at_several_resolutions_is_warned_about() -> None:
 
 
 class Holed:
-    """Critters of which picture 1 cannot be read, and the species of picture 2 is unknown."""
+    """Critters of which image 1 cannot be read, and the species of image 2 is unknown."""
 
     def __init__(self) -> None:
         self.critters = create_dataset("critters", "train", per_class=1)
@@ -382,8 +382,8 @@ def test_retrain_trains_every_level_at_each_rung(retrained: tuple[Path, str]) ->
     text = (output / "resolutions.yaml").read_text()
     assert text.startswith("# INCOMPLETE") and "mode retrain" in text
     assert yaml.safe_load(text) == {"resolutions": {"species": None}}
-    with Image.open(output / "curve.png") as picture:
-        assert min(picture.size) > 300
+    with Image.open(output / "curve.png") as image:
+        assert min(image.size) > 300
 
 
 def test_the_curve_is_the_share_of_right_answers(retrained: tuple[Path, str]) -> None:
@@ -394,7 +394,7 @@ def test_the_curve_is_the_share_of_right_answers(retrained: tuple[Path, str]) ->
     ]
     dataset, _, val_indices = train_and_val("critters", 0.5, 0, per_class=2)
     for row in rows:
-        assert (row["mode"], row["pictures"]) == ("retrain", "36")
+        assert (row["mode"], row["images"]) == ("retrain", "36")
         assert float(row["low"]) <= float(row["accuracy"]) <= float(row["high"])
         resolution = None if row["resolution"] == "full" else int(row["resolution"])
         rung = "full" if resolution is None else f"{resolution}px"
@@ -445,7 +445,7 @@ def test_a_run_is_tested_at_each_rung_by_two_processes(retrained: tuple[Path, st
     together = curve_in(model / "two")
     assert "mode test_only" in printed and "trained with" not in printed
     for row, other in zip(together, alone, strict=True):
-        for key in ("mode", "resolution", "level", "accuracy", "pictures"):
+        for key in ("mode", "resolution", "level", "accuracy", "images"):
             assert row[key] == other[key]
     assert {row["level"]: float(row["accuracy"]) for row in alone[:3]} == scores, "the same model at the same rung"
 
@@ -458,12 +458,12 @@ def test_a_run_is_tested_at_each_rung_by_two_processes(retrained: tuple[Path, st
     assert complete == (None not in expected)
 
 
-def test_the_test_pictures_are_never_opened(cub_folder: Path, tmp_path: Path) -> None:
+def test_the_test_images_are_never_opened(cub_folder: Path, tmp_path: Path) -> None:
     is_train = dict(line.split() for line in (cub_folder / "train_test_split.txt").read_text().splitlines())
     for line in (cub_folder / "images.txt").read_text().splitlines():
         number, name = line.split()
         if is_train[number] == "0":
-            (cub_folder / "images" / name).write_text("no picture")
+            (cub_folder / "images" / name).write_text("no image")
     recipe = {
         "dataset": "cub",
         "dataset_options": {"root": str(cub_folder)},
@@ -479,7 +479,7 @@ def test_the_test_pictures_are_never_opened(cub_folder: Path, tmp_path: Path) ->
     options = ["--config", str(tmp_path / "birds.yaml"), "--output", str(output), "--bootstrap", "10"]
     find.main(*find.parse([*options, "--ladder", "[null, 16]", "--full"]))
     rows = curve_in(output)
-    assert len(rows) == 6 and {row["pictures"] for row in rows} == {"4"}
+    assert len(rows) == 6 and {row["images"] for row in rows} == {"4"}
     find.main(*find.parse([str(output / "rungs" / "16px"), "--bootstrap", "10", "--full"]))
     tested = curve_in(output / "rungs" / "16px" / "find_resolutions")
     assert [row["resolution"] for row in tested[::3]] == ["full", *map(str, find.default_ladder(40)[1:])]
@@ -521,8 +521,8 @@ def test_full_is_a_flag_wherever_it_stands(tmp_path: Path) -> None:
         assert (parsed.full, folder, name) == (full, None, "smoke")
 
 
-def test_without_validation_pictures_there_is_no_search(tmp_path: Path) -> None:
+def test_without_validation_images_there_is_no_search(tmp_path: Path) -> None:
     options = ["--config", str(ROOT / "recipes" / "configs" / "smoke.yaml"), "--val_fraction", "0"]
-    with pytest.raises(ValueError, match="there are no validation pictures to search on"):
+    with pytest.raises(ValueError, match="there are no validation images to search on"):
         find.main(*find.parse([*options, "--output", str(tmp_path / "found")]))
     assert not (tmp_path / "found").exists()

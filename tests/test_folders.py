@@ -16,7 +16,7 @@ TREE = ["class,species", "Birds,Gull", "Birds,Jay", "Beasts,Lynx", "Beasts,Birds
 
 
 def draw(root: Path, *names: str) -> None:
-    """Pictures 8 pixels wide, each of another height."""
+    """Images 8 pixels wide, each of another height."""
     for number, name in enumerate(names, start=1):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ class TestNestedFolders:
         with pytest.raises(ValueError, match="'val'"):
             create_dataset("folder", "val", root=tmp_path)
 
-    def test_a_picture_in_a_coarser_classs_folder_is_labelled_to_there(self, tmp_path: Path) -> None:
+    def test_an_image_in_a_coarser_classs_folder_is_labelled_to_there(self, tmp_path: Path) -> None:
         draw(tmp_path / "train", "Birds/1.jpg", "Birds/Gull/1.jpg", "Beasts/Lynx/1.jpg")
         draw(tmp_path / "test", "Birds/Gull/2.jpg")
         dataset = open_files("folder", "train", root=tmp_path)
@@ -102,17 +102,17 @@ class TestNestedFolders:
         assert parts[0, "test"].paths != parts[1, "test"].paths
         assert open_files("folder", "test", root=tmp_path, test_fraction=0.4).paths == parts[0, "test"].paths
 
-    def test_classes_of_one_picture_leave_nothing_to_test_on(self, tmp_path: Path) -> None:
+    def test_classes_of_one_image_leave_nothing_to_test_on(self, tmp_path: Path) -> None:
         draw(tmp_path, "Birds/Gull/1.jpg", "Birds/Jay/1.jpg", "Beasts/Lynx/1.jpg")
         assert len(open_files("folder", "train", root=tmp_path)) == 3
-        with pytest.raises(ValueError, match=r"has no split 'test'; it has 'train': each class needs two pictures"):
+        with pytest.raises(ValueError, match=r"has no split 'test'; it has 'train': each class needs two images"):
             create_dataset("folder", "test", root=tmp_path)
 
     def test_a_class_may_be_called_train(self, tmp_path: Path) -> None:
         draw(tmp_path, *(f"{name}/{i}.jpg" for name in ("bus", "train") for i in range(2)))
         assert open_files("folder", "train", root=tmp_path).hierarchy.classes == (("bus", "train"),)
 
-    def test_what_is_no_picture_is_left_out(self, tmp_path: Path) -> None:
+    def test_what_is_no_image_is_left_out(self, tmp_path: Path) -> None:
         draw(tmp_path, "1.jpg", "Birds/Gull/1.jpg", "Birds/Gull/2.jpg", "Birds/Gull/.3.jpg", ".cache/Gull/1.jpg")
         for name in ("Birds/Gull/notes.txt", "Birds/Gull/jpg", "readme.md"):
             (tmp_path / name).touch()
@@ -150,16 +150,16 @@ class TestNestedFolders:
         draw(tmp_path, "train/Birds/Gull/1.jpg", "test/Birds/Gull/1.jpg")
         assert "level 'kind' is named twice" in told("folder", root=tmp_path, levels=["kind", "kind"])[1]
 
-    def test_a_split_without_pictures(self, tmp_path: Path) -> None:
+    def test_a_split_without_images(self, tmp_path: Path) -> None:
         draw(tmp_path, "train/Birds/Gull/1.jpg")
         assert told("folder", root=tmp_path) == [
-            "splits without a picture:",
+            "splits without an image:",
             "'test': give it some; or name no splits and they are made (of a folder, what is below 'train')",
         ]
 
-    def test_no_pictures_at_all(self, tmp_path: Path) -> None:
+    def test_no_images_at_all(self, tmp_path: Path) -> None:
         (tmp_path / "Birds").mkdir()
-        assert told("folder", root=tmp_path)[0] == "no picture lies in a folder:"
+        assert told("folder", root=tmp_path)[0] == "no image lies in a folder:"
         with pytest.raises(FileNotFoundError, match="there is no folder nowhere"):
             create_dataset("folder", "train", root="nowhere")
 
@@ -173,7 +173,7 @@ class TestFlatFolders:
         draw(tmp_path / "train", "Lynx/1.jpg", "Gull/1.jpg", "Beasts/Lynx/1.jpg")
         draw(tmp_path / "test", "Jay/1.jpg")
         train, test = (open_files("folder", s, root=str(tmp_path), hierarchy=str(tree)) for s in ("train", "test"))
-        assert train.hierarchy == Hierarchy.from_csv(tree), "classes without pictures are kept"
+        assert train.hierarchy == Hierarchy.from_csv(tree), "classes without images are kept"
         assert labels_of(train).tolist() == [[1, 2], [0, 0], [1, 2]]  # Beasts/Lynx, Gull, Lynx
         assert test.targets == [1]
 
@@ -201,9 +201,9 @@ class TestFlatFolders:
         lines = told("folder", root=tmp_path, hierarchy=tree)
         assert [line.split("; ")[0] for line in lines] == [
             "classes outside the tree (rename them, or give a tree that has them):",
-            "1 picture: unknown class 'Fish'",
-            "1 picture: unknown class 'Birds/Lynx'",
-            "2 pictures: unknown class 'Gul'",
+            "1 image: unknown class 'Fish'",
+            "1 image: unknown class 'Birds/Lynx'",
+            "2 images: unknown class 'Gul'",
         ]
         assert lines[3].endswith("; did you mean 'Gull'?")
 
@@ -231,73 +231,73 @@ class TestFlatFolders:
 class TestCSV:
     @pytest.fixture
     def tree(self, tmp_path: Path) -> Path:
-        draw(tmp_path, *(f"pictures/{name}.jpg" for name in "abcdef"))
+        draw(tmp_path, *(f"images/{name}.jpg" for name in "abcdef"))
         return write(tmp_path / "tree.csv", *TREE)
 
     def test_labels_of_any_level(self, tmp_path: Path, tree: Path) -> None:
         rows = [
             "split, Path,label",
-            "train,pictures/a.jpg,Lynx",
-            "train,pictures/b.jpg,Beasts",
-            "test,pictures/c.jpg,Jay",
+            "train,images/a.jpg,Lynx",
+            "train,images/b.jpg,Beasts",
+            "test,images/c.jpg,Jay",
         ]
-        file = write(tmp_path / "list.csv", *rows, "valid, pictures/d.jpg , Birds ", "", "train,pictures/e.jpg,Gull")
+        file = write(tmp_path / "list.csv", *rows, "valid, images/d.jpg , Birds ", "", "train,images/e.jpg,Gull")
         train, val, test = (
             open_files("csv", split, file=str(file), hierarchy=str(tree)) for split in ("train", "val", "test")
         )
         assert labels_of(train).tolist() == [[1, 2], [1, -1], [0, 0]]
-        assert train.paths == [tmp_path / "pictures" / f"{name}.jpg" for name in "abe"]
+        assert train.paths == [tmp_path / "images" / f"{name}.jpg" for name in "abe"]
         assert [image.size for image, _ in train] == [(8, 1), (8, 2), (8, 5)]
         assert (val.targets, test.targets) == ([3], [1]), "Birds is the species where it stands at two levels"
         assert train.splits == ("train", "val", "test")
 
     def test_paths_are_relative_to_root(self, tmp_path: Path, tree: Path) -> None:
         (tmp_path / "lists").mkdir()
-        absolute = tmp_path / "pictures" / "b.jpg"
+        absolute = tmp_path / "images" / "b.jpg"
         file = write(tmp_path / "lists" / "list.csv", "path,label", "a.jpg,Gull", f"{absolute},Gull")
         dataset = open_files(
-            "csv", "train", file=file, hierarchy=tree, root=str(tmp_path / "pictures"), test_fraction=0.5
+            "csv", "train", file=file, hierarchy=tree, root=str(tmp_path / "images"), test_fraction=0.5
         )
-        assert dataset.paths[0].parent == tmp_path / "pictures"
+        assert dataset.paths[0].parent == tmp_path / "images"
 
     def test_without_splits_each_class_gives_its_share(self, tmp_path: Path, tree: Path) -> None:
-        rows = [f"pictures/{name}.jpg,{'Gull' if name < 'e' else 'Beasts'}" for name in "abcdef"]
+        rows = [f"images/{name}.jpg,{'Gull' if name < 'e' else 'Beasts'}" for name in "abcdef"]
         file = write(tmp_path / "list.csv", "path,label", *rows)
         train, test = (
             open_files("csv", split, file=file, hierarchy=tree, test_fraction=0.5, seed=2)
             for split in ("train", "test")
         )
         assert labels_of(train).tolist() == labels_of(test).tolist() == [[0, 0], [0, 0], [1, -1]]
-        assert sorted(train.paths + test.paths) == sorted((tmp_path / "pictures").iterdir())
+        assert sorted(train.paths + test.paths) == sorted((tmp_path / "images").iterdir())
 
     def test_all_faults_are_told_at_once_with_their_lines(self, tmp_path: Path, tree: Path) -> None:
-        rows = ["path,label,split", "pictures/a.jpg,Gull,train", "pictures/b.jpg,Gul,train", "pictures/c.jpg,Gul,test"]
-        rows += ["pictures/./a.jpg,Jay,train", "pictures/a.jpg,Gull,test", "pictures/x.jpg,Lynx,test", ",Jay,tset"]
-        rows += ["pictures/d.jpg,Jay", "pictures/e.jpg,Jay,tset"]
+        rows = ["path,label,split", "images/a.jpg,Gull,train", "images/b.jpg,Gul,train", "images/c.jpg,Gul,test"]
+        rows += ["images/./a.jpg,Jay,train", "images/a.jpg,Gull,test", "images/x.jpg,Lynx,test", ",Jay,tset"]
+        rows += ["images/d.jpg,Jay", "images/e.jpg,Jay,tset"]
         assert told("csv", file=write(tmp_path / "list.csv", *rows), hierarchy=tree) == [
             "faults of the file:",
             "line 8: path is empty",
             "line 8: unknown split 'tset'; did you mean 'test'?",
-            "line 9: 2 cells, not 3: pictures/d.jpg,Jay",
+            "line 9: 2 cells, not 3: images/d.jpg,Jay",
             "line 10: unknown split 'tset'; did you mean 'test'?",
-            "pictures with two labels:",
-            "pictures/./a.jpg: 'Gull' (line 2) and 'Jay' (line 5)",
-            "pictures in two splits:",
-            "pictures/a.jpg: train (line 2) and test (line 6)",
+            "images with two labels:",
+            "images/./a.jpg: 'Gull' (line 2) and 'Jay' (line 5)",
+            "images in two splits:",
+            "images/a.jpg: train (line 2) and test (line 6)",
             "classes outside the tree (rename them, or give a tree that has them):",
             "line 3 and 1 more: unknown class 'Gul'; did you mean 'Gull'?",
             "missing files:",
-            str(tmp_path / "pictures" / "x.jpg"),
+            str(tmp_path / "images" / "x.jpg"),
         ]
 
     @pytest.mark.parametrize(
         ("lines", "fault"),
         [
             (
-                ["pictures/a.jpg,Gull"],
-                "it needs the header 'path,label' or 'path,label,split', not 'pictures/a.jpg,Gull'",
+                ["images/a.jpg,Gull"],
+                "it needs the header 'path,label' or 'path,label,split', not 'images/a.jpg,Gull'",
             ),
-            (["path;label", "pictures/a.jpg;Gull"], "line 1: semicolons part the cells; save it with commas"),
+            (["path;label", "images/a.jpg;Gull"], "line 1: semicolons part the cells; save it with commas"),
             (["path,label"], "it has no row below the header"),
             ([], "it needs the header 'path,label' or 'path,label,split', not ''"),
         ],
@@ -305,18 +305,18 @@ class TestCSV:
     def test_faults_of_the_file(self, tmp_path: Path, tree: Path, lines: list[str], fault: str) -> None:
         assert told("csv", file=write(tmp_path / "list.csv", *lines), hierarchy=tree) == ["faults of the file:", fault]
 
-    def test_a_picture_listed_again_is_taken_once(self, tmp_path: Path, tree: Path) -> None:
-        rows = ["pictures/a.jpg,Gull", "pictures/b.jpg,Gull", "pictures//a.jpg,Gull", "pictures/a.jpg,Gull"]
+    def test_an_image_listed_again_is_taken_once(self, tmp_path: Path, tree: Path) -> None:
+        rows = ["images/a.jpg,Gull", "images/b.jpg,Gull", "images//a.jpg,Gull", "images/a.jpg,Gull"]
         file = write(tmp_path / "list.csv", "path,label", *rows)
         splits = [open_files("csv", split, file=file, hierarchy=tree) for split in ("train", "test")]
         paths = sorted(splits[0].paths + splits[1].paths)
-        assert paths == [tmp_path / "pictures" / "a.jpg", tmp_path / "pictures" / "b.jpg"], "and not in both"
+        assert paths == [tmp_path / "images" / "a.jpg", tmp_path / "images" / "b.jpg"], "and not in both"
 
-    def test_a_picture_is_the_same_however_it_is_spelled(self, tmp_path: Path, tree: Path) -> None:
-        absolute, around = tmp_path / "pictures" / "a.jpg", "../pictures/a.jpg"
+    def test_an_image_is_the_same_however_it_is_spelled(self, tmp_path: Path, tree: Path) -> None:
+        absolute, around = tmp_path / "images" / "a.jpg", "../images/a.jpg"
         file = write(tmp_path / "list.csv", "path,label", "a.jpg,Gull", f"{absolute},Jay", f"{around},Lynx")
-        assert told("csv", file=file, hierarchy=tree, root=tmp_path / "pictures") == [
-            "pictures with two labels:",
+        assert told("csv", file=file, hierarchy=tree, root=tmp_path / "images") == [
+            "images with two labels:",
             f"{absolute}: 'Gull' (line 2) and 'Jay' (line 3)",
             f"{around}: 'Gull' (line 2) and 'Lynx' (line 4)",
         ]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from c2f_zoo import C2FModel, Hierarchy, Predictor, create_model, list_heads, load_hierarchy, register_head
 from c2f_zoo.heads import HEADS, create_head
 
-DISTRIBUTIONS = [name for name in list_heads() if HEADS[name].is_distribution]  # type: ignore[attr-defined]
+DISTRIBUTIONS = [name for name in list_heads() if HEADS[name].levels_are_marginals]  # type: ignore[attr-defined]
 DEPTHS = (1, 2, 3, 4)
 FEATURES = 5
 

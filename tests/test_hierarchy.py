@@ -132,7 +132,7 @@ def test_cifar100_has_the_labels_of_its_files() -> None:
 @pytest.mark.parametrize("name", list_hierarchies())
 def test_a_shipped_tree_has_a_version(name: str) -> None:
     assert load_hierarchy(name).version == "1.0"
-    assert load_hierarchy(name).collapse(load_hierarchy(name).levels[0]).version == "1.0"
+    assert load_hierarchy(name).truncate(load_hierarchy(name).levels[0]).version == "1.0"
 
 
 def test_a_saved_model_carries_its_tree(small_model: C2FModel, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Picture files of every kind, made here, become the right RGB or are refused by name."""
+"""Image files of every kind, made here, become the right RGB or are refused by name."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 class TestOrientation:
     @pytest.mark.parametrize("orientation", STORED)
     @pytest.mark.parametrize("suffix", ["png", "tif", "jpg"])
-    def test_a_turned_picture_is_upright(self, tmp_path: Path, suffix: str, orientation: int) -> None:
+    def test_a_turned_image_is_upright(self, tmp_path: Path, suffix: str, orientation: int) -> None:
         scene = np.random.default_rng(0).integers(0, 256, (2, 3, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
         exif = Image.Exif()
         exif[274] = orientation
@@ -228,7 +228,7 @@ class TestOrientation:
         assert colours(tmp_path / "a.png") == [[RED, BLUE]]
 
     @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-    def test_broken_exif_costs_no_picture(self, tmp_path: Path) -> None:
+    def test_broken_exif_costs_no_image(self, tmp_path: Path) -> None:
         image = Image.new("RGB", (16, 16), (50, 100, 150))
         for exif in (b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\xff"):
             image.save(tmp_path / "a.jpg", exif=exif, quality=95)
@@ -281,14 +281,14 @@ def refused(path: Path, message: str) -> None:
     """Reading fails with the path and the message."""
     with pytest.raises(ValueError) as error:
         read_image(path)
-    assert f"cannot read the picture {path}: {message}" in str(error.value)
+    assert f"cannot read the image {path}: {message}" in str(error.value)
 
 
 class TestBadFiles:
     @pytest.mark.parametrize(
-        "content", [b"", b"not a picture", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n" + bytes(50), b"GIF89a"]
+        "content", [b"", b"not an image", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n" + bytes(50), b"GIF89a"]
     )
-    def test_no_picture(self, tmp_path: Path, content: bytes) -> None:
+    def test_no_image(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "a.jpg").write_bytes(content)
         refused(tmp_path / "a.jpg", "")
         with pytest.raises(ValueError, match="replace it or take it off the list"):
@@ -296,25 +296,23 @@ class TestBadFiles:
 
     @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "tif", "bmp", "webp"])
     @pytest.mark.parametrize("kept", [0.3, 0.95])
-    def test_a_truncated_picture(self, tmp_path: Path, suffix: str, kept: float) -> None:
+    def test_a_truncated_image(self, tmp_path: Path, suffix: str, kept: float) -> None:
         path = tmp_path / f"a.{suffix}"
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(path)
         data = path.read_bytes()
         path.write_bytes(data[: int(kept * len(data))])
-        with pytest.raises(
-            ValueError, match=rf"cannot read the picture .*a.{suffix}: .*; replace it or take it off the"
-        ):
+        with pytest.raises(ValueError, match=rf"cannot read the image .*a.{suffix}: .*; replace it or take it off the"):
             read_image(path)
 
     def test_no_file_and_a_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError, match=r"there is no picture .*nowhere.jpg"):
+        with pytest.raises(FileNotFoundError, match=r"there is no image .*nowhere.jpg"):
             read_image(tmp_path / "nowhere.jpg")
         (tmp_path / "folder.jpg").mkdir()
         refused(tmp_path / "folder.jpg", "")
 
     @pytest.mark.parametrize("action", ["ignore", "error"])
     @pytest.mark.parametrize("width", [11, 30])  # Pillow warns of the first and refuses the second
-    def test_a_picture_that_would_fill_the_memory(
+    def test_an_image_that_would_fill_the_memory(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int, action: str
     ) -> None:
         Image.new("RGB", (width, 10)).save(tmp_path / "a.png")
@@ -330,12 +328,12 @@ class TestBadFiles:
             assert read_image(tmp_path / "a.png").size == (width, 10)
 
     @pytest.mark.parametrize("size", [(3000, 1), (2, 201)])
-    def test_a_picture_that_would_fill_the_memory_once_resized(self, tmp_path: Path, size: tuple[int, int]) -> None:
+    def test_an_image_that_would_fill_the_memory_once_resized(self, tmp_path: Path, size: tuple[int, int]) -> None:
         Image.new("RGB", size).save(tmp_path / "a.png")
         refused(tmp_path / "a.png", f"it is {size[0]} x {size[1]} pixels: resized to a network's input it would fill")
         with pytest.raises(ValueError, match=r"the memory; crop it$"):
             read_image(tmp_path / "a.png", 512)
 
-    def test_a_picture_100_times_as_long_as_wide_is_read(self, tmp_path: Path) -> None:
+    def test_an_image_100_times_as_long_as_wide_is_read(self, tmp_path: Path) -> None:
         Image.new("RGB", (2, 200)).save(tmp_path / "a.png")
         assert read_image(tmp_path / "a.png").size == (2, 200)

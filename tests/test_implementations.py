@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from c2f_zoo import create_pooling
 from c2f_zoo.ops import IMPLEMENTATIONS, cross_gram, explain, multilinear, multilinear_sums, tiled
-from c2f_zoo.ops.choice import SMALL, Problem, choose
+from c2f_zoo.ops.choice import SMALL, SumsShape, choose
 
 MLP = ((0, 1), (0, 2), (1, 2), (0, 1, 2))
 HBP = MLP[:3]
@@ -359,7 +359,7 @@ dist.destroy_process_group()
 """
 
 
-BIG = Problem(batch=8, channels=(512,) * 3, locations=784, dim=8192, terms=MLP)
+BIG = SumsShape(batch=8, channels=(512,) * 3, locations=784, dim=8192, terms=MLP)
 
 
 @pytest.mark.parametrize(
@@ -380,13 +380,13 @@ BIG = Problem(batch=8, channels=(512,) * 3, locations=784, dim=8192, terms=MLP)
     ],
 )
 def test_the_choice_is_the_documented_one(changes: dict, impl: str) -> None:
-    assert choose(Problem(**{**vars(BIG), **changes})).impl == impl
+    assert choose(SumsShape(**{**vars(BIG), **changes})).impl == impl
 
 
 def test_small_shapes_run_the_plain_formula() -> None:
-    at = Problem(batch=1, channels=(8, 8), locations=1, dim=SMALL // 2, terms=((0, 1),))
+    at = SumsShape(batch=1, channels=(8, 8), locations=1, dim=SMALL // 2, terms=((0, 1),))
     assert choose(at).impl == "plain"
-    assert choose(Problem(**{**vars(at), "dim": SMALL // 2 + 1})).impl == "tiled"
+    assert choose(SumsShape(**{**vars(at), "dim": SMALL // 2 + 1})).impl == "tiled"
 
 
 def test_explain_prints_the_choice_and_why(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ ROWS = [
     ("F1", "A", "a3"),
 ]
 TREE = Hierarchy.from_rows(("family", "genus", "species"), ROWS)
-TREES = {"three levels": TREE, "two": TREE.collapse("genus"), "one": TREE.collapse("family")}
+TREES = {"three levels": TREE, "two": TREE.truncate("genus"), "one": TREE.truncate("family")}
 
 
 def batch(tree: Hierarchy, normalised: bool = True) -> tuple[Tensor, Tensor]:
@@ -160,8 +160,8 @@ def test_labels_that_do_not_fit_are_named(name: str) -> None:
     for bad in (6, -2):
         with pytest.raises(ValueError, match=rf"label {bad} is outside the tree: species has 6 classes \(0..5"):
             LOSSES[name](log_probs, torch.tensor([0, 1, bad, 0, 0]), TREE)
-    with pytest.raises(ValueError, match="do not fit 5 labels of the tree's 3 genus classes; collapse the tree"):
-        LOSSES[name](log_probs, torch.zeros(5, dtype=torch.long), TREE.collapse("genus"))
+    with pytest.raises(ValueError, match="do not fit 5 labels of the tree's 3 genus classes; truncate the tree"):
+        LOSSES[name](log_probs, torch.zeros(5, dtype=torch.long), TREE.truncate("genus"))
 
 
 @pytest.mark.parametrize(

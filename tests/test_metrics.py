@@ -80,7 +80,7 @@ class TestByHand:
         assert value(CalibrationError(1), PROBABILITIES.log(), TRUE[:, -1]) == pytest.approx(0.86 / 5)
 
     def test_sums_less_than_one_are_confidences_as_they_are(self) -> None:
-        # A picture may stop above this level: certain of nothing, and wrong, is well calibrated.
+        # An image may stop above this level: certain of nothing, and wrong, is well calibrated.
         log_probs = torch.tensor([[0.0, 0.0, 0.1, 0.0]]).log()
         assert value(CalibrationError(), log_probs, torch.tensor([3])) == pytest.approx(0.1)
 
@@ -311,7 +311,7 @@ def test_labels_of_another_shape_are_named(metric: type[Metric]) -> None:
 
 
 def test_mistakes_are_named() -> None:
-    with pytest.raises(ValueError, match=r"no log-probabilities for 'C'; use hierarchy.collapse\('B'\)"):
+    with pytest.raises(ValueError, match=r"no log-probabilities for 'C'; use hierarchy.truncate\('B'\)"):
         tree_report({"B": torch.zeros(5, 3)}, TRUE, TREE, "joint")
     with pytest.raises(ValueError, match="unknown decoding 'jiont'; did you mean 'joint'"):
         tree_report({"C": torch.zeros(5, 4)}, TRUE, TREE, "jiont")

@@ -1,4 +1,4 @@
-"""Pictures labelled at any level: what a dataset says of them, and what is learnt from them."""
+"""Images labelled at any level: what a dataset says of them, and what is learnt from them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CRITTERS = load_hierarchy("critters")
 
 
 def labelled(labels: list[list[int]] | Tensor, targets: list[int] | None = None) -> LabelledImages:
-    """A dataset without pictures."""
+    """A dataset without images."""
 
     class Labelled:
         def __init__(self) -> None:
@@ -65,15 +65,15 @@ class TestLabels:
         [
             (
                 [[0, 0, 0], [0, 3, -1]],
-                r"picture 1 of the dataset has label 3, outside the tree's 3 genus classes \(0..2",
+                r"image 1 of the dataset has label 3, outside the tree's 3 genus classes \(0..2",
             ),
-            ([[0, 0, -2]], r"picture 0 of the dataset has label -2, outside the tree's 4 species classes"),
-            ([[0, 0, 0], [1, -1, 3]], "picture 1 of the dataset has a label at species but none at genus"),
-            ([[0, 2, -1]], "picture 0 of the dataset has a genus that lies under another family than it has"),
-            ([[0, 0, 2]], "picture 0 of the dataset has a species that lies under another genus than it has"),
+            ([[0, 0, -2]], r"image 0 of the dataset has label -2, outside the tree's 4 species classes"),
+            ([[0, 0, 0], [1, -1, 3]], "image 1 of the dataset has a label at species but none at genus"),
+            ([[0, 2, -1]], "image 0 of the dataset has a genus that lies under another family than it has"),
+            ([[0, 0, 2]], "image 0 of the dataset has a species that lies under another genus than it has"),
             (
                 [[0, 0]],
-                r"labels of the dataset are torch.int64 of shape \(1, 2\); its 1 pictures need whole numbers, one",
+                r"labels of the dataset are torch.int64 of shape \(1, 2\); its 1 images need whole numbers, one",
             ),
             (torch.zeros(1, 3), r"labels of the dataset are torch.float32 of shape \(1, 3\)"),
         ],
@@ -83,15 +83,13 @@ class TestLabels:
             labels_of(labelled(rows))
 
     def test_targets_must_say_the_same(self) -> None:
-        with pytest.raises(ValueError, match="picture 1 of the dataset has another label in targets than in labels"):
+        with pytest.raises(ValueError, match="image 1 of the dataset has another label in targets than in labels"):
             labels_of(labelled([[0, 0, 0], [0, 0, -1]], targets=[0, 1]))
 
     def test_a_dataset_is_checked_when_it_is_opened(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS._entries))
         register_dataset("bad")(lambda split: labelled([[0, 0, 0], [1, 0, -1]]))
-        with pytest.raises(
-            ValueError, match="train picture 1 of dataset 'bad' has a genus that lies under another fam"
-        ):
+        with pytest.raises(ValueError, match="train image 1 of dataset 'bad' has a genus that lies under another fam"):
             create_dataset("bad", "train")
 
 
@@ -121,7 +119,7 @@ class TestHideLabels:
 
 
 def vector_model(head: str, features: int, tree: Hierarchy = CRITTERS) -> C2FModel:
-    """A model whose pictures are vectors: a head and nothing before it."""
+    """A model whose images are vectors: a head and nothing before it."""
     torch.manual_seed(0)
     config = ModelConfig("none", (), "none", head, tree, tree.levels)
     return C2FModel(nn.Identity(), nn.Identity(), create_head(head, features, tree, tree.levels), config)  # type: ignore[arg-type]
@@ -136,7 +134,7 @@ def options(**values: object) -> SimpleNamespace:
 class TestTargets:
     ROWS = torch.tensor([[0, 0, 1], [0, 1, -1], [1, -1, -1], [-1, -1, -1]])
 
-    def test_each_picture_has_its_deepest_label_at_or_above_the_level(self) -> None:
+    def test_each_image_has_its_deepest_label_at_or_above_the_level(self) -> None:
         model = vector_model("marginal", 3, TREE)
         at = {level: train["targets_of"](self.ROWS, level, model) for level in TREE.levels}
         shown = {level: {a: y.tolist() for a, y in targets.items()} for level, targets in at.items()}
@@ -208,9 +206,9 @@ def test_every_head_learns_a_batch_of_mixed_depth(name: str) -> None:
     labels = CRITTERS.ancestors(torch.tensor([0, 8, 17, 30]))
     labels[2, 2:], labels[3, 1:] = -1, -1
     objective = train["create_objective"](options(), model)
-    pictures = torch.randn(4, 3, 64, 64)
+    images = torch.randn(4, 3, 64, 64)
     with torch.no_grad():
-        v = model.forward_pool(model.forward_features(pictures))
+        v = model.forward_pool(model.forward_features(images))
     optimizer = torch.optim.SGD(model.head.parameters(), lr=0.1)
 
     def total() -> Tensor:
@@ -233,15 +231,15 @@ def test_every_head_learns_a_batch_of_mixed_depth(name: str) -> None:
 PER_CLASS, LABELLED = 30, 3
 
 
-def texture_features(pictures: Tensor) -> Tensor:
-    """How strongly 24 random filters answer at each of three scales: mean and root mean square over a picture."""
+def texture_features(images: Tensor) -> Tensor:
+    """How strongly 24 random filters answer at each of three scales: mean and root mean square over an image."""
     generator = torch.Generator().manual_seed(0)
     banks = []
     for _ in range(3):
         bank = torch.randn(24, 1, 7, 7, generator=generator)
         banks.append(bank - bank.mean(dim=(2, 3), keepdim=True))
     rows = []
-    for chunk in pictures.split(16):  # small enough to stay in the cache
+    for chunk in images.split(16):  # small enough to stay in the cache
         answers = [F.conv2d(F.avg_pool2d(chunk, 2**i), bank).abs() for i, bank in enumerate(banks)]
         strengths = [(a.mean(dim=(2, 3)), a.square().mean(dim=(2, 3)).sqrt()) for a in answers]
         rows.append(torch.cat([x for pair in strengths for x in pair], dim=1))
@@ -250,7 +248,7 @@ def texture_features(pictures: Tensor) -> Tensor:
 
 @pytest.fixture(scope="module")
 def critter_features() -> tuple[Tensor, Tensor]:
-    """Standardised features of the training pictures and of 20 test pictures of each species."""
+    """Standardised features of the training images and of 20 test images of each species."""
     found = []
     for split, per_class in (("train", PER_CLASS), ("test", 20)):
         dataset = create_dataset("critters", split, per_class=per_class)
@@ -283,8 +281,8 @@ def species_accuracy(x: Tensor, labels: Tensor, test_x: Tensor) -> float:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_pictures_of_a_known_genus_help_to_tell_species(seed: int, critter_features: tuple[Tensor, Tensor]) -> None:
-    # 3 pictures of each species are labelled; of the other 27 only the genus is known. Seeds 0 to 11 gave 13.2 to
+def test_images_of_a_known_genus_help_to_tell_species(seed: int, critter_features: tuple[Tensor, Tensor]) -> None:
+    # 3 images of each species are labelled; of the other 27 only the genus is known. Seeds 0 to 11 gave 13.2 to
     # 17.1 % of the species right without the others and 21.4 to 26.2 % with them, a gain of 6.0 to 12.9 points each.
     x, test_x = critter_features
     generator = torch.Generator().manual_seed(seed)
@@ -297,7 +295,7 @@ def test_pictures_of_a_known_genus_help_to_tell_species(seed: int, critter_featu
     assert species_accuracy(x, labels, test_x) > without + 0.04
 
 
-def test_steps_that_follow_one_another_see_other_pictures() -> None:
+def test_steps_that_follow_one_another_see_other_images() -> None:
     model = create_model("mlph", hierarchy="critters", **SMALL)  # type: ignore[arg-type]
     black = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
     batches = [
@@ -310,7 +308,7 @@ def test_steps_that_follow_one_another_see_other_pictures() -> None:
     ]
     steps = []
 
-    def objective(call: object, pictures: Tensor, labels: Tensor, level: str) -> Tensor:
+    def objective(call: object, images: Tensor, labels: Tensor, level: str) -> Tensor:
         steps.append((level, int(labels[0, 2])))
         return model.head.get_classifier("species").weight.sum()  # type: ignore[operator]
 
@@ -333,7 +331,7 @@ def test_steps_that_follow_one_another_see_other_pictures() -> None:
 
 @pytest.fixture
 def mixed_critters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A dataset by name, of whose two pictures of each species one is labelled by its genus, and a folder to run in."""
+    """A dataset by name, of whose two images of each species one is labelled by its genus, and a folder to run in."""
     monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS._entries))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(train["main"].__globals__, "usable_cores", lambda: 1)  # or later tests had more threads
@@ -366,25 +364,25 @@ def test_the_recipe_trains_and_scores_it(mixed_critters: None, tmp_path: Path) -
         with open(run / f"{name}.csv", newline="", encoding="utf-8") as file:
             tables[name] = list(csv.DictReader(file))
     assert all(float(tables["metrics"][0][f"loss_{level}"]) > 0 for level in CRITTERS.levels)
-    pictures = {row["level"]: row["pictures"] for row in tables["test"]}
-    assert pictures == {"family": "72", "genus": "72", "species": "36"}
+    images = {row["level"]: row["images"] for row in tables["test"]}
+    assert images == {"family": "72", "genus": "72", "species": "36"}
     predictions = tables["test_predictions"]
     assert [row["species"] == "" for row in predictions] == [i % 2 == 1 for i in range(72)]
     for row in tables["test"]:
         if row["own"] == "True":
             level = row["level"]
             right = sum(p[level] == p[f"predicted_{level}"] for p in predictions if p[level])
-            assert float(row["accuracy"]) == pytest.approx(right / int(row["pictures"]))
+            assert float(row["accuracy"]) == pytest.approx(right / int(row["images"]))
     model = create_model(f"local-dir:{run}")
     assert model.config.head == "hex"
 
 
-def test_a_level_that_no_picture_has_is_named(mixed_critters: None, tmp_path: Path) -> None:
+def test_a_level_that_no_image_has_is_named(mixed_critters: None, tmp_path: Path) -> None:
     @register_dataset("genera")
     def genera(split: str) -> LabelledImages:
         dataset = create_dataset("critters", split, per_class=2)
         return HideLabels(dataset, "genus", range(len(dataset)))
 
-    with pytest.raises(ValueError, match="no training picture has a label at 'species'; name the levels that"):
+    with pytest.raises(ValueError, match="no training image has a label at 'species'; name the levels that"):
         train["main"](recipe_options(dataset="genera"), "genera")
     assert not (tmp_path / "runs").exists()

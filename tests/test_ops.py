@@ -98,7 +98,7 @@ def test_the_first_steps_of_newton_and_schulz_by_hand() -> None:
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_the_gram_matrix_of_one_map_by_loops(channels: int) -> None:
     x = torch.randn(2, channels, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    expected = torch.stack([sum(torch.outer(v, v) for v in picture.flatten(1).T) for picture in x])
+    expected = torch.stack([sum(torch.outer(v, v) for v in image.flatten(1).T) for image in x])
     torch.testing.assert_close(gram(x, x), expected)
     x.requires_grad_()
     assert torch.autograd.gradcheck(lambda x: gram(x, x), x)

@@ -138,15 +138,15 @@ def _hbp_shared(pooling: nn.Module, maps: Sequence[Tensor], n: int) -> list[floa
     for i in range(3):
         active.append([])
         for k, row in enumerate(weight):
-            pictures = [
+            images = [
                 [sum(w * x for w, x in zip(row, place[i], strict=True)) for place in _locations(maps, m)]
                 for m in range(len(maps[0]))
             ]
-            values = [value for picture in pictures for value in picture]
+            values = [value for image in images for value in image]
             mean = sum(values) / len(values)
             var = sum((value - mean) ** 2 for value in values) / len(values)
             gain, offset = state["norm.weight"][k] / math.sqrt(var + 1e-5), state["norm.bias"][k]
-            active[i].append([max(gain * (value - mean) + offset, 0.0) for value in pictures[n]])
+            active[i].append([max(gain * (value - mean) + offset, 0.0) for value in images[n]])
     vector: list[float] = []
     for i, j in ((0, 1), (0, 2), (1, 2)):
         pairs = zip(active[i], active[j], strict=True)
@@ -696,5 +696,5 @@ def test_shared_hbp_runs_another_norm_as_it_is() -> None:
 def test_shared_hbp_refuses_what_it_cannot_do() -> None:
     with pytest.raises(ValueError, match=r"they have \[3, 4, 3\] channels; choose taps with as many"):
         create_pooling("hbp_shared", [3, 4, 3])
-    with pytest.raises(ValueError, match="one picture with one location has no variance"):
+    with pytest.raises(ValueError, match="one image with one location has no variance"):
         make("hbp_shared")(make_maps("hbp_shared", 1, 1, 1))

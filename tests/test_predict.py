@@ -1,4 +1,4 @@
-"""From a picture to a path, with classifiers whose answers are set by hand."""
+"""From an image to a path, with classifiers whose answers are set by hand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TREE = Hierarchy.from_rows(("kind", "shape"), [("round", "disc"), ("round", "rin
 
 
 def model_that_says(levels: dict[str, list[float]]) -> C2FModel:
-    """A model whose probabilities are the same for every picture."""
+    """A model whose probabilities are the same for every image."""
     model = create_model("mlph", hierarchy=TREE, levels=list(levels), **SMALL)  # type: ignore[arg-type]
     with torch.no_grad():
         for level, probabilities in levels.items():
@@ -61,7 +61,7 @@ def test_a_coarser_level_follows_from_the_finest_that_is_answered() -> None:
 
 
 def test_probabilities_are_those_that_the_head_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A picture may stop at a class: a level's probabilities then sum to less than 1, and are not to be normalised.
+    # An image may stop at a class: a level's probabilities then sum to less than 1, and are not to be normalised.
     model = model_that_says({"kind": [0.5, 0.5], "shape": [0.2, 0.3, 0.5]})
     said = {"kind": [[0.6, 0.1]], "shape": [[0.1, 0.3, 0.05]]}
     log_probs = {level: torch.tensor(values).double().log() for level, values in said.items()}
@@ -71,7 +71,7 @@ def test_probabilities_are_those_that_the_head_gives(monkeypatch: pytest.MonkeyP
 
 
 def test_each_level_sees_its_own_resolution() -> None:
-    # A fine pattern whose mean is grey: at 4 pixels the coarse level must see what it sees of a grey picture.
+    # A fine pattern whose mean is grey: at 4 pixels the coarse level must see what it sees of a grey image.
     torch.manual_seed(0)
     model = create_model("mlph", hierarchy=TREE, resolutions={"kind": 4, "shape": None}, **SMALL)  # type: ignore[arg-type]
     predictor = Predictor(model)

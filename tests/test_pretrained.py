@@ -577,13 +577,13 @@ print(json.dumps(shapes))
 
 @torch.inference_mode()
 def rescored(model: C2FModel, dataset: Any, every: int) -> dict[tuple[str, int | None], float]:
-    """The accuracy of every level at every level's resolution, picture by picture."""
-    pictures = [dataset[index] for index in range(0, len(dataset), every)]
-    truth = model.hierarchy.ancestors(torch.tensor([label for _, label in pictures]))
+    """The accuracy of every level at every level's resolution, image by image."""
+    images = [dataset[index] for index in range(0, len(dataset), every)]
+    truth = model.hierarchy.ancestors(torch.tensor([label for _, label in images]))
     found = {}
     for resolution in {model.config.resolutions.get(level) for level in model.levels}:
         transform = create_transform(model.config.preprocessing, resolution, train=False)
-        batches = torch.stack([transform(picture) for picture, _ in pictures]).split(64)
+        batches = torch.stack([transform(image) for image, _ in images]).split(64)
         logits = [model.eval()(batch) for batch in batches]
         for depth, level in enumerate(model.levels):
             right = torch.cat([z[level].argmax(dim=1) for z in logits]) == truth[:, depth]
@@ -607,10 +607,10 @@ def test_shipped_weights_score_what_is_recorded(name: str) -> None:
     assert found.keys() == recorded.keys() == whole.keys()
     for cell, accuracy in recorded.items():
         assert found[cell] == pytest.approx(accuracy, abs=0.005), cell  # other processors round otherwise
-        # A part scores as the whole within four standard errors of it, or a picture or two.
-        p, part = whole[cell].accuracy, whole[cell].pictures / metrics.every
+        # A part scores as the whole within four standard errors of it, or an image or two.
+        p, part = whole[cell].accuracy, whole[cell].images / metrics.every
         assert accuracy == pytest.approx(p, abs=4 * (p * (1 - p) / part) ** 0.5 + 2 / part), cell
-        assert whole[cell].pictures == len(dataset)
+        assert whole[cell].images == len(dataset)
 
 
 # Making them.
@@ -657,7 +657,7 @@ def test_bundle(run: Path, tmp_path: Path) -> None:
         found = rescored(model, create_dataset("critters", "test", per_class=2), every)
         assert (metrics.dataset, metrics.split, metrics.every) == ("critters", "test", every)
         assert {(row.level, row.resolution): row.accuracy for row in metrics.accuracy} == pytest.approx(found)
-        assert {row.pictures for row in metrics.accuracy} == {len(range(0, 72, every))}
+        assert {row.images for row in metrics.accuracy} == {len(range(0, 72, every))}
         assert [row.level for row in metrics.accuracy if row.own] == ["species", "genus", "family"]
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from c2f_zoo import C2FModel, Hierarchy, create_model
 from c2f_zoo.backbones import BACKBONES
 from c2f_zoo.config import WEIGHT_SOURCES, ModelConfig
-from c2f_zoo.weights import find_file, load_weights, replacing, weight_files, write_weights
+from c2f_zoo.io.weights import atomic_save, find_file, load_weights, weight_files, write_weights
 
 # What Python reports while a model is loaded; an audit hook cannot be taken away, so it listens when it is told to.
 HEARD: list[tuple[str, Any]] | None = None
@@ -76,7 +76,7 @@ BAD = {
     "no number": ({"preprocessing": {"mean": [float("nan")] * 3}}, r"preprocessing.mean\[0\] is nan, which is no fl"),
     "two sides": ({"preprocessing": {"input_size": [3, 64]}}, r"input_size is \[3, 64\], which is no tuple\[int, int"),
     "a large input": ({"preprocessing": {"input_size": [3, 64, 10**6]}}, "asks for 1000000 pixels on a side"),
-    "no input": ({"preprocessing": {"input_size": [3, 0, 64]}}, r"input_size \(3, 0, 64\) .* are no picture's"),
+    "no input": ({"preprocessing": {"input_size": [3, 0, 64]}}, r"input_size \(3, 0, 64\) .* are no image's"),
     "no deviation": ({"preprocessing": {"std": [1, 1, 0]}}, "std a positive one"),
     "two means": ({"preprocessing": {"mean": [0.5, 0.5]}}, "need a number for each of 3 channels"),
     "an unknown filter": ({"preprocessing": {"interpolation": "magic"}}, "unknown interpolation 'magic'"),
@@ -390,7 +390,7 @@ SAVES = {"whole": ("5GB", 1.0), "other whole": ("5GB", 2.0), "shards": (12, 3.0)
 
 def save_state(folder: Path, kind: str) -> None:
     max_shard_size, value = SAVES[kind]
-    with replacing(folder) as new:
+    with atomic_save(folder) as new:
         write_weights(new, {name: torch.full((3,), value) for name in "abc"}, max_shard_size)
         (new / "config.json").write_text(kind)
 
@@ -457,7 +457,7 @@ def test_a_kill_leaves_the_old_model_or_the_new_one(tmp_path: Path, old: str, ne
 def test_a_save_that_fails_leaves_the_old_model(tmp_path: Path) -> None:
     save_state(tmp_path, "shards")
     before = sorted(path.name for path in tmp_path.iterdir())
-    with pytest.raises(RuntimeError), replacing(tmp_path) as new:
+    with pytest.raises(RuntimeError), atomic_save(tmp_path) as new:
         (new / "model.safetensors").write_bytes(save({"a": torch.zeros(1)}))
         raise RuntimeError("no space left, say")
     assert sorted(path.name for path in tmp_path.iterdir()) == before

@@ -23,7 +23,7 @@ LABELS = {"big_box": [1, 1], "disc": [0, 0], "ring": [0, 2]}
 
 
 def colours(seed: int, mode: str = "RGB") -> Image.Image:
-    """A picture of noise: no lossy code can keep it."""
+    """An image of noise: no lossy code can keep it."""
     channels = {"L": (), "RGB": (3,), "RGBA": (4,), "CMYK": (4,), "LA": (2,)}[mode]
     pixels = np.random.default_rng(seed).integers(0, 256, (24, 32, *channels), dtype=np.uint8)
     return Image.fromarray(pixels) if mode != "CMYK" else Image.frombytes("CMYK", (32, 24), pixels.tobytes())
@@ -56,7 +56,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 class TestHuggingFace:
-    def test_labels_and_pictures_of_a_folder(self, tmp_path: Path, offline: Any) -> None:
+    def test_labels_and_images_of_a_folder(self, tmp_path: Path, offline: Any) -> None:
         write_folders(tmp_path / "Shapes")
         options = {"hierarchy": TREE, "root": str(tmp_path / "cache")}
         dataset = create_dataset(f"hfds/{tmp_path / 'Shapes'}", "train", **options)
@@ -92,8 +92,8 @@ class TestHuggingFace:
     def test_names_as_labels_other_columns_and_a_large_jpeg(self, tmp_path: Path, offline: Any) -> None:
         file = io.BytesIO()
         Image.new("RGB", (320, 240), (200, 0, 0)).save(file, "JPEG")
-        rows = {"picture": [{"bytes": file.getvalue(), "path": None}] * 2, "shape": ["RING", "disc"]}
-        features = offline.Features({"picture": offline.Image(), "shape": offline.Value("string")})
+        rows = {"image": [{"bytes": file.getvalue(), "path": None}] * 2, "shape": ["RING", "disc"]}
+        features = offline.Features({"image": offline.Image(), "shape": offline.Value("string")})
         (tmp_path / "shapes").mkdir()
         offline.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "shapes" / "train.parquet")
         dataset = create_dataset(
@@ -101,7 +101,7 @@ class TestHuggingFace:
             "train",
             hierarchy=TREE,
             root=str(tmp_path / "cache"),
-            input_key="picture",
+            input_key="image",
             target_key="shape",
         )
         assert to_tree(dataset) == [[0, 2], [0, 0]]
@@ -112,26 +112,26 @@ class TestHuggingFace:
         ("labels", "error"),
         [
             ([0, 1, 3], "has 4 classes without names, and the tree 3 at shape"),
-            ([0, 2, None], "picture 2 of dataset .* has the label None, which is not one of its 3 classes"),
-            ([0, 2, -1], "picture 2 of dataset .* has the label -1, which is not"),
+            ([0, 2, None], "image 2 of dataset .* has the label None, which is not one of its 3 classes"),
+            ([0, 2, -1], "image 2 of dataset .* has the label -1, which is not"),
         ],
     )
     def test_numbers_as_labels(self, tmp_path: Path, offline: Any, labels: list[int | None], error: str) -> None:
-        picture = io.BytesIO()
-        colours(0).save(picture, "PNG")
-        rows = {"image": [{"bytes": picture.getvalue(), "path": None}] * 3, "label": labels}
+        image = io.BytesIO()
+        colours(0).save(image, "PNG")
+        rows = {"image": [{"bytes": image.getvalue(), "path": None}] * 3, "label": labels}
         features = offline.Features({"image": offline.Image(), "label": offline.Value("int64")})
         (tmp_path / "shapes").mkdir()
         offline.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "shapes" / "train.parquet")
         with pytest.raises(ValueError, match=error):
             create_dataset(f"hfds/{tmp_path / 'shapes'}", "train", hierarchy=TREE, root=str(tmp_path / "cache"))
 
-    def test_an_unreadable_picture_is_named_not_replaced(self, tmp_path: Path, offline: Any) -> None:
+    def test_an_unreadable_image_is_named_not_replaced(self, tmp_path: Path, offline: Any) -> None:
         write_folders(tmp_path / "shapes")
-        (tmp_path / "shapes" / "train" / "disc" / "0.png").write_bytes(b"no picture")
+        (tmp_path / "shapes" / "train" / "disc" / "0.png").write_bytes(b"no image")
         name = f"hfds/{tmp_path / 'shapes'}"
         dataset = create_dataset(name, "train", hierarchy=TREE, root=str(tmp_path / "cache"))
-        with pytest.raises(ValueError, match=r"cannot read the picture 2 of dataset 'hfds/.*shapes'"):
+        with pytest.raises(ValueError, match=r"cannot read the image 2 of dataset 'hfds/.*shapes'"):
             dataset[2]
         assert dataset[3][1] == 0
 
@@ -154,13 +154,13 @@ class TestHuggingFace:
         assert [stream[i][0].tobytes() for i in range(6)] == [rows[i][0].tobytes() for i in range(6)]
 
 
-def write_shards(root: Path, pictures: dict[str, bytes], labels: list[int], info: bool = True) -> None:
-    """Two shards for training, of which the first holds two pictures; and the first picture for the test."""
+def write_shards(root: Path, images: dict[str, bytes], labels: list[int], info: bool = True) -> None:
+    """Two shards for training, of which the first holds two images; and the first image for the test."""
     webdataset = pytest.importorskip("webdataset")
     root.mkdir(parents=True, exist_ok=True)
     samples = [
         {"__key__": f"{at:04d}", Path(name).suffix[1:]: data, "cls": str(label)}
-        for at, ((name, data), label) in enumerate(zip(pictures.items(), labels, strict=True))
+        for at, ((name, data), label) in enumerate(zip(images.items(), labels, strict=True))
     ]
     parts = {"train-0.tar": samples[:2], "train-1.tar": samples[2:], "test-0.tar": samples[:1]}
     for file, part in parts.items():
@@ -187,9 +187,9 @@ def encoded(image: Image.Image, image_format: str = "PNG", **how: Any) -> bytes:
 
 
 class TestWebDataset:
-    def test_labels_by_order_and_pictures(self, tmp_path: Path) -> None:
-        pictures = {f"{seed}.png": encoded(colours(seed)) for seed in range(4)}
-        write_shards(tmp_path, pictures, [2, 0, 1, 1])
+    def test_labels_by_order_and_images(self, tmp_path: Path) -> None:
+        images = {f"{seed}.png": encoded(colours(seed)) for seed in range(4)}
+        write_shards(tmp_path, images, [2, 0, 1, 1])
         dataset = create_dataset("wds/shapes", "train", hierarchy=TREE, root=str(tmp_path))
         assert to_tree(dataset) == [[0, 2], [0, 0], [1, 1], [1, 1]]
         assert dataset.splits == ("train", "test")  # type: ignore[attr-defined]
@@ -213,10 +213,10 @@ class TestWebDataset:
         assert to_tree(dataset) == [[0, 0], [1, 1], [0, 2]]
         assert dataset.splits == ("train",)  # type: ignore[attr-defined]
 
-    def test_pictures_that_timm_leaves_out_are_told(self, tmp_path: Path) -> None:
-        pictures = {"0.png": encoded(colours(0)), "1.png": b"no picture", "2.png": encoded(colours(2))}
-        write_shards(tmp_path, pictures, [0, 1, 2])
-        with pytest.warns(UserWarning, match="'wds/shapes' was said to have 3 pictures, but timm gave 2"):
+    def test_images_that_timm_leaves_out_are_told(self, tmp_path: Path) -> None:
+        images = {"0.png": encoded(colours(0)), "1.png": b"no image", "2.png": encoded(colours(2))}
+        write_shards(tmp_path, images, [0, 1, 2])
+        with pytest.warns(UserWarning, match="'wds/shapes' was said to have 3 images, but timm gave 2"):
             dataset = create_dataset("wds/shapes", "train", hierarchy=TREE, root=str(tmp_path))
         assert to_tree(dataset) == [[0, 0], [0, 2]]
 
@@ -273,7 +273,7 @@ def test_what_a_stream_keeps_is_what_the_file_shows(kind: str, tmp_path: Path) -
     assert read_image(kept).tobytes() == read_image(tmp_path / "file").tobytes()
 
 
-def test_a_picture_of_no_known_range_is_kept_to_be_refused(tmp_path: Path) -> None:
+def test_an_image_of_no_known_range_is_kept_to_be_refused(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     kept.write_bytes(timm_readers._encode(Image.new("F", (4, 4))))
     with pytest.raises(ValueError, match="its pixels are floats"):
@@ -281,7 +281,7 @@ def test_a_picture_of_no_known_range_is_kept_to_be_refused(tmp_path: Path) -> No
 
 
 class TestTorchvision:
-    def test_pictures_in_memory(self, tmp_path: Path) -> None:
+    def test_images_in_memory(self, tmp_path: Path) -> None:
         images = write_fashion_mnist(tmp_path / "FashionMNIST" / "raw", zipped=False)
         dataset = create_dataset("torch/fashion_mnist", "test", hierarchy="fashion_mnist", root=str(tmp_path))
         assert dataset.splits == ("train", "test")  # type: ignore[attr-defined]

@@ -24,13 +24,13 @@ from c2f_zoo.data.sources import labels_by_index, labels_by_name
 from c2f_zoo.hierarchy import Hierarchy
 
 
-def save_picture(path: Path, value: int = 0, mode: str = "RGB") -> None:
+def save_image(path: Path, value: int = 0, mode: str = "RGB") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, (20, 16), value if mode == "L" else (value, 0, 0)).save(path)
 
 
 def names_of(dataset: LabelledImages) -> list[tuple[str, ...]]:
-    """The names of each picture's classes at every level, coarse to fine."""
+    """The names of each image's classes at every level, coarse to fine."""
     classes = dataset.hierarchy.classes
     return [tuple(classes[depth][label] for depth, label in enumerate(row)) for row in labels_of(dataset).tolist()]
 
@@ -40,7 +40,7 @@ SMART, HUMMER, RAM = "smart fortwo Convertible 2012", "AM General Hummer SUV 200
 
 
 def write_cars(root: Path, names: tuple[str, ...] = (SMART, HUMMER, RAM)) -> None:
-    """Two training and two test pictures, described as in the devkit: structs of a box, a class from 1, a file name."""
+    """Two training and two test images, described as in the devkit: structs of a box, a class from 1, a file name."""
     savemat = pytest.importorskip("scipy.io").savemat
     folder = root / "stanford_cars"
     (folder / "devkit").mkdir(parents=True)
@@ -53,7 +53,7 @@ def write_cars(root: Path, names: tuple[str, ...] = (SMART, HUMMER, RAM)) -> Non
         rows = [(1, 1, 9, 9, np.uint8(label), f"{at:05d}.jpg") for at, label in enumerate(labels, start=1)]
         savemat(file, {"annotations": np.array([rows], dtype=[*boxes, ("class", "O"), ("fname", "O")])})
         for at in (1, 2):
-            save_picture(folder / f"cars_{part}" / f"{at:05d}.jpg", 100 * at)
+            save_image(folder / f"cars_{part}" / f"{at:05d}.jpg", 100 * at)
 
 
 class TestCars:
@@ -82,7 +82,7 @@ class TestCars:
         write_cars(tmp_path, (SMART, HUMMER, "Ram C-V Cargo Van Minivan 2012"))
         assert names_of(create_dataset("cars", "test", root=str(tmp_path)))[0][-1] == RAM
 
-    def test_a_missing_picture_is_named(self, tmp_path: Path) -> None:
+    def test_a_missing_image_is_named(self, tmp_path: Path) -> None:
         write_cars(tmp_path)
         (tmp_path / "stanford_cars" / "cars_train" / "00002.jpg").unlink()
         with pytest.raises(ValueError, match=r"missing files:\s+.*cars_train/00002.jpg"):
@@ -101,7 +101,7 @@ class TestCars:
             create_dataset("cars", "train", root=str(tmp_path))
 
 
-AIRCRAFT = {  # number of the picture -> manufacturer, family, variant
+AIRCRAFT = {  # number of the image -> manufacturer, family, variant
     "0000001": ("Boeing", "Boeing 737", "737-200"),
     "0000002": ("Airbus", "A320", "A321"),
     "0000003": ("Boeing", "Boeing 737", "737-300"),
@@ -126,11 +126,11 @@ def write_aircraft(root: Path) -> Path:
     ):
         names = sorted({classes[depth] for classes in AIRCRAFT.values()})
         (data / f"{file}.txt").write_text("".join(f"{name}\n" for name in names))
-        for part, pictures in parts.items():
-            lines = [f"{picture} {AIRCRAFT[picture][depth]}\n" for picture in pictures]
+        for part, images in parts.items():
+            lines = [f"{image} {AIRCRAFT[image][depth]}\n" for image in images]
             (data / f"images_{level}_{part}.txt").write_text("".join(lines))
-    for picture in AIRCRAFT:
-        save_picture(data / "images" / f"{picture}.jpg")
+    for image in AIRCRAFT:
+        save_image(data / "images" / f"{image}.jpg")
     return data
 
 
@@ -139,7 +139,7 @@ class TestAircraft:
     def test_labels_at_every_level(self, tmp_path: Path, split: str) -> None:
         write_aircraft(tmp_path)
         dataset = create_dataset("aircraft", split, root=str(tmp_path))
-        assert names_of(dataset) == [AIRCRAFT[picture] for picture in AIRCRAFT_PARTS[split]]
+        assert names_of(dataset) == [AIRCRAFT[image] for image in AIRCRAFT_PARTS[split]]
         assert [path.stem for path in dataset.paths] == AIRCRAFT_PARTS[split]  # type: ignore[attr-defined]
         assert dataset.splits == ("train", "val", "test")  # type: ignore[attr-defined]
         assert dataset[0][0].size == (20, 16)
@@ -227,7 +227,7 @@ class TestINaturalist:
     def test_labels_at_every_level(self, tmp_path: Path, version: str, split: str, options: dict[str, bool]) -> None:
         for category in reversed(INATURALIST):
             for name in "ba":
-                save_picture(tmp_path / version / category / f"{name}.jpg", mode="L")
+                save_image(tmp_path / version / category / f"{name}.jpg", mode="L")
         dataset = create_dataset("inaturalist", split, root=str(tmp_path), **options)
         assert names_of(dataset)[0] == DUNNOCK
         assert names_of(dataset)[-1] == HEAL_ALL
@@ -242,7 +242,7 @@ class TestINaturalist:
 
 
 def write_cifar100(root: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
-    """Three pictures for each part, whose checksums take the place of the published ones; returns their pixels."""
+    """Three images for each part, whose checksums take the place of the published ones; returns their pixels."""
     folder = root / "cifar-100-python"
     folder.mkdir(parents=True)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
@@ -264,7 +264,7 @@ def write_cifar100(root: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
 
 
 class TestCIFAR100:
-    def test_labels_and_pictures(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_labels_and_images(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pixels = write_cifar100(tmp_path, monkeypatch)
         train = create_dataset("cifar100", "train", root=str(tmp_path))
         assert names_of(train) == [

@@ -80,11 +80,11 @@ def test_every_epoch_is_recorded(smoke: tuple[Path, str]) -> None:
 def test_the_table_is_what_the_predictions_say(smoke: tuple[Path, str]) -> None:
     run, _ = smoke
     predictions = rows_of(run / "test_predictions.csv")
-    assert [int(row["index"]) for row in predictions] == list(range(144)), "every picture once"
+    assert [int(row["index"]) for row in predictions] == list(range(144)), "every image once"
     table = rows_of(run / "test.csv")
     assert len(table) == 3 * 3
     for row in table:
-        assert row["pictures"] == "144"
+        assert row["images"] == "144"
         if row["own"] == "True":
             level = row["level"]
             right = sum(p[level] == p[f"predicted_{level}"] for p in predictions)
@@ -111,7 +111,7 @@ def test_options_go_over_the_file_and_are_kept(tmp_path: Path) -> None:
     train(tmp_path, *SMOKE, *options)
     kept = yaml.safe_load((tmp_path / "here" / "config.yaml").read_text())
     assert (kept["batch_size"], kept["dataset_options"], kept["momentum"]) == (12, {"per_class": 2}, 0.9)
-    assert rows_of(tmp_path / "here" / "test.csv")[0]["pictures"] == "72"
+    assert rows_of(tmp_path / "here" / "test.csv")[0]["images"] == "72"
     assert "here is not empty" in train(tmp_path, *SMOKE, *options, ok=False)
     assert len(rows_of(tmp_path / "here" / "metrics.csv")) == 1, "and nothing there was touched"
 
@@ -151,23 +151,23 @@ def test_a_run_is_not_resumed_with_other_options(smoke: tuple[Path, str], tmp_pa
 
 
 def test_two_processes_give_the_table_of_one(smoke: tuple[Path, str], tmp_path: Path) -> None:
-    # 144 test pictures in batches of 64 over two processes leave 16 for the last: none may be lost or doubled.
+    # 144 test images in batches of 64 over two processes leave 16 for the last: none may be lost or doubled.
     train(tmp_path, *SMOKE, launcher=TWO_PROCESSES)
     run = tmp_path / "runs" / "smoke-1"
     predictions = rows_of(run / "test_predictions.csv")
     assert [int(row["index"]) for row in predictions] == list(range(144))
     one, two = (rows_of(folder / "metrics.csv") for folder in (smoke[0], run))
     # The first stage has no batch norm and no dropout: the loss of a batch is the mean of its halves' losses,
-    # but pictures are cropped and flipped at random in each process on its own.
+    # but images are cropped and flipped at random in each process on its own.
     for level in ("family", "genus", "species"):
         assert float(two[0][f"loss_{level}"]) == pytest.approx(float(one[0][f"loss_{level}"]), rel=0.1)
     for row_one, row_two in zip(rows_of(smoke[0] / "test.csv"), rows_of(run / "test.csv"), strict=True):
-        assert row_two["pictures"] == row_one["pictures"] == "144"
+        assert row_two["images"] == row_one["images"] == "144"
         assert abs(float(row_two["accuracy"]) - float(row_one["accuracy"])) < 0.2
 
 
-def test_an_odd_number_of_pictures_is_scored_once_by_two_processes(cub_folder: Path, tmp_path: Path) -> None:
-    # Nine pictures for the test and three for training; batches of 8 leave one, for one process alone.
+def test_an_odd_number_of_images_is_scored_once_by_two_processes(cub_folder: Path, tmp_path: Path) -> None:
+    # Nine images for the test and three for training; batches of 8 leave one, for one process alone.
     split = cub_folder / "train_test_split.txt"
     split.write_text("\n".join(f"{image_id} {int(image_id % 4 == 1)}" for image_id in range(1, 13)))
     options = ["--dataset", "cub", "--dataset_options", f"{{root: {cub_folder}}}", "--batch_size", "2"]
@@ -205,21 +205,21 @@ def test_birds_are_trained_on(cub_folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("launcher", [(), TWO_PROCESSES], ids=["one process", "two processes"])
-def test_unreadable_pictures_are_skipped_and_listed(launcher: Sequence[str], cub_folder: Path, tmp_path: Path) -> None:
-    # One picture of each class is for the test. Headers are whole, so that nothing is seen before the pixels are read.
+def test_unreadable_images_are_skipped_and_listed(launcher: Sequence[str], cub_folder: Path, tmp_path: Path) -> None:
+    # One image of each class is for the test. Headers are whole, so that nothing is seen before the pixels are read.
     torn = [cub_folder / "images" / name for name in ("003.Sooty_Albatross/0.jpg", "004.Groove_billed_Ani/2.jpg")]
     for path in torn:
         path.write_bytes(path.read_bytes()[:700])
     options = [*SMOKE, "--dataset", "cub", "--dataset_options", f"{{root: {cub_folder}}}", "--batch_size", "4"]
     options += ["--resolutions", "{}", "--val_fraction", "0"]
     complaint = train(tmp_path, *options, launcher=launcher, ok=False)
-    assert f"picture 2 ({torn[0]}) cannot be used: cannot read the picture {torn[0]}" in complaint
+    assert f"image 2 ({torn[0]}) cannot be used: cannot read the image {torn[0]}" in complaint
 
     printed = train(tmp_path, *options, "--on_error", "skip", "--output", "skipped", launcher=launcher)
     rows = rows_of(tmp_path / "skipped" / "unreadable.csv")
     assert [(row["part"], row["index"]) for row in rows] == [("training", "2"), ("test", "2")]
     complaint = train(tmp_path, *options, "--num_workers", "1", "--output", "by_a_worker", ok=False)
-    assert f"picture 2 ({torn[0]}) cannot be used" in complaint
+    assert f"image 2 ({torn[0]}) cannot be used" in complaint
     assert "on_error: skip" in complaint
     assert "Traceback" not in complaint
     for row, path in zip(rows, torn, strict=True):
@@ -227,10 +227,10 @@ def test_unreadable_pictures_are_skipped_and_listed(launcher: Sequence[str], cub
         assert "truncated" in row["reason"]
         assert str(path) in printed
     assert [row["index"] for row in rows_of(tmp_path / "skipped" / "test_predictions.csv")] == ["0", "1", "3"]
-    assert {row["pictures"] for row in rows_of(tmp_path / "skipped" / "test.csv")} == {"3"}
+    assert {row["images"] for row in rows_of(tmp_path / "skipped" / "test.csv")} == {"3"}
 
 
-def test_a_level_without_a_readable_validation_picture_is_named(tmp_path: Path) -> None:
+def test_a_level_without_a_readable_validation_image_is_named(tmp_path: Path) -> None:
     for split, number in (("train", 4), ("val", 1), ("test", 1)):
         for species in ("a/b/c", "a/b/d"):
             (tmp_path / "data" / split / species).mkdir(parents=True)
@@ -242,15 +242,15 @@ def test_a_level_without_a_readable_validation_picture_is_named(tmp_path: Path) 
     options = [*SMOKE, "--dataset", "folder", "--dataset_options", f"{{root: {tmp_path / 'data'}}}"]
     options += ["--batch_size", "4", "--on_error", "skip"]
     complaint = train(tmp_path, *options, ok=False)
-    assert "no validation picture with a label at 'family' can be read; look with `c2f-zoo data check`" in complaint
+    assert "no validation image with a label at 'family' can be read; look with `c2f-zoo data check`" in complaint
 
 
-def test_cached_pictures_are_the_same_pictures(cub_folder: Path, tmp_path: Path) -> None:
+def test_cached_images_are_the_same_images(cub_folder: Path, tmp_path: Path) -> None:
     options = [*SMOKE, "--dataset", "cub", "--dataset_options", f"{{root: {cub_folder}}}", "--batch_size", "4"]
     options += ["--resolutions", "{genus: 24}", "--val_fraction", "0.5", "--stages", "[{epochs: 1, lr: 0.1}]"]
     train(tmp_path, *options, "--output", "files")
     train(tmp_path, *options, "--output", "cached", "--cache", "decoded")
-    assert len(list((tmp_path / "decoded").glob("*.cache"))) == 2, "of the training and of the test pictures"
+    assert len(list((tmp_path / "decoded").glob("*.cache"))) == 2, "of the training and of the test images"
     for name in ("metrics.csv", "test.csv", "test_predictions.csv"):
         assert rows_of(tmp_path / "cached" / name) == rows_of(tmp_path / "files" / name)
 

@@ -1,4 +1,4 @@
-"""Degrading pictures, and what the network is given."""
+"""Degrading images, and what the network is given."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from c2f_zoo.data import Degrade, Normalize, create_transform, create_views
 MOST, MEAN = {"bilinear": 2, "bicubic": 3}, 0.5
 
 
-def picture(height: int, width: int, low: int = 0, high: int = 255) -> np.ndarray:
+def random_pixels(height: int, width: int, low: int = 0, high: int = 255) -> np.ndarray:
     return np.random.default_rng(0).integers(low, high + 1, (height, width, 3), dtype=np.uint8)
 
 
@@ -51,7 +51,7 @@ def resized(pixels: np.ndarray, height: int, width: int, kernel: Callable[[float
 
 
 def pixels_of(image: Image.Image | Tensor) -> Tensor:
-    """Any kind of picture as float64 (..., C, H, W) in [0, 255]."""
+    """Any kind of image as float64 (..., C, H, W) in [0, 255]."""
     x = image if isinstance(image, Tensor) else pil_to_tensor(image)
     return x.double() if x.dtype == torch.uint8 else 255 * x.double()
 
@@ -68,7 +68,7 @@ class TestDegrade:
     def test_it_is_the_filter_in_float64(
         self, filter: str, kernel: Callable[[float], float], height: int, width: int, small: tuple[int, int]
     ) -> None:
-        pixels = picture(height, width, 80, 175)  # so that bicubic does not overshoot 8 bits
+        pixels = random_pixels(height, width, 80, 175)  # so that bicubic does not overshoot 8 bits
         expected = resized(resized(pixels, *small, kernel), height, width, kernel)
         x = torch.from_numpy(pixels).permute(2, 0, 1)
         degrade = Degrade(16, filter, up_filter=filter)
@@ -79,7 +79,7 @@ class TestDegrade:
             assert_same(degrade(image), reference, filter)
 
     def test_a_box_of_four_by_four_is_a_mean(self) -> None:
-        pixels = picture(32, 48)
+        pixels = random_pixels(32, 48)
         means = pixels.reshape(8, 4, 12, 4, 3).mean(axis=(1, 3))
         result = Degrade(8, "box", size=8)(Image.fromarray(pixels))
         assert abs(np.asarray(result) - means).max() <= 1
@@ -87,8 +87,8 @@ class TestDegrade:
     @pytest.mark.parametrize("filter", MOST)
     @pytest.mark.parametrize("size", [None, 90])
     @pytest.mark.parametrize("measure", ["side", "area"])
-    def test_all_kinds_of_picture_agree(self, filter: str, size: int | None, measure: str) -> None:
-        pixels = [picture(75, 100, 80, 175), picture(100, 75, 80, 175).transpose(1, 0, 2)]
+    def test_all_kinds_of_image_agree(self, filter: str, size: int | None, measure: str) -> None:
+        pixels = [random_pixels(75, 100, 80, 175), random_pixels(100, 75, 80, 175).transpose(1, 0, 2)]
         pil = [Image.fromarray(one) for one in pixels]
         batch = torch.stack([pil_to_tensor(one) for one in pil])
         degrade = Degrade(24, filter, size, filter, measure)
@@ -103,8 +103,8 @@ class TestDegrade:
             assert_same(result, together, filter)
         assert_same(degrade(batch[:, None])[:, 0], together, filter)
 
-    def test_a_picture_of_noise_in_all_8_bits_agrees_too(self) -> None:
-        pixels = picture(75, 100)
+    def test_an_image_of_noise_in_all_8_bits_agrees_too(self) -> None:
+        pixels = random_pixels(75, 100)
         results = [Degrade(24)(image) for image in (Image.fromarray(pixels), torch.from_numpy(pixels).permute(2, 0, 1))]
         assert_same(*results)
         assert_same(Degrade(24)(torch.from_numpy(pixels).permute(2, 0, 1) / 255), results[0])
@@ -112,7 +112,7 @@ class TestDegrade:
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
     @pytest.mark.parametrize("filter", MOST)
     def test_the_gpu_agrees(self, filter: str) -> None:
-        batch = torch.from_numpy(picture(75, 100, 80, 175)).permute(2, 0, 1)[None].repeat(2, 1, 1, 1)
+        batch = torch.from_numpy(random_pixels(75, 100, 80, 175)).permute(2, 0, 1)[None].repeat(2, 1, 1, 1)
         for x in (batch, batch / 255):
             result = Degrade(24, filter, 90, filter)(x.cuda())
             assert result.is_cuda and result.dtype == x.dtype
@@ -122,7 +122,7 @@ class TestDegrade:
     @pytest.mark.parametrize("filter", SHRINK_FILTERS)
     def test_a_checkerboard_finer_than_the_resolution_turns_grey(self, filter: str, tensor: bool) -> None:
         if tensor and filter not in MOST:
-            pytest.skip("PIL pictures only")
+            pytest.skip("PIL images only")
         board = np.uint8(255) * (np.indices((64, 96)).sum(axis=0) % 2).astype(np.uint8)
         image = Image.fromarray(np.stack([board] * 3, axis=-1))
         result = pixels_of(Degrade(16, filter)(pil_to_tensor(image) if tensor else image))
@@ -131,7 +131,7 @@ class TestDegrade:
         assert abs(result.mean() - 127.5) < 2
 
     def test_detail_above_the_resolution_is_gone_and_below_it_stays(self) -> None:
-        pixels = picture(64, 64)
+        pixels = random_pixels(64, 64)
         spectrum = {
             resolution: torch.fft.fft2(pixels_of(Degrade(resolution)(Image.fromarray(pixels)))).abs().square()
             for resolution in (None, 8)
@@ -157,13 +157,13 @@ class TestDegrade:
 
     @pytest.mark.parametrize(("measure", "small"), [("side", (20, 80)), ("area", (10, 40))])
     def test_a_resolution_is_a_side_or_an_area(self, measure: str, small: tuple[int, int]) -> None:
-        pixels = picture(60, 240)
+        pixels = random_pixels(60, 240)
         expected = resized(resized(pixels, *small, triangle), 60, 240, triangle)
         result = Degrade(20, measure=measure)(Image.fromarray(pixels))
         assert abs(np.asarray(result) - expected).max() <= 2
 
-    def test_a_small_picture_is_not_shrunk(self) -> None:
-        image = Image.fromarray(picture(20, 30))
+    def test_a_small_image_is_not_shrunk(self) -> None:
+        image = Image.fromarray(random_pixels(20, 30))
         assert Degrade(20)(image) is image
         assert Degrade(None)(image) is image
         assert Degrade(25, measure="area")(image) is image
@@ -172,14 +172,14 @@ class TestDegrade:
         assert Degrade(20, size=40)(image).tobytes() == enlarged.tobytes()
 
     def test_nearest_repeats_pixels(self) -> None:
-        pixels = picture(6, 8)
+        pixels = random_pixels(6, 8)
         expected = pixels.repeat(3, axis=0).repeat(3, axis=1)
         degrade = Degrade(None, size=18, up_filter="nearest")
         assert np.array_equal(np.asarray(degrade(Image.fromarray(pixels))), expected)
         assert np.array_equal(degrade(torch.from_numpy(pixels).permute(2, 0, 1)).permute(1, 2, 0).numpy(), expected)
 
     def test_it_compiles(self) -> None:
-        x = torch.from_numpy(picture(40, 60)).permute(2, 0, 1)[None] / 255
+        x = torch.from_numpy(random_pixels(40, 60)).permute(2, 0, 1)[None] / 255
         degrade = Degrade(16, size=32)
         compiled = torch.compile(degrade, backend="eager", fullgraph=True)
         torch.testing.assert_close(compiled(x), degrade(x))
@@ -204,16 +204,14 @@ class TestDegrade:
 
     @pytest.mark.parametrize("filter", sorted(set(SHRINK_FILTERS) - set(MOST)))
     def test_a_filter_that_tensors_lack_is_named(self, filter: str) -> None:
-        with pytest.raises(
-            ValueError, match=f"the filter '{filter}' takes PIL pictures only; a tensor takes 'bicubic'"
-        ):
+        with pytest.raises(ValueError, match=f"the filter '{filter}' takes PIL images only; a tensor takes 'bicubic'"):
             Degrade(8, filter)(torch.zeros(3, 16, 16))
 
 
 class TestCreateTransform:
     @pytest.mark.parametrize("train", [True, False])
     @pytest.mark.parametrize("size", [(50, 40), (40, 50), (3, 300), (1000, 700)])
-    def test_any_picture_becomes_the_networks_input(self, size: tuple[int, int], train: bool) -> None:
+    def test_any_image_becomes_the_networks_input(self, size: tuple[int, int], train: bool) -> None:
         x = create_transform(Preprocessing(input_size=(3, 64, 64)), 16, train)(Image.new("RGB", size))
         assert x.shape == (3, 64, 64)
         assert x.dtype == torch.float32
@@ -236,7 +234,7 @@ class TestCreateTransform:
     def test_it_gives_what_pillow_gives(
         self, shrink_filter: str, interpolation: str, most: int, resolution: int | None
     ) -> None:
-        image = Image.fromarray(picture(75, 100, 80, 175))
+        image = Image.fromarray(random_pixels(75, 100, 80, 175))
         down, up = Image.Resampling[shrink_filter.upper()], Image.Resampling[interpolation.upper()]
         small = image if resolution is None else image.resize((32, 24), down)
         large = small.resize((97, 73), up).crop((16, 4, 80, 68))  # 73 = round(64 / 0.875)
@@ -247,7 +245,7 @@ class TestCreateTransform:
         assert difference.max() <= most + 0.01
 
     def test_training_crops_and_flips_at_random(self) -> None:
-        image = Image.fromarray(picture(80, 80))
+        image = Image.fromarray(random_pixels(80, 80))
         transform = create_transform(Preprocessing((3, 64, 64), crop_pct=0.8), None, train=True, normalize=False)
         crops = image.resize((80, 80)), image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         windows = torch.stack([pil_to_tensor(one).unfold(1, 64, 1).unfold(2, 64, 1) for one in crops])
@@ -261,14 +259,14 @@ class TestCreateTransform:
     @pytest.mark.parametrize("measure", ["side", "area"])
     def test_a_resolution_is_what_the_preprocessing_says(self, measure: str) -> None:
         p = Preprocessing((3, 64, 64), (0, 0, 0), (1, 1, 1), crop_pct=1.0, resolution_of=measure)
-        image = Image.fromarray(picture(64, 128))
+        image = Image.fromarray(random_pixels(64, 128))
         x = create_transform(p, 16, train=False)(image)
         assert_same(x, Degrade(16, measure=measure)(pil_to_tensor(image))[:, :, 32:96])
 
     @pytest.mark.parametrize("train", [True, False])
     def test_a_batch_can_be_normalised_where_it_is_used(self, train: bool) -> None:
         p = Preprocessing((3, 64, 64))
-        image = Image.fromarray(picture(75, 100))
+        image = Image.fromarray(random_pixels(75, 100))
         torch.manual_seed(0)
         one = create_transform(p, 24, train)(image)
         torch.manual_seed(0)
@@ -277,7 +275,7 @@ class TestCreateTransform:
         assert torch.equal(Normalize(p.mean, p.std)(torch.stack([other] * 2)), torch.stack([one] * 2))
 
     def test_normalising_by_the_formula(self) -> None:
-        x = torch.from_numpy(picture(5, 7))
+        x = torch.from_numpy(random_pixels(5, 7))
         normalize = Normalize(mean=[0.1, 0.2, 0.3], std=[0.5, 1.0, 2.0])
         mean, std = (
             torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in ([0.1, 0.2, 0.3], [0.5, 1, 2])
@@ -289,7 +287,7 @@ class TestCreateTransform:
 
     def test_a_loaders_workers_can_be_sent_it(self) -> None:
         transform = create_transform(Preprocessing((3, 64, 64)), 16, train=False)
-        image = Image.fromarray(picture(75, 100))
+        image = Image.fromarray(random_pixels(75, 100))
         assert torch.equal(pickle.loads(pickle.dumps(transform))(image), transform(image))
 
 
@@ -298,7 +296,7 @@ class TestCreateViews:
     @pytest.mark.parametrize("filter", ["bilinear", "lanczos"])
     def test_each_view_is_that_of_its_own_transform(self, filter: str, normalize: bool) -> None:
         p = Preprocessing((3, 64, 64), interpolation=filter)
-        image = Image.fromarray(picture(75, 100))
+        image = Image.fromarray(random_pixels(75, 100))
         resolutions = {"species": None, "genus": 24, 7: 12}
         views = create_views(p, resolutions, train=False, normalize=normalize)
         for pickled in (views, pickle.loads(pickle.dumps(views))):
@@ -309,7 +307,7 @@ class TestCreateViews:
 
     def test_equal_resolutions_have_crops_of_their_own(self) -> None:
         p = Preprocessing((3, 64, 64), crop_pct=0.5)
-        views = create_views(p, {"a": 24, "b": 24}, train=True)(Image.fromarray(picture(75, 100)))
+        views = create_views(p, {"a": 24, "b": 24}, train=True)(Image.fromarray(random_pixels(75, 100)))
         assert not torch.equal(views["a"], views["b"])
 
 

@@ -302,7 +302,7 @@ LISTS = {
     "families": ("Boeing 737", "A320", "Boeing 707", "Spitfire"),
     "variants": ("A318", "737-200", "A319", "Spitfire", "707-320"),
 }
-PICTURES = {
+IMAGES = {
     "0000001": ("Airbus", "A320", "A319"),
     "0000002": ("Boeing", "Boeing 707", "707-320"),
     "0000003": ("Airbus", "A320", "A318"),
@@ -318,7 +318,7 @@ class TestAircraft:
         for name, lines in LISTS.items():
             write(tmp_path / f"{name}.txt", *lines)
         for depth, level in enumerate(("manufacturer", "family", "variant")):
-            lines = [f"{number} {names[depth]}" for number, names in PICTURES.items()]
+            lines = [f"{number} {names[depth]}" for number, names in IMAGES.items()]
             write(tmp_path / f"images_{level}_trainval.txt", *lines)
         return tmp_path
 
@@ -331,7 +331,7 @@ class TestAircraft:
         tree = Hierarchy.from_aircraft(folder)
         assert tree.levels == ("manufacturer", "family", "variant")
         assert tree.classes == tuple(LISTS.values())
-        assert {tree.path(label) for label in range(5)} == set(PICTURES.values())
+        assert {tree.path(label) for label in range(5)} == set(IMAGES.values())
 
     def test_all_faults_are_told_at_once(self, folder: Path) -> None:
         write(folder / "families.txt", *LISTS["families"], "A320", "Concorde")
@@ -339,13 +339,12 @@ class TestAircraft:
         write(folder / "images_family_trainval.txt", *lines, "0000005 A320", "0000006 A320")
         assert set(self.faults(folder)) == {
             "families.txt, line 5: 'A320' is named before, in families.txt, line 2",
-            "images_family_trainval.txt, line 4: '0000004 Spitfir' must be a picture's number and one of families.txt",
-            "images_family_trainval.txt, line 6: picture 0000005 is 'Boeing 737' on an earlier line",
-            "families.txt: images_family_trainval.txt has no picture of 'Concorde'",
-            "families.txt: images_family_trainval.txt has no picture of 'Spitfire'",
-            "images_family_trainval.txt lacks 1 of the other files' pictures, 0000004 first",
-            "picture 0000005: family 'Boeing 737' has two parents: 'Airbus' (picture 0000003) and 'Boeing' "
-            "(picture 0000005)",
+            "images_family_trainval.txt, line 4: '0000004 Spitfir' must be an image's number and one of families.txt",
+            "images_family_trainval.txt, line 6: image 0000005 is 'Boeing 737' on an earlier line",
+            "families.txt: images_family_trainval.txt has no image of 'Concorde'",
+            "families.txt: images_family_trainval.txt has no image of 'Spitfire'",
+            "images_family_trainval.txt lacks 1 of the other files' images, 0000004 first",
+            "image 0000005: family 'Boeing 737' has two parents: 'Airbus' (image 0000003) and 'Boeing' (image 0000005)",
         }
 
     def test_a_missing_file_is_named(self, folder: Path) -> None:

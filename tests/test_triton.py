@@ -266,7 +266,7 @@ def test_one_bias_of_three() -> None:
 
 @needs_kernels
 @pytest.mark.parametrize("size", [(1, 1), (1, 64), (3, 43)])
-def test_one_picture_of_few_and_many_locations(size: tuple[int, int]) -> None:
+def test_one_image_of_few_and_many_locations(size: tuple[int, int]) -> None:
     check(draw(dim=1, batch=1, size=size), MLP)
 
 
@@ -339,15 +339,15 @@ def test_backward_under_autocast_is_in_the_forwards_dtype() -> None:
 
 
 def check_float16(operands: Operands, upstream: list[Tensor]) -> None:
-    """Sums and gradients under autocast in float16, each picture's against its own largest."""
+    """Sums and gradients under autocast in float16, each image's against its own largest."""
     maps, leaves = operands[0], leaves_of(*operands)
     with torch.autocast(DEVICE, dtype=torch.float16):
         sums = fused.triton_multilinear_sums(*operands, MLP)
     gradients = torch.autograd.grad(sums, leaves, upstream)
     expected_sums, expected_gradients = plain(operands, MLP, upstream)
     for found, expected in zip(sums, expected_sums, strict=True):
-        for picture in range(len(found)):
-            check_close(found[picture], expected[picture], 4 * GRADIENTS_OFF[torch.float16])
+        for image in range(len(found)):
+            check_close(found[image], expected[image], 4 * GRADIENTS_OFF[torch.float16])
     for number, (found, expected) in enumerate(zip(gradients, expected_gradients, strict=True)):
         parts = range(len(found)) if number < len(maps) else [slice(None)]
         for part in parts:
@@ -358,11 +358,11 @@ def check_float16(operands: Operands, upstream: list[Tensor]) -> None:
 @pytest.mark.parametrize("sizes", [(1e4, 1e4), (1e-8, 1e-8), (1e4, 1e-8), (1e-3, 1.0)], ids=str)
 def test_float16_neither_overflows_nor_vanishes(sizes: tuple[float, float]) -> None:
     maps, weights, _ = draw(dim=131)
-    pictures = torch.tensor(sizes, device=DEVICE)[:, None, None, None]
-    maps = [(x.detach() * pictures * 10**number).requires_grad_() for number, x in enumerate(maps)]
+    images = torch.tensor(sizes, device=DEVICE)[:, None, None, None]
+    maps = [(x.detach() * images * 10**number).requires_grad_() for number, x in enumerate(maps)]
     operands: Operands = (maps, weights, [None] * 3)
     upstream = draw_upstream(maps, weights, MLP)
-    # The norm that follows the sums makes their gradients as large as they are small, picture by picture.
+    # The norm that follows the sums makes their gradients as large as they are small, image by image.
     sums, _ = plain(operands, MLP, upstream)
     upstream = [g / each.abs().amax(dim=1, keepdim=True).float() for g, each in zip(upstream, sums, strict=True)]
     check_float16(operands, upstream)
@@ -376,7 +376,7 @@ def test_float16_with_small_and_large_gradients(size: float) -> None:
 
 
 @needs_kernels
-def test_float16_with_a_picture_of_zeros() -> None:
+def test_float16_with_an_image_of_zeros() -> None:
     maps, weights, biases = draw(dim=9)
     maps = [(x.detach() * torch.tensor([1.0, 0.0], device=DEVICE)[:, None, None, None]).requires_grad_() for x in maps]
     check_float16((maps, weights, biases), draw_upstream(maps, weights, MLP))

@@ -1,4 +1,4 @@
-"""Pictures as a training sees them: one decode, labels at every level, unreadable files, splits."""
+"""Images as a training sees them: one decode, labels at every level, unreadable files, splits."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from c2f_zoo.data import (
     DATASETS,
     HideLabels,
     Joined,
-    Views,
+    TransformedImages,
     create_transform,
     create_views,
-    fault_of,
     labels_of,
     name_of,
+    read_error,
     register_dataset,
     stratified_split,
     train_and_val,
@@ -30,7 +30,7 @@ SMALL = Preprocessing((3, 16, 16), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), cr
 
 
 class Counting:
-    """Grey pictures of the critters' tree, which note each time that one is read, and how."""
+    """Grey images of the critters' tree, which note each time that one is read, and how."""
 
     def __init__(self, size: int) -> None:
         self.hierarchy = load_hierarchy("critters")
@@ -56,7 +56,7 @@ class OfAnotherTree(Counting):
 
 @pytest.fixture
 def torn(cub_folder: Path) -> Path:
-    """The birds' folder; of training picture 2 only half is left."""
+    """The birds' folder; of training image 2 only half is left."""
     path = cub_folder / "images" / "003.Sooty_Albatross" / "0.jpg"
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
@@ -65,18 +65,18 @@ def torn(cub_folder: Path) -> Path:
 
 class TestViews:
     def test_items_have_labels_at_every_level(self) -> None:
-        views = Views(Counting(36), lambda image: image.size, indices=[35, 0, 4])
+        views = TransformedImages(Counting(36), lambda image: image.size, indices=[35, 0, 4])
         items = [(size, labels.tolist(), index) for size, labels, index in (views[i] for i in range(len(views)))]
         assert items == [((40, 30), [3, 11, 35], 35), ((40, 30), [0, 0, 0], 0), ((40, 30), [0, 1, 4], 4)]
 
     def test_an_unknown_label_is_minus_one(self) -> None:
         dataset = HideLabels(create_dataset("critters", "train", per_class=1), "genus", [35])
-        assert Views(dataset, lambda image: image.size, indices=[35])[0][1].tolist() == [3, 11, -1]
+        assert TransformedImages(dataset, lambda image: image.size, indices=[35])[0][1].tolist() == [3, 11, -1]
 
-    def test_all_views_of_a_picture_come_from_one_decode(self) -> None:
+    def test_all_views_of_an_image_come_from_one_decode(self) -> None:
         dataset = Counting(3)
         transform = create_views(SMALL, {"species": None, "genus": 8, "family": 4}, train=True)
-        views, _, _ = Views(dataset, transform, shorter_side=20)[1]
+        views, _, _ = TransformedImages(dataset, transform, shorter_side=20)[1]
         assert list(views) == ["species", "genus", "family"]
         assert dataset.reads == [(1, 20)]
 
@@ -86,46 +86,48 @@ class TestViews:
         for level, resolution in (("species", None), ("family", 4)):
             assert torch.equal(views[level], create_transform(SMALL, resolution, train=False)(image))
 
-    def test_an_unreadable_picture_is_named(self, torn: Path) -> None:
-        views = Views(create_dataset("cub", "train", root=str(torn)), create_transform(SMALL, None, train=False))
+    def test_an_unreadable_image_is_named(self, torn: Path) -> None:
+        views = TransformedImages(
+            create_dataset("cub", "train", root=str(torn)), create_transform(SMALL, None, train=False)
+        )
         assert views[1][2] == 1
-        with pytest.raises(ValueError, match=r"picture 2 \(.*003.Sooty_Albatross/0.jpg\) cannot be used: .*truncated"):
+        with pytest.raises(ValueError, match=r"image 2 \(.*003.Sooty_Albatross/0.jpg\) cannot be used: .*truncated"):
             views[2]
 
     def test_or_comes_as_a_black_one_without_labels(self, torn: Path) -> None:
         dataset = create_dataset("cub", "train", root=str(torn))
         transform = create_views(SMALL, {"species": None, "genus": 8}, train=True)
-        loader = torch.utils.data.DataLoader(Views(dataset, transform, on_error="skip"), batch_size=8)
+        loader = torch.utils.data.DataLoader(TransformedImages(dataset, transform, on_error="skip"), batch_size=8)
         views, labels, index = next(iter(loader))
         assert index.tolist() == [0, 1, -3, 3, 4, 5, 6, 7]
         assert (labels[2] == -1).all()
         assert torch.equal(labels[[0, 1, 3]], labels_of(dataset)[[0, 1, 3]])
-        for pictures in views.values():
-            assert (pictures[2] == -1).all(), "black, normalised with mean and deviation 0.5"
+        for images in views.values():
+            assert (images[2] == -1).all(), "black, normalised with mean and deviation 0.5"
 
     def test_an_unknown_policy_is_named(self) -> None:
         with pytest.raises(ValueError, match="unknown on_error 'skp'; did you mean 'skip'"):
-            Views(Counting(1), lambda image: image, on_error="skp")
+            TransformedImages(Counting(1), lambda image: image, on_error="skp")
 
-    def test_a_mistake_in_the_transform_is_not_taken_for_a_bad_picture(self) -> None:
+    def test_a_mistake_in_the_transform_is_not_taken_for_a_bad_image(self) -> None:
         def broken(image: Image.Image) -> Any:
             raise ValueError("a mistake")
 
         with pytest.raises(ValueError, match=r"^a mistake$"):
-            Views(Counting(1), broken, on_error="skip")[0]
+            TransformedImages(Counting(1), broken, on_error="skip")[0]
 
     def test_a_part_with_fewer_labels_reads_as_the_whole(self, torn: Path) -> None:
         whole = create_dataset("cub", "train", root=str(torn))
         hidden = HideLabels(whole, "genus", [2])
         assert name_of(hidden, 2) == name_of(whole, 2)
-        assert "truncated" in fault_of(hidden, 2)
-        assert fault_of(hidden, 1) == ""
+        assert "truncated" in read_error(hidden, 2)
+        assert read_error(hidden, 1) == ""
         counting = Counting(3)
         HideLabels(counting, "genus", [2]).read(1, 9)
         assert counting.reads == [(1, 9)]
 
-    def test_pictures_have_names(self, cub_folder: Path) -> None:
-        assert name_of(Counting(3), 2) == "picture 2"
+    def test_images_have_names(self, cub_folder: Path) -> None:
+        assert name_of(Counting(3), 2) == "image 2"
         assert name_of(create_dataset("cub", "train", root=str(cub_folder)), 0).endswith("Albatross/0.jpg)")
 
 
@@ -152,7 +154,7 @@ class TestSplits:
         with pytest.raises(ValueError, match="differ in their class trees"):
             Joined(first, OfAnotherTree(2))
 
-    def test_a_datasets_own_validation_pictures_are_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_datasets_own_validation_images_are_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS._entries))
 
         @register_dataset("parted")
@@ -165,6 +167,6 @@ class TestSplits:
         assert (train, val) == ([0, 1, 2, 3, 4], [5, 6, 7])
         assert [dataset.targets[index] for index in val] == [0, 1, 2]
 
-    def test_others_give_a_share_of_the_training_pictures(self) -> None:
+    def test_others_give_a_share_of_the_training_images(self) -> None:
         dataset, train, val = train_and_val("critters", 0.25, seed=1, per_class=4)
         assert (train, val) == stratified_split(dataset.targets, 0.25, seed=1)

@@ -11,7 +11,7 @@ from torch import nn
 
 from c2f_zoo.registry import Registry, unknown_name
 
-# Where timm lists our own models, which are guests in it: the last part of c2f_zoo.timm_guest.
+# Where timm lists our own models, which are guests in it: the last part of c2f_zoo.integrations.timm.
 _GUESTS = "timm_guest"
 
 

@@ -65,7 +65,7 @@ class TapBackbone(nn.Module):
         return [shape[0] for shape in self.map_shapes]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Gives the maps (N, C_i, H_i, W_i) of pictures (N, channels, height, width), one a tap."""
+        """Gives the maps (N, C_i, H_i, W_i) of images (N, channels, height, width), one a tap."""
         run_features(self.body, x)
         outputs = dict(self._outputs)
         self._outputs.clear()

@@ -1,4 +1,4 @@
-"""Data: datasets whose pictures have a label at every level, and what is done to a picture before the network."""
+"""Data: datasets whose images have a label at every level, and what is done to an image before the network."""
 
 # Importing a dataset's file registers it.
 from c2f_zoo.data import (
@@ -21,10 +21,10 @@ from c2f_zoo.data.transforms import Degrade, Normalize, create_transform, create
 from c2f_zoo.data.views import (
     HideLabels,
     Joined,
-    Views,
-    fault_of,
+    TransformedImages,
+    load_image,
     name_of,
-    picture_of,
+    read_error,
     stratified_split,
     train_and_val,
 )
@@ -38,7 +38,7 @@ __all__ = [
     "Joined",
     "LabelledImages",
     "Normalize",
-    "Views",
+    "TransformedImages",
     "aircraft",
     "cars",
     "cifar100",
@@ -49,13 +49,13 @@ __all__ = [
     "csv_list",
     "cub",
     "fashion_mnist",
-    "fault_of",
     "folder",
     "inaturalist",
     "labels_of",
     "list_datasets",
+    "load_image",
     "name_of",
-    "picture_of",
+    "read_error",
     "read_image",
     "register_dataset",
     "stratified_split",

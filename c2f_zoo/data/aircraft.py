@@ -8,7 +8,7 @@ from torchvision.datasets import FGVCAircraft
 
 from c2f_zoo.data.files import ImageFiles, refuse_missing
 from c2f_zoo.data.registry import SPLITS, register_dataset
-from c2f_zoo.data.sources import labels_by_name, opening
+from c2f_zoo.data.sources import labels_by_name, translate_torchvision_errors
 from c2f_zoo.hierarchy import Hierarchy
 
 
@@ -20,15 +20,15 @@ def aircraft(root: str, split: str, download: bool = False) -> ImageFiles:
 
     Args:
         root: the folder that holds, or is to hold, `fgvc-aircraft-2013b/`.
-        split: `"train"` (3 334 pictures), `"val"` (3 333) or `"test"` (3 333).
+        split: `"train"` (3 334 images), `"val"` (3 333) or `"test"` (3 333).
         download: fetch it (2.6 GB) if it is not there; its authors give no checksum.
 
     Raises:
         FileNotFoundError: the dataset is not there and `download` is false, or it lacks a list.
         ConnectionError: the download failed.
-        ValueError: the lists are no tree, or picture files are missing; the message names them.
+        ValueError: the lists are no tree, or image files are missing; the message names them.
     """
-    with opening("FGVC-Aircraft", root, download, "fgvc-aircraft-2013b/"):
+    with translate_torchvision_errors("FGVC-Aircraft", root, download, "fgvc-aircraft-2013b/"):
         data = FGVCAircraft(root, split, annotation_level="variant", download=download)
     lists = Path(root, "fgvc-aircraft-2013b", "data")
     hierarchy = Hierarchy.from_aircraft(lists)

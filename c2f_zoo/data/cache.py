@@ -1,4 +1,4 @@
-"""A small dataset's pictures, decoded and resized once, in a memory-mapped file."""
+"""A small dataset's images, decoded and resized once, in a memory-mapped file."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from tqdm import tqdm
 
 from c2f_zoo.data.registry import LabelledImages, labels_of
 from c2f_zoo.data.transforms import Degrade
-from c2f_zoo.data.views import UNREADABLE, picture_of
+from c2f_zoo.data.views import UNREADABLE, load_image
 
-_FORMAT = 1  # a change of what a file holds, or of how a picture gets there, needs another number
-_AT_ONCE = 64  # pictures that are in memory while a file is written
+_FORMAT = 1  # a change of what a file holds, or of how an image gets there, needs another number
+_AT_ONCE = 64  # images that are in memory while a file is written
 _DIGEST = hashlib.sha256().digest_size
 
 
 class CachedImages:
-    """A dataset whose pictures were decoded and resized once; they are read from a memory-mapped file.
+    """A dataset whose images were decoded and resized once; they are read from a memory-mapped file.
 
-    The file lies in `folder`, under a name that depends on the bytes of all picture files and on the settings. Where
+    The file lies in `folder`, under a name that depends on the bytes of all image files and on the settings. Where
     it is missing, or is not as it was written, it is built, by threads and with a progress bar; a build that is killed
-    leaves nothing that is read later. Each opening reads the picture files and the cache once, to compare
+    leaves nothing that is read later. Each opening reads the image files and the cache once, to compare
     checksums; it decodes nothing. Processes share the file's pages in memory.
 
-    In the file are the pixels of one picture after another, RGB, uint8; their heights and widths, int64 (n, 2); and the
+    In the file are the pixels of one image after another, RGB, uint8; their heights and widths, int64 (n, 2); and the
     SHA-256 of all that.
 
     Args:
-        dataset: pictures in files, one each: it has `paths`. A picture must depend on nothing but its file.
+        dataset: images in files, one each: it has `paths`. An image must depend on nothing but its file.
         folder: where the cache is, or comes to be; it is made. A file in it that is no longer used may be deleted.
-        shorter_side: a picture whose shorter side is longer is resized to this many pixels, >= 1; smaller ones are not
+        shorter_side: an image whose shorter side is longer is resized to this many pixels, >= 1; smaller ones are not
             enlarged. None keeps all as they are.
         filter: what they are resized with, as in `Degrade`: antialiased.
 
-    Labels, tree and paths are the dataset's. A picture that could not be read is not in the file: it is read from the
+    Labels, tree and paths are the dataset's. An image that could not be read is not in the file: it is read from the
     dataset, which says why it cannot.
 
     Raises:
@@ -68,7 +68,7 @@ class CachedImages:
         paths: Sequence[Path] | None = getattr(dataset, "paths", None)
         if paths is None:
             raise ValueError(
-                f"a {type(dataset).__name__} has no `paths`, so that nothing tells whether its pictures have changed; "
+                f"a {type(dataset).__name__} has no `paths`, so that nothing tells whether its images have changed; "
                 "cache a dataset of files, or use this one without a cache"
             )
         self.dataset = dataset
@@ -79,7 +79,7 @@ class CachedImages:
         self.shorter_side = shorter_side
         self._resize = Degrade(None, size=shorter_side, up_filter=filter)
         settings = {"format": _FORMAT, "shorter_side": shorter_side, "filter": filter, "pillow": PIL.__version__}
-        self.file = Path(folder) / f"pictures-{_key(self.paths, settings)}.cache"
+        self.file = Path(folder) / f"images-{_key(self.paths, settings)}.cache"
         if not _is_whole(self.file):
             self._build()
         self._pixels: np.ndarray | None = None  # mapped when first needed, in each process anew
@@ -98,19 +98,19 @@ class CachedImages:
         return self.__dict__ | {"_pixels": None}  # a worker process maps the file itself
 
     def read(self, index: int, shorter_side: int | None = None) -> Image.Image:
-        """The picture of an index, RGB, as the file has it, whatever `shorter_side` is asked for."""
+        """The image of an index, RGB, as the file has it, whatever `shorter_side` is asked for."""
         height, width = self._sizes[index].tolist()
         if height == 0:
-            return picture_of(self.dataset, index, shorter_side)
+            return load_image(self.dataset, index, shorter_side)
         if self._pixels is None:
             self._pixels = np.memmap(self.file, mode="r")
         end = int(self._ends[index])
         return Image.fromarray(self._pixels[end - 3 * height * width : end].reshape(height, width, 3))
 
     def _decode(self, index: int) -> np.ndarray:
-        """Pixels (height, width, 3) as they come into the file; none of them if the picture cannot be read."""
+        """Pixels (height, width, 3) as they come into the file; none of them if the image cannot be read."""
         try:
-            image = picture_of(self.dataset, index, self.shorter_side)
+            image = load_image(self.dataset, index, self.shorter_side)
         except UNREADABLE:
             return np.empty((0, 0, 3), np.uint8)
         too_large = self.shorter_side is not None and min(image.size) > self.shorter_side
@@ -125,7 +125,7 @@ class CachedImages:
         part = self.file.with_name(f"{self.file.name}.{uuid.uuid4().hex}.part")
         digest, sizes, everything = hashlib.sha256(), [], range(len(self.paths))
         try:
-            with open(part, "xb") as out, ThreadPoolExecutor() as pool, _bar("caching pictures", everything) as bar:
+            with open(part, "xb") as out, ThreadPoolExecutor() as pool, _bar("caching images", everything) as bar:
                 for start in everything[::_AT_ONCE]:
                     for pixels in pool.map(self._decode, everything[start : start + _AT_ONCE]):
                         sizes.append(pixels.shape[:2])
@@ -147,7 +147,7 @@ class CachedImages:
 def _key(paths: Sequence[Path], settings: dict[str, Any]) -> str:
     """A name for the bytes of these files, in this order, and the settings."""
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    with ThreadPoolExecutor() as pool, _bar("checking pictures", paths) as bar:
+    with ThreadPoolExecutor() as pool, _bar("checking images", paths) as bar:
         for digest in pool.map(_digest, paths):
             key.update(digest)
             bar.update()
@@ -158,7 +158,7 @@ def _digest(path: Path) -> bytes:
     try:
         return hashlib.sha256(path.read_bytes()).digest()
     except OSError:
-        return bytes(_DIGEST)  # whoever reads the picture will be told
+        return bytes(_DIGEST)  # whoever reads the image will be told
 
 
 def _is_whole(file: Path) -> bool:

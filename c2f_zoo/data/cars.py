@@ -9,7 +9,7 @@ from torchvision.datasets import StanfordCars
 
 from c2f_zoo.data.files import ImageFiles, refuse_missing
 from c2f_zoo.data.registry import register_dataset, unknown_split
-from c2f_zoo.data.sources import labels_by_name, opening
+from c2f_zoo.data.sources import labels_by_name, translate_torchvision_errors
 from c2f_zoo.hierarchy import load_hierarchy
 
 _HOLDS = (
@@ -34,18 +34,18 @@ def cars(root: str, split: str) -> ImageFiles:
     Args:
         root: the folder that holds `stanford_cars/`, with `devkit/`, `cars_train/`, `cars_test/` and
             `cars_test_annos_withlabels.mat`.
-        split: `"train"` (8 144 pictures) or `"test"` (8 041).
+        split: `"train"` (8 144 images) or `"test"` (8 041).
 
     Raises:
         ImportError: scipy is missing.
         FileNotFoundError: the folder is not there or lacks something.
-        ValueError: a class is not in the tree, or picture files are missing; the message names them.
+        ValueError: a class is not in the tree, or image files are missing; the message names them.
     """
     if split not in ("train", "test"):
         raise unknown_split("cars", split, ("train", "test"))
     if importlib.util.find_spec("scipy") is None:
         raise ImportError("Stanford Cars' labels are .mat files, which scipy reads: pip install 'c2f_zoo[cars]'")
-    with opening("Stanford Cars", root, False, _HOLDS):
+    with translate_torchvision_errors("Stanford Cars", root, False, _HOLDS):
         data = StanfordCars(root, split)
     hierarchy = load_hierarchy("cars")
     table = labels_by_name(data.classes, hierarchy, f"{root}/stanford_cars/devkit/cars_meta.mat")

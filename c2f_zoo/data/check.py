@@ -1,4 +1,4 @@
-"""What `c2f-zoo data check` finds: every picture is decoded once, and all that is wrong is told."""
+"""What `c2f-zoo data check` finds: every image is decoded once, and all that is wrong is told."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from c2f_zoo.data.images import read_image
 from c2f_zoo.data.views import stratified_split
 from c2f_zoo.hierarchy import Hierarchy
 
-_CHUNK = 256  # pictures that are under way at a time
+_CHUNK = 256  # images that are under way at a time
 
 
 class Seen(NamedTuple):
-    """What decoding a picture told."""
+    """What decoding an image told."""
 
     size: tuple[int, int]  # width, height, in pixels
     kind: str  # format and mode of the file
@@ -45,8 +45,8 @@ class Check:
     """What a check found.
 
     Attributes:
-        listing: what was found without opening pictures.
-        entries: the pictures, each in its split.
+        listing: what was found without opening images.
+        entries: the images, each in its split.
         seen: for each what decoding it told, None where that failed.
         errors: what makes training fail.
         warnings: what else is worth knowing.
@@ -74,7 +74,7 @@ def list_path(
     path = Path(path)
     if path.suffix.lower() == ".csv":
         if hierarchy is None:
-            raise ValueError(f"{path} lists pictures and needs a tree: name a CSV file or a tree with --hierarchy")
+            raise ValueError(f"{path} lists images and needs a tree: name a CSV file or a tree with --hierarchy")
         return list_csv(path, hierarchy, root, levels)
     if root is not None:
         raise ValueError(f"--root {root} goes with a CSV file, and {path} is none")
@@ -85,8 +85,8 @@ def list_path(
     return list_folder(path, hierarchy, levels)
 
 
-def check_pictures(listing: Listing, workers: int | None = None, test_fraction: float = 0.2, seed: int = 0) -> Check:
-    """Decodes every picture once, as training does, and looks for what is wrong.
+def check_images(listing: Listing, workers: int | None = None, test_fraction: float = 0.2, seed: int = 0) -> Check:
+    """Decodes every image once, as training does, and looks for what is wrong.
 
     Args:
         listing: what to check, with faults and all.
@@ -95,31 +95,31 @@ def check_pictures(listing: Listing, workers: int | None = None, test_fraction: 
         seed: decides which.
 
     Returns:
-        All that was found. `errors` holds what makes training fail or be about nothing: the listing's faults, pictures
-        that cannot be decoded, no pictures to test on, a level at which no picture of a split has a label, a tree with
+        All that was found. `errors` holds what makes training fail or be about nothing: the listing's faults, images
+        that cannot be decoded, no images to test on, a level at which no image of a split has a label, a tree with
         one class.
     """
     if workers is not None and workers < 1:
-        raise ValueError(f"it takes 1 worker or more to read pictures, not {workers}")
+        raise ValueError(f"it takes 1 worker or more to read images, not {workers}")
     check = Check(listing, part(listing.entries, test_fraction, seed))
     check.errors.update(listing.faults)
     check.warnings.update(listing.notes)
     for split in ("train", "test"):
-        if check.entries and split not in splits_of(check.entries) and "splits without a picture" not in check.errors:
-            check.errors["splits without a picture"].append(f"{split!r}: {TOO_FEW}")
+        if check.entries and split not in splits_of(check.entries) and "splits without an image" not in check.errors:
+            check.errors["splits without an image"].append(f"{split!r}: {TOO_FEW}")
     missing = set(listing.faults.get("missing files", ()))
     paths = [entry.path for entry in check.entries]
     for path, seen in zip(paths, _inspect_all(paths, workers), strict=True):
         check.seen.append(seen if isinstance(seen, Seen) else None)
         if isinstance(seen, Exception) and str(path) not in missing:
-            check.errors["pictures that cannot be decoded (on_error: skip leaves them out)"].append(str(seen))
+            check.errors["images that cannot be decoded (on_error: skip leaves them out)"].append(str(seen))
     _check_labels(check)
     _check_repeated(check)
     return check
 
 
 def _inspect_all(paths: Sequence[Path], workers: int | None) -> Iterator[Seen | Exception]:
-    rest = iter(tqdm(paths, unit="picture", disable=None))
+    rest = iter(tqdm(paths, unit="image", disable=None))
     with ThreadPoolExecutor(workers) as pool:
         while chunk := list(islice(rest, _CHUNK)):
             yield from pool.map(_inspect, chunk)
@@ -154,26 +154,26 @@ def _check_labels(check: Check) -> None:
     if "val" not in splits_of(check.entries):
         _check_held_out([entry.label for entry in check.entries if entry.split == "train"], check)
     taught = {entry.label[-1] for entry in check.entries if entry.split == "train"}
-    check.warnings["classes without a training picture"] += [
+    check.warnings["classes without a training image"] += [
         name for label, name in enumerate(tree.classes[-1]) if label not in taught
     ]
 
 
 def _check_held_out(labels: Sequence[tuple[int, ...]], check: Check) -> None:
-    """Looks for levels that nothing would validate, where the recipes hold out a part of the training pictures."""
+    """Looks for levels that nothing would validate, where the recipes hold out a part of the training images."""
     assert check.listing.hierarchy is not None, "there are labels"
     held_out = stratified_split(torch.tensor(labels), 0.1, 0)[1] if labels else []
     validating = [labels[i] for i in held_out] or labels  # as the recipes do
     for depth, level in enumerate(check.listing.hierarchy.levels):
         if any(label[depth] >= 0 for label in labels) and all(label[depth] < 0 for label in validating):
             check.warnings[
-                "levels without a label to validate with, so that training stops (add pictures, or choose another "
+                "levels without a label to validate with, so that training stops (add images, or choose another "
                 "val_fraction than 0.1)"
             ].append(level)
 
 
 def _check_repeated(check: Check) -> None:
-    """Looks for pictures that are the same, pixel by pixel."""
+    """Looks for images that are the same, pixel by pixel."""
     groups: dict[bytes, list[tuple[Entry, Seen]]] = defaultdict(list)
     for entry, seen in zip(check.entries, check.seen, strict=True):
         if seen is not None:
@@ -186,17 +186,17 @@ def _check_repeated(check: Check) -> None:
         splits = splits_of(entries)
         known = [{label for label in column if label >= 0} for column in zip(*(e.label for e in entries), strict=True)]
         if len(splits) > 1:
-            heading = f"the same picture in {' and '.join(splits)}"
+            heading = f"the same image in {' and '.join(splits)}"
         elif any(len(labels) > 1 for labels in known):
-            heading = "the same picture under several classes"
+            heading = "the same image under several classes"
         else:
-            heading = "the same picture again"
+            heading = "the same image again"
         items = [f"{entry.path} ({entry.split}, {_class_of(entry, check.listing.hierarchy)})" for entry in entries]
         check.warnings[heading].append(f"same {how}: {', '.join(items)}")
 
 
 def _class_of(entry: Entry, tree: Hierarchy | None) -> str:
-    """The name of the finest class that is known of a picture."""
+    """The name of the finest class that is known of an image."""
     known = [(depth, label) for depth, label in enumerate(entry.label) if label >= 0]
     return tree.classes[known[-1][0]][known[-1][1]] if tree is not None and known else "?"
 
@@ -206,10 +206,10 @@ def print_check(check: Check, console: Console, show_all: bool = False) -> None:
 
     Args:
         check: what was found.
-        console: where to print; made with `emoji=False`, or names such as `:cat:` turn into pictures.
+        console: where to print; made with `emoji=False`, or names such as `:cat:` turn into images.
         show_all: long lists of classes and of warnings are not cut.
     """
-    console.print(f"{len(check.entries)} pictures in {_plain(check.listing.source)}", soft_wrap=True)
+    console.print(f"{len(check.entries)} images in {_plain(check.listing.source)}", soft_wrap=True)
     for table in _tables(check, show_all):
         console.print(table)
     for kind, colour, findings in (("error", "red", check.errors), ("warning", "yellow", check.warnings)):
@@ -236,37 +236,37 @@ def _plain(text: object) -> str:
 def _tables(check: Check, show_all: bool) -> Iterator[Table | str]:
     tree = check.listing.hierarchy
     if tree is not None:
-        table = _table("level", "classes", "with training pictures", "labelled pictures")
+        table = _table("level", "classes", "with training images", "labelled images")
         for depth, level in enumerate(tree.levels):
             known = [entry for entry in check.entries if entry.label[depth] >= 0]
             taught = {entry.label[depth] for entry in known if entry.split == "train"}
             table.add_row(_plain(level), str(len(tree.classes[depth])), str(len(taught)), str(len(known)))
         yield table
-        table = _table("split", "pictures", f"{_plain(tree.finest)} classes", "least", "median", "most in one")
+        table = _table("split", "images", f"{_plain(tree.finest)} classes", "least", "median", "most in one")
         for split in splits_of(check.entries):
             there = [entry.label[-1] for entry in check.entries if entry.split == split]
             counts = Counter(label for label in there if label >= 0)
             table.add_row(split, str(len(there)), str(len(counts)), *_spread(list(counts.values())))
         yield table
         yield from _classes(check, tree, show_all)
-    seen = [picture for picture in check.seen if picture is not None]
+    seen = [image for image in check.seen if image is not None]
     if seen:
         table = _table("pixels", "least", "median", "most")
         for name, sizes in (
-            ("width", [picture.size[0] for picture in seen]),
-            ("height", [picture.size[1] for picture in seen]),
-            ("shorter side", [min(picture.size) for picture in seen]),
+            ("width", [image.size[0] for image in seen]),
+            ("height", [image.size[1] for image in seen]),
+            ("shorter side", [min(image.size) for image in seen]),
         ):
             table.add_row(name, *_spread(sizes))
         yield table
-        table = _table("format", "pictures")
-        for kind, count in Counter(picture.kind for picture in seen).most_common():
+        table = _table("format", "images")
+        for kind, count in Counter(image.kind for image in seen).most_common():
             table.add_row(_plain(kind), str(count))
         yield table
 
 
 def _classes(check: Check, tree: Hierarchy, show_all: bool) -> Iterator[Table | str]:
-    """How many pictures each of the finest classes has, the fewest first."""
+    """How many images each of the finest classes has, the fewest first."""
     splits = splits_of(check.entries)
     count = Counter((entry.label[-1], entry.split) for entry in check.entries)
     rows = [(name, [count[label, split] for split in splits]) for label, name in enumerate(tree.classes[-1])]

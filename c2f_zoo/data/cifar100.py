@@ -5,7 +5,7 @@ from __future__ import annotations
 from torchvision.datasets import CIFAR100
 
 from c2f_zoo.data.registry import register_dataset, unknown_split
-from c2f_zoo.data.sources import Relabelled, labels_by_name, opening
+from c2f_zoo.data.sources import Relabelled, labels_by_name, translate_torchvision_errors
 from c2f_zoo.hierarchy import load_hierarchy
 
 
@@ -27,7 +27,7 @@ def cifar100(root: str, split: str, download: bool = False) -> Relabelled:
     """
     if split not in ("train", "test"):
         raise unknown_split("cifar100", split, ("train", "test"))
-    with opening("CIFAR-100", root, download, "cifar-100-python/"):
+    with translate_torchvision_errors("CIFAR-100", root, download, "cifar-100-python/"):
         data = CIFAR100(root, train=split == "train", download=download)
     hierarchy = load_hierarchy("cifar100")
     table = labels_by_name(data.classes, hierarchy, f"{root}/cifar-100-python/meta")

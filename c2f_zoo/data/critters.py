@@ -1,7 +1,7 @@
 """Critters: the drawn data set, in which each level of the tree is decided at its own scale.
 
 A critter is an invented creature of one of 4 families, 12 genera and 36 species. Nothing is downloaded:
-each picture is drawn from its seed and index. At 96 x 96 pixels three things about it carry its class,
+each image is drawn from its seed and index. At 96 x 96 pixels three things about it carry its class,
 and each of them dies at its own distance:
 
 * the **family** is its silhouette (disc, bar, triangle, cross; equal areas): it survives at 12 pixels;
@@ -26,7 +26,7 @@ from c2f_zoo.hierarchy import load_hierarchy
 
 _SPLITS = ("train", "test")
 _SPECIES = 36
-_UNIT = 96.0  # lengths below are in pixels of a 96-pixel picture, whatever size is drawn
+_UNIT = 96.0  # lengths below are in pixels of a 96-pixel image, whatever size is drawn
 _PATCH = 6.2  # width of a stripe: two of them must pass a 32-pixel grid and not a 12-pixel one
 _DETAIL, _PITCH = 2.2, 11.0  # width of a bar or cell of a mark; from one mark to the next
 _PATCH_CONTRAST, _MARK_CONTRAST = 0.42, 0.50
@@ -34,7 +34,7 @@ _BRIGHTEST_SKIN = 0.54  # low enough that few light patches and marks are clippe
 
 
 def draw_critter(species: int, rng: np.random.Generator, size: int = 96) -> Image.Image:
-    """Draw one picture of a species.
+    """Draw one image of a species.
 
     What ``rng`` gives is drawn in an order that does not depend on the species: from the same state of
     ``rng``, another species is drawn in the same pose and colours, on the same background.
@@ -42,10 +42,10 @@ def draw_critter(species: int, rng: np.random.Generator, size: int = 96) -> Imag
     Args:
         species: the species, 0 to 35, in the order of the ``critters`` tree.
         rng: where pose, colours, background and the rest come from; it is advanced.
-        size: side of the picture in pixels.
+        size: side of the image in pixels.
 
     Returns:
-        An RGB picture of ``size`` x ``size`` pixels.
+        An RGB image of ``size`` x ``size`` pixels.
 
     Raises:
         ValueError: if ``species`` is not within 0 to 35, or ``size`` is less than 1.
@@ -71,12 +71,12 @@ def draw_critter(species: int, rng: np.random.Generator, size: int = 96) -> Imag
     near, far = (0.02 + 0.14 * colours[1:]) if is_night else (0.68 + 0.21 * colours[1:])
     ramp = np.clip(np.linspace(0, 1, size)[:, None] + 0.6 * _spread(blotches[1], size), 0, 1)[..., None]
     ground = (near + (far - near) * ramp) * (1 + 0.12 * _spread(blotches[2], size))[..., None]
-    picture = ground * (1 - cover)[..., None] + skin * tone[..., None] + white[..., None]
-    return Image.fromarray((255 * np.clip(picture, 0, 1) + 0.5).astype(np.uint8))
+    image = ground * (1 - cover)[..., None] + skin * tone[..., None] + white[..., None]
+    return Image.fromarray((255 * np.clip(image, 0, 1) + 0.5).astype(np.uint8))
 
 
 def _body_grid(pose: list[float], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Body coordinates of each point of a grid twice as fine as the picture: rotated, scaled and shifted."""
+    """Body coordinates of each point of a grid twice as fine as the image: rotated, scaled and shifted."""
     angle, scale = 2 * math.pi * pose[0], 0.95 + 0.20 * pose[1]
     line = ((np.arange(2 * size) + 0.5) / (2 * size) - 0.5) * _UNIT
     x, y = (line - 8 * (pose[2] - 0.5)) / scale, (line - 8 * (pose[3] - 0.5)) / scale
@@ -173,9 +173,9 @@ def _halve(fine: np.ndarray) -> np.ndarray:
 
 @register_dataset("critters")
 class Critters:
-    """The drawn data set: ``per_class`` pictures of each of the 36 species.
+    """The drawn data set: ``per_class`` images of each of the 36 species.
 
-    A picture is drawn when it is first asked for, and kept (28 kB each): it depends on the seed, the split and
+    An image is drawn when it is first asked for, and kept (28 kB each): it depends on the seed, the split and
     the index only. The two splits share no random stream.
 
     Attributes:
@@ -184,7 +184,7 @@ class Critters:
 
     Args:
         split: ``"train"`` or ``"test"``.
-        per_class: how many pictures of each species.
+        per_class: how many images of each species.
         seed: another seed is another data set.
 
     Raises:
@@ -211,9 +211,9 @@ class Critters:
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """The picture of an index from 0 to ``len(self) - 1``, and its species; else an IndexError."""
+        """The image of an index from 0 to ``len(self) - 1``, and its species; else an IndexError."""
         if not 0 <= index < len(self):
-            raise IndexError(f"index {index} is out of range for {len(self)} pictures")
+            raise IndexError(f"index {index} is out of range for {len(self)} images")
         species = self.targets[index]
         if index not in self._drawn:
             self._drawn[index] = draw_critter(species, np.random.default_rng((*self._stream, index)))

@@ -1,4 +1,4 @@
-"""Pictures and their classes listed in a CSV file."""
+"""Images and their classes listed in a CSV file."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def csv(
     test_fraction: float = 0.2,
     seed: int = 0,
 ) -> ImageFiles:
-    """Pictures listed in a UTF-8 CSV file with the header `path,label` or `path,label,split`.
+    """Images listed in a UTF-8 CSV file with the header `path,label` or `path,label,split`.
 
-    A label is the name of a class of any level of the tree, the finest where a name stands at several: a picture
-    labelled with a genus has no label at the species. All of the tree is kept, classes without pictures too.
+    A label is the name of a class of any level of the tree, the finest where a name stands at several: an image
+    labelled with a genus has no label at the species. All of the tree is kept, classes without images too.
 
     Args:
         file: the CSV file. Its splits are `train`, `test` and perhaps `val` (or `valid`, `validation`); without that
-            column, pictures are parted by a seeded split that takes the same share of each class.
-        split: `"train"`, `"val"` or `"test"`. Without test pictures, those of `val` are taken for them.
+            column, images are parted by a seeded split that takes the same share of each class.
+        split: `"train"`, `"val"` or `"test"`. Without test images, those of `val` are taken for them.
         hierarchy: the path of the tree's CSV file, the name of a registered tree, or a tree.
         root: the folder to which the paths are relative; the CSV file's by default.
         levels: names of the levels, coarse to fine, where the tree's file has the header `child,parent`.
-        test_fraction: share of each class's pictures that is for the test, where the file names no splits.
+        test_fraction: share of each class's images that is for the test, where the file names no splits.
         seed: decides which.
 
     Raises:
@@ -125,17 +125,17 @@ def _without_repeated(lines: Sequence[_Line], root: Path, listing: Listing) -> l
         before = first.setdefault(os.path.abspath(root / line.path), line)  # however it is spelled
         if before.label != line.label:
             two = f"{before.label!r} ({before.where}) and {line.label!r} ({line.where})"
-            listing.faults["pictures with two labels"].append(f"{line.path}: {two}")
+            listing.faults["images with two labels"].append(f"{line.path}: {two}")
         elif before.split != line.split:
             two = f"{before.split} ({before.where}) and {line.split} ({line.where})"
-            listing.faults["pictures in two splits"].append(f"{line.path}: {two}")
+            listing.faults["images in two splits"].append(f"{line.path}: {two}")
         elif before is not line:
-            listing.notes["pictures listed again, taken once"].append(f"{line.path}: {before.where} and {line.where}")
+            listing.notes["images listed again, taken once"].append(f"{line.path}: {before.where} and {line.where}")
     return list(first.values())
 
 
 def _label(lines: Sequence[_Line], root: Path, listing: Listing) -> None:
-    """Finds each picture's file and class."""
+    """Finds each image's file and class."""
     assert listing.hierarchy is not None, "it was opened"
     rows = {names[-1]: row for names, row in paths_of(listing.hierarchy).items()}
     count = Counter(line.label for line in lines if line.label not in rows)

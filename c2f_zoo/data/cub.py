@@ -32,7 +32,7 @@ def cub(root: str | Path, split: str, download: bool = False, hierarchy: str | P
     """Birds in CUB-200-2011's layout (Wah et al., CNS-TR-2011-001): four text files and `images/`.
 
     The folder may hold any of the 200 classes, under any numbers: classes are known by their names in `classes.txt`,
-    and the tree is the part of `hierarchy` that holds them. No picture is opened.
+    and the tree is the part of `hierarchy` that holds them. No image is opened.
 
     Args:
         root: the folder with `images.txt`, `image_class_labels.txt`, `classes.txt`, `train_test_split.txt` and

@@ -1,4 +1,4 @@
-"""Datasets made of picture files: what was found, what is wrong with it, and one split of it."""
+"""Datasets made of image files: what was found, what is wrong with it, and one split of it."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from c2f_zoo.registry import unknown_name
 SPLITS = ("train", "val", "test")
 SPLIT_OF = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 MAX_SHOWN = 20
-TOO_FEW = "each class needs two pictures or more to be parted, and test_fraction to be more than 0; or name the splits"
+TOO_FEW = "each class needs two images or more to be parted, and test_fraction to be more than 0; or name the splits"
 
 Findings = dict[str, list[str]]  # a heading, and a line for each thing found
 
 
 @dataclass(eq=False)
 class ImageFiles:
-    """Pictures in files, one each: a `LabelledImages`.
+    """Images in files, one each: a `LabelledImages`.
 
     Args:
         paths: the files.
         targets: for each its label at the finest level, -1 where that is unknown.
         hierarchy: the tree.
-        labels: int64 (n, levels), -1 for what is unknown, where some pictures are labelled at coarser levels only.
+        labels: int64 (n, levels), -1 for what is unknown, where some images are labelled at coarser levels only.
         splits: which splits the whole dataset has.
 
     Examples:
@@ -59,7 +59,7 @@ class ImageFiles:
         return self.read(index), self.targets[index]
 
     def read(self, index: int, shorter_side: int | None = None) -> Image.Image:
-        """One picture in RGB, decoded by `read_image`.
+        """One image in RGB, decoded by `read_image`.
 
         Args:
             index: which.
@@ -73,7 +73,7 @@ class ImageFiles:
 
 
 class Entry(NamedTuple):
-    """A picture that was found."""
+    """An image that was found."""
 
     path: Path
     label: tuple[int, ...]  # at each level, coarse to fine; -1 where unknown
@@ -87,7 +87,7 @@ class Listing:
     Attributes:
         source: the folder or file it was read from.
         hierarchy: the tree; None where there is none to be had.
-        entries: the pictures; the label of one outside the tree is -1 at every level.
+        entries: the images; the label of one outside the tree is -1 at every level.
         faults: what keeps the dataset from being opened.
         notes: what was left out, or understood in a way worth knowing.
     """
@@ -139,7 +139,7 @@ def refuse(listing: Listing) -> None:
 
 
 def part(entries: Sequence[Entry], test_fraction: float = 0.2, seed: int = 0) -> list[Entry]:
-    """Gives each picture its split: the one that it has, or, where none has one, a seeded one."""
+    """Gives each image its split: the one that it has, or, where none has one, a seeded one."""
     if any(entry.split for entry in entries):
         return list(entries)
     labels = torch.tensor([entry.label or (-1,) for entry in entries])  # without a tree there is none
@@ -148,7 +148,7 @@ def part(entries: Sequence[Entry], test_fraction: float = 0.2, seed: int = 0) ->
 
 
 def splits_of(entries: Iterable[Entry]) -> tuple[str, ...]:
-    """The splits that have pictures."""
+    """The splits that have images."""
     there = {entry.split for entry in entries}
     return tuple(split for split in SPLITS if split in there)
 
@@ -161,11 +161,11 @@ def settle_splits(listing: Listing) -> None:
     splits = splits_of(listing.entries)
     if "val" in splits and "test" not in splits:
         listing.entries = [entry._replace(split="test") if entry.split == "val" else entry for entry in listing.entries]
-        listing.notes["there are no test pictures"].append("those of 'val' are taken for them")
+        listing.notes["there are no test images"].append("those of 'val' are taken for them")
         splits = splits_of(listing.entries)
     for split in ("train", "test"):
         if splits and split not in splits:
-            listing.faults["splits without a picture"].append(
+            listing.faults["splits without an image"].append(
                 f"{split!r}: give it some; or name no splits and they are made (of a folder, what is below 'train')"
             )
 
@@ -207,7 +207,7 @@ def paths_of(tree: Hierarchy) -> dict[tuple[str, ...], tuple[int, ...]]:
     """For each class of every level, coarse to fine: the names from the top down to it -> its labels, -1 below it."""
     table = {}
     for depth, level in enumerate(tree.levels):
-        above = tree.collapse(level)
+        above = tree.truncate(level)
         for row in above.ancestors(torch.arange(len(above.classes[-1]))).tolist():
             names = tuple(above.classes[at][label] for at, label in enumerate(row))
             table[names] = (*row, *[-1] * (len(tree.levels) - depth - 1))
@@ -224,7 +224,7 @@ def outside_the_tree(listing: Listing, classes: Mapping[str, str], known: Iterab
 
     Args:
         listing: where to note it.
-        classes: for each class its place, or how many pictures it has.
+        classes: for each class its place, or how many images it has.
         known: the tree's names.
     """
     known = list(known)

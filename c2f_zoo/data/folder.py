@@ -1,4 +1,4 @@
-"""Pictures in folders, one for each class."""
+"""Images in folders, one for each class."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ def folder(
     test_fraction: float = 0.2,
     seed: int = 0,
 ) -> ImageFiles:
-    """Pictures in class folders, nested as the tree is, or flat beside a tree.
+    """Images in class folders, nested as the tree is, or flat beside a tree.
 
-    `root` holds `train/`, `test/` and perhaps `val/` (or `valid/`, `validation/`); where it does not, all pictures
+    `root` holds `train/`, `test/` and perhaps `val/` (or `valid/`, `validation/`); where it does not, all images
     are parted by a seeded split that takes the same share of each class. Below:
 
     - without `hierarchy` the folders are the tree, `family/genus/species/1.jpg`, read from all splits together. A
-      picture that lies in the folder of a coarser class is labelled down to that class only.
-    - with `hierarchy` the folder in which a picture lies is named like a class of any level, the finest where a name
+      image that lies in the folder of a coarser class is labelled down to that class only.
+    - with `hierarchy` the folder in which an image lies is named like a class of any level, the finest where a name
       stands at several. Folders around it, if there are any, must be named like the classes above it. All of the tree
-      is kept, classes without pictures too.
+      is kept, classes without images too.
 
-    Files are pictures by the extensions that torchvision knows (`.jpg`, `.png`, `.webp`, ...). Others, and all that is
-    hidden, are left out; `c2f-zoo data check` counts them. No picture is opened.
+    Files are images by the extensions that torchvision knows (`.jpg`, `.png`, `.webp`, ...). Others, and all that is
+    hidden, are left out; `c2f-zoo data check` counts them. No image is opened.
 
     Args:
         root: the folder.
         split: `"train"`, `"val"` or `"test"`. Without `test/`, `val/` is taken for it.
         hierarchy: the path of the tree's CSV file, the name of a registered tree, or a tree.
         levels: without `hierarchy`: the names of the levels, coarse to fine, see `Hierarchy.from_folders`.
-        test_fraction: share of each class's pictures that is for the test, where there are no split folders.
+        test_fraction: share of each class's images that is for the test, where there are no split folders.
         seed: decides which.
 
     Raises:
@@ -86,11 +86,11 @@ def list_folder(
     found = [
         (split, names, path)
         for split, place in _split_folders(root, listing).items()
-        for names, path in _pictures(place, listing)
+        for names, path in _images(place, listing)
     ]
     folders = Counter(names for _, names, _ in found)
     if not folders:
-        listing.faults["no picture lies in a folder"].append(f"extensions of pictures are {' '.join(IMG_EXTENSIONS)}")
+        listing.faults["no image lies in a folder"].append(f"extensions of images are {' '.join(IMG_EXTENSIONS)}")
         return listing
     if tree is None:
         rows = _read_tree(listing, sorted(folders), levels)
@@ -99,7 +99,7 @@ def list_folder(
         unknown = {names: count for names, count in folders.items() if names not in rows}
         lengths = set(map(len, unknown))
         known = ["/".join(names) for names in rows if len(names) in lengths]
-        counts = {"/".join(names): f"{count} picture{'s' * (count > 1)}" for names, count in unknown.items()}
+        counts = {"/".join(names): f"{count} image{'s' * (count > 1)}" for names, count in unknown.items()}
         outside_the_tree(listing, counts, known)
     no_label = (-1,) * len(listing.hierarchy.levels) if listing.hierarchy else ()
     listing.entries = [Entry(path, rows.get(names, no_label), split) for split, names, path in found]
@@ -126,23 +126,23 @@ def _split_folders(root: Path, listing: Listing) -> dict[str, Path]:
     return places
 
 
-def _pictures(place: Path, listing: Listing) -> Iterator[tuple[Names, Path]]:
-    """The pictures below a folder, each with the names of the folders in which it lies, sorted."""
+def _images(place: Path, listing: Listing) -> Iterator[tuple[Names, Path]]:
+    """The images below a folder, each with the names of the folders in which it lies, sorted."""
     for names, files, is_leaf in _walk(place, (), frozenset({place.resolve()})):
-        pictures = [file for file in files if _is_picture(file)]
-        listing.notes["files that are no pictures by their extension, left out"] += [
-            str(file) for file in files if not _is_picture(file)
+        images = [file for file in files if _is_image(file)]
+        listing.notes["files that are no images by their extension, left out"] += [
+            str(file) for file in files if not _is_image(file)
         ]
         if not names:
-            listing.notes["pictures in no class's folder, left out"] += map(str, pictures)
+            listing.notes["images in no class's folder, left out"] += map(str, images)
             continue
-        if is_leaf and not pictures:
-            listing.notes["folders without a picture, left out"].append(str(place.joinpath(*names)))
-        for file in pictures:
+        if is_leaf and not images:
+            listing.notes["folders without an image, left out"].append(str(place.joinpath(*names)))
+        for file in images:
             yield names, file
 
 
-def _is_picture(file: Path) -> bool:
+def _is_image(file: Path) -> bool:
     return file.name.lower().endswith(IMG_EXTENSIONS)
 
 
@@ -165,9 +165,9 @@ def _walk(place: Path, names: Names, above: frozenset[Path]) -> Iterator[tuple[N
 def _read_tree(
     listing: Listing, folders: Sequence[Names], levels: Sequence[str] | None
 ) -> dict[Names, tuple[int, ...]]:
-    """Reads the tree from the folders in which pictures lie; gives the labels of each folder."""
+    """Reads the tree from the folders in which images lie; gives the labels of each folder."""
     try:
-        listing.hierarchy = Hierarchy.from_paths([PurePath(*names, "picture") for names in folders], levels)
+        listing.hierarchy = Hierarchy.from_paths([PurePath(*names, "image") for names in folders], levels)
     except ValueError as error:
         lines = [line.strip() for line in str(error).splitlines()]
         listing.faults["the folders are no tree (make them one, or give 'hierarchy')"] += lines[1:] or lines

@@ -1,4 +1,4 @@
-"""Reading picture files, with errors that name the file."""
+"""Reading image files, with errors that name the file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import ExifTags, Image
 
 _MAX_ELONGATION = 100  # longer side over shorter; a few kB of a line of pixels, resized by its width, take gigabytes
 
-# What turns a picture upright, for each orientation of EXIF's table (2.32, section 4.6.5.1).
+# What turns an image upright, for each orientation of EXIF's table (2.32, section 4.6.5.1).
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -23,10 +23,10 @@ _UPRIGHT = {
 
 
 def read_image(path: str | Path | BinaryIO, shorter_side: int | None = None) -> Image.Image:
-    """Decodes a picture file to the RGB that a viewer shows, 8 bits a channel.
+    """Decodes an image file to the RGB that a viewer shows, 8 bits a channel.
 
-    Grey, palette, CMYK, 1-bit and 16-bit pictures are converted (16 bits are scaled, not clipped), what is
-    transparent is laid over white, and a picture with an EXIF orientation is turned upright. Of an animation it is
+    Grey, palette, CMYK, 1-bit and 16-bit images are converted (16 bits are scaled, not clipped), what is
+    transparent is laid over white, and an image with an EXIF orientation is turned upright. Of an animation it is
     the first frame. Colour profiles are not applied, as in other loaders.
 
     Args:
@@ -55,16 +55,16 @@ def read_image(path: str | Path | BinaryIO, shorter_side: int | None = None) -> 
                 image.load()
                 return _upright(image, _to_rgb(image))
     except FileNotFoundError:
-        raise FileNotFoundError(f"there is no picture {path}") from None
+        raise FileNotFoundError(f"there is no image {path}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # the warning, where warnings are errors
         refusal = _too_large()
     except Exception as error:  # on a broken file Pillow's plugins raise whatever they stumble over
-        raise ValueError(f"cannot read the picture {path}: {error}; replace it or take it off the list") from error
-    raise ValueError(f"cannot read the picture {path}: {refusal}")
+        raise ValueError(f"cannot read the image {path}: {error}; replace it or take it off the list") from error
+    raise ValueError(f"cannot read the image {path}: {refusal}")
 
 
 def _refusal(image: Image.Image) -> str | None:
-    """Why a picture is not decoded, from its header; None if it can be."""
+    """Why an image is not decoded, from its header; None if it can be."""
     if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
         return _too_large()
     if max(image.size) > _MAX_ELONGATION * min(image.size):
@@ -85,7 +85,7 @@ def _too_large() -> str:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """A loaded picture of any mode to RGB, over white."""
+    """A loaded image of any mode to RGB, over white."""
     if image.mode == "I" or image.mode.startswith("I;16"):
         return _grey_of_16_bits(image).convert("RGB")
     if not image.has_transparency_data:
@@ -110,7 +110,7 @@ def _grey_of_16_bits(image: Image.Image) -> Image.Image:
 
 
 def _upright(image: Image.Image, rgb: Image.Image) -> Image.Image:
-    """Turns the decoded picture as the file's EXIF says."""
+    """Turns the decoded image as the file's EXIF says."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # broken EXIF says nothing; the pixels are whole

@@ -16,18 +16,18 @@ from c2f_zoo.registry import Registry, check_options
 
 
 class LabelledImages(Protocol):
-    """What a dataset has: pictures, a label of the finest level for each, and the tree they belong to.
+    """What a dataset has: images, a label of the finest level for each, and the tree they belong to.
 
     It may have more, each of which is looked for and none of which is needed:
 
-    - `labels`, where some pictures are labelled at coarser levels only: an int64 tensor (n, levels), coarse to fine,
+    - `labels`, where some images are labelled at coarser levels only: an int64 tensor (n, levels), coarse to fine,
       with -1 for what is not known; a label that is known has all those above it. `targets`, and the labels of the
       items, are then the last column.
-    - `paths`, where each picture is a file: a list of n `Path`s. Messages about a picture name it.
+    - `paths`, where each image is a file: a list of n `Path`s. Messages about an image name it.
     - `splits`: a tuple of the splits that `create_dataset` can open; `("train", "test")` where it is absent. With
       `"val"` in it, a training validates on that split and trains on all of `"train"`.
-    - `read(index, shorter_side=None)`: the RGB picture alone; a JPEG may come smaller than it is, its shorter side
-      still as long as `shorter_side`. Without it the pictures come from the items.
+    - `read(index, shorter_side=None)`: the RGB image alone; a JPEG may come smaller than it is, its shorter side
+      still as long as `shorter_side`. Without it the images come from the items.
     """
 
     hierarchy: Hierarchy
@@ -59,7 +59,7 @@ def create_dataset(name: str, split: str, **options: Any) -> LabelledImages:
         **options: what the dataset of that name takes further, e.g. `root`.
 
     Returns:
-        A dataset whose items are (RGB picture, label at the finest level, -1 where that is unknown); `labels_of`
+        A dataset whose items are (RGB image, label at the finest level, -1 where that is unknown); `labels_of`
         gives its labels at all levels.
 
     Raises:
@@ -90,7 +90,7 @@ def create_dataset(name: str, split: str, **options: Any) -> LabelledImages:
     if split not in splits:
         raise unknown_split(name, split, splits)
     if len(dataset) == 0:
-        raise ValueError(f"dataset {name!r} has no {split} pictures")
+        raise ValueError(f"dataset {name!r} has no {split} images")
     try:
         _checked_labels(dataset, f"dataset {name!r}")
     except ValueError as error:
@@ -110,7 +110,7 @@ def unknown_split(name: str, split: str, splits: Iterable[str]) -> ValueError:
 
 
 def labels_of(dataset: LabelledImages) -> Tensor:
-    """The labels of every picture at every level.
+    """The labels of every image at every level.
 
     Args:
         dataset: a dataset whose labels are its `labels`, or else come from its `targets` through its tree.
@@ -120,7 +120,7 @@ def labels_of(dataset: LabelledImages) -> Tensor:
 
     Raises:
         ValueError: a label is outside the tree, stands below an unknown one or under another parent than its own,
-            or `targets` say something else; the message names the picture.
+            or `targets` say something else; the message names the image.
 
     Examples:
         >>> labels_of(create_dataset("critters", "train", per_class=1))[[0, 35]]
@@ -140,7 +140,7 @@ def _checked_labels(dataset: LabelledImages, what: str) -> Tensor:
     labels = torch.as_tensor(dataset.labels)  # type: ignore[attr-defined]
     if labels.shape != (len(dataset), len(tree.levels)) or labels.is_floating_point():
         raise ValueError(
-            f"labels of {what} are {labels.dtype} of shape {tuple(labels.shape)}; its {len(dataset)} pictures need "
+            f"labels of {what} are {labels.dtype} of shape {tuple(labels.shape)}; its {len(dataset)} images need "
             f"whole numbers, one for each of {', '.join(tree.levels)}"
         )
     labels = labels.long()
@@ -167,4 +167,4 @@ def _outside(labels: Tensor, tree: Hierarchy, level: str, least: int) -> tuple[T
 
 def _refuse(bad: Tensor, complaint: str, what: str) -> None:
     if bad.any():
-        raise ValueError(f"picture {int(bad.nonzero()[0])} of {what} {complaint}")
+        raise ValueError(f"image {int(bad.nonzero()[0])} of {what} {complaint}")

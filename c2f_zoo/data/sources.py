@@ -1,4 +1,4 @@
-"""What datasets that another library opens have in common: classes known by name, pictures and errors of ours."""
+"""What datasets that another library opens have in common: classes known by name, images and errors of ours."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from c2f_zoo.registry import unknown_name
 
 
 class Pairs(Protocol):
-    """A dataset of torchvision's kind: its items are (picture, ...)."""
+    """A dataset of torchvision's kind: its items are (image, ...)."""
 
     def __len__(self) -> int: ...
 
@@ -27,10 +27,10 @@ class Pairs(Protocol):
 
 @dataclass(eq=False)
 class Relabelled:
-    """Another library's pictures, which lie in memory in grey or RGB, with labels of a tree: a `LabelledImages`.
+    """Another library's images, which lie in memory in grey or RGB, with labels of a tree: a `LabelledImages`.
 
     Args:
-        data: items are (PIL picture, ...).
+        data: items are (PIL image, ...).
         targets: for each its label at the tree's finest level.
         hierarchy: the tree.
         splits: which splits the whole dataset has.
@@ -107,7 +107,7 @@ def labels_by_index(count: int, hierarchy: Hierarchy, source: str) -> list[int]:
 
 
 @contextlib.contextmanager
-def opening(source: str, root: str | Path, download: bool, holds: str) -> Iterator[None]:
+def translate_torchvision_errors(source: str, root: str | Path, download: bool, holds: str) -> Iterator[None]:
     """Around a torchvision dataset that is opened: its errors say what to do.
 
     Of an archive that it fetches and unpacks, members with absolute or `..` paths are refused, which Python does by
@@ -143,12 +143,12 @@ def targets_of(labels: Sequence[Any], table: Mapping[Any, int], source: str) -> 
     """Turns a dataset's own labels, which are numbers or names, into the tree's.
 
     Raises:
-        ValueError: a label is none of the table's; the message names the first picture that has it.
+        ValueError: a label is none of the table's; the message names the first image that has it.
     """
     for index, label in enumerate(labels):
         if not isinstance(label, (int, str)) or label not in table:
             raise ValueError(
-                f"picture {index} of {source} has the label {label!r}, which is not one of its {len(table)} classes; "
+                f"image {index} of {source} has the label {label!r}, which is not one of its {len(table)} classes; "
                 "leave it out"
             )
     return [table[label] for label in labels]

@@ -36,17 +36,17 @@ def timm_dataset(
     class_names: Sequence[str] | None = None,
     **options: Any,
 ) -> LabelledImages:
-    """Opens a dataset with `timm.data.create_dataset` and gives its pictures the labels of a tree.
+    """Opens a dataset with `timm.data.create_dataset` and gives its images the labels of a tree.
 
     Its classes are found by their names at the tree's finest level, whatever their case and punctuation; where their
     names are not known, as with `wds/`, by their order, if they are as many.
 
     - `hfds/NAME`: a dataset of the Hugging Face Hub, or the path of a folder that `datasets.load_dataset` takes; `root`
-      is its cache. Pictures are decoded when they are used.
+      is its cache. Images are decoded when they are used.
     - `torch/NAME`: a torchvision dataset that timm knows, e.g. `torch/cifar10`, in `root`; `torch/image_folder` for
       `root/<split>/<class>/*`.
     - `wds/NAME` (tar shards and `_info.json` in `root`; NAME is free), `hfids/NAME` and `tfds/NAME` are streams, whose
-      pictures come one after the other. A training wants any picture at any time, so **a stream is read to its end
+      images come one after the other. A training wants any image at any time, so **a stream is read to its end
       when it is opened**, and kept in memory, encoded without loss at about 1 byte a pixel. One that does not fit
       cannot be used: nothing here trains from a stream. Prefer `hfds/`.
 
@@ -57,7 +57,7 @@ def timm_dataset(
         root: the folder that timm is given.
         splits: our splits and what the dataset calls them, e.g. `{"train": "train[:90%]", "val": "train[90%:]", "test":
             "validation"}`. Without it they are `train`, `validation` and `test`, as far as the dataset has them; for
-            `torch/` they are `train`, and, for our test, `validation`, timm's name for torchvision's test pictures.
+            `torch/` they are `train`, and, for our test, `validation`, timm's name for torchvision's test images.
         class_names: the dataset's classes in the order of its labels, where it does not know their names.
         **options: what `timm.data.create_dataset` takes further, e.g. `input_key`, `target_key`, `num_samples`,
             `download`.
@@ -92,12 +92,12 @@ def timm_dataset(
 
 @dataclass(eq=False)
 class EncodedImages:
-    """Pictures that are the content of a file each, wherever it lies: a `LabelledImages`.
+    """Images that are the content of a file each, wherever it lies: a `LabelledImages`.
 
     Args:
-        encoded: gives the bytes of the picture of an index.
+        encoded: gives the bytes of the image of an index.
         source: what to call the dataset in an error.
-        targets: for each picture its label at the tree's finest level.
+        targets: for each image its label at the tree's finest level.
         hierarchy: the tree.
         splits: which splits the whole dataset has.
     """
@@ -115,7 +115,7 @@ class EncodedImages:
         return self.read(index), self.targets[index]
 
     def read(self, index: int, shorter_side: int | None = None) -> Image.Image:
-        """One picture in RGB, decoded by `read_image`; see there for `shorter_side`.
+        """One image in RGB, decoded by `read_image`; see there for `shorter_side`.
 
         Raises:
             ValueError: it cannot be decoded; the message names the dataset and the index.
@@ -137,7 +137,7 @@ class _NamedBytes(io.BytesIO):
 class _Source(NamedTuple):
     """What was found in a dataset."""
 
-    found: Sequence[Any]  # the label of each picture, as the dataset has it
+    found: Sequence[Any]  # the label of each image, as the dataset has it
     names: Sequence[str]  # of its labels 0, 1, ...; empty where it knows none
     splits: Collection[str] | None  # its own names of them; None: as many as are named
     make: Callable[..., LabelledImages]  # of targets, hierarchy and splits
@@ -160,7 +160,7 @@ def _open(name: str, split: str, root: str | None, options: dict[str, Any]) -> A
         raise ImportError(f"dataset {name!r} needs {package}: pip install {package.replace('_', '-')}")
     if root is None and prefix in ("torch", "wds"):
         raise ValueError(f"dataset {name!r} needs the option root, the folder that holds it")
-    if name in _FOLDERS:  # timm would look for a folder like the split, and take all pictures if there is none
+    if name in _FOLDERS:  # timm would look for a folder like the split, and take all images if there is none
         root, options = str(Path(root or "", split)), {**options, "search_split": False}
     if prefix in ("hfids", "wds"):  # no conversion by timm: read_image knows more modes
         options = {**options, "input_img_mode": ""}
@@ -184,7 +184,7 @@ def _torchvision(data: Any, what: str) -> _Source:
         paths = [Path(path) for path, _ in data.imgs]
         return _Source([label for _, label in data.imgs], names, None, partial(ImageFiles, paths))
     if not hasattr(data, "targets"):
-        raise ValueError(f"{what} does not tell its labels without its pictures; see list_datasets() for one of ours")
+        raise ValueError(f"{what} does not tell its labels without its images; see list_datasets() for one of ours")
     return _Source(torch.as_tensor(data.targets).tolist(), names, None, partial(Relabelled, data))
 
 
@@ -195,18 +195,18 @@ def _hugging_face(data: Any, what: str) -> _Source:
 
 
 def _file_of(reader: Any, index: int) -> bytes:
-    # Not through timm's dataset, which puts the next picture in the place of one that it cannot read.
+    # Not through timm's dataset, which puts the next image in the place of one that it cannot read.
     try:
         with reader[index][0] as file:
             return file.read()
     except (TypeError, AssertionError) as error:
         raise ValueError(
-            f"there is no picture {index} of the Hugging Face dataset: its {reader.image_key} is empty"
+            f"there is no image {index} of the Hugging Face dataset: its {reader.image_key} is empty"
         ) from error
 
 
 def _stream(splits_of: Callable[[Any], Collection[str]], data: Any, what: str) -> _Source:
-    """Reads a stream through, keeping its pictures."""
+    """Reads a stream through, keeping its images."""
     reader = data.reader
     if reader.dist_num_replicas > 1:
         raise ValueError(f"{what} is a stream, of which timm gives each process a part; use one process, or 'hfds/'")
@@ -216,7 +216,7 @@ def _stream(splits_of: Callable[[Any], Collection[str]], data: Any, what: str) -
         found.append(label.item() if hasattr(label, "item") else label)
     if reader.num_samples not in (0, len(found)):
         warnings.warn(
-            f"{what} was said to have {reader.num_samples} pictures, but timm gave {len(found)}: it leaves out those "
+            f"{what} was said to have {reader.num_samples} images, but timm gave {len(found)}: it leaves out those "
             "that it cannot read, and logs why",
             stacklevel=2,
         )
@@ -229,13 +229,13 @@ def _split_names(builder: Any) -> list[str]:
 
 
 def _encode(image: Image.Image) -> bytes:
-    """A loaded picture as a file that `read_image` decodes as it would have decoded the picture's own."""
+    """A loaded image as a file that `read_image` decodes as it would have decoded the image's own."""
     if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "F"):
         image = image.convert("RGB")
     if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
         image_format, how = "TIFF", {}  # keeps what is in it, for read_image to refuse
     elif image.mode == "RGB" and not image.has_transparency_data and max(image.size) <= _MAX_WEBP:
-        # Takes 1.1 bytes a pixel, PNG 1.5, and no longer to encode or decode (pictures of CUB).
+        # Takes 1.1 bytes a pixel, PNG 1.5, and no longer to encode or decode (images of CUB).
         image_format, how = "WEBP", {"lossless": True, "quality": 0, "method": 0}
     else:
         image_format, how = "PNG", {"compress_level": 1}
@@ -245,7 +245,7 @@ def _encode(image: Image.Image) -> bytes:
 
 
 def _orientation(image: Image.Image) -> Image.Exif:
-    """The EXIF orientation of a picture alone, which XMP may have given too."""
+    """The EXIF orientation of an image alone, which XMP may have given too."""
     exif, key = Image.Exif(), ExifTags.Base.Orientation
     with contextlib.suppress(Exception):  # as in read_image, broken EXIF says nothing
         if key in image.getexif():
@@ -264,7 +264,7 @@ def _names_of(reader: Any) -> list[str]:
 
 
 def _find_labels(found: Sequence[Any], names: Sequence[str], tree: Hierarchy, what: str, is_train: bool) -> list[int]:
-    """The label in the tree of each picture."""
+    """The label in the tree of each image."""
     numbers = [label for label in found if isinstance(label, int)]
     if found and not numbers:
         own = sorted({label for label in found if isinstance(label, str)})
@@ -273,7 +273,7 @@ def _find_labels(found: Sequence[Any], names: Sequence[str], tree: Hierarchy, wh
         table = dict(enumerate(labels_by_name(names, tree, what)))
     elif is_train and found:
         table = dict(enumerate(labels_by_index(max(numbers) + 1, tree, what)))
-    else:  # pictures of a few classes are enough to test
+    else:  # images of a few classes are enough to test
         table = {label: label for label in range(len(tree.classes[-1]))}
     return targets_of(found, table, what)
 

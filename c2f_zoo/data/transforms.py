@@ -1,4 +1,4 @@
-"""From a picture to the network's input, with no more detail than a resolution allows."""
+"""From an image to the network's input, with no more detail than a resolution allows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchvision.transforms import InterpolationMode, v2
 from c2f_zoo.config import MEASURES, SHRINK_FILTERS, Preprocessing
 from c2f_zoo.registry import unknown_name
 
-Picture = TypeVar("Picture", Image.Image, Tensor)
+AnyImage = TypeVar("AnyImage", Image.Image, Tensor)
 Key = TypeVar("Key", bound=Hashable)
 
 # NEAREST_EXACT is the pixel that Pillow's "nearest" takes; torch's NEAREST is another.
@@ -24,13 +24,13 @@ _TENSOR_FILTERS = {"bilinear", "bicubic", "nearest"}
 
 
 class Degrade(nn.Module):
-    """Shrinks a picture until no more detail is left than a resolution allows, then resizes it back.
+    """Shrinks an image until no more detail is left than a resolution allows, then resizes it back.
 
     The paper (Huo et al., SIGIR 2019, section 2) gives a resolution for each level, but neither the filters nor
     whether a resolution is a side or an area. The defaults: the shorter side, and the bilinear (triangle) filter both
-    ways, which is antialiased when it shrinks. A picture that has no more pixels than the resolution is not shrunk.
+    ways, which is antialiased when it shrinks. An image that has no more pixels than the resolution is not shrunk.
 
-    Takes an RGB PIL picture, or a tensor (..., C, H, W), uint8 or floating, on any device, and gives the same kind.
+    Takes an RGB PIL image, or a tensor (..., C, H, W), uint8 or floating, on any device, and gives the same kind.
     With the bilinear filter all kinds, batched or not, on CPU and GPU, give the same up to 2/255 at any pixel and
     0.5/255 in the mean: 8 bits are rounded after each pass. With bicubic it is 3/255 and 0.5/255 where nothing
     overshoots the 8 bits, which are clipped after each pass; a floating tensor is not clipped. `"nearest"` takes the
@@ -39,9 +39,9 @@ class Degrade(nn.Module):
 
     Args:
         resolution: pixels of the shorter side that detail is cut down to, >= 1; None does not shrink.
-        filter: what it shrinks with: `"bilinear"`, `"bicubic"`, or for PIL pictures also `"box"`, `"hamming"` or
+        filter: what it shrinks with: `"bilinear"`, `"bicubic"`, or for PIL images also `"box"`, `"hamming"` or
             `"lanczos"`.
-        size: pixels of the result's shorter side, >= 1; None for the picture's own size.
+        size: pixels of the result's shorter side, >= 1; None for the image's own size.
         up_filter: what it resizes with to the result's size: one of the filters above, or `"nearest"`.
         measure: `"side"`, or `"area"`: shrink to `resolution ** 2` pixels, keeping the aspect.
 
@@ -80,7 +80,7 @@ class Degrade(nn.Module):
         self.up_filter = up_filter
         self.measure = measure
 
-    def forward(self, image: Picture) -> Picture:
+    def forward(self, image: AnyImage) -> AnyImage:
         height, width = v2.functional.get_size(image)
         small = _resize(image, self._shrunk(height, width), self.filter)
         size = (height, width) if self.size is None else _to_shorter_side(height, width, self.size)
@@ -100,9 +100,9 @@ class Degrade(nn.Module):
 
 
 class Normalize(nn.Module):
-    """Turns 8-bit pictures (..., H, W, C), as loaders hand them over, into the network's input (..., C, H, W).
+    """Turns 8-bit images (..., H, W, C), as loaders hand them over, into the network's input (..., C, H, W).
 
-    That is float32, minus mean, over std; in memory it is channels-last, as the pictures were.
+    That is float32, minus mean, over std; in memory it is channels-last, as the images were.
 
     Args:
         mean: mean of each channel, for pixels in [0, 1].
@@ -136,18 +136,18 @@ def create_transform(
     """Shrinks to a resolution, resizes up to the network's input, crops, flips, normalises.
 
     With the filters that tensors have (bilinear, bicubic) it works on uint8 tensors, which torch resizes several
-    times faster than Pillow; otherwise on the PIL picture.
+    times faster than Pillow; otherwise on the PIL image.
 
     Args:
         preprocessing: size, mean and std of the network's input, and the filters.
-        resolution: what detail is cut down to, see `Degrade`; None keeps the picture's own.
+        resolution: what detail is cut down to, see `Degrade`; None keeps the image's own.
         train: crop at a random place and flip at random, instead of cropping the centre.
         normalize: give the network's input; else uint8 (height, width, channels), a quarter of the bytes for a loader's
             workers to hand over (which is most of their time), for the batch to be normalised where it is used:
             `Normalize(mean, std)`.
 
     Returns:
-        A callable from an RGB PIL picture to a tensor (channels, height, width), float32, or as `normalize` says.
+        A callable from an RGB PIL image to a tensor (channels, height, width), float32, or as `normalize` says.
 
     Examples:
         >>> transform = create_transform(Preprocessing(), resolution=64, train=False)
@@ -159,7 +159,7 @@ def create_transform(
     degrade = Degrade(resolution, p.shrink_filter, p.resize, p.interpolation, p.resolution_of)
     steps: list[Any] = [v2.PILToTensor(), degrade] if _has_tensor_filters(p) else [degrade, v2.PILToTensor()]
     if train:
-        steps.insert(1, v2.RandomHorizontalFlip())  # most pictures are smaller before they are resized
+        steps.insert(1, v2.RandomHorizontalFlip())  # most images are smaller before they are resized
     steps += [v2.RandomCrop(size) if train else v2.CenterCrop(size), _ChannelsLast()]
     if normalize:
         steps.append(Normalize(p.mean, p.std))
@@ -169,7 +169,7 @@ def create_transform(
 def create_views(
     preprocessing: Preprocessing, resolutions: Mapping[Key, int | None], train: bool, normalize: bool = True
 ) -> Callable[[Image.Image], dict[Key, Tensor]]:
-    """Makes a view of a picture at each of several resolutions, with a random crop and flip of its own when training.
+    """Makes a view of an image at each of several resolutions, with a random crop and flip of its own when training.
 
     Args:
         preprocessing: as in `create_transform`.
@@ -178,7 +178,7 @@ def create_views(
         normalize: as in `create_transform`.
 
     Returns:
-        A callable from an RGB PIL picture to what `create_transform` gives for each resolution, under the same names.
+        A callable from an RGB PIL image to what `create_transform` gives for each resolution, under the same names.
 
     Examples:
         >>> views = create_views(Preprocessing(), {"species": None, "family": 64}, train=True, normalize=False)
@@ -192,7 +192,7 @@ def create_views(
 
 
 class _ChannelsLast(nn.Module):
-    """(..., C, H, W) to (..., H, W, C), which is how pictures lie in memory, so that a batch is copied in long rows."""
+    """(..., C, H, W) to (..., H, W, C), which is how images lie in memory, so that a batch is copied in long rows."""
 
     def forward(self, image: Tensor) -> Tensor:
         return image.movedim(-3, -1)
@@ -213,8 +213,8 @@ def _to_shorter_side(height: int, width: int, side: int) -> tuple[int, int]:
     return height * side // min(height, width), width * side // min(height, width)
 
 
-def _resize(image: Picture, size: tuple[int, int], filter: str) -> Picture:
+def _resize(image: AnyImage, size: tuple[int, int], filter: str) -> AnyImage:
     if isinstance(image, Tensor) and filter not in _TENSOR_FILTERS:
         known = ", ".join(repr(name) for name in sorted(_TENSOR_FILTERS))
-        raise ValueError(f"the filter {filter!r} takes PIL pictures only; a tensor takes {known}")
+        raise ValueError(f"the filter {filter!r} takes PIL images only; a tensor takes {known}")
     return v2.functional.resize(image, list(size), _MODES[filter], antialias=True)

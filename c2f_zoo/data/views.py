@@ -1,4 +1,4 @@
-"""A dataset's pictures as a training sees them, and datasets made from datasets: parted, joined, less labelled."""
+"""A dataset's images as a training sees them, and datasets made from datasets: parted, joined, less labelled."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from c2f_zoo.registry import unknown_name
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow and read_image raise
 
 
-class Views(Dataset[tuple[Any, Tensor, int]]):
-    """Some of a dataset's pictures, each decoded once and transformed, with their labels at every level.
+class TransformedImages(Dataset[tuple[Any, Tensor, int]]):
+    """Some of a dataset's images, each decoded once and transformed, with their labels at every level.
 
     Args:
-        dataset: the pictures.
-        transform: from a PIL picture to what the network takes: one view (`create_transform`), or one for each level
+        dataset: the images.
+        transform: from a PIL image to what the network takes: one view (`create_transform`), or one for each level
             (`create_views`).
-        indices: which pictures, by their index in the dataset; None for all.
-        on_error: what an unreadable picture does: `"raise"`, or `"skip"`: a black picture with unknown labels, which no
+        indices: which images, by their index in the dataset; None for all.
+        on_error: what an unreadable image does: `"raise"`, or `"skip"`: a black image with unknown labels, which no
             loss and no accuracy counts, comes in its place, so that a batch keeps its size (batch norm that is being
             trained sees it).
         shorter_side: a JPEG may be decoded at a reduced size, of at least this shorter side in pixels.
 
-    Each item is (transformed picture, labels (levels,) int64, index in the dataset). A picture that was skipped has the
+    Each item is (transformed image, labels (levels,) int64, index in the dataset). An image that was skipped has the
     labels -1 and the index `-1 - index`.
 
     Raises:
-        ValueError: the dataset's labels do not fit its tree, `on_error` is neither of the two, or a picture cannot be
+        ValueError: the dataset's labels do not fit its tree, `on_error` is neither of the two, or an image cannot be
             read; the message names it.
 
     Examples:
         >>> dataset = create_dataset("critters", "train", per_class=1)
         >>> transform = create_views(Preprocessing(), {"genus": 32, "family": 12}, train=True)
-        >>> views, labels, index = Views(dataset, transform, indices=[35])[0]
+        >>> views, labels, index = TransformedImages(dataset, transform, indices=[35])[0]
         >>> views["family"].shape, labels, index
         (torch.Size([3, 448, 448]), tensor([ 3, 11, 35]), 35)
     """
@@ -67,7 +67,7 @@ class Views(Dataset[tuple[Any, Tensor, int]]):
     def __getitem__(self, position: int) -> tuple[Any, Tensor, int]:
         index = self.indices[position]
         try:
-            image = picture_of(self.dataset, index, self.shorter_side)
+            image = load_image(self.dataset, index, self.shorter_side)
         except UNREADABLE as error:
             if self.on_error == "raise":
                 name = name_of(self.dataset, index)
@@ -77,48 +77,48 @@ class Views(Dataset[tuple[Any, Tensor, int]]):
         return self.transform(image), self.labels[index], index
 
 
-def picture_of(dataset: LabelledImages, index: int, shorter_side: int | None = None) -> Image.Image:
-    """A dataset's picture, RGB; a JPEG perhaps decoded at a reduced size, of at least this shorter side in pixels."""
+def load_image(dataset: LabelledImages, index: int, shorter_side: int | None = None) -> Image.Image:
+    """A dataset's image, RGB; a JPEG perhaps decoded at a reduced size, of at least this shorter side in pixels."""
     read = getattr(dataset, "read", None)
     return read(index, shorter_side) if read is not None else dataset[index][0]
 
 
-def fault_of(dataset: LabelledImages, index: int) -> str:
-    """Why a picture cannot be read; "" if it can.
+def read_error(dataset: LabelledImages, index: int) -> str:
+    """Why an image cannot be read; "" if it can.
 
     Examples:
-        >>> fault_of(create_dataset("critters", "train", per_class=1), 7)
+        >>> read_error(create_dataset("critters", "train", per_class=1), 7)
         ''
     """
     try:
-        picture_of(dataset, index)
+        load_image(dataset, index)
     except UNREADABLE as error:
         return str(error)
     return ""
 
 
 def name_of(dataset: LabelledImages, index: int) -> str:
-    """What to call a picture in a message: its index, and its file where it has one.
+    """What to call an image in a message: its index, and its file where it has one.
 
     Examples:
         >>> name_of(create_dataset("critters", "train", per_class=1), 7)
-        'picture 7'
+        'image 7'
     """
     paths = getattr(dataset, "paths", None)
-    return f"picture {index}" + (f" ({paths[index]})" if paths else "")
+    return f"image {index}" + (f" ({paths[index]})" if paths else "")
 
 
 class HideLabels:
-    """A dataset of which some pictures are labelled down to a level only, as much real data is.
+    """A dataset of which some images are labelled down to a level only, as much real data is.
 
     Args:
-        dataset: the pictures and all that is known of them.
-        level: the finest level at which the pictures named keep their labels.
-        indices: these pictures, by their index in the dataset.
+        dataset: the images and all that is known of them.
+        level: the finest level at which the images named keep their labels.
+        indices: these images, by their index in the dataset.
 
     Raises:
         ValueError: the level is unknown, or the dataset's labels do not fit its tree.
-        IndexError: there is no picture of an index.
+        IndexError: there is no image of an index.
 
     Examples:
         >>> dataset = HideLabels(create_dataset("critters", "train", per_class=1), "genus", indices=[35])
@@ -143,8 +143,8 @@ class HideLabels:
         return self.read(index), self.targets[index]
 
     def read(self, index: int, shorter_side: int | None = None) -> Image.Image:
-        """The picture of an index; see `Views` for `shorter_side`."""
-        return picture_of(self.dataset, index, shorter_side)
+        """The image of an index; see `TransformedImages` for `shorter_side`."""
+        return load_image(self.dataset, index, shorter_side)
 
 
 class Joined:
@@ -175,25 +175,25 @@ class Joined:
         return self.read(index), self.targets[index]
 
     def read(self, index: int, shorter_side: int | None = None) -> Image.Image:
-        """The picture of an index; see `Views` for `shorter_side`."""
-        return picture_of(*self._place[index], shorter_side)
+        """The image of an index; see `TransformedImages` for `shorter_side`."""
+        return load_image(*self._place[index], shorter_side)
 
 
 def train_and_val(
     name: str, val_fraction: float, seed: int, **options: Any
 ) -> tuple[LabelledImages, list[int], list[int]]:
-    """Opens a dataset's training pictures and says which of them train and which validate.
+    """Opens a dataset's training images and says which of them train and which validate.
 
     Args:
         name: one of `list_datasets()`.
-        val_fraction: share of each class's training pictures that validates, in [0, 1), where the dataset has no
-            validation pictures of its own; 0: none.
+        val_fraction: share of each class's training images that validates, in [0, 1), where the dataset has no
+            validation images of its own; 0: none.
         seed: seed of that split.
         **options: what the dataset of that name takes further.
 
     Returns:
-        The dataset (with its own validation pictures at the end, where it has a split `"val"`), the indices of the
-        training pictures, and those of the validation pictures.
+        The dataset (with its own validation images at the end, where it has a split `"val"`), the indices of the
+        training images, and those of the validation images.
 
     Examples:
         >>> dataset, train, val = train_and_val("critters", 0.25, seed=0, per_class=4)

@@ -27,7 +27,7 @@ class ConditionalHead(nn.Module):
         levels: the levels to answer, coarse to fine.
     """
 
-    is_distribution = True
+    levels_are_marginals = True
 
     def __init__(self, in_features: int, hierarchy: Hierarchy, levels: Sequence[str]) -> None:
         super().__init__()

@@ -32,7 +32,7 @@ class DisentangledHead(nn.Module):
         ValueError: `dim` is below 1.
     """
 
-    is_distribution = False
+    levels_are_marginals = False
 
     def __init__(self, in_features: int, hierarchy: Hierarchy, levels: Sequence[str], dim: int = 256) -> None:
         super().__init__()

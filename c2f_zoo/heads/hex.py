@@ -19,7 +19,7 @@ class HexHead(nn.Module):
     """A score for each class of the tree, a distribution over the paths down to any class (Deng et al., ECCV 2014).
 
     The hierarchy-and-exclusion graph of a tree: a class implies its parent, and siblings exclude each other. What may
-    be true together, a state, is then a path from the top to any class, or nothing at all: a picture may stop at a
+    be true together, a state, is then a path from the top to any class, or nothing at all: an image may stop at a
     genus, or show none of the classes. A state's probability is proportional to the exponential of the sum of its
     classes' scores (0 for the empty state); a class's is the sum over the states that hold it. Both sums are
     exact, by one pass up the tree and one down.
@@ -33,7 +33,7 @@ class HexHead(nn.Module):
         levels: the levels to answer, coarse to fine.
     """
 
-    is_distribution = True
+    levels_are_marginals = True
 
     def __init__(self, in_features: int, hierarchy: Hierarchy, levels: Sequence[str]) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class HexHead(nn.Module):
         return {level: at_least_float32(z) for level, z in logits.items()}
 
     def stop_log_probs(self, v: Tensor) -> dict[str, Tensor]:
-        """The log-probability that a picture's path stops at a class, neither above nor below it.
+        """The log-probability that an image's path stops at a class, neither above nor below it.
 
         Args:
             v: vectors (N, in_features).

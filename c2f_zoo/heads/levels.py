@@ -21,7 +21,7 @@ class LevelsHead(nn.Module):
         levels: the levels to answer, coarse to fine.
     """
 
-    is_distribution = False
+    levels_are_marginals = False
 
     def __init__(self, in_features: int, hierarchy: Hierarchy, levels: Sequence[str]) -> None:
         super().__init__()

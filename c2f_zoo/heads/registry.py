@@ -33,7 +33,7 @@ def create_head(
     Returns:
         A module with `forward(v, levels) -> dict`, from (N, in_features) to (N, classes) for each of the levels asked
         for; `log_probs(logits) -> dict`, from such logits to log-probabilities; `get_classifier(level)`; and
-        `is_distribution`, which says whether the levels are marginals of one distribution over the tree.
+        `levels_are_marginals`, which says whether the levels are marginals of one distribution over the tree.
 
     Raises:
         ValueError: the name, a level or an option is unknown.

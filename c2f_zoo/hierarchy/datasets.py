@@ -54,17 +54,17 @@ def read_aircraft(folder: str | Path) -> Parts:
     faults: list[str] = []
     classes = [_class_list(folder / file, faults) for file in _AIRCRAFT.values()]
     shown = [
-        _pictures(folder / files[level], names, _AIRCRAFT[level], faults)
+        _images(folder / files[level], names, _AIRCRAFT[level], faults)
         for level, names in zip(_AIRCRAFT, classes, strict=True)
     ]
-    pictures = dict.fromkeys(picture for table in shown for picture in table)
+    images = dict.fromkeys(image for table in shown for image in table)
     for file, table in zip(files.values(), shown, strict=True):
-        lacking = [picture for picture in pictures if picture not in table]
-        faults += [f"{file} lacks {len(lacking)} of the other files' pictures, {lacking[0]} first"] if lacking else []
-    first: dict[tuple[str, ...], str] = {}  # each path, and the first picture of it
-    for picture in pictures:
-        if all(picture in table for table in shown):
-            first.setdefault(tuple(table[picture] for table in shown), f"picture {picture}")
+        lacking = [image for image in images if image not in table]
+        faults += [f"{file} lacks {len(lacking)} of the other files' images, {lacking[0]} first"] if lacking else []
+    first: dict[tuple[str, ...], str] = {}  # each path, and the first image of it
+    for image in images:
+        if all(image in table for table in shown):
+            first.setdefault(tuple(table[image] for table in shown), f"image {image}")
     rows = [(where, path) for path, where in first.items()]
     refuse(folder, faults + path_faults(tuple(_AIRCRAFT), rows))
     return parts_of(tuple(_AIRCRAFT), rows, classes)
@@ -84,16 +84,16 @@ def _class_list(path: Path, faults: list[str]) -> list[str]:
     return list(where)
 
 
-def _pictures(path: Path, names: Sequence[str], list_file: str, faults: list[str]) -> dict[str, str]:
-    """The class of each picture."""
+def _images(path: Path, names: Sequence[str], list_file: str, faults: list[str]) -> dict[str, str]:
+    """The class of each image."""
     class_of: dict[str, str] = {}
     for place, line in _lines(path):
-        picture, _, name = line.partition(" ")
+        image, _, name = line.partition(" ")
         if name not in names:
-            faults.append(f"{place}: {line!r} must be a picture's number and one of {list_file}")
-        elif class_of.setdefault(picture, name) != name:
-            faults.append(f"{place}: picture {picture} is {class_of[picture]!r} on an earlier line")
+            faults.append(f"{place}: {line!r} must be an image's number and one of {list_file}")
+        elif class_of.setdefault(image, name) != name:
+            faults.append(f"{place}: image {image} is {class_of[image]!r} on an earlier line")
     faults += [
-        f"{list_file}: {path.name} has no picture of {name!r}" for name in sorted(set(names) - set(class_of.values()))
+        f"{list_file}: {path.name} has no image of {name!r}" for name in sorted(set(names) - set(class_of.values()))
     ]
     return class_of

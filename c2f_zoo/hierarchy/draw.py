@@ -1,4 +1,4 @@
-"""A class tree as text and as a picture."""
+"""A class tree as text and as an image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def draw_text(tree: Hierarchy) -> str:
     In brackets: how many classes of the finest level lie below a class.
 
     Examples:
-        >>> print(draw_text(load_hierarchy("fashion_mnist").collapse("group")))
+        >>> print(draw_text(load_hierarchy("fashion_mnist").truncate("group")))
         Clothes (4)
         ├── Tops
         ├── Bottoms
@@ -47,7 +47,7 @@ def draw_text(tree: Hierarchy) -> str:
     return "\n".join(line for label in range(len(tree.classes[0])) for line in draw(0, label)[0])
 
 
-def draw_picture(tree: Hierarchy, font_size: float = 6) -> Figure:
+def draw_image(tree: Hierarchy, font_size: float = 6) -> Figure:
     """Draws a tree as rings of names: the coarsest classes inside, the finest outside.
 
     The figure is as large as its names need: 200 classes take some 13 inches. Colours only tell neighbouring classes
@@ -61,7 +61,7 @@ def draw_picture(tree: Hierarchy, font_size: float = 6) -> Figure:
         a matplotlib figure, whose `savefig` writes PNG, SVG or PDF.
 
     Examples:
-        >>> draw_picture(load_hierarchy("critters")).savefig("critters.png")
+        >>> draw_image(load_hierarchy("critters")).savefig("critters.png")
     """
     from matplotlib.figure import Figure
 

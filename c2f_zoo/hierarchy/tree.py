@@ -146,14 +146,14 @@ class Hierarchy:
         shared = self.ancestors(a) == self.ancestors(b)
         return len(self.levels) - shared.sum(dim=-1)
 
-    def collapse(self, level: str) -> Hierarchy:
+    def truncate(self, level: str) -> Hierarchy:
         """The tree down to a level, which becomes the finest; labels stay as they are.
 
         Raises:
             ValueError: the level is unknown.
 
         Examples:
-            >>> load_hierarchy("cub").collapse("genus").num_classes
+            >>> load_hierarchy("cub").truncate("genus").num_classes
             {'family': 36, 'genus': 113}
         """
         depth = self.depth(level)
@@ -319,7 +319,7 @@ class Hierarchy:
     def from_aircraft(cls, folder: str | Path) -> Hierarchy:
         """Reads FGVC-Aircraft's own lists (Maji et al., arXiv:1306.5151): manufacturer, family, variant.
 
-        Which variant is of which family, and which family of which manufacturer, is told by the pictures: each has
+        Which variant is of which family, and which family of which manufacturer, is told by the images: each has
         one of each. Every level's classes are labelled in the order of its list.
 
         Args:

@@ -23,11 +23,11 @@ SMALL = 2**22  # numbers in all projections together: 16 MB in float32
 
 
 @dataclass(frozen=True)
-class Problem:
+class SumsShape:
     """What the choice depends on.
 
     Attributes:
-        batch: pictures N.
+        batch: images N.
         channels: of each map.
         locations: H * W.
         dim: d.
@@ -56,7 +56,7 @@ class Choice:
     refused: str | None = None
 
 
-def choose(problem: Problem, impl: str | None = None) -> Choice:
+def choose(problem: SumsShape, impl: str | None = None) -> Choice:
     """Chooses an implementation; the table is in `docs/explanation/fast-pooling.md`.
 
     Raises:
@@ -64,12 +64,12 @@ def choose(problem: Problem, impl: str | None = None) -> Choice:
     """
     if impl is not None and impl not in IMPLEMENTATIONS:
         raise unknown_name("impl", impl, IMPLEMENTATIONS)
-    fault = None if impl is None else _why_not(impl, problem)
+    fault = None if impl is None else _unsupported_reason(impl, problem)
     if impl is not None and fault is None:
         return Choice(impl, "asked for")
     refused = None if fault is None else f"impl={impl!r} cannot serve: {fault}"
     for candidate, applies, reason in _table(problem):
-        if applies and _why_not(candidate, problem) is None:
+        if applies and _unsupported_reason(candidate, problem) is None:
             return Choice(candidate, reason, refused)
     return Choice("plain", "nothing else can serve", refused)
 
@@ -102,24 +102,24 @@ def explain(
     """
     batch, channels, height, width = shape
     maps = 1 + max(index for term in terms for index in term)
-    problem = Problem(batch, (channels,) * maps, height * width, dim, tuple(terms), (dtype,), device)
+    problem = SumsShape(batch, (channels,) * maps, height * width, dim, tuple(terms), (dtype,), device)
     choice = choose(problem, impl)
     print(f"{choice.impl}: {choice.reason}" + (f" ({choice.refused})" if choice.refused else ""))
     print(f"the projections hold {_numbers(problem) / 2**20:.2f} x 2^20 numbers; C / L + C / d = {_share(problem):.2f}")
 
 
-def _numbers(problem: Problem) -> int:
+def _numbers(problem: SumsShape) -> int:
     """Of all projections together."""
     return problem.batch * problem.dim * problem.locations * len(problem.channels)
 
 
-def _share(problem: Problem) -> float:
+def _share(problem: SumsShape) -> float:
     """The multiplications by cross-Gram matrices as a share of those by projections."""
     widest = max(problem.channels)
     return widest / problem.locations + widest / problem.dim
 
 
-def _table(problem: Problem) -> Iterator[tuple[str, bool, str]]:
+def _table(problem: SumsShape) -> Iterator[tuple[str, bool, str]]:
     """Rows of (implementation, whether it is preferred, why); the first that applies and can serve is taken."""
     # No arithmetic before this: in an export the numbers may be symbols.
     yield "plain", problem.exporting, "an exported program holds PyTorch's own operations only"
@@ -131,7 +131,7 @@ def _table(problem: Problem) -> Iterator[tuple[str, bool, str]]:
     yield "tiled", True, "the projections are large"
 
 
-def _why_not(impl: str, problem: Problem) -> str | None:
+def _unsupported_reason(impl: str, problem: SumsShape) -> str | None:
     """Why an implementation cannot serve; None where it can."""
     if impl == "plain":
         return None
@@ -145,6 +145,6 @@ def _why_not(impl: str, problem: Problem) -> str | None:
         return "not every term is a pair"
     if impl == "triton":
         if problem.batch == 0 or len(problem.channels) > triton_multilinear.MAX_PROJECTIONS:
-            return f"{problem.batch} pictures and {len(problem.channels)} projections"
+            return f"{problem.batch} images and {len(problem.channels)} projections"
         return triton_multilinear.unsupported_kind(problem.terms, problem.dtypes[0], problem.device)
     return None

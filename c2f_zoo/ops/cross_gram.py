@@ -1,9 +1,9 @@
 """Sums of pairs without any projection: sum_l (u . x_l)(v . y_l) = u^T (sum_l x_l y_l^T) v.
 
-The cross-Gram matrix of two maps is made once for each picture; what was projected at L locations is then a product
+The cross-Gram matrix of two maps is made once for each image; what was projected at L locations is then a product
 with a C x C matrix. It takes fewer multiplications where C / L + C / d < 1, and the matrices are smaller than the maps.
 They are kept for the backward pass. Rows of the weights are walked through in the outer loop: read once, they stay in
-the cache while all pictures pass.
+the cache while all images pass.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from c2f_zoo.ops.lean import accumulators, finished, register_sums
+from c2f_zoo.ops.memory_efficient import accumulators, finished, register_sums
 from c2f_zoo.ops.products import add_product, matmul
 from c2f_zoo.ops.tiled import members, plain_sums
 
@@ -54,7 +54,7 @@ def _fake_kept(
 
 
 def _grams(maps: Sequence[Tensor], masks: Sequence[int]) -> Tensor:
-    """The cross-Gram matrices of all terms and pictures, one after the other."""
+    """The cross-Gram matrices of all terms and images, one after the other."""
     packed = _fake_kept(maps, (), (), masks, "grams")
     for mask, matrices in zip(masks, _split(packed, maps, masks), strict=True):
         i, j = members(mask)
@@ -96,7 +96,7 @@ def _backward(
         u, b = ([x[rows].to(kept.dtype) for x in group] for group in (weights, biases))
         of_u = [None if gradient is None else gradient[rows] for gradient in of_weights]
         of_b = [None if gradient is None else gradient[rows] for gradient in of_biases]
-        # Once for all pictures: oneDNN would copy them for each.
+        # Once for all images: oneDNN would copy them for each.
         transposed = [weight.T.contiguous() for weight in u] if any(x is not None for x in of_maps) else []
         upstream = grad[:, :, rows]
         _through_totals(totals, u, b, masks, upstream, maps[0].shape[2], of_totals, of_u, of_b)

@@ -10,9 +10,9 @@ from operator import mul
 import torch
 from torch import Tensor
 
-from c2f_zoo.ops.choice import Problem, choose
+from c2f_zoo.ops.choice import SumsShape, choose
 from c2f_zoo.ops.cross_gram import cross_gram_sums
-from c2f_zoo.ops.lean import SumsOperator
+from c2f_zoo.ops.memory_efficient import SumsOperator
 from c2f_zoo.ops.precision import compute_dtype, is_exporting, project, without_autocast
 from c2f_zoo.ops.tiled import tiled_sums
 from c2f_zoo.ops.triton_multilinear import triton_multilinear_sums
@@ -104,8 +104,8 @@ _RUN: dict[str, Callable[..., list[Tensor]]] = {
 }
 
 
-def _problem(maps: Sequence[Tensor], weights: Sequence[Tensor], terms: Sequence[tuple[int, ...]]) -> Problem:
-    return Problem(
+def _problem(maps: Sequence[Tensor], weights: Sequence[Tensor], terms: Sequence[tuple[int, ...]]) -> SumsShape:
+    return SumsShape(
         batch=maps[0].shape[0],
         channels=tuple(x.shape[1] for x in maps),
         locations=maps[0].shape[2] * maps[0].shape[3],

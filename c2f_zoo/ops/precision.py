@@ -28,7 +28,7 @@ def is_exporting() -> bool:
 def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """A 1x1 convolution of a feature map, in the dtype that autocast or the weight asks for; the result in float32.
 
-    In float16 each picture's map is first divided by a power of two that brings it into [-1, 1], and the
+    In float16 each image's map is first divided by a power of two that brings it into [-1, 1], and the
     result is multiplied by it in float32: 1e-8 does not vanish, 1e4 does not overflow, and nor do their gradients.
 
     Args:
@@ -62,6 +62,6 @@ def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
 
 
 def power_of_two_above(x: Tensor) -> Tensor:
-    """For each picture the least power of two that its values do not exceed, (N, 1, 1, 1); no part of the graph."""
+    """For each image the least power of two that its values do not exceed, (N, 1, 1, 1); no part of the graph."""
     largest = x.detach().float().abs().amax(dim=(1, 2, 3), keepdim=True)
     return largest.clamp(1e-30, 1e30).log2().ceil().exp2()

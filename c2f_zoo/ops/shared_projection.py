@@ -65,7 +65,7 @@ def shared_projection_sums(
 
 
 class _BatchStatistics(torch.autograd.Function):
-    """Mean and variance of W x over pictures and locations; keeps x, W and the covariance of x."""
+    """Mean and variance of W x over images and locations; keeps x, W and the covariance of x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

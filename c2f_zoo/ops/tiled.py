@@ -1,7 +1,7 @@
 """Multilinear sums tile by tile: nothing of size N x d x HW is made.
 
-A tile is some rows of the projections of one picture. It is projected, multiplied, summed over locations and
-forgotten; the backward pass projects it again. All pictures pass the same rows in turn, which stay in the cache. A step
+A tile is some rows of the projections of one image. It is projected, multiplied, summed over locations and
+forgotten; the backward pass projects it again. All images pass the same rows in turn, which stay in the cache. A step
 with three maps is 12 large matrix products then instead of 9, and still faster than 9 whose results go through memory.
 Or the projections are kept, for 9 products and more memory.
 """
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from c2f_zoo.ops.lean import accumulators, finished, register_sums
+from c2f_zoo.ops.memory_efficient import accumulators, finished, register_sums
 from c2f_zoo.ops.products import add_product, matmul
 
 _TILE_ROWS = 512
@@ -113,7 +113,7 @@ def _backward(
 
 
 class _Tiles:
-    """Walks over pictures and rows of the projections, with the memory that one tile needs."""
+    """Walks over images and rows of the projections, with the memory that one tile needs."""
 
     def __init__(self, maps: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
         self._all = (maps, weights, biases)
@@ -138,7 +138,7 @@ class _Tiles:
                 yield n, rows
 
     def transposed(self) -> list[Tensor]:
-        """These rows of the weights, transposed once for all pictures: oneDNN would copy them for each."""
+        """These rows of the weights, transposed once for all images: oneDNN would copy them for each."""
         self._transposed = self._transposed or [weight.T.contiguous() for weight in self.weights]
         return self._transposed
 

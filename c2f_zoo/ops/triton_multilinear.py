@@ -64,7 +64,7 @@ def triton_multilinear_sums(
     """`c2f_zoo.ops.multilinear_sums` in kernels that never write a projection to memory.
 
     The projections are made in autocast's dtype, or else the weights'; biases, products and sums in float32.
-    float32 is exact (no TF32 in the kernels). In float16 each picture's map and the gradients are scaled by powers
+    float32 is exact (no TF32 in the kernels). In float16 each image's map and the gradients are scaled by powers
     of two, as in `c2f_zoo.ops.project`. There is no second derivative.
 
     Args:
@@ -257,7 +257,7 @@ class _Projection:
         rows: the map, a row a location, (N * H * W, C), in the compute dtype; for float16 divided by `scale`.
         weight: (d, C), in the compute dtype.
         bias: (d,), float32; zeros for none.
-        scale: for each picture what the product of `weight` and `rows` is multiplied by, (N,), float32.
+        scale: for each image what the product of `weight` and `rows` is multiplied by, (N,), float32.
     """
 
     rows: Tensor
@@ -298,7 +298,7 @@ class _Gradients:
 
         Args:
             projection: the projection.
-            factor: what each picture's slopes are multiplied by before they are rounded to the compute dtype, (N,).
+            factor: what each image's slopes are multiplied by before they are rounded to the compute dtype, (N,).
             of_map: whether the map needs a gradient.
             of_weight: whether the weight does.
             of_bias: whether the bias does.
@@ -337,9 +337,9 @@ class _Gradients:
 
 
 def _shared_rows(projection: _Projection, factor: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Rows and one number that turn slopes with a factor for each picture into the weight's gradient.
+    """Rows and one number that turn slopes with a factor for each image into the weight's gradient.
 
-    A picture whose share is less than 2^-24 of another's adds nothing, as it would in a sum of float32.
+    An image whose share is less than 2^-24 of another's adds nothing, as it would in a sum of float32.
     """
     if projection.rows.dtype != torch.float16:
         return projection.rows, None
@@ -352,7 +352,7 @@ def _shared_rows(projection: _Projection, factor: Tensor) -> tuple[Tensor, Tenso
 
 
 def _gradient_factors(projections: list[_Projection], upstream: Tensor, masks: tuple[int, ...]) -> list[Tensor]:
-    """For each projection and picture a power of two that brings the slopes into float16's range, (N,); else ones."""
+    """For each projection and image a power of two that brings the slopes into float16's range, (N,); else ones."""
     if projections[0].rows.dtype != torch.float16:
         return [torch.ones_like(projection.scale) for projection in projections]
     largest = [_largest(projection) for projection in projections]
@@ -479,12 +479,12 @@ def _constants(tile: _Tile, projections: list[_Projection], masks: tuple[int, ..
 
 @_jit
 def _project_tile(
-    rows, weight, bias, scale, picture, locations, units, length, channels, stop,
+    rows, weight, bias, scale, image, locations, units, length, channels, stop,
     block_d: tl.constexpr, block_c: tl.constexpr, block_l: tl.constexpr,
 ):  # fmt: skip
-    """P at a tile of units and locations of a picture, float32; 0 at locations that the map does not have."""
+    """P at a tile of units and locations of an image, float32; 0 at locations that the map does not have."""
     inside, exists = locations < length, units < stop
-    row = rows + (picture * length + locations)[None, :] * channels
+    row = rows + (image * length + locations)[None, :] * channels
     column = weight + units.to(tl.int64)[:, None] * channels
     tile = tl.zeros((block_d, block_l), tl.float32)
     for first in range(0, channels, block_c):
@@ -493,7 +493,7 @@ def _project_tile(
         a = tl.load(column + channel[None, :], mask=exists[:, None] & known[None, :], other=0.0)
         b = tl.load(row + channel[:, None], mask=known[:, None] & inside[None, :], other=0.0)
         tile = tl.dot(a, b, tile, input_precision="ieee")
-    tile = tile * tl.load(scale + picture) + tl.load(bias + units, mask=exists, other=0.0)[:, None]
+    tile = tile * tl.load(scale + image) + tl.load(bias + units, mask=exists, other=0.0)[:, None]
     return tl.where(inside[None, :], tile, 0.0)  # where there is no location, there is no bias either
 
 
@@ -512,16 +512,16 @@ def _product(p0, p1, p2, bits: tl.constexpr):
 
 @_jit
 def _project_tiles(
-    x0, x1, x2, u0, u1, u2, b0, b1, b2, s0, s1, s2, picture, locations, units, length, c0, c1, c2, stop,
+    x0, x1, x2, u0, u1, u2, b0, b1, b2, s0, s1, s2, image, locations, units, length, c0, c1, c2, stop,
     count: tl.constexpr, block_d: tl.constexpr, block_c: tl.constexpr, block_l: tl.constexpr,
 ):  # fmt: skip
-    p0 = _project_tile(x0, u0, b0, s0, picture, locations, units, length, c0, stop, block_d, block_c, block_l)
+    p0 = _project_tile(x0, u0, b0, s0, image, locations, units, length, c0, stop, block_d, block_c, block_l)
     p1 = p0
     p2 = p0
     if count > 1:
-        p1 = _project_tile(x1, u1, b1, s1, picture, locations, units, length, c1, stop, block_d, block_c, block_l)
+        p1 = _project_tile(x1, u1, b1, s1, image, locations, units, length, c1, stop, block_d, block_c, block_l)
     if count > 2:
-        p2 = _project_tile(x2, u2, b2, s2, picture, locations, units, length, c2, stop, block_d, block_c, block_l)
+        p2 = _project_tile(x2, u2, b2, s2, image, locations, units, length, c2, stop, block_d, block_c, block_l)
     return p0, p1, p2
 
 
@@ -531,22 +531,22 @@ def _sums_kernel(
     count: tl.constexpr, terms: tl.constexpr, term_bits: tl.constexpr, columns: tl.constexpr,
     block_d: tl.constexpr, block_c: tl.constexpr, block_l: tl.constexpr,
 ):  # fmt: skip
-    """The sums of one picture at one block of units; programs of a picture run side by side and share its map."""
+    """The sums of one image at one block of units; programs of an image run side by side and share its map."""
     blocks = tl.cdiv(dim, block_d)
-    picture = (tl.program_id(0) // blocks).to(tl.int64)
+    image = (tl.program_id(0) // blocks).to(tl.int64)
     units = tl.program_id(0) % blocks * block_d + tl.arange(0, block_d)
     column = tl.arange(0, columns)
     total = tl.zeros((block_d, columns), tl.float32)
     for first in range(0, length, block_l):
         locations = first + tl.arange(0, block_l)
         p0, p1, p2 = _project_tiles(
-            x0, x1, x2, u0, u1, u2, b0, b1, b2, s0, s1, s2, picture, locations, units, length, c0, c1, c2, dim,
+            x0, x1, x2, u0, u1, u2, b0, b1, b2, s0, s1, s2, image, locations, units, length, c0, c1, c2, dim,
             count, block_d, block_c, block_l,
         )  # fmt: skip
         for term in tl.static_range(terms):
             part = tl.sum(_product(p0, p1, p2, (term_bits >> (3 * term)) & 7), axis=1)
             total += tl.where(column[None, :] == term, part[:, None], 0.0)
-    place = sums + (column[None, :] * batch + picture) * dim + units[:, None]
+    place = sums + (column[None, :] * batch + image) * dim + units[:, None]
     tl.store(place, total, mask=(units < dim)[:, None] & (column < terms)[None, :])
 
 
@@ -557,15 +557,15 @@ def _slopes_kernel(
     count: tl.constexpr, terms: tl.constexpr, term_bits: tl.constexpr, wanted: tl.constexpr,
     block_d: tl.constexpr, block_c: tl.constexpr, block_l: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of the projections at one tile of units and locations of a picture."""
+    """The gradients of the projections at one tile of units and locations of an image."""
     blocks = tl.cdiv(stop - start, block_d)
     place = tl.program_id(0) // blocks
     length_blocks = tl.cdiv(length, block_l)
-    picture = (place // length_blocks).to(tl.int64)
+    image = (place // length_blocks).to(tl.int64)
     locations = place % length_blocks * block_l + tl.arange(0, block_l)
     units = start + tl.program_id(0) % blocks * block_d + tl.arange(0, block_d)
     p0, p1, p2 = _project_tiles(
-        x0, x1, x2, u0, u1, u2, b0, b1, b2, s0, s1, s2, picture, locations, units, length, c0, c1, c2, stop,
+        x0, x1, x2, u0, u1, u2, b0, b1, b2, s0, s1, s2, image, locations, units, length, c0, c1, c2, stop,
         count, block_d, block_c, block_l,
     )  # fmt: skip
     for index in tl.static_range(count):
@@ -573,7 +573,7 @@ def _slopes_kernel(
             slope = tl.zeros((block_d, block_l), tl.float32)
             for term in tl.static_range(terms):
                 if (term_bits >> (3 * term + index)) & 1:
-                    gradient = upstream + (term * batch + picture) * dim + units
+                    gradient = upstream + (term * batch + image) * dim + units
                     slope += tl.load(gradient, mask=units < stop, other=0.0)[:, None] * _product(
                         p0, p1, p2, ((term_bits >> (3 * term)) & 7) - (1 << index)
                     )
@@ -581,12 +581,12 @@ def _slopes_kernel(
             row = index * (stop - start) + units - start
             parts = bias_parts + (index * batch * length_blocks + place) * (stop - start) + units - start
             tl.store(parts, tl.sum(slope, axis=1), mask=units < stop)
-            factor = tl.load(f0 + picture)
+            factor = tl.load(f0 + image)
             if index == 1:
-                factor = tl.load(f1 + picture)
+                factor = tl.load(f1 + image)
             if index == 2:
-                factor = tl.load(f2 + picture)
-            entry = slopes + row.to(tl.int64)[:, None] * (batch * length) + picture * length + locations[None, :]
+                factor = tl.load(f2 + image)
+            entry = slopes + row.to(tl.int64)[:, None] * (batch * length) + image * length + locations[None, :]
             exists = (units < stop)[:, None] & (locations < length)[None, :]
             tl.store(entry, (slope * factor).to(slopes.dtype.element_ty), mask=exists)
 

@@ -25,7 +25,7 @@ class PoolingDescription:
         source: the paper it comes from.
         parameters: number of trained parameters.
         out_features: length of the vector.
-        multiply_adds: multiply-adds of one picture's forward pass by the plain formula; an element-wise product, power
+        multiply_adds: multiply-adds of one image's forward pass by the plain formula; an element-wise product, power
             or comparison counts as one, an FFT of n real numbers as 5/4 n log2(n).
     """
 

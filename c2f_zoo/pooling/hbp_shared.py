@@ -62,7 +62,7 @@ class SharedHbpPooling(nn.Module):
         """Pools maps of shape (N, C, H, W) to (N, out_features), in the projection's dtype.
 
         Raises:
-            ValueError: in training there is one picture with one location, which has no variance.
+            ValueError: in training there is one image with one location, which has no variance.
         """
         maps = [at_least_float32(x) for x in align_maps(maps, self.in_channels, self.align)]
         # Another norm is SyncBatchNorm, or one that somebody froze.
@@ -94,7 +94,7 @@ class SharedHbpPooling(nn.Module):
 
     def _check_batch(self, x: Tensor) -> None:
         if x.shape[0] * x.shape[2] * x.shape[3] < 2:
-            raise ValueError("hbp_shared has batch norm, and one picture with one location has no variance to train on")
+            raise ValueError("hbp_shared has batch norm, and one image with one location has no variance to train on")
 
     @torch.no_grad()
     def _track(self, mean: Sequence[Tensor], var: Sequence[Tensor], count: int) -> None:

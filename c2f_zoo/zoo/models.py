@@ -43,7 +43,7 @@ for _backbone in ("vgg16", "resnet50"):
             register_model(f"{_method}_{_backbone}_{_hierarchy}")(_spec)
 
 # Small enough to come with their weights. Taps are layers before their activation, whose sums of products differ more
-# between pictures.
+# between images.
 _TINY_TAPS = ("layer3.0.downsample", "layer4.0.downsample", "layer4.0.conv2")
 register_model("mlph_tiny_critters")(
     ModelSpec(

@@ -16,9 +16,9 @@ from urllib.parse import urljoin
 
 import torch
 
-from c2f_zoo.hub import download, split_revision
+from c2f_zoo.io.hub import download, split_revision
+from c2f_zoo.io.weights import CONFIG_FILE, find_file, is_plain, weight_files
 from c2f_zoo.registry import Registry
-from c2f_zoo.weights import CONFIG_FILE, find_file, is_plain, weight_files
 
 BUNDLED = Path(__file__).parent / "weights"  # one folder for each name
 WEIGHTS_JSON = "weights.json"
@@ -30,17 +30,17 @@ class Accuracy:
 
     Args:
         level: the level.
-        resolution: the shorter side in pixels to which pictures were shrunk; None: they were not.
+        resolution: the shorter side in pixels to which images were shrunk; None: they were not.
         own: whether that is the level's own resolution.
         accuracy: share of right answers, in [0, 1].
-        pictures: how many pictures were asked for.
+        images: how many images were asked for.
     """
 
     level: str
     resolution: int | None
     own: bool
     accuracy: float
-    pictures: int
+    images: int
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Metrics:
         dataset: one of `list_datasets()`.
         dataset_options: what the dataset took further.
         split: which of its splits.
-        every: the pictures with the indices 0, `every`, 2 `every` and so on were scored.
+        every: the images with the indices 0, `every`, 2 `every` and so on were scored.
         accuracy: of every level at every level's resolution.
         date: the day, e.g. `"2026-11-25"`.
         device: on what it was computed.

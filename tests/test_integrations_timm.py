@@ -50,7 +50,7 @@ def test_timm_may_come_first() -> None:
 import timm, c2f_zoo, sys
 assert timm.list_models("mlph*") == c2f_zoo.list_models("mlph*") != []
 assert {*c2f_zoo.list_models()} <= {*timm.list_models("*")}
-assert "c2f_zoo.factory" not in sys.modules
+assert "c2f_zoo.zoo.create" not in sys.modules
 """
     subprocess.run([sys.executable, "-W", "error::RuntimeWarning", "-c", code], check=True)
 
@@ -128,9 +128,9 @@ def test_another_number_of_classes(small: LevelClassifier) -> None:
         ({"pretrained": True}, "weights for 'mlph_resnet50_cub'"),
         ({"features_only": True}, "forward_features gives the maps"),
         ({"global_pool": "avg"}, "name another pooling="),
-        ({"in_chans": 1}, "takes pictures of 3 channels"),
+        ({"in_chans": 1}, "takes images of 3 channels"),
         ({"levels": ["genus"]}, r"at_level\(\.\.\.\) is a classifier of another level"),
-        ({"img_size": (64, 96)}, "square pictures"),
+        ({"img_size": (64, 96)}, "square images"),
         ({"pooling_option": {}}, "did you mean 'pooling_options'"),
         ({"num_classes": -1}, "num_classes is -1"),
     ],
@@ -424,17 +424,17 @@ def test_the_pages_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Drawn critters in folders, one a family, for timm's own reader of folders."""
     root = tmp_path_factory.mktemp("critters")
     for split in ("train", "test"):
         critters = create_dataset("critters", split, per_class=4)
         tree = critters.hierarchy
         for index in range(len(critters)):
-            picture, label = critters[index]
+            image, label = critters[index]
             family = tree.class_names("family")[tree.ancestors(torch.tensor([label]))[0, 0]]
             (root / split / family).mkdir(parents=True, exist_ok=True)
-            picture.save(root / split / family / f"{index}.png")
+            image.save(root / split / family / f"{index}.png")
     return root
 
 
@@ -444,20 +444,20 @@ def _validate(model: torch.nn.Module, loader: Any) -> OrderedDict[str, float]:
     criterion = torch.nn.CrossEntropyLoss()
     model.eval()
     with torch.no_grad():
-        for picture, target in loader:
-            output = model(picture)
+        for image, target in loader:
+            output = model(image)
             losses.update(criterion(output, target).item(), len(target))
             top1.update(timm.utils.accuracy(output, target, topk=(1,))[0].item(), len(target))
     return OrderedDict(loss=losses.avg, top1=top1.avg)
 
 
-def test_timms_functions_train_it_save_it_and_resume_it(pictures: Path, tmp_path: Path) -> None:
+def test_timms_functions_train_it_save_it_and_resume_it(images: Path, tmp_path: Path) -> None:
     """The body of timm's train.py: loader, optimiser, schedule, loss, moving average, checkpoints."""
     model = timm.create_model("mlph_tiny_critters", num_classes=4, drop_rate=0.05, **TINY)
     config = timm.data.resolve_data_config({}, model=model)
     loaders = {
         split: timm.data.create_loader(
-            timm.data.create_dataset("", root=pictures, split=split, is_training=split == "train"),
+            timm.data.create_dataset("", root=images, split=split, is_training=split == "train"),
             batch_size=24, is_training=split == "train", num_workers=0, use_prefetcher=False,
             persistent_workers=False, device=torch.device("cpu"), no_aug=True,
             **{key: config[key] for key in ("input_size", "mean", "std", "interpolation", "crop_pct")},
@@ -472,8 +472,8 @@ def test_timms_functions_train_it_save_it_and_resume_it(pictures: Path, tmp_path
     scores = [_validate(model, loaders["train"])]
     for epoch in range(epochs):
         model.train()
-        for picture, target in loaders["train"]:
-            loss = criterion(model(picture), target)
+        for image, target in loaders["train"]:
+            loss = criterion(model(image), target)
             optimizer.zero_grad()
             loss.backward()
             timm.utils.dispatch_clip_grad(model.parameters(), 1.0)

@@ -96,7 +96,7 @@ def accumulators(
 ) -> list[Tensor | None]:
     """Tensors to add gradients up in, float32 at the least, for those inputs that need one."""
     dtype = torch.promote_types(inputs[0].dtype, torch.float32)
-    if inputs[0].shape[0] == 0:  # no picture writes into what is made empty
+    if inputs[0].shape[0] == 0:  # no image writes into what is made empty
         make = torch.zeros
     return [
         make(x.shape, dtype=dtype, device=x.device) if need else None for x, need in zip(inputs, needed, strict=True)

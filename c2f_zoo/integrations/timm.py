@@ -1,6 +1,6 @@
 """c2f_zoo as a guest in timm: `timm.create_model` makes the named models, each as a classifier of its finest level.
 
-Imports nothing heavy: `c2f_zoo` calls `move_in` when it is imported, and timm may come later or never.
+Imports nothing heavy: `c2f_zoo` calls `register_models` when it is imported, and timm may come later or never.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _OURS = "c2f_zoo:"  # what we give timm for the address of weights that we load 
 default_cfgs: dict[str, Any] = {}  # timm's register_model looks here for the tags of a model's trained weights
 
 
-def move_in() -> None:
+def register_models() -> None:
     """Registers the named models with timm: now where it is imported, or else as soon as it is."""
     if sys.modules.get("timm"):
         _register_all()
@@ -194,8 +194,8 @@ def create_classifier(
     from timm.layers import DropPath
     from timm.models import load_pretrained
 
-    from c2f_zoo.factory import create_model
     from c2f_zoo.zoo import find_weights
+    from c2f_zoo.zoo.create import create_model
 
     _check(name, options)
     cfg = {**_as_dict(pretrained_cfg), **(pretrained_cfg_overlay or {})}
@@ -243,7 +243,7 @@ def _reset(classifier: LevelClassifier, num_classes: int, trained: str | None) -
 
 def _check(name: str, options: dict[str, Any]) -> None:
     """Refuses arguments that timm's models may take and these cannot."""
-    from c2f_zoo.factory import create_model
+    from c2f_zoo.zoo.create import create_model
 
     for key, way_out in {
         "features_only": f"c2f_zoo.create_model({name!r}).forward_features gives the maps",
@@ -254,7 +254,7 @@ def _check(name: str, options: dict[str, Any]) -> None:
         if options.get(key):
             raise ValueError(f"{name!r} as a classifier of timm's has no {key}={options[key]!r}; {way_out}")
     if options.pop("in_chans", 3) != 3:
-        raise ValueError(f"{name!r} takes pictures of 3 channels; convert yours, as timm's loaders do")
+        raise ValueError(f"{name!r} takes images of 3 channels; convert yours, as timm's loaders do")
     for key in ("features_only", "global_pool", "pretrained_model_args"):  # false, empty, and of no use here
         options.pop(key, None)
     check_options(f"argument of {name!r}:", create_model, options)
@@ -286,5 +286,5 @@ def _points_elsewhere(cfg: Mapping[str, Any]) -> bool:
 def _side(img_size: int | tuple[int, int]) -> int:
     sides = {img_size} if isinstance(img_size, int) else set(img_size)
     if len(sides) != 1:
-        raise ValueError(f"img_size is {img_size!r}; these models take square pictures, name one number")
+        raise ValueError(f"img_size is {img_size!r}; these models take square images, name one number")
     return sides.pop()

@@ -47,7 +47,7 @@ def _sources(old: nn.Module, old_config: ModelConfig, new: nn.Module, config: Mo
         shared = old.state_dict().keys() & new.state_dict().keys()
         sources = {key: key for key in shared if not key.startswith(of_levels)}
     for level, place in after.items():
-        twin = _twin(config.hierarchy, level, old_config.hierarchy)
+        twin = _matching_level(config.hierarchy, level, old_config.hierarchy)
         if twin in before:
             names = (key.removeprefix(place) for key in new.state_dict() if key.startswith(place))
             sources |= {place + name: before[twin] + name for name in names if before[twin] + name in old.state_dict()}
@@ -68,7 +68,7 @@ def _classifiers(head: nn.Module, tree: Hierarchy) -> dict[str, str]:
     return found
 
 
-def _twin(tree: Hierarchy, level: str, other: Hierarchy) -> str | None:
+def _matching_level(tree: Hierarchy, level: str, other: Hierarchy) -> str | None:
     """The level of another tree that has the same classes; that of the same name, if there are several."""
     twins = [name for name in other.levels if other.class_names(name) == tree.class_names(level)]
     return level if level in twins else twins[0] if twins else None

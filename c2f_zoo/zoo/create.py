@@ -12,13 +12,13 @@ from c2f_zoo.backbones import TapBackbone, create_body, pretrained_cfg
 from c2f_zoo.config import WEIGHT_SOURCES, ModelConfig, Preprocessing
 from c2f_zoo.heads import HEADS
 from c2f_zoo.hierarchy import Hierarchy, load_hierarchy
-from c2f_zoo.hub import download, split_revision
+from c2f_zoo.io.hub import download, split_revision
+from c2f_zoo.io.weights import CONFIG_FILE, find_file, load_weights
 from c2f_zoo.model import C2FModel, assemble, load_folder
 from c2f_zoo.pooling import POOLINGS
 from c2f_zoo.registry import check_options, unknown_name
-from c2f_zoo.weights import CONFIG_FILE, find_file, load_weights
 from c2f_zoo.zoo import METHODS, Method, ModelSpec, fetch, find_model, find_weights, split_tag
-from c2f_zoo.zoo.partial import replace_head
+from c2f_zoo.zoo.head_transfer import replace_head
 
 PAPER_INPUT_SIZE = 448
 LOCAL_DIR, HF_HUB = "local-dir:", "hf-hub:"  # what timm calls them
@@ -72,7 +72,7 @@ def create_model(
         input_size: height and width of the input in pixels; None for the paper's 448, or the backbone's
             own where that cannot be changed freely (ViT).
         resolutions: for each level the shorter side in pixels at which it is meant to be seen; a missing one sees the
-            picture as it is.
+            image as it is.
         preprocessing_options: fields of `Preprocessing` in place of the backbone's own or the defaults, e.g.
             `{"mean": (0.5, 0.5, 0.5), "shrink_filter": "lanczos", "resolution_of": "area"}`.
         backbone_options: further keyword arguments of the backbone's constructor.

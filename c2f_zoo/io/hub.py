@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 )
 
 from c2f_zoo.config import MAX_CONFIG_BYTES
-from c2f_zoo.weights import CONFIG_FILE, INDEX_FILE, MAX_INDEX_BYTES, SHARDS, WEIGHTS_FILE, is_plain
+from c2f_zoo.io.weights import CONFIG_FILE, INDEX_FILE, MAX_INDEX_BYTES, SHARDS, WEIGHTS_FILE, is_plain
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ def full_name(repo_id: str, token: str | bool | None = None) -> str:
     """
     if "/" in repo_id:
         return repo_id
-    with _told(repo_id, None):
+    with _translate_errors(repo_id, None):
         return f"{HfApi(token=token).whoami()['name']}/{repo_id}"
 
 
@@ -104,11 +104,11 @@ def download(
         return folder if (folder / WEIGHTS_FILE).is_file() else fetch([CONFIG_FILE, INDEX_FILE, SHARDS], local=True)
 
     api = HfApi(token=token)
-    with _told(repo_id, revision):
+    with _translate_errors(repo_id, revision):
         if local_files_only or constants.HF_HUB_OFFLINE:
             return cached()
         try:
-            info = _patiently(lambda: api.model_info(repo_id, revision=revision, files_metadata=True))
+            info = _retry(lambda: api.model_info(repo_id, revision=revision, files_metadata=True))
         except RevisionNotFoundError:
             raise
         except _NO_ANSWER as trouble:
@@ -119,7 +119,7 @@ def download(
                     raise trouble from None
                 raise error from trouble
         names = [glob.escape(name) for name in _names_of(repo_id, info)]
-        return _patiently(lambda: fetch(names, local=False))
+        return _retry(lambda: fetch(names, local=False))
 
 
 def _names_of(repo_id: str, info: ModelInfo) -> list[str]:
@@ -171,9 +171,9 @@ def push(
         ValueError: the name is none of a repository, or it is public already and was to be private.
     """
     api = HfApi(token=token)
-    with _told(repo_id, revision):
-        made = _patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
-        return _patiently(lambda: _commit(api, Path(folder), made.repo_id, private, revision, commit_message, keep))
+    with _translate_errors(repo_id, revision):
+        made = _retry(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
+        return _retry(lambda: _commit(api, Path(folder), made.repo_id, private, revision, commit_message, keep))
 
 
 def _commit(
@@ -210,7 +210,7 @@ def _commit(
     return done.commit_url
 
 
-def _patiently(ask: Callable[[], T]) -> T:
+def _retry(ask: Callable[[], T]) -> T:
     """Asks again, after a while, where the Hub says that it is busy or that another push came first."""
     for wait in _WAITS:
         try:
@@ -230,7 +230,7 @@ def _status(error: BaseException | None) -> int:
 
 
 @contextmanager
-def _told(repo_id: str, revision: str | None) -> Iterator[None]:
+def _translate_errors(repo_id: str, revision: str | None) -> Iterator[None]:
     """Says in one line, which names the repository and the way out, what the client says in several."""
     what = repr(repo_id) + (f" at {revision!r}" if revision else "")
     hub = constants.ENDPOINT

@@ -146,7 +146,7 @@ def _use(name: str) -> str:
     return f"""```python
 from PIL import Image
 from c2f_zoo import Predictor, create_model
-print(Predictor(create_model("hf-hub:{name}"))(Image.open("picture.jpg")))
+print(Predictor(create_model("hf-hub:{name}"))(Image.open("image.jpg")))
 ```
 
 It prints a path in the tree, coarse to fine, with the probability of each class."""
@@ -155,7 +155,7 @@ It prints a path in the tree, coarse to fine, with the probability of each class
 def _results(run: Run | None) -> str:
     if run is None or not run.test:
         return "Nothing was measured of this model by c2f_zoo."
-    pictures = sorted({int(row["pictures"]) for row in run.test})
+    images = sorted({int(row["images"]) for row in run.test})
     resolutions = list(dict.fromkeys(row["resolution"] for row in run.test))
     cells: dict[str, dict[str, str]] = {}
     for row in run.test:
@@ -165,9 +165,9 @@ def _results(run: Run | None) -> str:
         ["level", *map(_shown, resolutions)],
         [[level, *(cells[level].get(resolution, "") for resolution in resolutions)] for level in cells],
     )
-    counted = " to ".join(map(str, dict.fromkeys((pictures[0], pictures[-1]))))
+    counted = " to ".join(map(str, dict.fromkeys((images[0], images[-1]))))
     text = (
-        f"Accuracy in % on the {counted} test pictures of the dataset `{run.options['dataset']}`, each level by "
+        f"Accuracy in % on the {counted} test images of the dataset `{run.options['dataset']}`, each level by "
         f"itself, at each resolution; in bold: the one at which the level is meant to be seen.\n\n{table}"
     )
     return text + _evaluation(run.evaluation)
@@ -182,7 +182,7 @@ def _evaluation(found: Mapping[str, Any]) -> str:
     names = list(found["decodings"][ways[0]]) if ways else []
     rows += [[name, *(_number(found["decodings"][way].get(name)) for way in ways)] for name in names]
     return (
-        f"\n\nMetrics that know the tree, on {found['pictures']} pictures of `{found['dataset']}`, {found['split']} "
+        f"\n\nMetrics that know the tree, on {found['images']} images of `{found['dataset']}`, {found['split']} "
         f"split, by decoding; shares lie in [0, 1], distances are in levels:\n\n{_table(['metric', *ways], rows)}"
     )
 
@@ -202,7 +202,7 @@ def _model(config: ModelConfig) -> str:
         ["taps", ", ".join(f"`{tap}`" for tap in config.taps)],
         ["pooling", f"`{config.pooling}` {_options(config.pooling_options)}"],
         ["head", f"`{config.head}` {_options(config.head_options)}"],
-        ["input", f"{p.input_size[1]} x {p.input_size[2]} pixels, cut from a picture of {p.resize}"],
+        ["input", f"{p.input_size[1]} x {p.input_size[2]} pixels, cut from an image of {p.resize}"],
     ]
     return f"{_table(['level', 'classes', 'seen at'], levels)}\n\n{_table(['part', ''], rows)}"
 
@@ -215,7 +215,7 @@ def _tree(tree: Hierarchy) -> str:
     counts = ", ".join(f"{level} {number}" for level, number in tree.num_classes.items())
     shown, note = tree, ""
     for level in reversed(tree.levels):  # down to the finest level that is not too long to read
-        shown = tree.collapse(level)
+        shown = tree.truncate(level)
         if sum(shown.num_classes.values()) <= MAX_TREE_LINES:
             break
         note = " The finest levels are left out here; all class names are in `config.json`."

@@ -1,4 +1,4 @@
-"""From a picture to a path in the tree."""
+"""From an image to a path in the tree."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from c2f_zoo.data.transforms import create_transform
-from c2f_zoo.decoding import complete, decode
+from c2f_zoo.decoding import decode, marginalize
 from c2f_zoo.model import C2FModel
 
 
@@ -19,7 +19,7 @@ class Prediction:
 
     Attributes:
         path: for each level (level, class name, probability in [0, 1]). A probability is the level's own: what the
-            head gives for it, or where the model does not answer it, the sum over its children. Where a picture may
+            head gives for it, or where the model does not answer it, the sum over its children. Where an image may
             stop at a class (the head `hex`), the probabilities of a level sum to less than 1.
     """
 
@@ -30,9 +30,9 @@ class Prediction:
 
 
 class Predictor:
-    """Names what is in a picture, at every level of the tree.
+    """Names what is in an image, at every level of the tree.
 
-    Each level sees the picture at the resolution that the model was trained to see it at for that level.
+    Each level sees the image at the resolution that the model was trained to see it at for that level.
     The answer is the path with the greatest product of the levels' probabilities (the decoding `joint`), so that it
     always is a path in the tree. It ends at the finest level that the model answers.
 
@@ -55,7 +55,7 @@ class Predictor:
 
     @torch.inference_mode()
     def __call__(self, image: Image.Image) -> Prediction:
-        """Predicts for one picture of any size and mode."""
+        """Predicts for one image of any size and mode."""
         tree = self.model.hierarchy
         probabilities = self._probabilities(image.convert("RGB"))
         answered = {level: probabilities[level].log()[None] for level in self.model.levels}
@@ -75,5 +75,5 @@ class Predictor:
         for level, transform in self._transforms.items():
             x = transform(image)[None].to(weight.device, weight.dtype)
             logits[level] = self.model(x, (level,))[level].double()
-        log_probs = complete(self.model.log_probs(logits), self.model.hierarchy)
+        log_probs = marginalize(self.model.log_probs(logits), self.model.hierarchy)
         return {level: z[0].exp().cpu() for level, z in log_probs.items()}

@@ -33,21 +33,21 @@ _NEW, _SAVED = ".saving", ".saved"  # folders: files that are being written; fil
 
 
 @contextmanager
-def replacing(directory: Path) -> Iterator[Path]:
+def atomic_save(directory: Path) -> Iterator[Path]:
     """A folder to write a model's files into, which then replace those in `directory`, all of them or none.
 
     A kill at any time leaves a folder from which `find_file` and `weight_files` find the old model or the new one.
     Two processes must not save into one folder at the same time.
 
     Examples:
-        >>> with replacing(Path("model")) as new:
+        >>> with atomic_save(Path("model")) as new:
         ...     _ = (new / "config.json").write_text("{}")
         ...     write_weights(new, {"a": torch.zeros(2)}, "5GB")
         >>> sorted(path.name for path in Path("model").iterdir())
         ['config.json', 'model.safetensors']
     """
     directory.mkdir(parents=True, exist_ok=True)
-    _settle(directory)
+    _finish_interrupted_save(directory)
     shutil.rmtree(directory / _NEW, ignore_errors=True)
     (directory / _NEW).mkdir()
     try:
@@ -56,10 +56,10 @@ def replacing(directory: Path) -> Iterator[Path]:
         shutil.rmtree(directory / _NEW, ignore_errors=True)
         raise
     os.rename(directory / _NEW, directory / _SAVED)  # from here on the new files count
-    _settle(directory)
+    _finish_interrupted_save(directory)
 
 
-def _settle(directory: Path) -> None:
+def _finish_interrupted_save(directory: Path) -> None:
     """Moves the files that count to their places, where a save was killed before it had done so."""
     saved = directory / _SAVED
     if not saved.is_dir():

@@ -1,0 +1,1 @@
+"""Files that leave or enter the library: weights (safetensors), the Hugging Face Hub, model cards."""
