@@ -214,6 +214,16 @@ class ModelConfig:
             raise ValueError(f"{path}: {error}") from error
 
 
+def format_resolution(resolution: int | str | None) -> str:
+    """Format a resolution for people: `"32 px"`, or `"full size"` for None (in a CSV file: an empty cell).
+
+    Examples:
+        >>> format_resolution(32), format_resolution(None)
+        ('32 px', 'full size')
+    """
+    return "full size" if resolution in (None, "") else f"{resolution} px"
+
+
 def _jsonable(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _jsonable(item) for key, item in value.items()}

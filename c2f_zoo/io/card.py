@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
-from c2f_zoo.config import ModelConfig
+from c2f_zoo.config import ModelConfig, format_resolution
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.hierarchy.draw import draw_text
+from c2f_zoo.io.files import read_csv
 
 MAX_TREE_LINES = 60
 
@@ -62,16 +62,11 @@ def read_run(folder: str | Path) -> Run:
     evaluation = folder / "evaluation" / "metrics.json"
     return Run(
         options=yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")),
-        test=_rows(folder / "test.csv"),
-        epochs=_rows(folder / "metrics.csv") if (folder / "metrics.csv").is_file() else [],
+        test=read_csv(folder / "test.csv"),
+        epochs=read_csv(folder / "metrics.csv") if (folder / "metrics.csv").is_file() else [],
         evaluation=json.loads(evaluation.read_text(encoding="utf-8")) if evaluation.is_file() else {},
         has_curves=(folder / "curves.png").is_file(),
     )
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def model_card(config: ModelConfig, name: str, licence: str | None = None, run: Run | None = None) -> str:
@@ -120,7 +115,7 @@ def _metadata(config: ModelConfig, title: str, licence: str | None, run: Run | N
                 dataset_name=run.options["dataset"],
                 dataset_split="test",
                 metric_type="accuracy",
-                metric_name=f"accuracy of {row['level']} ({_shown(row['resolution'])})",
+                metric_name=f"accuracy of {row['level']} ({format_resolution(row['resolution'])})",
                 metric_value=round(float(row["accuracy"]), 4),
             )
             for row in run.test
@@ -162,7 +157,7 @@ def _results(run: Run | None) -> str:
         text = f"{100 * float(row['accuracy']):.1f}"
         cells.setdefault(row["level"], {})[row["resolution"]] = f"**{text}**" if row["own"] == "True" else text
     table = _table(
-        ["level", *map(_shown, resolutions)],
+        ["level", *map(format_resolution, resolutions)],
         [[level, *(cells[level].get(resolution, "") for resolution in resolutions)] for level in cells],
     )
     counted = " to ".join(map(str, dict.fromkeys((images[0], images[-1]))))
@@ -194,7 +189,7 @@ def _number(value: float | None) -> str:
 def _model(config: ModelConfig) -> str:
     p = config.preprocessing
     levels = [
-        [level, str(config.hierarchy.num_classes[level]), _shown(config.resolutions.get(level))]
+        [level, str(config.hierarchy.num_classes[level]), format_resolution(config.resolutions.get(level))]
         for level in config.levels
     ]
     rows = [
@@ -246,10 +241,6 @@ def _public(value: Any) -> Any:
     if is_path and not str(value).startswith(("hf-hub:", "https://", "http://")):
         return PureWindowsPath(str(value)).name  # which takes both kinds of slashes
     return value
-
-
-def _shown(resolution: int | str | None) -> str:
-    return "full size" if resolution in (None, "") else f"{resolution} px"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

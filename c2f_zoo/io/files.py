@@ -1,0 +1,65 @@
+"""Files that appear whole or not at all, and CSV tables."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def atomic_write(path: str | Path, write_to: Callable[[Path], object]) -> None:
+    """Write a file beside `path`, flush it to disk and rename it.
+
+    A kill at any time leaves the old file or the new one.
+
+    Args:
+        path: the file to create or replace; its folder must exist.
+        write_to: writes the content to the path that it is given.
+
+    Examples:
+        >>> atomic_write("notes.txt", lambda part: part.write_text("two birds"))
+        >>> Path("notes.txt").read_text()
+        'two birds'
+    """
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    write_to(part)
+    with open(part, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows to a CSV file atomically; the columns are the keys of all rows, in order of appearance.
+
+    Args:
+        path: the file to create or replace; its folder must exist.
+        rows: one or more rows.
+
+    Raises:
+        ValueError: there are no rows.
+
+    Examples:
+        >>> write_csv("scores.csv", [{"level": "genus", "accuracy": 0.5}])
+        >>> read_csv("scores.csv")
+        [{'level': 'genus', 'accuracy': '0.5'}]
+    """
+    if not rows:
+        raise ValueError(f"no rows to write to {path}")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+
+    def write_to(part: Path) -> None:
+        with open(part, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=columns)
+            writer.writeheader()
+            writer.writerows(rows)
+
+    atomic_write(path, write_to)
+
+
+def read_csv(path: str | Path) -> list[dict[str, str]]:
+    """Read the rows of a CSV file with a header; every value is text."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
