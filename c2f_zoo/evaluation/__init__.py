@@ -1,0 +1,1 @@
+"""Evaluation: scoring, the search for resolutions, and reports (tables, plots, CSV files)."""

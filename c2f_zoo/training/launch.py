@@ -1,0 +1,40 @@
+"""How a recipe starts and ends: processes, threads, and errors in one line."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
+
+
+def create_accelerator() -> Accelerator:
+    """Create the recipes' accelerator and give a single process all the cores that it may use.
+
+    Batches are split between processes, so that the batch size does not depend on their number.
+    """
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # without it torchrun's CPU processes do not find each other
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
+        # A step uses the classifier of one level only.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    if accelerator.device.type == "cpu" and torch.get_num_threads() == 1:  # accelerate launch sets OMP_NUM_THREADS=1
+        torch.set_num_threads(max(1, usable_cores() // accelerator.num_processes))
+    return accelerator
+
+
+def usable_cores() -> int:
+    """Count the CPU cores that this process may use: taskset, Slurm and containers allow fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def error_message(error: BaseException) -> str:
+    """Return an error's text; for an error from a loader's worker, whose text is a traceback, the last line.
+
+    Examples:
+        >>> error_message(ValueError("no images"))
+        'no images'
+    """
+    text = str(error).strip()
+    return text.splitlines()[-1] if text.startswith("Caught ") else text
