@@ -1,0 +1,62 @@
+"""Time and memory of functions, measured in new processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+
+from c2f_zoo.evaluation.measuring import kept_bytes, peak_bytes, run_in_new_process, run_interleaved, seconds_per_call
+
+
+def make_calls(size: int) -> dict[str, Callable[[], object]]:
+    x = torch.rand(size, size)
+    return {"product_ms": lambda: x @ x, "sum_ms": lambda: x.sum()}
+
+
+def fail() -> dict[str, Callable[[], object]]:
+    raise ValueError("no such variant")
+
+
+def allocate() -> int:
+    torch.ones(1000).sum()
+    return peak_bytes(lambda: torch.ones(50_000_000).sum())
+
+
+def test_processes_take_turns_and_return_medians() -> None:
+    small, large = run_interleaved([partial(make_calls, 8), partial(make_calls, 1500)], repeats=2)
+    assert list(small) == list(large) == ["product_ms", "sum_ms", "mm_gflops", "matmul_gflops"]
+    assert 0 <= small["product_ms"] < large["product_ms"]
+    assert small["mm_gflops"] > 0 and large["matmul_gflops"] > 0
+
+
+@pytest.mark.parametrize("run", [lambda: run_interleaved([fail], repeats=1), lambda: run_in_new_process(fail)])
+def test_a_process_that_fails_is_reported(run: Callable[[], object], capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RuntimeError, match="a measured process failed; its error is printed above"):
+        run()
+    assert "ValueError: no such variant" in capfd.readouterr().err
+
+
+def test_a_new_process_is_another_one_and_the_environment_stays() -> None:
+    before = dict(os.environ)
+    assert run_in_new_process(os.getpid) != os.getpid()
+    assert dict(os.environ) == before
+
+
+def test_kept_bytes_by_hand() -> None:
+    x = torch.rand(1000, requires_grad=True)
+    # exp keeps its output, 4000 bytes; the product keeps that again and x, which is an input.
+    assert kept_bytes(lambda: x.exp() * x, [x]) == 4000
+
+
+def test_peak_bytes_include_temporary_tensors() -> None:
+    assert 190e6 < run_in_new_process(allocate) < 260e6
+
+
+def test_a_short_call_is_timed_several_times() -> None:
+    calls: list[int] = []
+    assert 0 <= seconds_per_call(lambda: calls.append(1), at_least=0.001) < 0.001
+    assert len(calls) > 1
