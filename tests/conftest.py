@@ -33,6 +33,15 @@ HARD = {
 }
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the soak tests out unless `-m` asks for them."""
+    if "soak" in config.option.markexpr.replace("not soak", ""):
+        return
+    soak = [item for item in items if item.get_closest_marker("soak")]
+    items[:] = [item for item in items if item not in soak]
+    config.hook.pytest_deselected(items=soak)
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Weights and sums do not depend on which tests ran before, nor in which of pytest's processes."""
