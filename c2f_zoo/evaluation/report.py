@@ -27,7 +27,8 @@ def accuracy_table(
 
     Examples:
         >>> accuracy = {"genus": {None: 0.978, 32: 0.996}, "species": {None: 0.987, 32: 0.448}}
-        >>> table = accuracy_table("Accuracy in %", accuracy, {"genus": 32, "species": None}, {"genus": 4, "species": 9})
+        >>> own = {"genus": 32, "species": None}
+        >>> table = accuracy_table("Accuracy in %", accuracy, own, num_classes={"genus": 4, "species": 9})
         >>> [column.header for column in table.columns]
         ['level', 'classes', 'full size', '32 px']
     """
