@@ -84,7 +84,7 @@ def marginalize(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy) -> dict[s
             found[level] = log_probs[level]
         elif found:
             finer = found[hierarchy.levels[depth + 1]]
-            parents = torch.tensor(hierarchy.parents[depth], device=finer.device)
+            parents = hierarchy.parent_index(hierarchy.levels[depth + 1], finer.device)
             found[level] = grouped_logsumexp(_finite(finer), parents, len(hierarchy.classes[depth]))
     return dict(reversed(found.items()))
 
@@ -106,9 +106,9 @@ def is_path(labels: Tensor, hierarchy: Hierarchy) -> Tensor:
         tensor([ True, False,  True])
     """
     belong = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
-    for depth, parents in enumerate(hierarchy.parents, start=1):
+    for depth, level in enumerate(hierarchy.levels[1:], start=1):
         label = labels[:, depth]
-        parent = torch.tensor(parents, device=labels.device)[label.clamp(min=0)]
+        parent = hierarchy.parent_index(level, labels.device)[label.clamp(min=0)]
         belong &= (label < 0) | (parent == labels[:, depth - 1])
     return belong
 
@@ -118,10 +118,10 @@ def _independent(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy) -> Tenso
 
 
 def _top_down(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy) -> Tensor:
-    coarsest, *finer = marginalize(log_probs, hierarchy).values()
-    labels = [coarsest.argmax(dim=1)]
-    for z, parents in zip(finer, hierarchy.parents, strict=False):
-        is_child = torch.tensor(parents, device=z.device) == labels[-1][:, None]
+    coarsest, *finer = marginalize(log_probs, hierarchy).items()
+    labels = [coarsest[1].argmax(dim=1)]
+    for level, z in finer:
+        is_child = hierarchy.parent_index(level, z.device) == labels[-1][:, None]
         # A child whose probability is 0 still goes before a class that is no child.
         labels.append(_finite(z).masked_fill(~is_child, -torch.inf).argmax(dim=1))
     return torch.stack(labels, dim=1)

@@ -154,10 +154,10 @@ def tree_prior(weight: Tensor, tree: Hierarchy) -> Tensor:
     if len(weight) != len(tree.classes[-1]):
         raise ValueError(f"{len(weight)} rows of weights for {len(tree.classes[-1])} {tree.finest} classes")
     mean, precision, cost = weight, weight.new_ones(len(weight)), weight.new_zeros(())
-    for names, labels in reversed(list(zip(tree.classes, tree.parents, strict=False))):
-        parents = torch.tensor(labels, device=weight.device)
-        total = weight.new_zeros(len(names)).index_add(0, parents, precision)
-        sums = weight.new_zeros(len(names), weight.shape[1]).index_add(0, parents, precision[:, None] * mean)
+    for level, above_names in zip(reversed(tree.levels[1:]), reversed(tree.classes[:-1]), strict=True):
+        parents, count = tree.parent_index(level, weight.device), len(above_names)
+        total = weight.new_zeros(count).index_add(0, parents, precision)
+        sums = weight.new_zeros(count, weight.shape[1]).index_add(0, parents, precision[:, None] * mean)
         above = sums / total[:, None]
         cost = cost + _cost(precision, mean - above[parents])
         mean, precision = above, total / (total + 1)

@@ -144,7 +144,8 @@ def labels_in(tree: Hierarchy, dataset: LabelledImages) -> Tensor:
         theirs = torch.tensor([label_of[name] for name in dataset.hierarchy.class_names(level)])
         labels[:, tree.levels.index(level)] = theirs[own[:, depth]].where(own[:, depth] >= 0, -1)
     for depth in reversed(range(len(tree.parents))):  # levels that the dataset does not have
-        parent = torch.tensor(tree.parents[depth])[labels[:, depth + 1]].where(labels[:, depth + 1] >= 0, -1)
+        below = labels[:, depth + 1]
+        parent = tree.parent_index(tree.levels[depth + 1])[below].where(below >= 0, -1)
         labels[:, depth] = labels[:, depth].where(labels[:, depth] >= 0, parent)
     strange = (~is_path(labels, tree)).nonzero()
     if len(strange):

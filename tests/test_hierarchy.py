@@ -1,10 +1,13 @@
+import copy
+import dataclasses
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
 
-from c2f_zoo import C2FModel, Hierarchy, list_hierarchies, load_hierarchy, register_hierarchy
+from c2f_zoo import C2FModel, Hierarchy, create_model, list_hierarchies, load_hierarchy, register_hierarchy
 from c2f_zoo.hierarchy import HIERARCHIES
 
 ROWS = [("Birds", "Gulls", "Ivory gull"), ("Birds", "Gulls", "Herring gull"), ("Birds", "Jays", "Blue jay")]
@@ -37,6 +40,60 @@ def test_to_parent_by_hand(tree: Hierarchy) -> None:
     assert tree.to_parent(fine, "class").tolist() == [[1, 0], [0, 0]]
     assert tree.to_parent(fine, "species").tolist() == fine.tolist()
     assert tree.to_parent(torch.tensor([], dtype=torch.long), "class").tolist() == []
+
+
+def test_index_tensors_by_hand(tree: Hierarchy) -> None:
+    assert tree.parent_index("species").tolist() == [0, 0, 1, 2]
+    assert tree.parent_index("group").tolist() == [0, 0, 1]
+    assert tree.ancestor_index("class").tolist() == [0, 0, 0, 1]
+    assert tree.ancestor_index("species").tolist() == [0, 1, 2, 3]
+    assert tree.parent_index("species").dtype == tree.ancestor_index("class").dtype == torch.int64
+    with pytest.raises(ValueError, match="the classes of 'class', the coarsest level, have no parents"):
+        tree.parent_index("class")
+    with pytest.raises(ValueError, match="unknown level 'specie'"):
+        tree.ancestor_index("specie")
+
+
+def test_truncated_trees_and_index_tensors_are_cached(tree: Hierarchy) -> None:
+    assert tree.truncate("species") is tree
+    assert tree.truncate("group") is tree.truncate("group")
+    assert tree.truncate("group") == Hierarchy(LEVELS[:2], tree.classes[:2], tree.parents[:1])
+    assert tree.parent_index("group") is tree.parent_index("group", "cpu")
+    assert tree.ancestor_index("group") is tree.ancestor_index("group")
+    assert tree.parent_index("group", "meta").device.type == "meta"
+    with torch.device("meta"):
+        assert tree.parent_index("group").device.type == "meta"
+    assert tree.parent_index("group").device.type == "cpu"
+
+
+def test_an_index_tensor_made_in_inference_mode_works_with_autograd(tree: Hierarchy) -> None:
+    with torch.inference_mode():
+        tree.parent_index("species")
+    scores = torch.zeros(3, requires_grad=True)
+    (scores[tree.parent_index("species")] ** 2).sum().backward()
+
+
+def test_a_fake_tensor_is_not_cached(tree: Hierarchy) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        tree.parent_index("species")
+    assert type(tree.parent_index("species")) is torch.Tensor
+
+
+def test_caches_do_not_show(tree: Hierarchy) -> None:
+    fresh, size, before = Hierarchy.from_rows(LEVELS, ROWS), len(pickle.dumps(tree)), dataclasses.asdict(tree)
+    tree.truncate("group").parent_index("group")
+    tree.ancestors(torch.tensor([0]))
+    assert tree == fresh
+    assert hash(tree) == hash(fresh)
+    assert repr(tree) == repr(fresh)
+    assert dataclasses.asdict(tree) == before
+    assert len(pickle.dumps(tree)) == size
+    for copied in (pickle.loads(pickle.dumps(tree)), copy.deepcopy(tree), dataclasses.replace(tree)):
+        assert copied == tree
+        assert set(vars(copied)) == {"levels", "classes", "parents", "version"}
+        assert copied.to_parent(torch.tensor([3]), "class").tolist() == [1]
 
 
 @pytest.mark.parametrize("label", [-1, 4])
@@ -227,3 +284,26 @@ def test_a_registered_tree_is_listed_and_loaded(tree: Hierarchy, monkeypatch: py
     register_hierarchy("mine")(lambda: tree)
     assert "mine" in list_hierarchies()
     assert load_hierarchy("mine") is tree
+
+
+def test_a_tree_is_built_once_until_its_name_is_registered_anew(
+    tree: Hierarchy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HIERARCHIES, "_entries", dict(HIERARCHIES._entries))
+    built = []
+    register_hierarchy("mine")(lambda: built.append(1) or tree)
+    assert load_hierarchy("mine") is load_hierarchy("mine")
+    assert len(built) == 1
+    register_hierarchy("mine", override=True)(lambda: tree.truncate("group"))
+    assert load_hierarchy("mine") is tree.truncate("group")
+
+
+def test_a_model_reads_the_file_of_its_tree_once_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    from c2f_zoo.hierarchy import reading, shipped
+
+    monkeypatch.setattr(shipped, "_BUILT", {})
+    reads, read = [], reading.csv_rows
+    monkeypatch.setattr(reading, "csv_rows", lambda path: reads.append(path) or read(path))
+    for _ in range(2):
+        create_model("mlph_tiny_critters")
+    assert [path.name for path in reads] == ["critters.csv"]

@@ -150,7 +150,7 @@ def _checked_labels(dataset: LabelledImages, what: str) -> Tensor:
         if depth > 0:
             above, known, coarse = labels[:, depth - 1], here >= 0, tree.levels[depth - 1]
             _refuse(known & (above < 0), f"has a label at {level} but none at {coarse}", what)
-            parents = torch.tensor(tree.parents[depth - 1])[here.clamp(min=0)]
+            parents = tree.parent_index(level)[here.clamp(min=0)]
             _refuse(known & (parents != above), f"has a {level} that lies under another {coarse} than it has", what)
     _refuse(targets != labels[:, -1], f"has another label in targets than in labels at {tree.finest}", what)
     return labels

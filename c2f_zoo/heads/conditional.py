@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from c2f_zoo.heads.grouped import grouped_logsumexp
@@ -34,8 +33,8 @@ class ConditionalHead(nn.Module):
         self.levels = tuple(levels)
         depth = max(hierarchy.levels.index(level) for level in levels)
         self.scores = LevelsHead(in_features, hierarchy, hierarchy.levels[: depth + 1])
-        for below, parents in enumerate(hierarchy.parents[:depth], start=1):
-            self.register_buffer(f"parents_{below}", torch.tensor(parents), persistent=False)
+        for below, level in enumerate(hierarchy.levels[1 : depth + 1], start=1):
+            self.register_buffer(f"parents_{below}", hierarchy.parent_index(level).clone(), persistent=False)
 
     def get_classifier(self, level: str) -> nn.Linear:
         """The linear layer of one level, whose outputs mean something only beside those of a class's siblings."""

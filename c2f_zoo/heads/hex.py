@@ -39,8 +39,8 @@ class HexHead(nn.Module):
         super().__init__()
         self.levels = tuple(levels)
         self.scores = LevelsHead(in_features, hierarchy, hierarchy.levels)
-        for depth, parents in enumerate(hierarchy.parents, start=1):
-            self.register_buffer(f"parents_{depth}", torch.tensor(parents), persistent=False)
+        for depth, level in enumerate(hierarchy.levels[1:], start=1):
+            self.register_buffer(f"parents_{depth}", hierarchy.parent_index(level).clone(), persistent=False)
 
     def get_classifier(self, level: str) -> nn.Linear:
         """The linear layer that scores one level's classes; their probabilities depend on the other levels' as well."""

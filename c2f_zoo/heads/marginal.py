@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from c2f_zoo.heads.grouped import grouped_logsumexp
@@ -35,9 +34,8 @@ class MarginalHead(nn.Module):
         self.finest = hierarchy.finest
         self.num_classes = hierarchy.num_classes
         self.classifier = nn.Linear(in_features, self.num_classes[self.finest])
-        fine = torch.arange(self.num_classes[self.finest])
         for number, level in enumerate(self.levels):  # numbers, since a buffer's name may hold no dot
-            self.register_buffer(f"ancestors_{number}", hierarchy.to_parent(fine, level), persistent=False)
+            self.register_buffer(f"ancestors_{number}", hierarchy.ancestor_index(level).clone(), persistent=False)
 
     def get_classifier(self, level: str) -> nn.Linear:
         """The linear layer of the finest level, the only one.

@@ -13,6 +13,7 @@ from c2f_zoo.registry import Registry
 HIERARCHIES: Registry[Callable[[], Hierarchy]] = Registry("hierarchy", "c2f_zoo.hierarchies")
 register_hierarchy = HIERARCHIES.register
 
+_BUILT: dict[str, tuple[Callable[[], Hierarchy], Hierarchy]] = {}  # by name: the function, and the tree it returned
 _TREES = Path(__file__).parent / "trees"
 
 # Where each comes from: docs/reference/hierarchies.md. A file that changes gets a new version here.
@@ -38,7 +39,9 @@ for _name in _VERSIONS:
 
 
 def load_hierarchy(name: str) -> Hierarchy:
-    """Gives a registered class tree.
+    """Return a registered class tree.
+
+    A tree is built once in a process: later calls return the same object, until its name is registered anew.
 
     Args:
         name: one of `list_hierarchies()`.
@@ -50,10 +53,13 @@ def load_hierarchy(name: str) -> Hierarchy:
         >>> load_hierarchy("cub").num_classes
         {'family': 36, 'genus': 113, 'species': 200}
     """
-    tree = HIERARCHIES[name]()
-    if not isinstance(tree, Hierarchy):
-        raise ValueError(f"hierarchy {name!r} gives {tree!r}, which is no Hierarchy")
-    return tree
+    build = HIERARCHIES[name]
+    if name not in _BUILT or _BUILT[name][0] is not build:
+        tree = build()
+        if not isinstance(tree, Hierarchy):
+            raise ValueError(f"hierarchy {name!r} returns {tree!r}, which is not a Hierarchy")
+        _BUILT[name] = build, tree
+    return _BUILT[name][1]
 
 
 def list_hierarchies(pattern: str = "*") -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -79,12 +79,57 @@ class Hierarchy:
         """Names of a level's classes, in label order."""
         return self.classes[self.depth(level)]
 
+    def parent_index(self, level: str, device: torch.device | str | None = None) -> torch.Tensor:
+        """Return the parent of each class of a level as a tensor.
+
+        The tensor is cached, one per device: do not modify it in place.
+
+        Args:
+            level: any level but the coarsest.
+            device: the device of the tensor. Default: PyTorch's default device.
+
+        Returns:
+            int64 tensor (classes of the level,): labels of the next coarser level.
+
+        Raises:
+            ValueError: the level is unknown, or is the coarsest one.
+
+        Examples:
+            >>> load_hierarchy("fashion_mnist").parent_index("group")
+            tensor([0, 0, 0, 0, 1, 1])
+        """
+        depth = self.depth(level)
+        if depth == 0:
+            raise ValueError(f"the classes of {level!r}, the coarsest level, have no parents")
+        return self._cached_tensor("parent", level, self.parents[depth - 1], device)
+
+    def ancestor_index(self, level: str, device: torch.device | str | None = None) -> torch.Tensor:
+        """Return the ancestor of each leaf class at a level as a tensor.
+
+        The tensor is cached, one per device: do not modify it in place.
+
+        Args:
+            level: the level of the ancestors; at the finest level each class is its own ancestor.
+            device: the device of the tensor. Default: PyTorch's default device.
+
+        Returns:
+            int64 tensor (leaf classes,): labels of `level`.
+
+        Raises:
+            ValueError: the level is unknown.
+
+        Examples:
+            >>> load_hierarchy("fashion_mnist").ancestor_index("division")
+            tensor([0, 0, 0, 0, 0, 1, 0, 1, 1, 1])
+        """
+        return self._cached_tensor("ancestor", level, self._ancestors[self.depth(level)], device)
+
     def to_parent(self, fine_labels: torch.Tensor, level: str) -> torch.Tensor:
-        """Maps labels of the finest level to the labels of their ancestors at `level`.
+        """Map leaf labels to the labels of their ancestors at a level.
 
         Args:
             fine_labels: integer tensor of any shape, values in `[0, num_classes[finest])`.
-            level: the level to map to; the finest gives the labels back.
+            level: the level to map to; the finest level returns the labels unchanged.
 
         Returns:
             int64 tensor of the same shape, on the same device.
@@ -92,18 +137,10 @@ class Hierarchy:
         Raises:
             ValueError: a label lies outside the tree, or the level is unknown.
         """
-        import torch
-
-        fine_labels = fine_labels.long()  # uint8 would compare with the number of classes modulo 256
-        count = len(self.classes[-1])
-        outside = (fine_labels < 0) | (fine_labels >= count)
-        if outside.any():
-            raise self._outside(int(fine_labels[outside].flatten()[0]))
-        table = torch.tensor(self._ancestors[self.depth(level)], device=fine_labels.device)
-        return table[fine_labels]
+        return self.ancestor_index(level, fine_labels.device)[self._checked(fine_labels)]
 
     def ancestors(self, fine_labels: torch.Tensor) -> torch.Tensor:
-        """The whole path of each label of the finest level.
+        """Return the path of each leaf label: its ancestor at every level, and itself.
 
         Args:
             fine_labels: integer tensor of any shape (...), values in `[0, num_classes[finest])`.
@@ -121,7 +158,8 @@ class Hierarchy:
         """
         import torch
 
-        return torch.stack([self.to_parent(fine_labels, level) for level in self.levels], dim=-1)
+        labels = self._checked(fine_labels)
+        return torch.stack([self.ancestor_index(level, labels.device)[labels] for level in self.levels], dim=-1)
 
     def lca_height(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """How far above the finest level the lowest common ancestor of two labels lies (Bertinetto et al., CVPR 2020).
@@ -147,7 +185,9 @@ class Hierarchy:
         return len(self.levels) - shared.sum(dim=-1)
 
     def truncate(self, level: str) -> Hierarchy:
-        """The tree down to a level, which becomes the finest; labels stay as they are.
+        """Return the tree down to a level, which becomes the finest; labels do not change.
+
+        The tree is cached: each call returns the same object, and the finest level returns this tree.
 
         Raises:
             ValueError: the level is unknown.
@@ -157,7 +197,12 @@ class Hierarchy:
             {'family': 36, 'genus': 113}
         """
         depth = self.depth(level)
-        return Hierarchy(self.levels[: depth + 1], self.classes[: depth + 1], self.parents[:depth], self.version)
+        if level == self.finest:
+            return self
+        if level not in self._truncated:
+            parts = self.levels[: depth + 1], self.classes[: depth + 1], self.parents[:depth]
+            self._truncated[level] = Hierarchy(*parts, self.version)
+        return self._truncated[level]
 
     def path(self, fine_label: int) -> tuple[str, ...]:
         """Class names from the coarsest level down to the class of a finest-level label.
@@ -362,14 +407,53 @@ class Hierarchy:
         count = len(self.classes[-1])
         return ValueError(f"label {fine_label} is outside the tree: {self.finest} has {count} classes (0..{count - 1})")
 
-    # Lists, not a tensor, which would belong to the inference mode or the compilation that asked first.
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # without the caches below
+
     @cached_property
-    def _ancestors(self) -> list[list[int]]:
-        """At each depth, for each finest label, the label of its ancestor there."""
-        ancestors = [list(range(len(self.classes[-1])))]
+    def _truncated(self) -> dict[str, Hierarchy]:
+        return {}
+
+    @cached_property
+    def _tensors(self) -> dict[tuple[str, str, torch.device], torch.Tensor]:
+        return {}
+
+    @cached_property
+    def _ancestors(self) -> list[Sequence[int]]:
+        """At each depth, for each leaf label, the label of its ancestor there."""
+        ancestors: list[Sequence[int]] = [range(len(self.classes[-1]))]
         for above in reversed(self.parents):
             ancestors.insert(0, [above[label] for label in ancestors[0]])
         return ancestors
+
+    def _cached_tensor(
+        self, kind: str, level: str, labels: Sequence[int], device: torch.device | str | None
+    ) -> torch.Tensor:
+        import torch
+
+        where = torch.get_default_device() if device is None else torch.device(device)
+        if torch.compiler.is_compiling():  # a tensor of a traced graph must not outlive it
+            return torch.tensor(labels, dtype=torch.long, device=where)
+        key = kind, level, where
+        if key not in self._tensors:
+            with torch.inference_mode(False):  # autograd refuses tensors made in inference mode
+                tensor = torch.tensor(labels, dtype=torch.long, device=where)
+            if type(tensor) is not torch.Tensor:  # a fake tensor belongs to its mode
+                return tensor
+            self._tensors[key] = tensor
+        return self._tensors[key]
+
+    def _checked(self, fine_labels: torch.Tensor) -> torch.Tensor:
+        """The labels as int64.
+
+        Raises:
+            ValueError: a label lies outside the tree.
+        """
+        labels = fine_labels.long()  # uint8 would compare with the number of classes modulo 256
+        outside = (labels < 0) | (labels >= len(self.classes[-1]))
+        if outside.any():
+            raise self._outside(int(labels[outside].flatten()[0]))
+        return labels
 
 
 def _faults(levels: Sequence[str], classes: Sequence[Sequence[str]], parents: Sequence[Sequence[int]]) -> list[str]:
