@@ -112,7 +112,7 @@ class Normalized:
         self.loader, self.normalize = loader, normalize
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for views, _, _ in self.loader:
+        for views, *_ in self.loader:
             yield {name: self.normalize(images) for name, images in views.items()}
 
 

@@ -239,16 +239,16 @@ def score(
     views = TransformedImages(dataset, transform, share, on_error, shorter_side=preprocessing.resize)
     loader = DataLoader(views, batch_size, num_workers=num_workers)
     seen: list[int] = []
+    unreadable: list[int] = []
     hidden = None if accelerator.is_main_process else True  # None: a bar on a terminal, none in a log file
-    for images, _, index in tqdm(loader, desc="scoring", disable=hidden, leave=False):
+    for images, _, index, readable in tqdm(loader, desc="scoring", disable=hidden, leave=False):
         logits = {resolution: model(normalize(x.to(device)), model.levels) for resolution, x in images.items()}
         at = {resolution: model.log_probs(z) for resolution, z in logits.items()}
-        # An image that was skipped has the index -1 - index, and nothing is known of it.
-        scores.update(at, target[index].where(index[:, None] >= 0, -1).to(device))
+        scores.update(at, target[index].where(readable[:, None], -1).to(device))
         seen += index.tolist()
-    seen = gather_object(seen)
-    unreadable = sorted(-1 - index for index in seen if index < 0)
-    if sorted([index for index in seen if index >= 0] + unreadable) != list(range(len(dataset))):
+        unreadable += index[~readable].tolist()
+    seen, unreadable = gather_object(seen), sorted(gather_object(unreadable))
+    if sorted(seen) != list(range(len(dataset))):
         raise RuntimeError(f"{len(dataset)} images were to be scored once, but {len(seen)} were")
     return scores, unreadable
 

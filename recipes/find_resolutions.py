@@ -60,7 +60,7 @@ from train import (
 
 from c2f_zoo.config import Preprocessing
 from c2f_zoo.data import LabelledImages, labels_of, load_image, train_and_val
-from c2f_zoo.data.views import UNREADABLE
+from c2f_zoo.data.transformed_images import UNREADABLE
 from c2f_zoo.model import C2FModel
 from c2f_zoo.registry import unknown_name
 from c2f_zoo.zoo.create import load_model
@@ -269,7 +269,7 @@ def measure(
     scored = predict_all(prepared, dataset, indices, resolution, model.levels, options, accelerator)
     accelerator.free_memory()
     index = scored["index"]
-    order = index.where(index >= 0, -1 - index).argsort()
+    order = index.argsort()
     levels = model.levels[::-1]
     truth = scored["truth"][order][:, [dataset.hierarchy.depth(level) for level in levels]]
     answers = torch.stack([scored[level][order] for level in levels], dim=1)

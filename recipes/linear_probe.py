@@ -76,7 +76,7 @@ def extract(
     """Pooled features (n, D) of centre crops at one resolution, and the labels (n,) of one level."""
     transform = create_transform(model.config.preprocessing, resolution, train=False)
     features, labels = [], []
-    for images, targets, _ in DataLoader(TransformedImages(dataset, transform, indices), 32):
+    for images, targets, *_ in DataLoader(TransformedImages(dataset, transform, indices), 32):
         features.append(model.forward_pool(model.forward_features(images)))
         labels.append(targets[:, model.hierarchy.depth(level)])
     return torch.cat(features), torch.cat(labels)

@@ -393,11 +393,11 @@ def train_epoch(
     for batch in itertools.chain(bar, [None] * (len(levels) - 1)):
         recent.appendleft(batch)
         if batch is not None:
-            unreadable += (-1 - batch[2][batch[2] < 0]).tolist()
+            unreadable += batch[2][~batch[3]].tolist()
         for level, waiting in zip(levels, recent, strict=False):
             if waiting is None:
                 continue
-            views, labels, _ = waiting
+            views, labels, *_ = waiting
             loss = objective(model, normalize(views[level]), labels, level)
             accelerator.backward(loss)
             optimizer.step()
@@ -426,7 +426,7 @@ def predict_all(
     """Predicts at one resolution, every image exactly once, on however many processes.
 
     Gives for each level the labels (n,), the "truth" (n, levels of the tree), and the "index" of each image. A
-    image that was skipped has the truth -1 and the index `-1 - index`.
+    image that was skipped has the truth -1, and is False in "readable".
     """
     model.eval()
     preprocessing = accelerator.unwrap_model(model).config.preprocessing
@@ -435,18 +435,18 @@ def predict_all(
     views = TransformedImages(dataset, transform, indices, options.on_error, shorter_side=preprocessing.resize)
     loader = accelerator.prepare(DataLoader(views, 4 * options.batch_size, num_workers=options.num_workers))
     columns: list[list[Tensor]] = []
-    for images, truth, index in loader:
+    for images, truth, index, readable in loader:
         logits = model(normalize(images), levels=levels)
-        batch = (index, truth, *(logits[level].argmax(dim=1) for level in levels))
+        batch = (index, readable, truth, *(logits[level].argmax(dim=1) for level in levels))
         columns.append([column.cpu() for column in accelerator.gather_for_metrics(batch)])
-    index, truth, *labels = (torch.cat(column) for column in zip(*columns, strict=True))
-    if sorted(index.where(index >= 0, -1 - index).tolist()) != sorted(indices):
+    index, readable, truth, *labels = (torch.cat(column) for column in zip(*columns, strict=True))
+    if sorted(index.tolist()) != sorted(indices):
         raise RuntimeError(f"{len(indices)} images were to be scored once, but {len(index)} came back")
-    return {"index": index, "truth": truth, **dict(zip(levels, labels, strict=True))}
+    return {"index": index, "readable": readable, "truth": truth, **dict(zip(levels, labels, strict=True))}
 
 
 def unreadable_in(scored: dict[str, Tensor]) -> list[int]:
-    return (-1 - scored["index"][scored["index"] < 0]).tolist()
+    return scored["index"][~scored["readable"]].tolist()
 
 
 def accuracy_of(scored: dict[str, Tensor], level: str, tree: Hierarchy) -> tuple[float, int]:
@@ -541,7 +541,8 @@ def prediction_rows(predictions: dict[str, dict[str, Tensor]], tree: Hierarchy) 
     place = {
         level: {index: at for at, index in enumerate(scored["index"].tolist())} for level, scored in predictions.items()
     }
-    for index in sorted(index for index in next(iter(place.values())) if index >= 0):
+    first = next(iter(predictions.values()))
+    for index in sorted(first["index"][first["readable"]].tolist()):
         row: dict[str, Any] = {"index": index}
         for level, scored in predictions.items():
             at = place[level][index]

@@ -14,20 +14,13 @@ from c2f_zoo.data import (
     timm_readers,
 )
 from c2f_zoo.data.cache import CachedImages
+from c2f_zoo.data.derived import HideLabels, Joined
 from c2f_zoo.data.files import ImageFiles
 from c2f_zoo.data.images import read_image
 from c2f_zoo.data.registry import DATASETS, LabelledImages, create_dataset, labels_of, list_datasets, register_dataset
+from c2f_zoo.data.splits import stratified_split, train_and_val
+from c2f_zoo.data.transformed_images import TransformedImages, load_image, name_of, read_error
 from c2f_zoo.data.transforms import Degrade, Normalize, create_transform, create_views
-from c2f_zoo.data.views import (
-    HideLabels,
-    Joined,
-    TransformedImages,
-    load_image,
-    name_of,
-    read_error,
-    stratified_split,
-    train_and_val,
-)
 
 __all__ = [
     "DATASETS",

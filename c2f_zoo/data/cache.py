@@ -18,8 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from c2f_zoo.data.registry import LabelledImages, labels_of
+from c2f_zoo.data.transformed_images import UNREADABLE, load_image
 from c2f_zoo.data.transforms import Degrade
-from c2f_zoo.data.views import UNREADABLE, load_image
 
 _FORMAT = 1  # a change of what a file holds, or of how an image gets there, needs another number
 _AT_ONCE = 64  # images that are in memory while a file is written

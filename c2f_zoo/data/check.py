@@ -25,7 +25,7 @@ from c2f_zoo.data.cub import cub_folder, list_cub
 from c2f_zoo.data.files import MAX_SHOWN, SPLITS, TOO_FEW, Entry, Findings, Listing, part, splits_of
 from c2f_zoo.data.folder import list_folder
 from c2f_zoo.data.images import read_image
-from c2f_zoo.data.views import stratified_split
+from c2f_zoo.data.splits import stratified_split
 from c2f_zoo.hierarchy import Hierarchy
 
 _CHUNK = 256  # images that are under way at a time

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from c2f_zoo.data.images import read_image
-from c2f_zoo.data.views import stratified_split
+from c2f_zoo.data.splits import stratified_split
 from c2f_zoo.hierarchy import HIERARCHIES, Hierarchy, load_hierarchy
 from c2f_zoo.hierarchy.reading import csv_rows
 from c2f_zoo.registry import unknown_name

@@ -1,0 +1,82 @@
+"""Datasets made from other datasets: joined, or with some labels hidden."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+
+from c2f_zoo.data.registry import LabelledImages, labels_of
+from c2f_zoo.data.transformed_images import load_image
+
+
+class HideLabels:
+    """A dataset in which some images are labelled down to a certain level only, as in much real data.
+
+    Args:
+        dataset: the images and their labels.
+        level: the finest level at which the given images keep their labels.
+        indices: these images, by their index in the dataset.
+
+    Raises:
+        ValueError: the level is unknown, or the dataset's labels do not fit its tree.
+        IndexError: an index is out of range.
+
+    Examples:
+        >>> dataset = HideLabels(create_dataset("critters", "train", per_class=1), "genus", indices=[35])
+        >>> labels_of(dataset)[34:], dataset.targets[34:]
+        (tensor([[ 3, 11, 34],
+                [ 3, 11, -1]]), [34, -1])
+    """
+
+    def __init__(self, dataset: LabelledImages, level: str, indices: Sequence[int]) -> None:
+        self.dataset = dataset
+        self.hierarchy = dataset.hierarchy
+        self.labels = labels_of(dataset).clone()
+        self.labels[torch.tensor(indices, dtype=torch.long), dataset.hierarchy.depth(level) + 1 :] = -1
+        self.targets: list[int] = self.labels[:, -1].tolist()
+        if getattr(dataset, "paths", None):
+            self.paths = dataset.paths  # type: ignore[attr-defined]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.read(index), self.targets[index]
+
+    def read(self, index: int, shorter_side: int | None = None) -> Image.Image:
+        """Load an image; `shorter_side` is that of `load_image`."""
+        return load_image(self.dataset, index, shorter_side)
+
+
+class Joined:
+    """Datasets with the same tree, one after the other; their `paths`, `labels` and `read` are kept.
+
+    Args:
+        *datasets: the datasets.
+
+    Raises:
+        ValueError: their trees differ.
+    """
+
+    def __init__(self, *datasets: LabelledImages) -> None:
+        self.datasets = datasets
+        self.hierarchy = datasets[0].hierarchy
+        if any(dataset.hierarchy != self.hierarchy for dataset in datasets):
+            raise ValueError("the datasets to join differ in their class trees")
+        self.labels = torch.cat([labels_of(dataset) for dataset in datasets])
+        self.targets: list[int] = self.labels[:, -1].tolist()
+        self._places = [(dataset, index) for dataset in datasets for index in range(len(dataset))]
+        if all(getattr(dataset, "paths", None) for dataset in datasets):
+            self.paths = [path for dataset in datasets for path in dataset.paths]  # type: ignore[attr-defined]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.read(index), self.targets[index]
+
+    def read(self, index: int, shorter_side: int | None = None) -> Image.Image:
+        """Load an image; `shorter_side` is that of `load_image`."""
+        return load_image(*self._places[index], shorter_side)

@@ -1,0 +1,236 @@
+"""Scoring: every image exactly once, on any number of processes, with one forward pass for each distinct resolution."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, gather_object
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from c2f_zoo.data import LabelledImages, Normalize, TransformedImages, create_views
+from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.inference.resolutions import levels_by_resolution
+from c2f_zoo.model import C2FModel
+
+LevelsAt = Mapping[int | None, Sequence[str]]  # for each resolution the levels to predict at it
+
+
+@dataclass(frozen=True)
+class ScoredBatch:
+    """A process's batch of images, scored.
+
+    Attributes:
+        index: the images' indices in the dataset, int64 (N,), on the CPU.
+        readable: whether each image is readable, bool (N,), on the CPU.
+        truth: labels (N, levels of the dataset's tree), int64, on the CPU; -1 where unknown, or the image unreadable.
+        logits: for each resolution and level, logits (N, classes), on the model's device.
+    """
+
+    index: Tensor
+    readable: Tensor
+    truth: Tensor
+    logits: dict[int | None, dict[str, Tensor]]
+
+
+def score_images(
+    model: nn.Module,
+    dataset: LabelledImages,
+    indices: Sequence[int],
+    levels_at: LevelsAt,
+    *,
+    batch_size: int,
+    accelerator: Accelerator,
+    num_workers: int = 0,
+    on_error: str = "raise",
+) -> Iterator[ScoredBatch]:
+    """Score images of a dataset: each is decoded once and seen once at each resolution.
+
+    Each process iterates over its own images; all processes must iterate to the end.
+
+    Args:
+        model: a `C2FModel` on the accelerator's device, wrapped or not; it is put into evaluation mode.
+        dataset: the dataset.
+        indices: which images, by their index in the dataset.
+        levels_at: for each resolution in pixels (None: full size) the levels to predict at it.
+        batch_size: images in a batch, for each process.
+        accelerator: the processes.
+        num_workers: processes that load images, for each scoring process.
+        on_error: how an unreadable image is treated, see `c2f_zoo.data.TransformedImages`.
+
+    Raises:
+        RuntimeError: an image was not scored exactly once.
+
+    Examples:
+        >>> model = create_model("mlph_tiny_critters")
+        >>> dataset = create_dataset("critters", "test", per_class=1)
+        >>> levels_at = {None: ("species",), 32: ("family", "genus")}
+        >>> batches = score_images(model, dataset, [7, 9], levels_at, batch_size=2, accelerator=Accelerator(cpu=True))
+        >>> batch = next(batches)
+        >>> batch.index, batch.logits[32]["genus"].shape
+        (tensor([7, 9]), torch.Size([2, 12]))
+    """
+    # Not the wrapper: it would exchange buffers in every forward pass, and processes may differ in their batches.
+    unwrapped: C2FModel = accelerator.unwrap_model(model).eval()
+    with torch.no_grad():
+        broadcast(list(unwrapped.buffers()))  # batch norm's statistics are each process's own in training
+    preprocessing = unwrapped.config.preprocessing
+    normalize = Normalize(preprocessing.mean, preprocessing.std).to(accelerator.device)
+    views_at = {resolution: resolution for resolution in levels_at}
+    transform = create_views(preprocessing, views_at, train=False, normalize=False)
+    # Not the loader of accelerator.prepare, which scores some images twice to give each process as many.
+    own = list(indices)[accelerator.process_index :: accelerator.num_processes]
+    images = TransformedImages(dataset, transform, own, on_error, shorter_side=preprocessing.resize)
+    loader = DataLoader(images, batch_size, num_workers=num_workers)
+    seen: list[int] = []
+    # None: a bar on a terminal, none in a log file.
+    for views, truth, index, readable in tqdm(
+        loader, desc="scoring", disable=None if accelerator.is_main_process else True, leave=False
+    ):
+        with torch.no_grad():
+            logits = {
+                resolution: unwrapped(normalize(x.to(accelerator.device)), levels=tuple(levels_at[resolution]))
+                for resolution, x in views.items()
+            }
+        seen += index.tolist()
+        yield ScoredBatch(index, readable, truth, logits)
+    if sorted(seen := gather_object(seen)) != sorted(indices):
+        raise RuntimeError(f"{len(indices)} images were to be scored once each, but {len(seen)} were scored")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predicted labels of images, in the order of their indices.
+
+    Attributes:
+        hierarchy: the dataset's tree.
+        index: the images' indices in the dataset, int64 (n,).
+        readable: whether each image is readable, bool (n,).
+        truth: labels (n, levels of the tree); -1 where unknown, or the image unreadable.
+        labels: for each resolution and level the predicted labels (n,).
+    """
+
+    hierarchy: Hierarchy
+    index: Tensor
+    readable: Tensor
+    truth: Tensor
+    labels: dict[int | None, dict[str, Tensor]]
+
+    @property
+    def unreadable(self) -> list[int]:
+        """The indices of the unreadable images."""
+        return self.index[~self.readable].tolist()
+
+    def accuracy(self, level: str, resolution: int | None) -> tuple[float, int]:
+        """Return a level's accuracy in [0, 1] at a resolution, and the number of images with a known label there."""
+        truth = self.truth[:, self.hierarchy.depth(level)]
+        known = truth >= 0
+        return (self.labels[resolution][level][known] == truth[known]).double().mean().item(), int(known.sum())
+
+    def select(self, mask: Tensor) -> Predictions:
+        """Return the predictions of some images, given a mask (n,)."""
+        labels = {at: {level: column[mask] for level, column in found.items()} for at, found in self.labels.items()}
+        return Predictions(self.hierarchy, self.index[mask], self.readable[mask], self.truth[mask], labels)
+
+
+def predict_labels(
+    model: nn.Module, dataset: LabelledImages, indices: Sequence[int], levels_at: LevelsAt, **how: Any
+) -> Predictions:
+    """Predict the labels of images of a dataset; every process gets all of them.
+
+    Args:
+        model: as in `score_images`, and so are the others.
+        dataset: the dataset.
+        indices: which images.
+        levels_at: for each resolution the levels to predict at it.
+        **how: the other arguments of `score_images`.
+    """
+    batches = gather_object(
+        [
+            replace(batch, logits={at: _argmax(logits) for at, logits in batch.logits.items()})
+            for batch in score_images(model, dataset, indices, levels_at, **how)
+        ]
+    )
+    index = torch.cat([batch.index for batch in batches])
+    order = index.argsort()
+    labels = {
+        at: {level: torch.cat([batch.logits[at][level] for batch in batches])[order] for level in levels}
+        for at, levels in levels_at.items()
+    }
+    readable = torch.cat([batch.readable for batch in batches])[order]
+    truth = torch.cat([batch.truth for batch in batches])[order]
+    return Predictions(dataset.hierarchy, index[order], readable, truth, labels)
+
+
+def _argmax(logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {level: z.argmax(dim=1).cpu() for level, z in logits.items()}
+
+
+def validate(
+    model: nn.Module, dataset: LabelledImages, indices: Sequence[int], *, accelerator: Accelerator, **how: Any
+) -> tuple[dict[str, float], list[int]]:
+    """Return every level's validation accuracy at its own resolution, and the indices of unreadable images.
+
+    Args:
+        model: as in `score_images`.
+        dataset: the dataset that holds the validation images.
+        indices: the validation images' indices in it.
+        accelerator: the processes.
+        **how: the other arguments of `score_images`.
+
+    Raises:
+        ValueError: no readable image has a label at some level.
+    """
+    levels_at = levels_by_resolution(accelerator.unwrap_model(model))
+    predictions = predict_labels(model, dataset, indices, levels_at, accelerator=accelerator, **how)
+    accuracy = {}
+    for level, resolution in ((level, at) for at, levels in levels_at.items() for level in levels):
+        accuracy[level], count = predictions.accuracy(level, resolution)
+        if count == 0:
+            raise ValueError(
+                f"no readable validation image has a label at {level!r}; check the data with `c2f-zoo data check`, or "
+                "choose another val_fraction"
+            )
+    return accuracy, predictions.unreadable
+
+
+def accuracy_rows(predictions: Predictions, own: Mapping[str, int | None]) -> list[dict[str, Any]]:
+    """Tabulate accuracies: a row for each resolution and level.
+
+    Args:
+        predictions: the predictions.
+        own: each level's own resolution.
+    """
+    rows = []
+    for resolution, labels in predictions.labels.items():
+        for level in labels:
+            accuracy, images = predictions.accuracy(level, resolution)
+            row = {"level": level, "resolution": resolution, "own": own[level] == resolution}
+            rows.append({**row, "accuracy": accuracy, "images": images})
+    return rows
+
+
+def prediction_rows(predictions: Predictions, own: Mapping[str, int | None]) -> Iterator[dict[str, Any]]:
+    """Yield a row for each readable image: for each level its true class and its class predicted at its own resolution.
+
+    An unknown true class is empty.
+    """
+    tree = predictions.hierarchy
+    columns = {
+        level: found
+        for resolution, labels in predictions.labels.items()
+        for level, found in labels.items()
+        if own[level] == resolution
+    }
+    for at in predictions.readable.nonzero()[:, 0].tolist():
+        row: dict[str, Any] = {"index": int(predictions.index[at])}
+        for level, found in columns.items():
+            names, truth = tree.class_names(level), int(predictions.truth[at, tree.depth(level)])
+            row[level] = names[truth] if truth >= 0 else ""
+            row[f"predicted_{level}"] = names[int(found[at])]
+        yield row

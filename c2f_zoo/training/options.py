@@ -1,0 +1,126 @@
+"""The options of a training run, from YAML files and the command line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from jsonargparse import auto_cli
+
+
+@dataclass
+class Stage:
+    """A stage of the training: its length, and the learning rates of the weights that it trains.
+
+    Args:
+        epochs: passes over the training images, each at every level's resolution.
+        lr: learning rate of pooling and head.
+        backbone_lr: learning rate of the backbone; 0 freezes it, with its batch norm.
+        halve_every: halve the learning rates after every so many epochs.
+        freeze_batch_norm: keep the backbone's batch norm frozen while its other weights are trained. Batches differ in
+            resolution and so in their statistics: a pretrained backbone does better with its own.
+    """
+
+    epochs: int
+    lr: float
+    backbone_lr: float = 0.0
+    halve_every: int = 1000
+    freeze_batch_norm: bool = False
+
+
+@dataclass
+class TrainOptions:
+    """The options of a training run: data, model, objective, schedule and output.
+
+    Args:
+        dataset: one of `c2f-zoo list datasets`.
+        model: name of a model or a method, see `c2f_zoo.create_model`; its tree is the dataset's.
+        resolutions: for each level the shorter side in pixels to shrink images to; null or missing: full size.
+        stages: the stages, in order.
+        dataset_options: additional keyword arguments of the dataset, e.g. `{root: /data/CUB_200_2011}`.
+        model_options: additional keyword arguments of `create_model`, e.g. `{backbone: resnet50, head: marginal}`.
+        loss: the loss of each level: `cross_entropy`, `soft_labels` or `hxe`, see `c2f_zoo.losses`.
+        loss_options: additional keyword arguments of the loss, e.g. `{label_smoothing: 0.1}`.
+        level_weights: for each level the weight of its loss; missing: 1, as in the paper.
+        tree_prior: weight of `c2f_zoo.losses.tree_prior` on the leaf classifier; 0: none.
+        batch_size: images in a batch, over all processes together.
+        momentum: momentum of SGD.
+        weight_decay: weight decay of SGD.
+        val_fraction: fraction of each class's training images that is held out to choose the best epoch; 0: the
+            training images choose it. Not used where the dataset has a validation set.
+        num_workers: processes that load images, for each training process.
+        cache: folder for a cache of decoded, resized images, see `c2f_zoo.data.CachedImages`; for small datasets.
+        on_error: how an unreadable image is treated: `raise` ends the run, `skip` leaves it out and lists it.
+        seed: seed of the weights, the split, the order of images and the augmentation.
+        output: folder for the results, which must be missing or empty; default `runs/<config>-<n>`.
+        resume: `auto` continues after the last whole epoch of `output`, or of the config's latest run.
+    """
+
+    dataset: str
+    model: str
+    resolutions: dict[str, int | None]
+    stages: list[Stage]
+    dataset_options: dict[str, Any] = field(default_factory=dict)
+    model_options: dict[str, Any] = field(default_factory=dict)
+    loss: str = "cross_entropy"
+    loss_options: dict[str, Any] = field(default_factory=dict)
+    level_weights: dict[str, float] = field(default_factory=dict)
+    tree_prior: float = 0.0
+    batch_size: int = 8
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    val_fraction: float = 0.1
+    num_workers: int = 0
+    cache: str | None = None
+    on_error: Literal["raise", "skip"] = "raise"
+    seed: int = 0
+    output: str | None = None
+    resume: Literal["auto"] | None = None
+
+
+Options = TypeVar("Options", bound=TrainOptions)
+
+
+def parse(args: Sequence[str], default: str | Path, kind: type[Options] = TrainOptions) -> tuple[Options, str]:  # type: ignore[assignment]
+    """Parse a command line: YAML files, each after `--config`, and options that override them.
+
+    A later file overrides an earlier one; the first names the run.
+
+    Args:
+        args: the command line's arguments.
+        default: the file to read where `--config` is missing.
+        kind: the dataclass of the options.
+
+    Returns:
+        The options and the run's name.
+
+    Examples:
+        >>> _ = Path("birds.yaml").write_text("{dataset: cub, model: mlph_vgg16_cub, resolutions: {}, stages: []}")
+        >>> options, name = parse(["--config", "birds.yaml", "--batch_size", "16"], default="critters.yaml")
+        >>> options.dataset, options.batch_size, name
+        ('cub', 16, 'birds')
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", action="append")
+    known, overrides = parser.parse_known_args(args)
+    files = known.config or [str(default)]
+    return read_options(files, overrides, kind), Path(files[0]).stem
+
+
+def read_options(
+    files: Sequence[str | Path],
+    overrides: Sequence[str] = (),
+    kind: type[Options] = TrainOptions,  # type: ignore[assignment]
+) -> Options:
+    """Read options from YAML files and from arguments that override them.
+
+    Args:
+        files: the YAML files; a later one overrides an earlier one.
+        overrides: arguments as on the command line, e.g. `["--batch_size", "16"]`.
+        kind: the dataclass of the options.
+    """
+    configs = [argument for file in files for argument in ("--config", str(file))]
+    return auto_cli(kind, args=[*configs, *overrides], as_positional=False)

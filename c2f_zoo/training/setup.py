@@ -1,0 +1,61 @@
+"""The model and the images of a training run, as its options name them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from c2f_zoo.config import Preprocessing
+from c2f_zoo.data import CachedImages, LabelledImages
+from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.model import C2FModel
+from c2f_zoo.registry import check_options
+from c2f_zoo.training.options import TrainOptions
+from c2f_zoo.zoo.create import create_model
+
+
+def build_model(options: TrainOptions, hierarchy: Hierarchy) -> C2FModel:
+    """Build the model of a run, for the dataset's tree."""
+    check_options("key in model_options:", create_model, options.model_options)
+    model = create_model(options.model, hierarchy=hierarchy, resolutions=options.resolutions, **options.model_options)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on a CPU
+
+
+def cache_images(dataset: LabelledImages, folder: str | None, preprocessing: Preprocessing) -> LabelledImages:
+    """Cache a dataset's decoded, resized images in a folder; without a folder return the dataset itself."""
+    if folder is None:
+        return dataset
+    return CachedImages(dataset, folder, preprocessing.resize, preprocessing.interpolation)
+
+
+def check_batch_size(batch_size: int, num_processes: int) -> None:
+    """Check that a batch can be split evenly between processes.
+
+    Examples:
+        >>> check_batch_size(3, num_processes=2)
+        Traceback (most recent call last):
+        ValueError: batch_size 3 is not divisible by the number of processes, 2; choose another
+    """
+    if batch_size % num_processes:
+        raise ValueError(
+            f"batch_size {batch_size} is not divisible by the number of processes, {num_processes}; choose another"
+        )
+
+
+def check_labels(labels: Tensor, model: C2FModel, split: str) -> None:
+    """Check that every level that the model predicts has a labelled image.
+
+    Args:
+        labels: labels (n, levels of the tree) of a split; -1 where unknown.
+        model: the model.
+        split: the split's name, for the message.
+
+    Raises:
+        ValueError: a level has no label.
+    """
+    for level in model.levels:
+        if (labels[:, model.hierarchy.depth(level)] < 0).all():
+            raise ValueError(
+                f"no {split} image has a label at {level!r}; set model_options.levels to levels with labels, or choose "
+                "another val_fraction"
+            )

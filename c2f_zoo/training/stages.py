@@ -1,0 +1,196 @@
+"""The loop over stages and epochs, and the steps of an epoch: every level at its own resolution, in turn."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, set_seed
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from c2f_zoo.data import LabelledImages, Normalize, TransformedImages, create_views
+from c2f_zoo.inference.resolutions import own_resolutions
+from c2f_zoo.io.files import atomic_write, write_csv
+from c2f_zoo.model import C2FModel
+from c2f_zoo.training.checkpoint import Progress, latest_checkpoint, load_checkpoint, load_optimizer, save_checkpoint
+from c2f_zoo.training.curves import plot_curves
+from c2f_zoo.training.objective import Objective
+from c2f_zoo.training.optimizers import create_optimizer
+from c2f_zoo.training.options import Stage, TrainOptions
+
+# From the model, as wrapped for training, to each level's accuracy and the indices of unreadable images.
+Validate = Callable[[nn.Module], tuple[dict[str, float], list[int]]]
+
+
+def fit(
+    model: C2FModel,
+    dataset: LabelledImages,
+    indices: Sequence[int],
+    objective: Objective,
+    validate: Validate,
+    options: TrainOptions,
+    output: Path,
+    accelerator: Accelerator,
+) -> Progress:
+    """Train a model through all stages, from the folder's latest checkpoint on if it has one.
+
+    After each epoch the model is validated and saved: `output` holds the model of the best epoch.
+
+    Args:
+        model: the model.
+        dataset: the dataset that holds the training images.
+        indices: the training images' indices in the dataset.
+        objective: the loss of a step.
+        validate: scores the model after each epoch: from the wrapped model to each level's accuracy and the indices of
+            unreadable images.
+        options: the options of the run.
+        output: the run's folder.
+        accelerator: the processes, all of which must call this function.
+    """
+    progress, checkpoint = Progress(), latest_checkpoint(output)
+    if checkpoint is not None:
+        progress = load_checkpoint(checkpoint, model)
+        accelerator.print(f"resumed after epoch {progress.epoch}")
+        if progress.best_epoch == progress.epoch and accelerator.is_main_process:
+            model.save_pretrained(output)  # a kill may have come between the checkpoint and this
+    loader = accelerator.prepare(create_loader(model, dataset, indices, options))
+    last = 0
+    for number, stage in enumerate(options.stages, start=1):
+        first, last = last, last + stage.epochs
+        if progress.epoch >= last:
+            continue
+        accelerator.free_memory()
+        sgd, schedule = create_optimizer(model, stage, options)
+        wrapped, optimizer = accelerator.prepare(model, sgd)
+        if checkpoint is not None and progress.epoch > first:
+            load_optimizer(checkpoint, optimizer, schedule)
+        while progress.epoch < last:
+            title = f"stage {number}, epoch {progress.epoch + 1}"
+            set_seed(options.seed + progress.epoch + 1, device_specific=True)
+            row = {"epoch": progress.epoch + 1, "stage": number, "lr": schedule.get_last_lr()[0]}
+            losses, unreadable = train_epoch(wrapped, stage, loader, objective, optimizer, title, accelerator)
+            accuracy, more = validate(wrapped)
+            row |= losses | {f"val_{level}": score for level, score in accuracy.items()}
+            schedule.step()
+            progress.add_epoch(row, [*unreadable, *more])
+            if accelerator.is_main_process:
+                save_epoch(model, optimizer, schedule, progress, output)
+    return progress
+
+
+def create_loader(
+    model: C2FModel, dataset: LabelledImages, indices: Sequence[int], options: TrainOptions
+) -> DataLoader:
+    """Create the loader of the training images: each decoded once, with a view at each level's resolution."""
+    preprocessing, own = model.config.preprocessing, own_resolutions(model)
+    resolutions = {level: own[level] for level in reversed(model.levels)}
+    transform = create_views(preprocessing, resolutions, train=True, normalize=False)
+    images = TransformedImages(dataset, transform, indices, options.on_error, shorter_side=preprocessing.resize)
+    # A last, smaller batch would give batch norm poor statistics; another shuffle leaves out other images.
+    drop_last = len(images) >= options.batch_size
+    return DataLoader(images, options.batch_size, shuffle=True, drop_last=drop_last, num_workers=options.num_workers)
+
+
+def train_epoch(
+    model: nn.Module,
+    stage: Stage,
+    loader: Iterable[Any],
+    objective: Objective,
+    optimizer: Optimizer,
+    title: str,
+    accelerator: Accelerator,
+) -> tuple[dict[str, float], list[int]]:
+    """Train for an epoch: a step at each level's resolution for every batch.
+
+    Args:
+        model: the model, as wrapped for training.
+        stage: says what is frozen.
+        loader: batches of `TransformedImages`, with a view for each level.
+        objective: the loss of a step.
+        optimizer: the optimizer.
+        title: the epoch's name, for the progress bar and messages.
+        accelerator: the processes.
+
+    Returns:
+        The mean loss of each level as `loss_<level>`, and the indices of the unreadable images, over all processes.
+
+    Raises:
+        ValueError: a loss is not finite.
+    """
+    unwrapped: C2FModel = accelerator.unwrap_model(model)
+    levels, preprocessing = unwrapped.levels[::-1], unwrapped.config.preprocessing
+    set_train_mode(model, unwrapped, stage)
+    normalize = Normalize(preprocessing.mean, preprocessing.std).to(accelerator.device)
+    losses: dict[str, list[Tensor]] = {level: [] for level in levels}
+    unreadable: list[int] = []
+    # None: a bar on a terminal, none in a log file.
+    bar = tqdm(loader, desc=title, disable=None if accelerator.is_main_process else True, leave=False)
+    for level, (views, labels, index, readable) in interleave_levels(bar, levels):
+        loss = objective(model, normalize(views[level]), labels, level)
+        accelerator.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses[level].append(loss.detach())
+        if level == levels[0]:
+            unreadable += index[~readable].tolist()
+            if not bar.disable:
+                bar.set_postfix(loss=f"{sum(values[-1].item() for values in losses.values() if values):.3f}")
+    means = {}
+    for level, values in losses.items():
+        means[f"loss_{level}"] = accelerator.reduce(torch.stack(values).mean(), "mean").item()
+        if not math.isfinite(means[f"loss_{level}"]):
+            raise ValueError(f"the loss of {level} is {means[f'loss_{level}']} in {title}; lower the learning rate")
+    return means, gather_object(unreadable)
+
+
+def set_train_mode(model: nn.Module, unwrapped: C2FModel, stage: Stage) -> None:
+    """Put a model into training mode, but for the parts of the backbone that the stage freezes."""
+    model.train()
+    for module in unwrapped.backbone.modules():
+        if stage.backbone_lr == 0 or (stage.freeze_batch_norm and isinstance(module, nn.BatchNorm2d)):
+            module.eval()
+
+
+def interleave_levels(batches: Iterable[Any], levels: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Pair every batch with every level, each level one batch behind the level before it.
+
+    Consecutive steps then see different images, as they would if each level had a loader of its own; on the same images
+    the critters' species were learnt far worse (docs/results.md).
+
+    Examples:
+        >>> list(interleave_levels([1, 2], ["species", "genus"]))
+        [('species', 1), ('species', 2), ('genus', 1), ('genus', 2)]
+    """
+    recent: deque[Any] = deque(maxlen=len(levels))
+    for batch in itertools.chain(batches, [None] * (len(levels) - 1)):
+        recent.appendleft(batch)
+        for level, waiting in zip(levels, recent, strict=False):
+            if waiting is not None:
+                yield level, waiting
+
+
+def save_epoch(
+    model: C2FModel,
+    optimizer: Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    progress: Progress,
+    output: Path,
+) -> None:
+    """Write metrics, curves and checkpoint of the epoch that has just finished, and print a line about it."""
+    row = progress.rows[-1]
+    write_csv(output / "metrics.csv", progress.rows)
+    atomic_write(output / "curves.png", partial(plot_curves, progress.rows, model.levels))
+    save_checkpoint(model, optimizer, schedule, progress, output)
+    scores = "  ".join(f"{level} {row[f'val_{level}']:.3f}" for level in model.levels)
+    loss = sum(row[f"loss_{level}"] for level in model.levels)
+    print(f"stage {row['stage']}, epoch {row['epoch']}: loss {loss:.3f}, validation accuracy {scores}", flush=True)
