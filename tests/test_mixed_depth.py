@@ -303,6 +303,7 @@ def test_steps_that_follow_one_another_see_other_images() -> None:
             {level: black for level in ("species", "genus", "family")},
             torch.tensor([[0, 0, number]]),
             torch.tensor([number]),
+            torch.tensor([True]),
         )
         for number in range(4)
     ]

@@ -66,8 +66,9 @@ def torn(cub_folder: Path) -> Path:
 class TestViews:
     def test_items_have_labels_at_every_level(self) -> None:
         views = TransformedImages(Counting(36), lambda image: image.size, indices=[35, 0, 4])
-        items = [(size, labels.tolist(), index) for size, labels, index in (views[i] for i in range(len(views)))]
-        assert items == [((40, 30), [3, 11, 35], 35), ((40, 30), [0, 0, 0], 0), ((40, 30), [0, 1, 4], 4)]
+        items = [(size, labels.tolist(), *rest) for size, labels, *rest in (views[i] for i in range(len(views)))]
+        expected = [([3, 11, 35], 35), ([0, 0, 0], 0), ([0, 1, 4], 4)]
+        assert items == [((40, 30), *labels_and_index, True) for labels_and_index in expected]
 
     def test_an_unknown_label_is_minus_one(self) -> None:
         dataset = HideLabels(create_dataset("critters", "train", per_class=1), "genus", [35])
@@ -76,7 +77,7 @@ class TestViews:
     def test_all_views_of_an_image_come_from_one_decode(self) -> None:
         dataset = Counting(3)
         transform = create_views(SMALL, {"species": None, "genus": 8, "family": 4}, train=True)
-        views, _, _ = TransformedImages(dataset, transform, shorter_side=20)[1]
+        views, *_ = TransformedImages(dataset, transform, shorter_side=20)[1]
         assert list(views) == ["species", "genus", "family"]
         assert dataset.reads == [(1, 20)]
 
@@ -90,7 +91,7 @@ class TestViews:
         views = TransformedImages(
             create_dataset("cub", "train", root=str(torn)), create_transform(SMALL, None, train=False)
         )
-        assert views[1][2] == 1
+        assert views[1][2:] == (1, True)
         with pytest.raises(ValueError, match=r"image 2 \(.*003.Sooty_Albatross/0.jpg\) cannot be used: .*truncated"):
             views[2]
 
@@ -98,8 +99,9 @@ class TestViews:
         dataset = create_dataset("cub", "train", root=str(torn))
         transform = create_views(SMALL, {"species": None, "genus": 8}, train=True)
         loader = torch.utils.data.DataLoader(TransformedImages(dataset, transform, on_error="skip"), batch_size=8)
-        views, labels, index = next(iter(loader))
-        assert index.tolist() == [0, 1, -3, 3, 4, 5, 6, 7]
+        views, labels, index, readable = next(iter(loader))
+        assert index.tolist() == list(range(8))
+        assert readable.tolist() == [at != 2 for at in range(8)]
         assert (labels[2] == -1).all()
         assert torch.equal(labels[[0, 1, 3]], labels_of(dataset)[[0, 1, 3]])
         for images in views.values():
