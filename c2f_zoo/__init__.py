@@ -15,11 +15,11 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from c2f_zoo.backbones import list_backbones, register_backbone
     from c2f_zoo.data import create_dataset, list_datasets, register_dataset
-    from c2f_zoo.heads import list_heads, register_head
+    from c2f_zoo.heads import Head, list_heads, register_head
     from c2f_zoo.hierarchy import Hierarchy, list_hierarchies, load_hierarchy, register_hierarchy
     from c2f_zoo.inference.predictor import Prediction, Predictor
     from c2f_zoo.model import C2FModel
-    from c2f_zoo.pooling import create_pooling, list_poolings, register_pooling
+    from c2f_zoo.pooling import Pooling, create_pooling, list_poolings, register_pooling
     from c2f_zoo.zoo import PretrainedWeights, list_models, register_model, register_weights
     from c2f_zoo.zoo.create import create_model
 
@@ -27,10 +27,10 @@ _HOMES = {
     "c2f_zoo.backbones": ("list_backbones", "register_backbone"),
     "c2f_zoo.data": ("create_dataset", "list_datasets", "register_dataset"),
     "c2f_zoo.zoo.create": ("create_model",),
-    "c2f_zoo.heads": ("list_heads", "register_head"),
+    "c2f_zoo.heads": ("Head", "list_heads", "register_head"),
     "c2f_zoo.hierarchy": ("Hierarchy", "list_hierarchies", "load_hierarchy", "register_hierarchy"),
     "c2f_zoo.model": ("C2FModel",),
-    "c2f_zoo.pooling": ("create_pooling", "list_poolings", "register_pooling"),
+    "c2f_zoo.pooling": ("Pooling", "create_pooling", "list_poolings", "register_pooling"),
     "c2f_zoo.inference.predictor": ("Prediction", "Predictor"),
     "c2f_zoo.zoo": ("PretrainedWeights", "list_models", "register_model", "register_weights"),
 }
@@ -38,7 +38,9 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "C2FModel",
+    "Head",
     "Hierarchy",
+    "Pooling",
     "Prediction",
     "Predictor",
     "PretrainedWeights",

@@ -78,7 +78,7 @@ def _pooling_table(pattern: str) -> Table:
             continue
         used_by = ", ".join(key for key in METHODS.names() if METHODS[key].pooling == name)
         cost = (f"{row.parameters / 1e6:.2f} M", f"{row.multiply_adds / 1e6:,.1f} M")
-        table.add_row(name, row.what, row.source, used_by, str(maps), f"{row.out_features:,}", *cost)
+        table.add_row(name, row.description, row.source, used_by, str(maps), f"{row.out_features:,}", *cost)
     return table
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from c2f_zoo.backbones import TapBackbone, create_body
 from c2f_zoo.config import ModelConfig
-from c2f_zoo.heads import create_head
+from c2f_zoo.heads import Head, create_head
 from c2f_zoo.heads.levels import LevelsHead
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.io import card, hub
@@ -29,7 +29,7 @@ from c2f_zoo.io.weights import (
     weight_files,
     write_weights,
 )
-from c2f_zoo.pooling import create_pooling
+from c2f_zoo.pooling import Pooling, create_pooling
 from c2f_zoo.pooling.registry import check_one_size
 from c2f_zoo.registry import unknown_name
 
@@ -53,7 +53,7 @@ class C2FModel(nn.Module):
         {'family': (2, 36), 'genus': (2, 113), 'species': (2, 200)}
     """
 
-    def __init__(self, backbone: TapBackbone, pooling: nn.Module, head: nn.Module, config: ModelConfig) -> None:
+    def __init__(self, backbone: TapBackbone, pooling: Pooling, head: Head, config: ModelConfig) -> None:
         super().__init__()
         self.backbone = backbone
         self.pooling = pooling
@@ -112,7 +112,7 @@ class C2FModel(nn.Module):
         A subset of the levels will do. What a level's log-probabilities are given at is up to the caller: levels may
         come from images of different resolutions.
         """
-        return self.head.log_probs(logits)  # type: ignore[operator]
+        return self.head.log_probs(logits)
 
     def at_level(self, level: str, drop_rate: float = 0.0) -> LevelClassifier:
         """The model as a plain classifier of one level, as timm's are; it shares this model's weights."""
@@ -128,8 +128,7 @@ class C2FModel(nn.Module):
         levels = tuple(levels or hierarchy.levels)
         config = replace(self.config, hierarchy=hierarchy, levels=levels, resolutions={})
         weight = next(self.head.parameters())
-        features: int = self.pooling.out_features  # type: ignore[assignment]
-        head = create_head(config.head, features, hierarchy, levels, **config.head_options)
+        head = create_head(config.head, self.pooling.out_features, hierarchy, levels, **config.head_options)
         self.head = head.to(weight.device, weight.dtype)
         self.config = config
 
@@ -241,10 +240,9 @@ def assemble(backbone: TapBackbone, config: ModelConfig) -> C2FModel:
         ValueError: the parts do not fit.
     """
     pooling = create_pooling(config.pooling, backbone.out_channels, **config.pooling_options)
-    if getattr(pooling, "one_size", True):
+    if pooling.one_size:
         check_one_size([(height, width) for _, height, width in backbone.map_shapes])
-    features: int = pooling.out_features  # type: ignore[assignment]
-    head = create_head(config.head, features, config.hierarchy, config.levels, **config.head_options)
+    head = create_head(config.head, pooling.out_features, config.hierarchy, config.levels, **config.head_options)
     return C2FModel(backbone, pooling, head, config)
 
 
@@ -314,7 +312,7 @@ class LevelClassifier(nn.Module):
         self.head_drop = nn.Dropout(drop_rate)
         self.head = _classifier_of(model.head, level)
         self.num_classes = model.hierarchy.num_classes[level]
-        self.num_features: int = model.pooling.out_features  # type: ignore[assignment]
+        self.num_features = model.pooling.out_features
         self.head_hidden_size = self.num_features
         self.pretrained_cfg = {
             **model.pretrained_cfg,
@@ -404,7 +402,7 @@ class LevelClassifier(nn.Module):
 _BODY = "backbone.body."
 
 
-def _classifier_of(head: nn.Module, level: str) -> nn.Module:
+def _classifier_of(head: Head, level: str) -> nn.Module:
     """What gives one level's logits (N, classes) from vectors (N, D), with no more weights than it needs."""
     return head.get_classifier(level) if isinstance(head, LevelsHead) else _OneLevel(head, level)
 
@@ -412,13 +410,13 @@ def _classifier_of(head: nn.Module, level: str) -> nn.Module:
 class _OneLevel(nn.Module):
     """A head that is asked for one level only."""
 
-    def __init__(self, head: nn.Module, level: str) -> None:
+    def __init__(self, head: Head, level: str) -> None:
         super().__init__()
         self.head = head
         self.level = level
 
     def get_classifier(self) -> nn.Module:
-        return self.head.get_classifier(self.level)  # type: ignore[operator]
+        return self.head.get_classifier(self.level)
 
     def forward(self, v: Tensor) -> Tensor:
         return self.head(v, (self.level,))[self.level]

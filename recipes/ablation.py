@@ -19,13 +19,13 @@ import torch
 from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from train import write_csv
 
 from c2f_zoo.data import LabelledImages, TransformedImages, create_dataset, create_transform, labels_of, train_and_val
 from c2f_zoo.decoding import DECODINGS
-from c2f_zoo.heads import create_head, list_heads
+from c2f_zoo.heads import Head, create_head, list_heads
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.losses import cross_entropy
 from c2f_zoo.metrics import TreeMetrics
@@ -109,7 +109,7 @@ def moments(features: Features) -> tuple[Tensor, Tensor]:
 
 def fit(
     name: str, features: Features, labels: Tensor, tree: Hierarchy, penalty: float, max_iter: int, seed: int
-) -> nn.Module:
+) -> Head:
     """A head, fitted to the sum of all levels' cross-entropies with an l2 penalty on its weight matrices."""
     torch.manual_seed(seed)
     head = create_head(name, next(iter(features.values())).shape[1], tree, tree.levels)
@@ -131,14 +131,14 @@ def fit(
     return head
 
 
-def answers(head: nn.Module, features: Features) -> dict[str, Tensor]:
+def answers(head: Head, features: Features) -> dict[str, Tensor]:
     """Log-probabilities of each level, each from its own features."""
     logits = {level: head(x, (level,))[level] for level, x in features.items()}
-    return head.log_probs(logits)  # type: ignore[operator]
+    return head.log_probs(logits)
 
 
 @torch.no_grad()
-def score(head: nn.Module, features: Features, labels: Tensor, tree: Hierarchy) -> TreeMetrics:
+def score(head: Head, features: Features, labels: Tensor, tree: Hierarchy) -> TreeMetrics:
     metrics = TreeMetrics(tree)
     metrics.update(answers(head, features), labels)
     return metrics

@@ -241,7 +241,7 @@ def create_objective(options: Options, model: C2FModel) -> Objective:
             loss = loss + counts[at] / total * mean
         loss = options.level_weights.get(level, 1.0) * loss
         if options.tree_prior > 0 and level == model.levels[-1]:
-            weight: Tensor = model.head.get_classifier(level).weight  # type: ignore[operator]
+            weight: Tensor = model.head.get_classifier(level).weight
             loss = loss + options.tree_prior * tree_prior(weight, trees[level])
         return loss
 
@@ -266,7 +266,7 @@ def check_objective(options: Options, model: C2FModel) -> None:
     if options.tree_prior < 0:
         raise ValueError(f"tree_prior is a weight of 0 or more, not {options.tree_prior}")
     if options.tree_prior > 0:
-        model.head.get_classifier(finest)  # type: ignore[operator]  # or says that there is none
+        model.head.get_classifier(finest)  # or says that there is none
 
 
 def targets_of(labels: Tensor, level: str, model: C2FModel) -> dict[str, Tensor]:
@@ -276,7 +276,7 @@ def targets_of(labels: Tensor, level: str, model: C2FModel) -> dict[str, Tensor]
     nothing of `level` from a label above it, and has none of these.
     """
     depth = model.levels.index(level)
-    marginalises = getattr(model.head, "levels_are_marginals", False)
+    marginalises = model.head.levels_are_marginals
     targets, is_open = {}, torch.ones(len(labels), dtype=torch.bool, device=labels.device)
     for at in reversed(model.levels[0 if marginalises else depth : depth + 1]):
         here = labels[:, model.hierarchy.levels.index(at)]

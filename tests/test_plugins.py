@@ -61,7 +61,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
 
 NEW = {
-    "poolings": "from c2f_zoo.pooling.mlp import mlp as new",
+    "poolings": "from c2f_zoo.pooling.mlp import MlpPooling as new",
     "models": "from c2f_zoo.zoo import ModelSpec; new = ModelSpec('mlph', 'test_convnext', 'cub')",
     "backbones": "def new(pretrained=False): ...",
     "heads": "from c2f_zoo.heads.levels import LevelsHead as new",
@@ -84,7 +84,7 @@ def test_all_six_kinds_make_one_model(install: Install) -> None:
 from torch import nn
 from c2f_zoo import Hierarchy
 from c2f_zoo.heads.levels import LevelsHead
-from c2f_zoo.pooling.mlp import mlp
+from c2f_zoo.pooling.mlp import MlpPooling
 from c2f_zoo.zoo import ModelSpec
 
 class Head(LevelsHead): ...
@@ -105,7 +105,7 @@ my_body = fine_code:body
 [c2f_zoo.hierarchies]
 my_tree = fine_code:tree
 [c2f_zoo.poolings]
-my_pooling = fine_code:mlp
+my_pooling = fine_code:MlpPooling
 [c2f_zoo.heads]
 my_head = fine_code:Head
 """
@@ -156,7 +156,7 @@ def test_a_hierarchy_plugin_must_give_a_hierarchy(install: Install) -> None:
 @pytest.mark.parametrize(
     ("kind", "name", "owner"),
     [
-        ("poolings", "mlp", r"pooling 'mlp' is <function mlp"),
+        ("poolings", "mlp", r"pooling 'mlp' is <class 'c2f_zoo.pooling.mlp.MlpPooling'>"),
         ("backbones", "resnet50", "the name is taken for a built-in backbone"),
         ("models", "mlph_vgg16_cub", r"model 'mlph_vgg16_cub' is ModelSpec\("),
     ],

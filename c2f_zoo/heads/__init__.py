@@ -1,17 +1,13 @@
-"""Hierarchy heads: from one vector to logits for every level."""
+"""Heads: from one vector to logits for every level; one module for each method, created by name."""
 
-# Importing a head's file registers it.
-from c2f_zoo.heads import conditional, disentangled, hex, levels, marginal
+import importlib
+import pkgutil
+
+from c2f_zoo.heads.base import Head
 from c2f_zoo.heads.registry import HEADS, create_head, list_heads, register_head
 
-__all__ = [
-    "HEADS",
-    "conditional",
-    "create_head",
-    "disentangled",
-    "hex",
-    "levels",
-    "list_heads",
-    "marginal",
-    "register_head",
-]
+__all__ = ["HEADS", "Head", "create_head", "list_heads", "register_head"]
+
+# Importing a module registers its head.
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from c2f_zoo.heads.base import Head
 from c2f_zoo.heads.grouped import grouped_logsumexp
 from c2f_zoo.heads.levels import LevelsHead
 from c2f_zoo.heads.registry import depth_of, register_head
@@ -14,7 +15,7 @@ from c2f_zoo.ops import at_least_float32
 
 
 @register_head("conditional")
-class ConditionalHead(nn.Module):
+class ConditionalHead(Head):
     """A softmax within the children of each class: `P(class) = P(parent) P(class | parent)`.
 
     As in the WordTree of YOLO9000 (Redmon & Farhadi, CVPR 2017, "Hierarchical classification"). There is a linear
@@ -26,11 +27,12 @@ class ConditionalHead(nn.Module):
         levels: the levels to answer, coarse to fine.
     """
 
+    description = "P(class) = P(parent) P(class | parent): a softmax among siblings"
+    source = "Redmon & Farhadi, CVPR 2017"
     levels_are_marginals = True
 
     def __init__(self, in_features: int, hierarchy: Hierarchy, levels: Sequence[str]) -> None:
-        super().__init__()
-        self.levels = tuple(levels)
+        super().__init__(levels)
         depth = max(hierarchy.levels.index(level) for level in levels)
         self.scores = LevelsHead(in_features, hierarchy, hierarchy.levels[: depth + 1])
         for below, level in enumerate(hierarchy.levels[1 : depth + 1], start=1):

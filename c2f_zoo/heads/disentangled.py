@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from c2f_zoo.heads.levels import log_softmax
+from c2f_zoo.heads.base import Head
 from c2f_zoo.heads.registry import depth_of, register_head
 from c2f_zoo.hierarchy import Hierarchy
 
 
 @register_head("disentangled")
-class DisentangledHead(nn.Module):
+class DisentangledHead(Head):
     """A feature for each level; a classifier reads its own and, without gradient, the finer ones (Chang et al., 2021).
 
     The FGN of "Your 'Flamingo' is My 'Bird'" (CVPR 2021): what tells species apart helps to tell families apart, but
@@ -32,13 +33,13 @@ class DisentangledHead(nn.Module):
         ValueError: `dim` is below 1.
     """
 
-    levels_are_marginals = False
+    description = "A feature per level; a coarse classifier reads the finer features without their gradient"
+    source = "Chang et al., CVPR 2021"
 
     def __init__(self, in_features: int, hierarchy: Hierarchy, levels: Sequence[str], dim: int = 256) -> None:
-        super().__init__()
         if dim < 1:
             raise ValueError(f"a level's feature has dim=1 or more numbers, not {dim}")
-        self.levels = tuple(sorted(levels, key=hierarchy.levels.index))
+        super().__init__(sorted(levels, key=hierarchy.levels.index))
         self.dim = dim
         self.features = nn.ModuleList(
             nn.Sequential(nn.Linear(in_features, dim), nn.LayerNorm(dim), nn.ELU()) for _ in self.levels
@@ -50,7 +51,7 @@ class DisentangledHead(nn.Module):
 
     def get_classifier(self, level: str) -> nn.Linear:
         """The linear layer of one level, which reads its own feature and then the finer levels', coarse to fine."""
-        return self.classifiers[depth_of(level, self.levels)]  # type: ignore[return-value]
+        return cast(nn.Linear, self.classifiers[depth_of(level, self.levels)])
 
     def forward(self, v: Tensor, levels: Sequence[str]) -> dict[str, Tensor]:
         """Maps vectors (N, in_features) to logits (N, classes) for each of `levels`."""
@@ -62,7 +63,3 @@ class DisentangledHead(nn.Module):
             finer = [feature.detach() for feature in features[depth + 1 :]]
             logits[level] = self.classifiers[depth](torch.cat([features[depth], *finer], dim=1))
         return logits
-
-    def log_probs(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Maps logits (N, classes) to log-probabilities, each level's by itself: levels may contradict each other."""
-        return log_softmax(logits)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from c2f_zoo.heads.base import Head
 from c2f_zoo.heads.grouped import grouped_logsumexp
 from c2f_zoo.heads.levels import LevelsHead
 from c2f_zoo.heads.registry import depth_of, register_head
@@ -15,7 +16,7 @@ from c2f_zoo.ops import at_least_float32
 
 
 @register_head("hex")
-class HexHead(nn.Module):
+class HexHead(Head):
     """A score for each class of the tree, a distribution over the paths down to any class (Deng et al., ECCV 2014).
 
     The hierarchy-and-exclusion graph of a tree: a class implies its parent, and siblings exclude each other. What may
@@ -33,11 +34,12 @@ class HexHead(nn.Module):
         levels: the levels to answer, coarse to fine.
     """
 
+    description = "A score per class; a distribution over all paths, which may stop at any class"
+    source = "Deng et al., ECCV 2014"
     levels_are_marginals = True
 
     def __init__(self, in_features: int, hierarchy: Hierarchy, levels: Sequence[str]) -> None:
-        super().__init__()
-        self.levels = tuple(levels)
+        super().__init__(levels)
         self.scores = LevelsHead(in_features, hierarchy, hierarchy.levels)
         for depth, level in enumerate(hierarchy.levels[1:], start=1):
             self.register_buffer(f"parents_{depth}", hierarchy.parent_index(level).clone(), persistent=False)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from c2f_zoo.heads.base import Head
 from c2f_zoo.heads.grouped import grouped_logsumexp
-from c2f_zoo.heads.levels import log_softmax
 from c2f_zoo.heads.registry import depth_of, register_head
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.ops import at_least_float32
 
 
 @register_head("marginal")
-class MarginalHead(nn.Module):
+class MarginalHead(Head):
     """A softmax over the finest classes; a coarse class has the sum of the probabilities below it.
 
     A coarse logit is the log-sum-exp of the finest logits below it, so that the softmax of a level's logits is that
@@ -26,11 +26,11 @@ class MarginalHead(nn.Module):
         levels: the levels to answer, coarse to fine.
     """
 
+    description = "One classifier of the leaf classes; a coarse class has the sum over its leaves"
     levels_are_marginals = True
 
     def __init__(self, in_features: int, hierarchy: Hierarchy, levels: Sequence[str]) -> None:
-        super().__init__()
-        self.levels = tuple(levels)
+        super().__init__(levels)
         self.finest = hierarchy.finest
         self.num_classes = hierarchy.num_classes
         self.classifier = nn.Linear(in_features, self.num_classes[self.finest])
@@ -58,7 +58,3 @@ class MarginalHead(nn.Module):
             return z
         ancestors = getattr(self, f"ancestors_{depth_of(level, self.levels)}")
         return grouped_logsumexp(z, ancestors, self.num_classes[level])
-
-    def log_probs(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Maps logits (N, classes) to log-probabilities; a class has the sum of the classes below it."""
-        return log_softmax(logits)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from torch import nn
-
+from c2f_zoo.heads.base import Head
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.registry import Registry, check_options, unknown_name
 
-HEADS: Registry[Callable[..., nn.Module]] = Registry("head", "c2f_zoo.heads")
+HEADS: Registry[Callable[..., Head]] = Registry("head", "c2f_zoo.heads")
 register_head = HEADS.register
 
 
@@ -18,9 +17,7 @@ def list_heads(pattern: str = "*") -> list[str]:
     return HEADS.names(pattern)
 
 
-def create_head(
-    name: str, in_features: int, hierarchy: Hierarchy, levels: Sequence[str], **options: object
-) -> nn.Module:
+def create_head(name: str, in_features: int, hierarchy: Hierarchy, levels: Sequence[str], **options: object) -> Head:
     """Makes a head: a module from a vector to logits for each level.
 
     Args:
@@ -43,11 +40,14 @@ def create_head(
         >>> {level: tuple(z.shape) for level, z in head(torch.rand(2, 16), ["family"]).items()}
         {'family': (2, 36)}
     """
-    head = HEADS[name]
-    check_options(f"option of head {name!r}:", head, options)
+    factory = HEADS[name]
+    check_options(f"option of head {name!r}:", factory, options)
     for level in levels:
         hierarchy.depth(level)
-    return head(in_features, hierarchy, tuple(levels), **options)
+    head = factory(in_features, hierarchy, tuple(levels), **options)
+    if not isinstance(head, Head):
+        raise ValueError(f"head {name!r} is a {type(head).__name__}; derive it from c2f_zoo.Head")
+    return head
 
 
 def depth_of(level: str, levels: Sequence[str]) -> int:

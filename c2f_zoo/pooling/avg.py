@@ -5,26 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from c2f_zoo.ops import at_least_float32
+from c2f_zoo.pooling.base import Pooling
 from c2f_zoo.pooling.registry import check_channels, register_pooling
 
 
 @register_pooling("avg")
-class AveragePooling(nn.Module):
+class AveragePooling(Pooling):
     """The mean over locations of each map, concatenated: global average pooling (Lin et al., ICLR 2014).
 
     Args:
         in_channels: number of channels of each map; the maps may differ in size.
     """
 
+    description = "The mean over locations of each map, concatenated: global average pooling"
+    source = "Lin et al., ICLR 2014"
     one_size = False
 
     def __init__(self, in_channels: Sequence[int]) -> None:
-        super().__init__()
-        self.in_channels = tuple(in_channels)
-        self.out_features = sum(in_channels)
+        super().__init__(in_channels, out_features=sum(in_channels))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Pools maps of shape (N, C_i, H_i, W_i) to (N, out_features)."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import get_args
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from c2f_zoo.ops import gram, signed_sqrt_l2
+from c2f_zoo.pooling.base import Pooling
 from c2f_zoo.pooling.registry import Align, align_maps, check_choice, check_num_maps, register_pooling
 
 
 @register_pooling("bilinear")
-class BilinearPooling(nn.Module):
+class BilinearPooling(Pooling):
     """The Gram matrix of one tap, or of two: `X Y^T` (Lin et al., ICCV 2015; Huo et al., eq. 1).
 
     B-CNN: sum_l x_l y_l^T over locations, signed root, l2. It has no parameters. With one map, y is x.
@@ -26,15 +27,16 @@ class BilinearPooling(nn.Module):
         ValueError: neither one map nor two.
     """
 
+    description = "The Gram matrix of one tap, or of two: `X Y^T`"
+    source = "Lin et al., ICCV 2015; Huo et al., eq. 1"
+
     def __init__(self, in_channels: Sequence[int], grad_eps: float = 1e-4, align: Align = "error") -> None:
-        super().__init__()
         check_num_maps("bilinear", in_channels, allowed=[1, 2])
         check_choice("align", align, get_args(Align))
-        self.in_channels = tuple(in_channels)
+        super().__init__(in_channels, out_features=in_channels[0] * in_channels[-1])
         self.grad_eps = grad_eps
         self.align: Align = align
         self.one_size = align == "error"
-        self.out_features = in_channels[0] * in_channels[-1]
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Pools maps of shape (N, C_i, H, W) to (N, out_features): row-major x_i y_j."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from c2f_zoo.ops import (
     draw_hashes,
@@ -16,13 +16,14 @@ from c2f_zoo.ops import (
     signed_sqrt_l2,
     sketch_matrix,
 )
+from c2f_zoo.pooling.base import Pooling
 from c2f_zoo.pooling.registry import Align, align_maps, check_choice, check_num_maps, register_pooling
 
 Sketch = Literal["tensor_sketch", "random_maclaurin"]
 
 
 @register_pooling("compact_bilinear")
-class CompactBilinearPooling(nn.Module):
+class CompactBilinearPooling(Pooling):
     """A fixed random sketch of `X Y^T`, d entries long (Gao et al., CVPR 2016).
 
     CB-CNN: inner products of two sketches are, on average over sketches, those of the bilinear vectors. Signed
@@ -41,6 +42,9 @@ class CompactBilinearPooling(nn.Module):
         ValueError: neither one map nor two, or `sketch` is neither of the two.
     """
 
+    description = "A fixed random sketch of `X Y^T`, d entries long"
+    source = "Gao et al., CVPR 2016"
+
     hashes_x: Tensor
     hashes_y: Tensor
     signs_x: Tensor
@@ -55,16 +59,14 @@ class CompactBilinearPooling(nn.Module):
         grad_eps: float = 1e-4,
         align: Align = "error",
     ) -> None:
-        super().__init__()
         check_num_maps("compact_bilinear", in_channels, allowed=[1, 2])
         check_choice("sketch", sketch, get_args(Sketch))
         check_choice("align", align, get_args(Align))
-        self.in_channels = tuple(in_channels)
+        super().__init__(in_channels, out_features=dim)
         self.sketch = sketch
         self.grad_eps = grad_eps
         self.align: Align = align
         self.one_size = align == "error"
-        self.out_features = dim
         generator = torch.Generator().manual_seed(seed)
         for name, channels in zip("xy", (in_channels[0], in_channels[-1]), strict=True):
             if sketch == "tensor_sketch":

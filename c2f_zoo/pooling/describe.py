@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,15 +20,15 @@ class PoolingDescription:
     """A row of the table of poolings.
 
     Attributes:
-        what: what it computes.
-        source: the paper it comes from.
+        description: what it computes.
+        source: the publication it comes from.
         parameters: number of trained parameters.
         out_features: length of the vector.
         multiply_adds: multiply-adds of one image's forward pass by the plain formula; an element-wise product, power
             or comparison counts as one, an FFT of n real numbers as 5/4 n log2(n).
     """
 
-    what: str
+    description: str
     source: str
     parameters: int
     out_features: int
@@ -40,8 +39,6 @@ def describe_pooling(
     name: str, in_channels: Sequence[int], size: tuple[int, int], **options: object
 ) -> PoolingDescription:
     """Describes a pooling, and counts what it costs by running it once.
-
-    What it is comes from the first line of its docstring, which ends with its source in brackets.
 
     Args:
         name: one of `list_poolings()`.
@@ -56,17 +53,15 @@ def describe_pooling(
     """
     if "impl" in inspect.signature(POOLINGS[name]).parameters:
         options = {"impl": "plain", **options}
-    first = (inspect.getdoc(POOLINGS[name]) or "").partition("\n")[0]
-    found = re.fullmatch(r"(.*) \((.*)\)\.", first)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         pooling = create_pooling(name, in_channels, **options)
         with FlopCounterMode(display=False, custom_mapping=_FLOPS) as counter:
             pooling([torch.ones(1, channels, *size) for channels in in_channels])
     return PoolingDescription(
-        what=found[1] if found else first,
-        source=found[2] if found else "",
+        description=pooling.description,
+        source=pooling.source,
         parameters=sum(weight.numel() for weight in pooling.parameters()),
-        out_features=pooling.out_features,  # type: ignore[arg-type]
+        out_features=pooling.out_features,
         multiply_adds=counter.get_total_flops() // 2,
     )
 

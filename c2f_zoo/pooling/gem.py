@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from c2f_zoo.ops import at_least_float32
+from c2f_zoo.pooling.base import Pooling
 from c2f_zoo.pooling.registry import check_channels, register_pooling
 
 
 @register_pooling("gem")
-class GeneralizedMeanPooling(nn.Module):
+class GeneralizedMeanPooling(Pooling):
     """The generalised mean `(mean_l x_l^p)^(1/p)` of each map, concatenated (Radenovic et al., TPAMI 2019).
 
     p = 1 is the average, p -> infinity the maximum; p is one trained number. Values below `eps` count as `eps`,
@@ -27,16 +28,16 @@ class GeneralizedMeanPooling(nn.Module):
         ValueError: `p` or `eps` is not above 0.
     """
 
+    description = "The generalised mean `(mean_l x_l^p)^(1/p)` of each map, concatenated"
+    source = "Radenovic et al., TPAMI 2019"
     one_size = False
 
     def __init__(self, in_channels: Sequence[int], p: float = 3.0, eps: float = 1e-6) -> None:
-        super().__init__()
         if p <= 0 or eps <= 0:
             raise ValueError(f"gem wants p and eps above 0, not p={p} and eps={eps}")
-        self.in_channels = tuple(in_channels)
+        super().__init__(in_channels, out_features=sum(in_channels))
         self.eps = eps
         self.p = nn.Parameter(torch.tensor(float(p)))
-        self.out_features = sum(in_channels)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Pools maps of shape (N, C_i, H_i, W_i) to (N, out_features)."""

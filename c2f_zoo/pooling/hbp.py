@@ -9,18 +9,10 @@ from c2f_zoo.pooling.registry import Align, check_num_maps, register_pooling
 
 
 @register_pooling("hbp")
-def hbp(
-    in_channels: Sequence[int],
-    dim: int = 8192,
-    grad_eps: float = 1e-4,
-    l2: L2 = "branch",
-    align: Align = "error",
-    impl: str | None = None,
-) -> MultilinearPooling:
-    """Three cross-layer pairs: `concat(UX*VY, UX*WZ, VY*WZ)` (Yu et al., ECCV 2018; Huo et al., eq. 4).
+class HbpPooling(MultilinearPooling):
+    """Hierarchical bilinear pooling, as in the network of its Caffe release.
 
-    Hierarchical bilinear pooling, as the network in its Caffe release has it: without batch norm or activation
-    after the projections.
+    There is neither batch norm nor an activation after the projections.
 
     Args:
         in_channels: number of channels of the three maps.
@@ -28,10 +20,23 @@ def hbp(
         grad_eps: bound on the root's gradient, see `c2f_zoo.ops.signed_sqrt`.
         l2: normalise each `"branch"` or the whole `"vector"`.
         align: what to do with maps of different sizes: `"error"` or `"pool"`.
-        impl: what runs it, see [fast pooling](../explanation/fast-pooling.md); None chooses.
+        impl: the implementation, see [fast pooling](../explanation/fast-pooling.md); None chooses.
 
     Raises:
         ValueError: not three maps.
     """
-    check_num_maps("hbp", in_channels, allowed=[3])
-    return MultilinearPooling(in_channels, [(0, 1), (0, 2), (1, 2)], None, dim, grad_eps, l2, align, impl)
+
+    description = "Three cross-layer pairs: `concat(UX*VY, UX*WZ, VY*WZ)`"
+    source = "Yu et al., ECCV 2018; Huo et al., eq. 4"
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        dim: int = 8192,
+        grad_eps: float = 1e-4,
+        l2: L2 = "branch",
+        align: Align = "error",
+        impl: str | None = None,
+    ) -> None:
+        check_num_maps("hbp", in_channels, allowed=[3])
+        super().__init__(in_channels, [(0, 1), (0, 2), (1, 2)], None, dim, grad_eps, l2, align, impl)

@@ -14,6 +14,7 @@ from c2f_zoo.ops import (
     signed_sqrt_l2,
     without_autocast,
 )
+from c2f_zoo.pooling.base import Pooling
 from c2f_zoo.pooling.multilinear import projection
 from c2f_zoo.pooling.registry import Align, align_maps, check_choice, check_num_maps, register_pooling
 
@@ -21,7 +22,7 @@ _PAIRS = ((0, 1), (0, 2), (1, 2))
 
 
 @register_pooling("hbp_shared")
-class SharedHbpPooling(nn.Module):
+class SharedHbpPooling(Pooling):
     """Three pairs behind one projection, batch norm, ReLU: `concat(A*B, A*C, B*C)` (after Yu et al., ECCV 2018).
 
     A = relu(norm(U X)), and so on, with the same U and the same batch norm for all three maps, which therefore
@@ -39,10 +40,12 @@ class SharedHbpPooling(nn.Module):
         ValueError: not three maps, or of different numbers of channels.
     """
 
+    description = "Three pairs behind one projection, batch norm, ReLU: `concat(A*B, A*C, B*C)`"
+    source = "after Yu et al., ECCV 2018"
+
     def __init__(
         self, in_channels: Sequence[int], dim: int = 8192, root_eps: float = 1e-5, align: Align = "error"
     ) -> None:
-        super().__init__()
         check_num_maps("hbp_shared", in_channels, allowed=[3])
         check_choice("align", align, get_args(Align))
         if len(set(in_channels)) > 1:
@@ -50,11 +53,10 @@ class SharedHbpPooling(nn.Module):
                 f"hbp_shared projects all maps by one weight, but they have {list(in_channels)} channels; "
                 "choose taps with as many channels, or the pooling hbp"
             )
-        self.in_channels = tuple(in_channels)
+        super().__init__(in_channels, out_features=dim * len(_PAIRS))
         self.root_eps = root_eps
         self.align: Align = align
         self.one_size = align == "error"
-        self.out_features = dim * len(_PAIRS)
         self.projection = projection(in_channels[0], dim, bias=False)
         self.norm = nn.BatchNorm2d(dim)
 

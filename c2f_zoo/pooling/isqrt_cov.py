@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from c2f_zoo.ops import at_least_float32, covariance, matrix_sqrt, project
+from c2f_zoo.pooling.base import Pooling
 from c2f_zoo.pooling.multilinear import projection
 from c2f_zoo.pooling.registry import check_channels, check_num_maps, register_pooling
 
 
 @register_pooling("isqrt_cov")
-class IsqrtCovPooling(nn.Module):
+class IsqrtCovPooling(Pooling):
     """The square root of the covariance, by Newton and Schulz, its upper triangle (Li et al., CVPR 2018).
 
     Fast MPN-COV. A 1x1 convolution first reduces the channels, here without the batch norm and ReLU that
@@ -31,20 +32,21 @@ class IsqrtCovPooling(nn.Module):
         ValueError: not one map, or `iterations` is below 1.
     """
 
+    description = "The square root of the covariance, by Newton and Schulz, its upper triangle"
+    source = "Li et al., CVPR 2018"
+
     def __init__(
         self, in_channels: Sequence[int], dim: int | None = 256, iterations: int = 5, grad_eps: float = 1e-4
     ) -> None:
-        super().__init__()
         check_num_maps("isqrt_cov", in_channels, allowed=[1])
         if iterations < 1:
             raise ValueError(f"isqrt_cov wants 1 iteration or more, not {iterations}")
-        self.in_channels = tuple(in_channels)
+        width = dim or in_channels[0]
+        super().__init__(in_channels, out_features=width * (width + 1) // 2)
         self.iterations = iterations
         self.grad_eps = grad_eps
         # A bias would not change the covariance.
         self.reduction = None if dim is None else projection(in_channels[0], dim, bias=False)
-        width = dim or in_channels[0]
-        self.out_features = width * (width + 1) // 2
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Pools a map of shape (N, C, H, W) to (N, out_features): row by row, from the diagonal on."""

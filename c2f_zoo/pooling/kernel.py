@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from c2f_zoo.ops import at_least_float32, draw_hashes, signed_sqrt_l2, tensor_sketch_sums
+from c2f_zoo.pooling.base import Pooling
 from c2f_zoo.pooling.registry import check_channels, check_num_maps, register_pooling
 
 _SHORTEST = 1e-2  # the gradient of a location's unit vector is that of a vector no shorter than this: bounded
 
 
 @register_pooling("kernel")
-class KernelPooling(nn.Module):
+class KernelPooling(Pooling):
     """A compact Taylor series of a kernel: `concat(a_1 X, a_2 TS_2(X), ..., a_p TS_p(X))` (Cui et al., CVPR 2017).
 
     Inner products of two locations' features estimate the kernel K(x, y) = sum_i a_i^2 (x . y)^i, i = 1..p, of
@@ -42,6 +43,9 @@ class KernelPooling(nn.Module):
         ValueError: not one map, `max_order` below 1, or coefficients that are not p numbers >= 0.
     """
 
+    description = "A compact Taylor series of a kernel: `concat(a_1 X, a_2 TS_2(X), ..., a_p TS_p(X))`"
+    source = "Cui et al., CVPR 2017"
+
     hashes: Tensor
     signs: Tensor
 
@@ -56,7 +60,6 @@ class KernelPooling(nn.Module):
         seed: int = 0,
         grad_eps: float = 1e-4,
     ) -> None:
-        super().__init__()
         check_num_maps("kernel", in_channels, allowed=[1])
         if max_order < 1:
             raise ValueError(f"kernel has orders from 1 on, so max_order={max_order} leaves none; choose 1 or more")
@@ -65,10 +68,9 @@ class KernelPooling(nn.Module):
             coefficients = [math.exp(-2 * gamma) * (2 * gamma) ** order / math.factorial(order) for order in orders]
         if len(coefficients) != max_order or min(coefficients) < 0:
             raise ValueError(f"kernel wants coefficients for orders 1..{max_order}, all >= 0, not {coefficients}")
-        self.in_channels = tuple(in_channels)
+        super().__init__(in_channels, out_features=in_channels[0] + (max_order - 1) * dim)
         self.dim = dim
         self.grad_eps = grad_eps
-        self.out_features = in_channels[0] + (max_order - 1) * dim
         roots = torch.tensor([value**0.5 for value in coefficients])
         if learn_coefficients:
             self.coefficients = nn.Parameter(roots)

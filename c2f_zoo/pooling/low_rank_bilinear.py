@@ -1,4 +1,4 @@
-"""Low-rank bilinear pooling (FBP, MLB): a product of two projections of one map."""
+"""Low-rank bilinear pooling (FBP, MLB): the product of two projections of one map."""
 
 from __future__ import annotations
 
@@ -9,22 +9,27 @@ from c2f_zoo.pooling.registry import check_num_maps, register_pooling
 
 
 @register_pooling("low_rank_bilinear")
-def low_rank_bilinear(
-    in_channels: Sequence[int], dim: int = 8192, grad_eps: float = 1e-4, impl: str | None = None
-) -> MultilinearPooling:
-    """Two projections of one tap: `UX*VX`, classified by P (Kim et al., ICLR 2017; Huo et al., eq. 3).
+class LowRankBilinearPooling(MultilinearPooling):
+    """Low-rank bilinear pooling: `P^T (U^T X * V^T X)`, also called factorised bilinear pooling.
 
-    P^T (U^T X * V^T X), also called factorised bilinear pooling. As in HBP's and the paper's comparisons, signed
-    root and l2 follow the sum over locations, and P is the linear classifier that reads the vector.
+    As in HBP's and the paper's comparisons, signed root and l2 follow the sum over locations, and P is the linear
+    classifier that reads the vector.
 
     Args:
         in_channels: number of channels of the one map.
         dim: width d of the projections and of the vector.
         grad_eps: bound on the root's gradient, see `c2f_zoo.ops.signed_sqrt`.
-        impl: what runs it, see [fast pooling](../explanation/fast-pooling.md); None chooses.
+        impl: the implementation, see [fast pooling](../explanation/fast-pooling.md); None chooses.
 
     Raises:
         ValueError: not one map.
     """
-    check_num_maps("low_rank_bilinear", in_channels, allowed=[1])
-    return MultilinearPooling(in_channels, [(0, 1)], (0, 0), dim, grad_eps, impl=impl)
+
+    description = "Two projections of one tap: `UX*VX`, classified by P"
+    source = "Kim et al., ICLR 2017; Huo et al., eq. 3"
+
+    def __init__(
+        self, in_channels: Sequence[int], dim: int = 8192, grad_eps: float = 1e-4, impl: str | None = None
+    ) -> None:
+        check_num_maps("low_rank_bilinear", in_channels, allowed=[1])
+        super().__init__(in_channels, [(0, 1)], (0, 0), dim, grad_eps, impl=impl)

@@ -10,36 +10,44 @@ from c2f_zoo.pooling.registry import Align, register_pooling
 
 
 @register_pooling("mlp")
-def mlp(
-    in_channels: Sequence[int],
-    dim: int = 8192,
-    max_order: int = 3,
-    grad_eps: float = 1e-4,
-    l2: L2 = "branch",
-    align: Align = "error",
-    impl: str | None = None,
-) -> MultilinearPooling:
-    """Three pairs and one triple: `concat(UX*VY, UX*WZ, VY*WZ, UX*VY*WZ)` (Huo et al., SIGIR 2019, eq. 6).
+class MlpPooling(MultilinearPooling):
+    """Multi-linear pooling, the paper's: products of all subsets of the projected maps.
 
-    Multi-linear pooling. The paper's has three maps; for n maps the terms are all subsets of 2, 3, ...,
-    `max_order` of them, the smaller subsets first.
+    The paper has three maps, and so three pairs and one triple. For n maps the terms are all subsets of 2, 3, ...,
+    `max_order` maps, the smaller subsets first.
 
     Args:
-        in_channels: number of channels of each map, two or more.
+        in_channels: number of channels of each map, two maps or more.
         dim: width d of the projections; the vector has d entries for each term, with three maps 4 d.
-        max_order: the most maps that a term multiplies, >= 2.
+        max_order: number of maps in the largest term, >= 2.
         grad_eps: bound on the root's gradient, see `c2f_zoo.ops.signed_sqrt`.
         l2: normalise each `"branch"` or the whole `"vector"`.
         align: what to do with maps of different sizes: `"error"` or `"pool"`.
-        impl: what runs it, see [fast pooling](../explanation/fast-pooling.md); None chooses.
+        impl: the implementation, see [fast pooling](../explanation/fast-pooling.md); None chooses.
 
     Raises:
         ValueError: fewer than two maps, or `max_order` is below 2.
     """
-    if len(in_channels) < 2:
-        raise ValueError(f"mlp pools 2 or more maps, not {len(in_channels)}; name that many taps")
-    if max_order < 2:
-        raise ValueError(f"mlp multiplies 2 or more maps, so max_order={max_order} leaves no term; choose 2 or more")
-    indices = range(len(in_channels))
-    terms = [term for order in range(2, max_order + 1) for term in combinations(indices, order)]
-    return MultilinearPooling(in_channels, terms, None, dim, grad_eps, l2, align, impl)
+
+    description = "Three pairs and one triple: `concat(UX*VY, UX*WZ, VY*WZ, UX*VY*WZ)`"
+    source = "Huo et al., SIGIR 2019, eq. 6"
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        dim: int = 8192,
+        max_order: int = 3,
+        grad_eps: float = 1e-4,
+        l2: L2 = "branch",
+        align: Align = "error",
+        impl: str | None = None,
+    ) -> None:
+        if len(in_channels) < 2:
+            raise ValueError(f"mlp pools 2 or more maps, not {len(in_channels)}; name that many taps")
+        if max_order < 2:
+            raise ValueError(
+                f"mlp multiplies 2 or more maps, so max_order={max_order} leaves no term; choose 2 or more"
+            )
+        indices = range(len(in_channels))
+        terms = [term for order in range(2, max_order + 1) for term in combinations(indices, order)]
+        super().__init__(in_channels, terms, None, dim, grad_eps, l2, align, impl)

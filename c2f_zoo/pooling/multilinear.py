@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from c2f_zoo.ops import IMPLEMENTATIONS, multilinear_sums, signed_sqrt_l2
+from c2f_zoo.pooling.base import Pooling
 from c2f_zoo.pooling.registry import Align, align_maps, check_choice
 
 L2 = Literal["branch", "vector"]
 
 
-class MultilinearPooling(nn.Module):
+class MultilinearPooling(Pooling):
     """Projects every map to `dim` channels and pools products of the projections.
 
     Each term's product is summed over locations, then signed square root, l2, concatenation. The projections
@@ -49,12 +50,11 @@ class MultilinearPooling(nn.Module):
         align: Align = "error",
         impl: str | None = None,
     ) -> None:
-        super().__init__()
         check_choice("l2", l2, get_args(L2))
         check_choice("align", align, get_args(Align))
         if impl is not None:
             check_choice("impl", impl, list(IMPLEMENTATIONS))
-        self.in_channels = tuple(in_channels)
+        super().__init__(in_channels, out_features=dim * len(terms))
         self.terms = tuple(terms)
         self.sources = tuple(sources if sources is not None else range(len(in_channels)))
         self.grad_eps = grad_eps
@@ -62,7 +62,6 @@ class MultilinearPooling(nn.Module):
         self.impl = impl
         self.align: Align = align
         self.one_size = align == "error"
-        self.out_features = dim * len(self.terms)
         self.projections = nn.ModuleList(projection(in_channels[source], dim) for source in self.sources)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:

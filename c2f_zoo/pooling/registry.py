@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from c2f_zoo.ops import at_least_float32
+from c2f_zoo.pooling.base import Pooling
 from c2f_zoo.registry import Registry, check_options, unknown_name
 
-POOLINGS: Registry[Callable[..., nn.Module]] = Registry("pooling", "c2f_zoo.poolings")
+POOLINGS: Registry[Callable[..., Pooling]] = Registry("pooling", "c2f_zoo.poolings")
 register_pooling = POOLINGS.register
 
 Align = Literal["error", "pool"]
@@ -22,7 +23,7 @@ def list_poolings(pattern: str = "*") -> list[str]:
     return POOLINGS.names(pattern)
 
 
-def create_pooling(name: str, in_channels: Sequence[int], **options: object) -> nn.Module:
+def create_pooling(name: str, in_channels: Sequence[int], **options: object) -> Pooling:
     """Makes a pooling: a module from a list of feature maps to one vector.
 
     No pooling seeds or reads the global generator but for the initial weights of its projections, which come
@@ -45,9 +46,12 @@ def create_pooling(name: str, in_channels: Sequence[int], **options: object) -> 
         >>> pooling([torch.rand(2, 8, 5, 5)] * 3).shape == (2, pooling.out_features)
         True
     """
-    pooling = POOLINGS[name]
-    check_options(f"option of pooling {name!r}:", pooling, options)
-    return pooling(list(in_channels), **options)
+    factory = POOLINGS[name]
+    check_options(f"option of pooling {name!r}:", factory, options)
+    pooling = factory(list(in_channels), **options)
+    if not isinstance(pooling, Pooling):
+        raise ValueError(f"pooling {name!r} is a {type(pooling).__name__}; derive it from c2f_zoo.Pooling")
+    return pooling
 
 
 def check_num_maps(name: str, in_channels: Sequence[int], allowed: Sequence[int]) -> None:

@@ -9,24 +9,30 @@ from c2f_zoo.pooling.registry import Align, check_num_maps, register_pooling
 
 
 @register_pooling("trilinear")
-def trilinear(
-    in_channels: Sequence[int],
-    dim: int = 8192,
-    grad_eps: float = 1e-4,
-    align: Align = "error",
-    impl: str | None = None,
-) -> MultilinearPooling:
-    """One cross-layer triple: `UX*VY*WZ` (Huo et al., SIGIR 2019, eq. 5).
+class TrilinearPooling(MultilinearPooling):
+    """Trilinear pooling: the product of the projections of three maps.
 
     Args:
         in_channels: number of channels of the three maps.
         dim: width d of the projections and of the vector.
         grad_eps: bound on the root's gradient, see `c2f_zoo.ops.signed_sqrt`.
         align: what to do with maps of different sizes: `"error"` or `"pool"`.
-        impl: what runs it, see [fast pooling](../explanation/fast-pooling.md); None chooses.
+        impl: the implementation, see [fast pooling](../explanation/fast-pooling.md); None chooses.
 
     Raises:
         ValueError: not three maps.
     """
-    check_num_maps("trilinear", in_channels, allowed=[3])
-    return MultilinearPooling(in_channels, [(0, 1, 2)], None, dim, grad_eps, align=align, impl=impl)
+
+    description = "One cross-layer triple: `UX*VY*WZ`"
+    source = "Huo et al., SIGIR 2019, eq. 5"
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        dim: int = 8192,
+        grad_eps: float = 1e-4,
+        align: Align = "error",
+        impl: str | None = None,
+    ) -> None:
+        check_num_maps("trilinear", in_channels, allowed=[3])
+        super().__init__(in_channels, [(0, 1, 2)], None, dim, grad_eps, align=align, impl=impl)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from c2f_zoo.config import ModelConfig
+from c2f_zoo.heads import Head
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.model import C2FModel
 
@@ -38,7 +39,7 @@ def replace_head(model: C2FModel, config: ModelConfig) -> list[str]:
     return _differences(had, has, kept)
 
 
-def _sources(old: nn.Module, old_config: ModelConfig, new: nn.Module, config: ModelConfig) -> dict[str, str]:
+def _sources(old: Head, old_config: ModelConfig, new: Head, config: ModelConfig) -> dict[str, str]:
     """For each weight of the new head, by name, the old head's that means the same."""
     before, after = _classifiers(old, old_config.hierarchy), _classifiers(new, config.hierarchy)
     sources = {}
@@ -54,13 +55,13 @@ def _sources(old: nn.Module, old_config: ModelConfig, new: nn.Module, config: Mo
     return sources
 
 
-def _classifiers(head: nn.Module, tree: Hierarchy) -> dict[str, str]:
+def _classifiers(head: Head, tree: Hierarchy) -> dict[str, str]:
     """For each level that has a classifier in a head, what its weights' names begin with."""
     names = {module: f"{name}." if name else "" for name, module in head.named_modules()}
     found = {}
     for level in tree.levels:
         try:
-            classifier = head.get_classifier(level)  # type: ignore[operator]
+            classifier = head.get_classifier(level)
         except ValueError:
             continue  # it has none of its own
         if classifier in names:
