@@ -1,0 +1,1 @@
+"""Reference formulas of the poolings and heads, for tests and benchmarks."""
