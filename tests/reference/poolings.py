@@ -1,6 +1,6 @@
 """Reference formulas of the poolings.
 
-`REFERENCES` has every pooling as loops over numbers in float64, and the options that change a formula as further entries.
+`REFERENCES` has every pooling as loops over numbers in float64, also under options that change its formula.
 `PLAIN` has every pooling as a plain transcription of the publication in PyTorch operations, as most code writes it;
 benchmarks compare against it.
 """
@@ -113,11 +113,11 @@ def kernel(pooling: Any, maps: Sequence[Tensor], n: int) -> list[float]:
     places = [[value / math.sqrt(sum(v * v for v in p[0])) for value in p[0]] for p in locations(maps, n)]
     channels = range(len(places[0]))
     for order, coefficient in enumerate(state["coefficients"], start=1):
-        sums = [0.0] * (len(channels) if order == 1 else 5)
+        sums = [0.0] * (len(channels) if order == 1 else pooling.dim)
         for x, chosen in itertools.product(places, itertools.product(channels, repeat=order)):
             entry, value = chosen[0], coefficient * math.prod(x[c] for c in chosen)
             if order > 1:
-                entry = sum(state["hashes"][k][c] for k, c in enumerate(chosen)) % 5
+                entry = sum(state["hashes"][k][c] for k, c in enumerate(chosen)) % pooling.dim
                 value *= math.prod(state["signs"][k][c] for k, c in enumerate(chosen))
             sums[entry] += value
         vector += sums
