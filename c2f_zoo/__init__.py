@@ -8,8 +8,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from c2f_zoo.integrations.timm import register_models
-
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -72,6 +70,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
-
-
-register_models()

@@ -73,7 +73,7 @@ def _pooling_table(pattern: str) -> Table:
         try:
             maps = num_taps_of(name)
             row = describe_pooling(name, [512] * maps, (28, 28))
-        except Exception as error:  # a plug-in's; the others are shown all the same
+        except Exception as error:  # of one plug-in; the others are listed
             table.add_row(name, f"cannot be shown: {error}")
             continue
         used_by = ", ".join(key for key in METHODS.names() if METHODS[key].pooling == name)
@@ -152,7 +152,7 @@ def _weights_rows(name: str) -> list[tuple[str, str]]:
         try:
             weights = WEIGHTS[f"{arch}.{tag}"]
         except PluginError as error:
-            rows.append((f"weights .{tag}", f"cannot be shown: {error}"))
+            rows.append((f"weights .{tag}", str(error)))
             continue
         by_default = " (the default)" if tag == default_tag(arch) else ""
         rows += [(f"weights .{tag}", weights.source + by_default), ("  licence", weights.licence)]

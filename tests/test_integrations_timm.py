@@ -1,4 +1,4 @@
-"""c2f_zoo's models in timm's own house: made, taken apart, trained, saved and loaded by timm's public functions."""
+"""The named models in timm: built, taken apart, trained, saved and loaded by timm's public functions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import re
 import subprocess
 import sys
+import types
 import warnings
 from collections import OrderedDict
 from dataclasses import replace
@@ -26,6 +27,7 @@ import torch
 from safetensors.torch import save_file
 
 import c2f_zoo
+import c2f_zoo.integrations.timm
 from c2f_zoo import C2FModel, create_dataset, create_model, list_models
 from c2f_zoo.model import LevelClassifier
 from c2f_zoo.zoo import MODELS, ModelSpec
@@ -45,44 +47,37 @@ def small() -> LevelClassifier:
 # Registration
 
 
-def test_timm_may_come_first() -> None:
-    code = """
-import timm, c2f_zoo, sys
+@pytest.mark.parametrize("first", ["timm", "c2f_zoo", "c2f_zoo.zoo"])
+def test_importing_the_integration_registers_the_models(first: str) -> None:
+    code = f"""
+import {first}
+import timm, c2f_zoo, c2f_zoo.integrations.timm
 assert timm.list_models("mlph*") == c2f_zoo.list_models("mlph*") != []
-assert {*c2f_zoo.list_models()} <= {*timm.list_models("*")}
-assert "c2f_zoo.zoo.create" not in sys.modules
-"""
-    subprocess.run([sys.executable, "-W", "error::RuntimeWarning", "-c", code], check=True)
-
-
-def test_timm_may_come_later() -> None:
-    """After every module of ours, none of which may import timm: timm's import asks for the zoo, which must be whole.
-    Before it comes it may be looked for, and may be missing."""
-    code = """
-import importlib.util, pkgutil, sys, c2f_zoo
-for module in pkgutil.walk_packages(c2f_zoo.__path__, "c2f_zoo."):
-    importlib.import_module(module.name)
-assert "timm" not in sys.modules
-spec = importlib.util.find_spec("timm")
-assert spec.loader.get_filename("timm") == spec.origin
-path, sys.path = sys.path, []
-try:
-    import timm
-except ModuleNotFoundError:
-    sys.path = path
-import timm
 assert timm.is_model("mlph_vgg16_cub")
-assert {*c2f_zoo.list_models()} <= {*timm.list_models("*")}
-assert type(timm.__spec__.loader) is type(timm.__loader__) is type(pkgutil.__loader__)
-assert not [finder for finder in sys.meta_path if type(finder).__module__.startswith("c2f_zoo")]
-import timm.models.resnet
+assert {{*c2f_zoo.list_models()}} <= {{*timm.list_models("*")}}
 """
     subprocess.run([sys.executable, "-W", "error::RuntimeWarning", "-c", code], check=True)
+
+
+def test_importing_c2f_zoo_registers_nothing() -> None:
+    code = """
+import sys
+finders = list(sys.meta_path)
+import c2f_zoo
+assert sys.meta_path == finders
+assert "timm" not in sys.modules and "c2f_zoo.integrations.timm" not in sys.modules
+import timm
+for name in c2f_zoo.__all__:
+    getattr(c2f_zoo, name)
+assert c2f_zoo.list_models() != []
+assert not {*c2f_zoo.list_models()} & {*timm.list_models("*")}
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_name_of_timms_own_stays_timms(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MODELS, "_entries", dict(MODELS._entries))
-    with pytest.warns(RuntimeWarning, match="timm has a model 'resnet18' of its own"):
+    with pytest.warns(RuntimeWarning, match="timm has its own model 'resnet18'"):
         c2f_zoo.register_model("resnet18")(ModelSpec("mlph", "resnet50", "cub"))
     assert type(timm.create_model("resnet18")).__name__ == "ResNet"
 
@@ -94,10 +89,23 @@ def test_a_model_registered_later_is_known_to_timm(monkeypatch: pytest.MonkeyPat
     assert model.num_classes == 36
 
 
-def test_guests_are_no_backbones() -> None:
+def test_our_models_are_no_backbones() -> None:
     assert not {*list_models()} & {*c2f_zoo.list_backbones()}
+    assert {"vgg16", "resnet50"} <= {*c2f_zoo.list_backbones()}
     with pytest.raises(ValueError, match=f"unknown backbone '{NAME}'"):
         create_model("mlph", backbone=NAME, hierarchy="cub")
+
+
+def test_a_module_called_timm_of_another_package_adds_backbones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm keeps only the last part of a module's name: here `timm`, which is also that of our integration."""
+    module = types.ModuleType("another.timm")
+    exec("def tiny_body(pretrained=False, **options): ...", vars(module))
+    monkeypatch.setitem(sys.modules, "another.timm", module)
+    for name in ("_model_entrypoints", "_model_to_module", "_module_to_models"):
+        monkeypatch.setattr(timm.models._registry, name, copy.deepcopy(getattr(timm.models._registry, name)))
+    timm.models.register_model(module.tiny_body)
+    assert timm.models.is_model_in_modules("tiny_body", ["timm"])
+    assert "tiny_body" in c2f_zoo.list_backbones()
 
 
 # Making
@@ -126,8 +134,8 @@ def test_another_number_of_classes(small: LevelClassifier) -> None:
     ("options", "message"),
     [
         ({"pretrained": True}, "weights for 'mlph_resnet50_cub'"),
-        ({"features_only": True}, "forward_features gives the maps"),
-        ({"global_pool": "avg"}, "name another pooling="),
+        ({"features_only": True}, "forward_features returns the feature maps"),
+        ({"global_pool": "avg"}, "choose another pooling="),
         ({"in_chans": 1}, "takes images of 3 channels"),
         ({"levels": ["genus"]}, r"at_level\(\.\.\.\) is a classifier of another level"),
         ({"img_size": (64, 96)}, "square images"),
@@ -207,7 +215,7 @@ def test_trained_weights_have_their_tags_in_timm(weights: C2FModel) -> None:
         assert torch.equal(timm.create_model(**resolve("mlph_mine.first"), pretrained=True).eval()(x), first)
     with pytest.raises(ValueError, match="'frist'; did you mean 'first'"):
         timm.create_model("mlph_mine.frist", pretrained=True)
-    with pytest.warns(UserWarning, match="the classifier of 'mlph_mine' was dropped"):
+    with pytest.warns(UserWarning, match="the classifier of 'mlph_mine' was replaced"):
         fresh = timm.create_model("mlph_mine", pretrained=True, num_classes=3)
     assert torch.equal(fresh.backbone.body.stem[0].weight, weights.backbone.body.stem[0].weight)  # type: ignore[index, union-attr]
     assert fresh(x).shape == (1, 3)
@@ -276,7 +284,7 @@ def test_trained_weights_take_what_changes_nothing() -> None:
 def test_no_stochastic_depth_is_what_any_backbone_has() -> None:
     options = {"backbone": "vgg11", "taps": ["features"], "pooling": "avg", "img_size": 64}
     assert timm.create_model(NAME, drop_path_rate=0.0, **options).num_classes == 200
-    with pytest.raises(ValueError, match=f"the backbone of '{NAME}' takes no drop_path_rate=0.1; omit it"):
+    with pytest.raises(ValueError, match=f"the backbone of '{NAME}' has no stochastic depth; omit drop_path_rate=0.1"):
         timm.create_model(NAME, drop_path_rate=0.1, **options)
     dropping = timm.create_model(NAME, backbone_options={"drop_path_rate": 0.5}, **SMALL)
     never = timm.create_model(NAME, drop_path_rate=0.0, backbone_options={"drop_path_rate": 0.5}, **SMALL)

@@ -45,7 +45,7 @@ def _registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is gone after it."""
     monkeypatch.setattr(WEIGHTS, "_entries", dict(WEIGHTS._entries))
     monkeypatch.setattr(MODELS, "_entries", dict(MODELS._entries))
-    monkeypatch.setattr(MODELS, "_watchers", [])
+    monkeypatch.setattr(MODELS, "_subscribers", [])
     monkeypatch.setattr(pretrained, "_DEFAULTS", dict(pretrained._DEFAULTS))
 
 

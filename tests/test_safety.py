@@ -21,6 +21,7 @@ from conftest import SMALL
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
+import c2f_zoo.integrations.timm  # noqa: F401  # registers our models with timm
 from c2f_zoo import C2FModel, Hierarchy, create_model
 from c2f_zoo.backbones import BACKBONES
 from c2f_zoo.config import WEIGHT_SOURCES, ModelConfig
@@ -93,7 +94,7 @@ BAD = {
     "a path": ({"pooling_options": {"dim": "/etc/passwd"}}, "pooling_options.dim is '/etc/passwd'; an option is"),
     "an address": ({"backbone_options": {"x": ["http://a.b"]}}, r"backbone_options.x is 'http://a.b'; an option is"),
     "a mapping": ({"head_options": {"dim": {"a": 1}}}, r"head_options.dim is {'a': 1}; an option is a number"),
-    "a guest behind timm's name": ({"backbone": "resnet18.x/mlph_resnet50_cub"}, "unknown backbone 'resnet18.x/ml"),
+    "our model behind timm's name": ({"backbone": "resnet18.x/mlph_resnet50_cub"}, "unknown backbone 'resnet18.x/ml"),
     "a huge number": ({"pooling_options": {"dim": 2**40}}, "pooling_options.dim is 1099511627776; an option is"),
     "a hidden name": ({"pooling_options": {"__class__": 1}}, "has the key '__class__', which a configuration may not"),
     "a huge network": ({"backbone_options": {"depths": [10**6]}}, r"depths is \[1000000\]; 4096 is the most"),

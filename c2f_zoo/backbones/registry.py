@@ -11,17 +11,16 @@ from torch import nn
 
 from c2f_zoo.registry import Registry, unknown_name
 
-# Where timm lists our own models, which are guests in it: the last part of c2f_zoo.integrations.timm.
-_GUESTS = "timm_guest"
+_INTEGRATION = "c2f_zoo.integrations.timm"  # registers our named models with timm; they are no backbones
 
 
 def _is_timm_model(name: str) -> bool:
-    """Whether timm itself has a model of that name; our own are no backbones."""
+    """Return whether timm has a model of that name, other than one of ours."""
     import timm
 
     # timm looks only at what stands before the first dot, and makes the model whose name follows the last slash.
     plain = re.fullmatch(r"[\w.-]+", name) is not None
-    return plain and timm.is_model(name) and not timm.models.is_model_in_modules(name, [_GUESTS])
+    return plain and timm.is_model(name) and timm.model_entrypoint(name).__module__ != _INTEGRATION
 
 
 BACKBONES: Registry[Callable[..., nn.Module]] = Registry("backbone", "c2f_zoo.backbones", reserved=_is_timm_model)
@@ -39,7 +38,7 @@ def list_backbones(pattern: str = "*") -> list[str]:
     """
     import timm
 
-    of_timm = set(timm.list_models()) - set(timm.list_models(module=_GUESTS))
+    of_timm = filter(_is_timm_model, timm.list_models())
     return sorted({*fnmatch.filter(of_timm, pattern), *BACKBONES.names(pattern)})
 
 
