@@ -1,4 +1,4 @@
-"""From log-probabilities of every level to a label for every level."""
+"""Decodings: from log-probabilities of every level to one label for every level."""
 
 from __future__ import annotations
 
@@ -9,67 +9,81 @@ from torch import Tensor
 
 from c2f_zoo.heads.grouped import grouped_logsumexp
 from c2f_zoo.hierarchy import Hierarchy
-from c2f_zoo.registry import unknown_name
+from c2f_zoo.registry import Registry
+
+DECODINGS: Registry[Callable[[Mapping[str, Tensor], Hierarchy], Tensor]] = Registry("decoding", "c2f_zoo.decodings")
+register_decoding = DECODINGS.register
+
+
+def list_decodings(pattern: str = "*") -> list[str]:
+    """List the names of the registered decodings, filtered by a wildcard.
+
+    Examples:
+        >>> list_decodings()
+        ['bottom_up', 'independent', 'joint', 'top_down']
+    """
+    return DECODINGS.names(pattern)
 
 
 def decode(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy, how: str) -> Tensor:
-    """Chooses a class at every level.
+    """Choose a class at every level.
 
-    - `independent`: the most probable class of each level by itself. Only this one may give labels that are no path.
+    - `independent`: the most probable class of each level. Only these labels may not be a path.
     - `top_down`: the most probable class of the coarsest level, then the most probable of its children, and so on.
-    - `bottom_up`: the most probable class of the finest level, and its ancestors.
-    - `joint`: the path with the greatest product of its classes' probabilities, one factor a level.
+    - `bottom_up`: the most probable leaf class, and its ancestors.
+    - `joint`: the path with the greatest product of its classes' probabilities, one factor for each level.
 
-    Where levels are missing, the first two take the coarser ones from `marginalize`, the last two need only those that
-    are there. Levels finer than all that are there have the label -1. Of equals the lowest label wins.
+    If coarse levels are missing, `independent` and `top_down` take them from `marginalize`; `bottom_up` and `joint` use
+    only the levels of `log_probs`. Levels finer than all of `log_probs` get the label -1. Among equals the lowest label
+    wins.
 
     Args:
-        log_probs: for each level that was answered, or for some, log-probabilities (N, classes). They need not
-            agree with each other, nor sum to 1.
+        log_probs: log-probabilities (N, classes) of one or more levels. They need not be consistent with each
+            other, nor sum to 1.
         hierarchy: the class tree.
-        how: one of `DECODINGS`.
+        how: one of `list_decodings()`.
 
     Returns:
         int64 labels (N, levels of the tree), coarse to fine, on the device of the log-probabilities.
 
     Raises:
-        ValueError: the decoding or a level is unknown, there is no level, or a level has another number of classes.
+        ValueError: the decoding or a level is unknown, `log_probs` is empty, or the number of classes of a level does
+            not match the tree.
 
     Examples:
         >>> tree = Hierarchy(("kind", "shape"), (("round", "edged"), ("disc", "ring", "box")), ((0, 0, 1),))
         >>> log_probs = {"kind": torch.tensor([[0.4, 0.6]]).log(), "shape": torch.tensor([[0.6, 0.3, 0.1]]).log()}
-        >>> for how in DECODINGS:
+        >>> for how in ("independent", "top_down", "bottom_up", "joint"):
         ...     print(how, decode(log_probs, tree, how).tolist())
         independent [[1, 0]]
         top_down [[1, 2]]
         bottom_up [[0, 0]]
         joint [[0, 0]]
     """
-    if how not in _DECODERS:
-        raise unknown_name("decoding", how, DECODINGS)
+    decoding = DECODINGS[how]
     _check(log_probs, hierarchy)
-    labels = _DECODERS[how](log_probs, hierarchy)
+    labels = decoding(log_probs, hierarchy)
     missing = labels.new_full((len(labels), len(hierarchy.levels) - labels.shape[1]), -1)
     return torch.cat([labels, missing], dim=1)
 
 
 def marginalize(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy) -> dict[str, Tensor]:
-    """Adds the levels that follow from finer ones: a class is as probable as its children together.
+    """Add missing coarse levels: the probability of a class is the sum over its children.
 
-    A level that is missing is summed up from the next finer one, which may itself have been missing; levels finer
-    than all that are there stay missing. Where an image may stop at a class without being any of its children (the
-    head `hex`), the sum is a lower bound.
+    A missing level is summed from the next finer level, which may have been missing itself. Levels finer than all of
+    `log_probs` stay missing. If an image may stop at an inner class (the head `hex`), the sum is a lower bound.
 
     Args:
-        log_probs: for some levels log-probabilities (N, classes).
+        log_probs: log-probabilities (N, classes) of one or more levels.
         hierarchy: the class tree.
 
     Returns:
-        Log-probabilities (N, classes) of every level down to the finest that is there, coarse to fine; those that
-        were there unchanged.
+        Log-probabilities (N, classes) of every level down to the finest of `log_probs`, coarse to fine; those
+        of `log_probs` unchanged.
 
     Raises:
-        ValueError: a level is unknown, there is no level, or a level has another number of classes.
+        ValueError: a level is unknown, `log_probs` is empty, or the number of classes of a level does not match the
+            tree.
 
     Examples:
         >>> tree = Hierarchy(("kind", "shape"), (("round", "edged"), ("disc", "ring", "box")), ((0, 0, 1),))
@@ -83,72 +97,66 @@ def marginalize(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy) -> dict[s
         if level in log_probs:
             found[level] = log_probs[level]
         elif found:
-            finer = found[hierarchy.levels[depth + 1]]
-            parents = hierarchy.parent_index(hierarchy.levels[depth + 1], finer.device)
-            found[level] = grouped_logsumexp(_finite(finer), parents, len(hierarchy.classes[depth]))
+            finer, z = next(reversed(found.items()))
+            parents = hierarchy.parent_index(finer, z.device)
+            found[level] = grouped_logsumexp(_finite(z), parents, len(hierarchy.classes[depth]))
     return dict(reversed(found.items()))
 
 
 def is_path(labels: Tensor, hierarchy: Hierarchy) -> Tensor:
-    """Whether labels of all levels belong to each other: each is a child of the one before it.
+    """Return whether the labels of all levels are a path: each is a child of the one before it.
 
     Args:
-        labels: integer labels (N, levels of the tree), coarse to fine; -1 where a level has none, as for all levels
-            below it.
+        labels: integer labels (N, levels of the tree), coarse to fine; a path may stop early, with -1 from there on.
         hierarchy: the class tree.
 
     Returns:
-        bool tensor (N,); false, too, where a level has a label and the one above it has none.
+        bool tensor (N,); also false where a level has a label and its parent level has none.
 
     Examples:
         >>> tree = Hierarchy(("kind", "shape"), (("round", "edged"), ("disc", "ring", "box")), ((0, 0, 1),))
         >>> is_path(torch.tensor([[0, 1], [0, 2], [1, -1]]), tree)
         tensor([ True, False,  True])
     """
-    belong = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
+    connected = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
     for depth, level in enumerate(hierarchy.levels[1:], start=1):
         label = labels[:, depth]
         parent = hierarchy.parent_index(level, labels.device)[label.clamp(min=0)]
-        belong &= (label < 0) | (parent == labels[:, depth - 1])
-    return belong
+        connected &= (label < 0) | (parent == labels[:, depth - 1])
+    return connected
 
 
+@register_decoding("independent")
 def _independent(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy) -> Tensor:
     return torch.stack([z.argmax(dim=1) for z in marginalize(log_probs, hierarchy).values()], dim=1)
 
 
+@register_decoding("top_down")
 def _top_down(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy) -> Tensor:
-    coarsest, *finer = marginalize(log_probs, hierarchy).items()
-    labels = [coarsest[1].argmax(dim=1)]
-    for level, z in finer:
-        is_child = hierarchy.parent_index(level, z.device) == labels[-1][:, None]
-        # A child whose probability is 0 still goes before a class that is no child.
-        labels.append(_finite(z).masked_fill(~is_child, -torch.inf).argmax(dim=1))
+    labels: list[Tensor] = []
+    for level, z in marginalize(log_probs, hierarchy).items():
+        if labels:
+            is_child = hierarchy.parent_index(level, z.device) == labels[-1][:, None]
+            z = _finite(z).masked_fill(~is_child, -torch.inf)  # a child of probability 0 still beats other classes
+        labels.append(z.argmax(dim=1))
     return torch.stack(labels, dim=1)
 
 
+@register_decoding("bottom_up")
 def _bottom_up(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy) -> Tensor:
     level = _finest(log_probs, hierarchy)
     return hierarchy.truncate(level).ancestors(log_probs[level].argmax(dim=1))
 
 
+@register_decoding("joint")
 def _joint(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy) -> Tensor:
     tree = hierarchy.truncate(_finest(log_probs, hierarchy))
     device = log_probs[tree.finest].device
-    paths = tree.ancestors(torch.arange(tree.num_classes[tree.finest], device=device))  # (paths, levels)
+    paths = torch.stack([tree.ancestor_index(level, device) for level in tree.levels], dim=1)  # (paths, levels)
     scores = [log_probs[level][:, paths[:, depth]] for depth, level in enumerate(tree.levels) if level in log_probs]
-    # The sum of half precision numbers has too few digits to tell paths apart.
+    # Sums in half precision would not distinguish paths.
     scores = [z.to(torch.promote_types(z.dtype, torch.float32)) for z in scores]
     return paths[torch.stack(scores).sum(dim=0).argmax(dim=1)]
-
-
-_DECODERS: dict[str, Callable[[Mapping[str, Tensor], Hierarchy], Tensor]] = {
-    "independent": _independent,
-    "top_down": _top_down,
-    "bottom_up": _bottom_up,
-    "joint": _joint,
-}
-DECODINGS = tuple(_DECODERS)
 
 
 def _finest(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy) -> str:
@@ -161,7 +169,7 @@ def _finite(z: Tensor) -> Tensor:
 
 def _check(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy) -> None:
     if not log_probs:
-        raise ValueError(f"there are no log-probabilities; give those of one or more of {hierarchy.levels}")
+        raise ValueError(f"there are no log-probabilities; pass those of one or more of {hierarchy.levels}")
     for level, z in log_probs.items():
         count = len(hierarchy.class_names(level))
         if z.ndim != 2 or z.shape[1] != count:

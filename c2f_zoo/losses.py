@@ -8,15 +8,30 @@ less than 1, as a hex head's do, it takes them as they are.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.registry import Registry
+
+LOSSES: Registry[Callable[..., Tensor]] = Registry("loss", "c2f_zoo.losses")
+register_loss = LOSSES.register
 
 
+def list_losses(pattern: str = "*") -> list[str]:
+    """List the names of the registered losses, filtered by a wildcard.
+
+    Examples:
+        >>> list_losses()
+        ['cross_entropy', 'hxe', 'soft_labels']
+    """
+    return LOSSES.names(pattern)
+
+
+@register_loss("cross_entropy")
 def cross_entropy(log_probs: Tensor, labels: Tensor, tree: Hierarchy, label_smoothing: float = 0.0) -> Tensor:
     """The mean of `-log p(label)`, with or without label smoothing (Szegedy et al., CVPR 2016).
 
@@ -46,6 +61,7 @@ def cross_entropy(log_probs: Tensor, labels: Tensor, tree: Hierarchy, label_smoo
     return loss if label_smoothing == 0 else (1 - label_smoothing) * loss - label_smoothing * log_probs.mean()
 
 
+@register_loss("soft_labels")
 def soft_labels(log_probs: Tensor, labels: Tensor, tree: Hierarchy, beta: float = 10.0) -> Tensor:
     """Cross-entropy with targets that classes share by how near they are in the tree (Bertinetto et al., CVPR 2020).
 
@@ -80,6 +96,7 @@ def soft_labels(log_probs: Tensor, labels: Tensor, tree: Hierarchy, beta: float 
     return -(shares * log_probs).sum(dim=1).mean()
 
 
+@register_loss("hxe")
 def hxe(log_probs: Tensor, labels: Tensor, tree: Hierarchy, alpha: float = 0.1) -> Tensor:
     """Hierarchical cross-entropy: mistakes high up in the tree weigh more (Bertinetto et al., CVPR 2020).
 
@@ -120,9 +137,6 @@ def hxe(log_probs: Tensor, labels: Tensor, tree: Hierarchy, alpha: float = 0.1) 
         loss = loss - math.exp(-alpha * depth) * (here - above)
         above = here
     return loss.mean()
-
-
-LOSSES: Mapping[str, Callable[..., Tensor]] = {"cross_entropy": cross_entropy, "soft_labels": soft_labels, "hxe": hxe}
 
 
 def tree_prior(weight: Tensor, tree: Hierarchy) -> Tensor:

@@ -1,12 +1,14 @@
-"""Metrics that know the tree: of one level's probabilities, and of labels for all levels.
+"""Hierarchical metrics of one level's log-probabilities and of labels at all levels, and their registry.
 
-All are `torchmetrics.Metric`s whose states are sums, so that they gather over processes and do not depend on how the
-samples are batched. A label of -1 is unknown. A mean over nothing is nan.
+All are `torchmetrics.Metric`s whose states are sums: they gather over processes, and the size of a batch does not
+matter. A label of -1 is unknown. The mean over no samples is nan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,19 +16,112 @@ from torchmetrics import Metric
 
 from c2f_zoo.decoding import DECODINGS, decode, is_path, marginalize
 from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.registry import Registry, unknown_name
+
+Scope = Literal["level", "leaf", "path"]
+Unit = Literal["fraction", "levels"]
+
+
+class TreeMetric(Metric):
+    """Base class of the metrics: a class tree, and the attributes that reports need.
+
+    A metric is registered with `register_metric`, and is created as `metric(hierarchy)`.
+
+    Attributes:
+        scope: what `update` takes. `"level"`: log-probabilities (N, classes) and labels (N,) of one level; there is
+            one such metric for each level, and `hierarchy` is the tree down to it. `"leaf"`: the same, for the finest
+            level only. `"path"`: predicted and true labels (N, levels), coarse to fine.
+        higher_is_better: whether a higher value is better.
+        unit: `"fraction"` for values in [0, 1], or `"levels"` for heights in levels of the tree.
+        outputs: names of the values, where `compute` returns a dictionary; a name may follow a level's name and a `/`.
+
+    Args:
+        hierarchy: the class tree.
+    """
+
+    full_state_update = False
+    scope: Scope = "path"
+    higher_is_better: bool
+    unit: Unit = "fraction"
+    outputs: tuple[str, ...] = ()
+
+    def __init__(self, hierarchy: Hierarchy) -> None:
+        super().__init__()
+        self.hierarchy = hierarchy
+
+    def _add_counts(self, *names: str, size: tuple[int, ...] = ()) -> None:
+        """Add states of int64 zeros that are summed over processes."""
+        for name in names:
+            self.add_state(name, torch.zeros(size, dtype=torch.int64), dist_reduce_fx="sum")
+
+
+def _class_of(metric: Any) -> Any:
+    return metric.func if isinstance(metric, partial) else metric
+
+
+def _is_metric(entry: Any) -> bool:
+    cls = _class_of(entry)
+    return isinstance(cls, type) and issubclass(cls, TreeMetric) and isinstance(cls.higher_is_better, bool)
+
+
+METRICS: Registry[Callable[[Hierarchy], TreeMetric]] = Registry("metric", "c2f_zoo.metrics", fits=_is_metric)
+register_metric = METRICS.register
+
+
+def list_metrics(pattern: str = "*") -> list[str]:
+    """List the names of the registered metrics, filtered by a wildcard.
+
+    Examples:
+        >>> list_metrics("hd@*")
+        ['hd@1', 'hd@20', 'hd@5']
+    """
+    return METRICS.names(pattern)
+
+
+class MetricInfo(NamedTuple):
+    """How to read the values of a metric; see `TreeMetric`."""
+
+    higher_is_better: bool
+    unit: Unit
+
+
+def metric_info(name: str) -> MetricInfo:
+    """Return how to read a value of a report.
+
+    Args:
+        name: a key of `TreeMetrics.report`, with or without a level: `"species/top1"`, `"ece"`, `"hd@5"`.
+
+    Raises:
+        ValueError: no registered metric has this name.
+
+    Examples:
+        >>> metric_info("species/top1")
+        MetricInfo(higher_is_better=True, unit='fraction')
+        >>> metric_info("mistake_severity")
+        MetricInfo(higher_is_better=False, unit='levels')
+    """
+    key = name.rsplit("/", 1)[-1]
+    known: list[str] = []
+    for registered, metric in METRICS.load_all().items():
+        cls = _class_of(metric)
+        names = cls.outputs or (registered,)
+        if key in names:
+            return MetricInfo(cls.higher_is_better, cls.unit)
+        known += names
+    raise unknown_name("metric", key, known)
 
 
 class TreeMetrics:
-    """All metrics of this module at once, for one tree and some decodings.
+    """All registered metrics at once, for one tree and several decodings.
 
-    Their names in the report: of a level, `species/top1`, `species/top5`, `species/balanced_accuracy`, `species/ece`;
-    of the finest level, `hd@1`, `hd@5`, `hd@20`; of a decoding's labels, `species/accuracy` and so on for each level,
-    `wap`, `fpa`, `tice`, `hierarchical_precision`, `hierarchical_recall`, `hierarchical_f1`, `lca_distance`,
-    `mistake_severity`.
+    The built-in metrics have these names in the report: for each level, `species/top1`, `species/top5`,
+    `species/balanced_accuracy`, `species/ece`; for the finest level, `hd@1`, `hd@5`, `hd@20`; for each decoding,
+    `species/accuracy` of each level, `wap`, `fpa`, `tice`, `hierarchical_precision`, `hierarchical_recall`,
+    `hierarchical_f1`, `lca_distance`, `mistake_severity`.
 
     Args:
-        hierarchy: the class tree; its finest level must be among those answered (else take `truncate(level)`).
-        decodings: some of `DECODINGS`.
+        hierarchy: the class tree. The model must predict its finest level; otherwise pass `hierarchy.truncate(level)`.
+        decodings: names of decodings. Default: all that are registered.
 
     Examples:
         >>> tree = Hierarchy(("kind", "shape"), (("round", "edged"), ("disc", "ring", "box")), ((0, 0, 1),))
@@ -37,28 +132,35 @@ class TreeMetrics:
         (1.0, 1.0, 0.0)
     """
 
-    def __init__(self, hierarchy: Hierarchy, decodings: Sequence[str] = DECODINGS) -> None:
+    def __init__(self, hierarchy: Hierarchy, decodings: Sequence[str] | None = None) -> None:
         self.hierarchy = hierarchy
-        self._of_levels = {level: _level_metrics(level, hierarchy) for level in hierarchy.levels}
-        self._of_labels = {how: _label_metrics(hierarchy) for how in decodings}
+        # Dictionaries, not a MetricCollection: that sorts names, rejects a level called "a.b", and merges metrics
+        # whose values on the first batch are equal.
+        self._of_levels: dict[str, dict[str, TreeMetric]] = {}
+        for level in hierarchy.levels:
+            tree = hierarchy.truncate(level)
+            by_name = {f"{level}/{name}": metric for name, metric in _create(tree, "level").items()}
+            self._of_levels[level] = by_name | (_create(tree, "leaf") if level == hierarchy.finest else {})
+        names = DECODINGS.load_all() if decodings is None else decodings
+        self._of_decodings = {name: _create(hierarchy, "path") for name in names}
 
     def to(self, device: torch.device | str) -> TreeMetrics:
-        """Moves the sums to the device of what is to be added; gives itself back."""
-        for metrics in (*self._of_levels.values(), *self._of_labels.values()):
+        """Move the states to a device, that of the batches to come; return `self`."""
+        for metrics in (*self._of_levels.values(), *self._of_decodings.values()):
             for metric in metrics.values():
                 metric.to(device)
         return self
 
     def update(self, log_probs: Mapping[str, Tensor], target: Tensor) -> None:
-        """Adds a batch.
+        """Add a batch.
 
         Args:
-            log_probs: log-probabilities (N, classes) of the finest level and of any others; a coarser level that is
-                missing is summed up by `c2f_zoo.decoding.marginalize`.
+            log_probs: log-probabilities (N, classes) of the finest level, and of any coarser levels; the others follow
+                by `c2f_zoo.decoding.marginalize`.
             target: int64 labels (N, levels), coarse to fine; -1 for unknown.
 
         Raises:
-            ValueError: the finest level is missing, or a shape does not fit the tree.
+            ValueError: the finest level is missing, or a shape does not match the tree.
         """
         tree = self.hierarchy
         every = marginalize(log_probs, tree)
@@ -69,41 +171,46 @@ class TreeMetrics:
         for depth, (level, of_level) in enumerate(self._of_levels.items()):
             for metric in of_level.values():
                 metric.update(every[level], target[:, depth])
-        for how, of_labels in self._of_labels.items():
-            predicted = decode(log_probs, tree, how)
-            for metric in of_labels.values():
+        for decoding, of_decoding in self._of_decodings.items():
+            predicted = decode(log_probs, tree, decoding)
+            for metric in of_decoding.values():
                 metric.update(predicted, target)
 
     def report(self, decoding: str | None = None) -> dict[str, float]:
-        """Names and values of the metrics of one decoding, or, for None, of those that depend on no decoding.
+        """Return names and values of one decoding's metrics, or, for None, of those that need no decoding.
 
         In a process group all processes must call it.
         """
-        chosen = self._of_levels.values() if decoding is None else [self._of_labels[decoding]]
-        found: dict[str, float] = {}
+        chosen = self._of_levels.values() if decoding is None else [self._of_decodings[decoding]]
+        report: dict[str, float] = {}
         for name, metric in ((name, metric) for metrics in chosen for name, metric in metrics.items()):
             result = metric.compute()
-            parts = result if isinstance(result, dict) else {name: result}
-            found |= {part: float(value) for part, value in parts.items()}
-        return found
+            values = result if isinstance(result, dict) else {name: result}
+            report |= {key: float(value) for key, value in values.items()}
+        return report
+
+
+def _create(hierarchy: Hierarchy, scope: Scope) -> dict[str, TreeMetric]:
+    """Create all metrics of a scope, by registered name."""
+    return {name: metric(hierarchy) for name, metric in METRICS.load_all().items() if _class_of(metric).scope == scope}
 
 
 def tree_report(
     log_probs: Mapping[str, Tensor], target: Tensor, hierarchy: Hierarchy, decoding: str
 ) -> dict[str, float]:
-    """Every metric of predictions that are at hand all at once.
+    """Compute every metric of a single batch of predictions.
 
     Args:
         log_probs: log-probabilities (N, classes) of the finest level and of any others.
         target: int64 labels (N, levels), coarse to fine; -1 for unknown.
         hierarchy: the class tree.
-        decoding: one of `DECODINGS`.
+        decoding: one of `list_decodings()`.
 
     Returns:
         Name and value of each metric; see `TreeMetrics`.
 
     Raises:
-        ValueError: the decoding is unknown, the finest level is missing, or a shape does not fit the tree.
+        ValueError: the decoding is unknown, the finest level is missing, or a shape does not match the tree.
 
     Examples:
         >>> tree = load_hierarchy("fashion_mnist")
@@ -117,42 +224,15 @@ def tree_report(
     return metrics.report() | metrics.report(decoding)
 
 
-# Dictionaries, not a MetricCollection: that sorts names, refuses a level called "a.b", and by default takes metrics for
-# the same whose first batches look the same.
-def _level_metrics(level: str, hierarchy: Hierarchy) -> dict[str, Metric]:
-    metrics: dict[str, Metric] = {
-        f"{level}/top1": TopKAccuracy(1),
-        f"{level}/top5": TopKAccuracy(5),
-        f"{level}/balanced_accuracy": BalancedAccuracy(hierarchy.num_classes[level]),
-        f"{level}/ece": CalibrationError(),
-    }
-    if level == hierarchy.finest:
-        metrics |= {f"hd@{k}": HierarchicalDistance(hierarchy, k) for k in (1, 5, 20)}
-    return metrics
+class _Mean(TreeMetric):
+    """Mean of whole numbers, one for each sample that counts."""
 
-
-def _label_metrics(hierarchy: Hierarchy) -> dict[str, Metric]:
-    return {
-        "accuracy": LevelAccuracy(hierarchy),
-        "fpa": FullPathAccuracy(hierarchy),
-        "tice": TreeInconsistency(hierarchy),
-        "hierarchical": HierarchicalF1(hierarchy),
-        "lca_distance": LCADistance(hierarchy),
-        "mistake_severity": MistakeSeverity(hierarchy),
-    }
-
-
-class _Mean(Metric):
-    """Mean of whole numbers, one a sample that counts; nan where none does."""
-
-    full_state_update = False
     total: Tensor
     count: Tensor
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+    def __init__(self, hierarchy: Hierarchy) -> None:
+        super().__init__(hierarchy)
+        self._add_counts("total", "count")
 
     def _add(self, values: Tensor) -> None:
         self.total += values.sum()
@@ -162,61 +242,58 @@ class _Mean(Metric):
         return self.total / self.count
 
 
-class _TreeMean(_Mean):
-    def __init__(self, hierarchy: Hierarchy) -> None:
-        super().__init__()
-        self.hierarchy = hierarchy
-
-
+@register_metric("top1")
 class TopKAccuracy(_Mean):
-    """Share of samples whose class is among the k most probable ones of its level.
+    """Top-k accuracy of one level, in [0, 1]; higher is better.
 
-    In [0, 1], higher is better. Where a level has no more than k classes, all are among them: it is 1. Samples of
-    unknown class (-1) are left out.
+    It is 1 for a level of at most k classes. Samples of unknown class (-1) do not count.
 
     Args:
-        k: how many classes, >= 1.
+        hierarchy: the class tree down to the level.
+        k: number of most probable classes, >= 1.
     """
 
+    scope = "level"
     higher_is_better = True
 
-    def __init__(self, k: int) -> None:
-        super().__init__()
+    def __init__(self, hierarchy: Hierarchy, k: int = 1) -> None:
+        super().__init__(hierarchy)
         self.k = k
 
     def update(self, log_probs: Tensor, target: Tensor) -> None:
-        """Adds log-probabilities, or any scores, (N, classes) and labels (N,)."""
+        """Add log-probabilities, or any scores, (N, classes) and labels (N,)."""
         log_probs, target = _known(log_probs, target)
-        best = _most_probable(log_probs, self.k)
-        self._add((best == target[:, None]).any(dim=1))
+        self._add((_most_probable(log_probs, self.k) == target[:, None]).any(dim=1))
 
 
-class BalancedAccuracy(Metric):
-    """Mean over classes of the share of their samples that are recognised (class-balanced accuracy, mean recall).
+register_metric("top5")(partial(TopKAccuracy, k=5))
 
-    In [0, 1], higher is better. The mean is over the classes that occur in the targets. Samples of unknown class (-1)
-    are left out.
+
+@register_metric("balanced_accuracy")
+class BalancedAccuracy(TreeMetric):
+    """Balanced accuracy of one level: the mean recall over classes, in [0, 1]; higher is better.
+
+    The mean is over the classes that occur in the targets. Samples of unknown class (-1) do not count.
 
     Args:
-        num_classes: number of classes of the level.
+        hierarchy: the class tree down to the level.
     """
 
-    full_state_update = False
+    scope = "level"
     higher_is_better = True
     correct: Tensor
     count: Tensor
 
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.add_state("correct", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+    def __init__(self, hierarchy: Hierarchy) -> None:
+        super().__init__(hierarchy)
+        self.num_classes = len(hierarchy.classes[-1])
+        self._add_counts("correct", "count", size=(self.num_classes,))
 
     def update(self, log_probs: Tensor, target: Tensor) -> None:
-        """Adds log-probabilities, or any scores, (N, classes) and labels (N,)."""
+        """Add log-probabilities, or any scores, (N, classes) and labels (N,)."""
         log_probs, target = _known(log_probs, target)
-        right = log_probs.argmax(dim=1) == target
-        self.correct += torch.bincount(target[right], minlength=self.num_classes)
+        is_correct = log_probs.argmax(dim=1) == target
+        self.correct += torch.bincount(target[is_correct], minlength=self.num_classes)
         self.count += torch.bincount(target, minlength=self.num_classes)
 
     def compute(self) -> Tensor:
@@ -224,32 +301,33 @@ class BalancedAccuracy(Metric):
         return (self.correct[occurs] / self.count[occurs]).mean()
 
 
-class CalibrationError(Metric):
-    """Expected calibration error: how far confidence and accuracy lie apart (Guo et al., ICML 2017, eq. 3).
+@register_metric("ece")
+class CalibrationError(TreeMetric):
+    """Expected calibration error of one level (Guo et al., ICML 2017, eq. 3), in [0, 1]; lower is better.
 
-    `sum_b n_b / N |accuracy_b - confidence_b|` over bins of equal width, the m-th holding the samples whose confidence,
-    the probability of the most probable class, lies in `((m - 1) / bins, m / bins]`. In [0, 1], lower is better.
-    Samples of unknown class (-1) are left out.
+    `sum_b n_b / N |accuracy_b - confidence_b|` over bins of equal width. Bin m holds the samples whose confidence,
+    the probability of the most probable class, lies in `((m - 1) / bins, m / bins]`. Samples of unknown class (-1) do
+    not count.
 
     Args:
+        hierarchy: the class tree down to the level.
         num_bins: number of bins.
     """
 
-    full_state_update = False
+    scope = "level"
     higher_is_better = False
     correct: Tensor
     confidence: Tensor
     count: Tensor
 
-    def __init__(self, num_bins: int = 15) -> None:
-        super().__init__()
+    def __init__(self, hierarchy: Hierarchy, num_bins: int = 15) -> None:
+        super().__init__(hierarchy)
         self.num_bins = num_bins
-        self.add_state("correct", torch.zeros(num_bins, dtype=torch.int64), dist_reduce_fx="sum")
+        self._add_counts("correct", "count", size=(num_bins,))
         self.add_state("confidence", torch.zeros(num_bins), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros(num_bins, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, log_probs: Tensor, target: Tensor) -> None:
-        """Adds log-probabilities (N, classes) and labels (N,)."""
+        """Add log-probabilities (N, classes) and labels (N,)."""
         log_probs, target = _known(log_probs, target)
         best, label = log_probs.max(dim=1)
         confidence = best.to(self.confidence.dtype).exp()
@@ -262,72 +340,77 @@ class CalibrationError(Metric):
         return (self.correct - self.confidence).abs().sum() / self.count.sum()
 
 
-class HierarchicalDistance(_TreeMean):
-    """Mean height of the lowest common ancestor of the true class and each of the k most probable ones.
+@register_metric("hd@1")
+class HierarchicalDistance(_Mean):
+    """Hierarchical distance of a top-k prediction (Bertinetto et al., CVPR 2020); lower is better.
 
-    Hierarchical distance of a top-k prediction (Bertinetto et al., CVPR 2020), on the finest level. In
-    [0, number of levels], lower is better. Of fewer than k classes all are taken. Samples whose finest class is
-    unknown (-1) are left out.
+    Mean height of the lowest common ancestor of the true leaf class and each of the k most probable ones, in
+    [0, number of levels]; all classes where there are fewer than k. Samples of unknown leaf class (-1) do not count.
 
     Args:
         hierarchy: the class tree.
-        k: how many classes, >= 1.
+        k: number of most probable classes, >= 1.
     """
 
+    scope = "leaf"
     higher_is_better = False
+    unit = "levels"
 
-    def __init__(self, hierarchy: Hierarchy, k: int) -> None:
+    def __init__(self, hierarchy: Hierarchy, k: int = 1) -> None:
         super().__init__(hierarchy)
         self.k = k
 
     def update(self, log_probs: Tensor, target: Tensor) -> None:
-        """Adds log-probabilities, or any scores, (N, finest classes) and finest labels (N,)."""
+        """Add log-probabilities, or any scores, (N, leaf classes) and leaf labels (N,)."""
         log_probs, target = _known(log_probs, target)
-        best = _most_probable(log_probs, self.k)
-        self._add(self.hierarchy.lca_height(best, target[:, None]))
+        self._add(self.hierarchy.lca_height(_most_probable(log_probs, self.k), target[:, None]))
 
 
-class LevelAccuracy(Metric):
-    """Share of right labels at each level, and their mean weighted by the levels' numbers of classes (wAP).
+register_metric("hd@5")(partial(HierarchicalDistance, k=5))
+register_metric("hd@20")(partial(HierarchicalDistance, k=20))
 
-    `wap = sum_l C_l accuracy_l / sum_l C_l` (as in Park et al., Visually Consistent Hierarchical Image Classification,
-    ICLR 2025). In [0, 1], higher is better. A level's samples of unknown class (-1) are left out.
+
+@register_metric("accuracy")
+class LevelAccuracy(TreeMetric):
+    """Accuracy of each level's labels, and their weighted mean (wAP), in [0, 1]; higher is better.
+
+    `wap = sum_l C_l accuracy_l / sum_l C_l`, weighted by the levels' numbers of classes (as in Park et al., Visually
+    Consistent Hierarchical Image Classification, ICLR 2025). At each level, samples of unknown class (-1) do not count.
 
     Args:
         hierarchy: the class tree.
     """
 
-    full_state_update = False
     higher_is_better = True
+    outputs = ("accuracy", "wap")
     correct: Tensor
     count: Tensor
 
     def __init__(self, hierarchy: Hierarchy) -> None:
-        super().__init__()
-        self.hierarchy = hierarchy
-        self.add_state("correct", torch.zeros(len(hierarchy.levels), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros(len(hierarchy.levels), dtype=torch.int64), dist_reduce_fx="sum")
+        super().__init__(hierarchy)
+        self._add_counts("correct", "count", size=(len(hierarchy.levels),))
 
     def update(self, predicted: Tensor, target: Tensor) -> None:
-        """Adds labels (N, levels), coarse to fine."""
+        """Add labels (N, levels), coarse to fine."""
         _check_labels(predicted, target, self.hierarchy)
         known = target >= 0
         self.correct += ((predicted == target) & known).sum(dim=0)
         self.count += known.sum(dim=0)
 
     def compute(self) -> dict[str, Tensor]:
-        """`{level}/accuracy` for each level, and `wap`."""
+        """Return `{level}/accuracy` for each level, and `wap`."""
         accuracy = self.correct / self.count
         classes = accuracy.new_tensor(list(self.hierarchy.num_classes.values()))
         by_level = {f"{level}/accuracy": value for level, value in zip(self.hierarchy.levels, accuracy, strict=True)}
         return {**by_level, "wap": (classes * accuracy).sum() / classes.sum()}
 
 
-class FullPathAccuracy(_TreeMean):
-    """FPA: share of samples that are right at every level, an exact match of the whole path.
+@register_metric("fpa")
+class FullPathAccuracy(_Mean):
+    """Full-path accuracy (FPA): the fraction of samples that are correct at every level; higher is better.
 
-    As in Park et al. (Visually Consistent Hierarchical Image Classification, ICLR 2025). In [0, 1], higher is better.
-    Samples of which a level is unknown (-1) are left out.
+    As in Park et al. (Visually Consistent Hierarchical Image Classification, ICLR 2025). Samples with an unknown level
+    (-1) do not count.
 
     Args:
         hierarchy: the class tree.
@@ -336,17 +419,18 @@ class FullPathAccuracy(_TreeMean):
     higher_is_better = True
 
     def update(self, predicted: Tensor, target: Tensor) -> None:
-        """Adds labels (N, levels), coarse to fine."""
+        """Add labels (N, levels), coarse to fine."""
         _check_labels(predicted, target, self.hierarchy)
-        is_whole = (target >= 0).all(dim=1)
-        self._add((predicted == target)[is_whole].all(dim=1))
+        is_known = (target >= 0).all(dim=1)
+        self._add((predicted == target)[is_known].all(dim=1))
 
 
-class TreeInconsistency(_TreeMean):
-    """TICE, tree-based inconsistency error: share of predictions that are no path in the tree.
+@register_metric("tice")
+class TreeInconsistency(_Mean):
+    """Tree-based inconsistency error (TICE): the fraction of predictions that are not a path; lower is better.
 
-    One minus consistency; as in Park et al. (Visually Consistent Hierarchical Image Classification, ICLR 2025). In
-    [0, 1], lower is better. The truth does not matter: samples of unknown class count, too.
+    As in Park et al. (Visually Consistent Hierarchical Image Classification, ICLR 2025). It does not depend on the
+    true labels: samples of unknown class count, too.
 
     Args:
         hierarchy: the class tree.
@@ -355,41 +439,40 @@ class TreeInconsistency(_TreeMean):
     higher_is_better = False
 
     def update(self, predicted: Tensor, target: Tensor) -> None:
-        """Adds labels (N, levels), coarse to fine; those of `target` are not read."""
+        """Add labels (N, levels), coarse to fine; `target` is checked for its shape only."""
         _check_labels(predicted, target, self.hierarchy)
         self._add(~is_path(predicted, self.hierarchy))
 
 
-class HierarchicalF1(Metric):
-    """Hierarchical precision, recall and F1: how far predicted and true classes overlap, ancestors included.
+@register_metric("hierarchical")
+class HierarchicalF1(TreeMetric):
+    """Hierarchical precision, recall and F1, in [0, 1]; higher is better.
 
-    With P the predicted classes of a sample, one a level, T the true ones, and sums over samples:
+    Let P be the predicted and T the true classes of a sample, one for each level. Sums are over samples:
     `hP = sum |P & T| / sum |P|`, `hR = sum |P & T| / sum |T|`, `hF1 = 2 hP hR / (hP + hR)` (Kiritchenko et al., 2005;
-    Kosmopoulos et al., Data Mining and Knowledge Discovery 2015). In [0, 1], higher is better.
+    Kosmopoulos et al., Data Mining and Knowledge Discovery 2015).
 
-    Of a path, P is the finest class and all its ancestors, as in the source (without the root, which is always right).
-    Labels that are no path are taken as they are: if each brought its own ancestors along, they would claim several
-    branches of the tree at once, and gain recall by it. Where a prediction stops early (-1), P is smaller and precision
-    may be greater than recall; else the three are one. Where the truth is unknown (-1), the prediction is left out.
+    If the labels are a path, P is the leaf class with its ancestors, as in the source, and without the root, which is
+    always correct. Labels that are not a path are used as they are: adding the ancestors of each would reward a
+    prediction for naming several branches. A prediction that stops early (-1) has a smaller P, so that precision and
+    recall differ; otherwise all three are equal. Levels whose true class is unknown (-1) do not count.
 
     Args:
         hierarchy: the class tree.
     """
 
-    full_state_update = False
     higher_is_better = True
+    outputs = ("hierarchical_precision", "hierarchical_recall", "hierarchical_f1")
     overlap: Tensor
     predicted: Tensor
     true: Tensor
 
     def __init__(self, hierarchy: Hierarchy) -> None:
-        super().__init__()
-        self.hierarchy = hierarchy
-        for name in ("overlap", "predicted", "true"):
-            self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
+        super().__init__(hierarchy)
+        self._add_counts("overlap", "predicted", "true")
 
     def update(self, predicted: Tensor, target: Tensor) -> None:
-        """Adds labels (N, levels), coarse to fine."""
+        """Add labels (N, levels), coarse to fine."""
         _check_labels(predicted, target, self.hierarchy)
         known = target >= 0
         self.overlap += ((predicted == target) & known).sum()
@@ -397,74 +480,76 @@ class HierarchicalF1(Metric):
         self.true += known.sum()
 
     def compute(self) -> dict[str, Tensor]:
-        """`hierarchical_precision`, `hierarchical_recall` and `hierarchical_f1`."""
-        return {
-            "hierarchical_precision": self.overlap / self.predicted,
-            "hierarchical_recall": self.overlap / self.true,
-            "hierarchical_f1": 2 * self.overlap / (self.predicted + self.true),
-        }
+        """Return `hierarchical_precision`, `hierarchical_recall` and `hierarchical_f1`."""
+        values = (
+            self.overlap / self.predicted,
+            self.overlap / self.true,
+            2 * self.overlap / (self.predicted + self.true),
+        )
+        return dict(zip(self.outputs, values, strict=True))
 
 
-class LCADistance(_TreeMean):
-    """Mean height of the lowest common ancestor of predicted and true finest class, over all samples.
+@register_metric("lca_distance")
+class LCADistance(_Mean):
+    """Mean height of the lowest common ancestor of predicted and true leaf class; lower is better.
 
-    A right answer has the height 0, a sibling 1, and so on (see `Hierarchy.lca_height`): it is `hd@1` of the decoded
-    labels. In [0, number of levels], lower is better. Samples whose finest class is unknown (-1) are left out.
+    0 for a correct prediction, 1 for a sibling of the true class, and so on (see `Hierarchy.lca_height`): it is the
+    `hd@1` of the decoded labels. In [0, number of levels]. Samples of unknown leaf class (-1) do not count.
 
     Args:
         hierarchy: the class tree.
     """
 
     higher_is_better = False
+    unit = "levels"
 
     def update(self, predicted: Tensor, target: Tensor) -> None:
-        """Adds labels (N, levels), coarse to fine."""
+        """Add labels (N, levels), coarse to fine."""
         self._add(_heights(predicted, target, self.hierarchy))
 
 
-class MistakeSeverity(_TreeMean):
-    """Mean height of the lowest common ancestor of predicted and true finest class, over the mistakes alone.
+@register_metric("mistake_severity")
+class MistakeSeverity(_Mean):
+    """Mean height of the lowest common ancestor over the mistakes (Bertinetto et al., CVPR 2020); lower is better.
 
-    Bertinetto et al. (CVPR 2020). In [1, number of levels], lower is better; nan where nothing is wrong.
-    Beware: a model that turns mild mistakes into right answers looks worse by it. Samples whose finest class is
-    unknown (-1) are left out.
+    In [1, number of levels]; nan where there is no mistake. A model that corrects mild mistakes only scores worse: read
+    it next to `lca_distance`. Samples of unknown leaf class (-1) do not count.
 
     Args:
         hierarchy: the class tree.
     """
 
     higher_is_better = False
+    unit = "levels"
 
     def update(self, predicted: Tensor, target: Tensor) -> None:
-        """Adds labels (N, levels), coarse to fine."""
+        """Add labels (N, levels), coarse to fine."""
         heights = _heights(predicted, target, self.hierarchy)
         self._add(heights[heights > 0])
 
 
-class LCAHeights(Metric):
-    """How many samples have their predicted and true finest class meet at each height of the tree.
+class LCAHeights(TreeMetric):
+    """Histogram of the heights at which predicted and true leaf class have their lowest common ancestor.
 
-    Entry 0 counts the right answers, entry 1 the siblings of the truth, the last those that share no ancestor with
-    it. Samples whose finest class is unknown (-1) are left out.
+    Entry 0 counts the correct predictions, entry 1 the siblings of the true class, the last entry the predictions that
+    share no ancestor with it. Samples of unknown leaf class (-1) do not count.
 
     Args:
         hierarchy: the class tree.
     """
 
-    full_state_update = False
     counts: Tensor
 
     def __init__(self, hierarchy: Hierarchy) -> None:
-        super().__init__()
-        self.hierarchy = hierarchy
-        self.add_state("counts", torch.zeros(len(hierarchy.levels) + 1, dtype=torch.int64), dist_reduce_fx="sum")
+        super().__init__(hierarchy)
+        self._add_counts("counts", size=(len(hierarchy.levels) + 1,))
 
     def update(self, predicted: Tensor, target: Tensor) -> None:
-        """Adds labels (N, levels), coarse to fine."""
+        """Add labels (N, levels), coarse to fine."""
         self.counts += torch.bincount(_heights(predicted, target, self.hierarchy), minlength=len(self.counts))
 
     def compute(self) -> Tensor:
-        """The counts (levels + 1,), int64."""
+        """Return the counts (levels + 1,), int64."""
         return self.counts
 
 
@@ -474,14 +559,14 @@ def _known(log_probs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _most_probable(log_probs: Tensor, k: int) -> Tensor:
-    """The k most probable classes (N, k), or all where there are fewer."""
-    if k == 1:  # of equals the lowest label, as in decoding; topk takes any
+    """Return the k most probable classes (N, k), or all where there are fewer."""
+    if k == 1:  # the lowest label among equals, as in decoding; topk may return any of them
         return log_probs.argmax(dim=1, keepdim=True)
     return log_probs.topk(min(k, log_probs.shape[1]), dim=1).indices
 
 
 def _heights(predicted: Tensor, target: Tensor, hierarchy: Hierarchy) -> Tensor:
-    """Heights of the common ancestors of the finest labels, of the samples for which they are known."""
+    """Return the heights of the lowest common ancestors, for the samples of known leaf class."""
     _check_labels(predicted, target, hierarchy)
     is_known = target[:, -1] >= 0
     return hierarchy.lca_height(predicted[is_known, -1], target[is_known, -1])

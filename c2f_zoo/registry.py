@@ -7,6 +7,7 @@ import fnmatch
 import inspect
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from importlib.metadata import EntryPoint, distributions, entry_points
 from typing import Any, Generic, TypeVar
 
@@ -130,6 +131,17 @@ class Registry(Generic[T]):
     def names(self, pattern: str = "*") -> list[str]:
         """Return the names that match a shell-style wildcard, sorted; plug-ins are listed and not imported."""
         return sorted(fnmatch.filter({*self._entries, *self._read_plugins()}, pattern))
+
+    def load_all(self) -> dict[str, T]:
+        """Return all entries by name: what is registered in its order, then plug-ins.
+
+        A plug-in that cannot be loaded gives a warning and is left out.
+        """
+        entries = dict(self._entries)
+        for name in sorted({*self._read_plugins()} - {*entries}):
+            with suppress(PluginError):  # which warned
+                entries[name] = self[name]
+        return entries
 
     def _read_plugins(self) -> dict[str, EntryPoint]:
         """Return the plug-ins by name; the installed packages are read once."""

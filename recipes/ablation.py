@@ -28,7 +28,7 @@ from c2f_zoo.decoding import DECODINGS
 from c2f_zoo.heads import Head, create_head, list_heads
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.losses import cross_entropy
-from c2f_zoo.metrics import TreeMetrics
+from c2f_zoo.metrics import TreeMetrics, metric_info
 from c2f_zoo.model import C2FModel
 from c2f_zoo.zoo.create import create_model
 
@@ -80,13 +80,13 @@ def main(
         scores = [mean_accuracy(score(head, val_x, labels[val_indices], model.hierarchy)) for head in fits]
         best = max(range(len(fits)), key=scores.__getitem__)
         metrics = score(fits[best], test_x, test_labels, model.hierarchy)
-        for how in DECODINGS:
+        for how in DECODINGS.load_all():
             first = (name, how, PENALTIES[best], scores[best], len(test_set))
             rows.append({**dict(zip(FIRST_COLUMNS, first, strict=True)), **metrics.report(how), **metrics.report()})
         print(f"{name}: penalty {PENALTIES[best]:g}, validation accuracy {100 * scores[best]:.1f} %", flush=True)
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     write_csv(Path(output), rows)
-    print_tables(rows, metrics.report(DECODINGS[0]))
+    print_tables(rows, metrics.report(next(iter(DECODINGS.load_all()))))
     print(f"written to {output}")
 
 
@@ -157,7 +157,7 @@ def print_tables(rows: list[dict[str, Any]], of_decoding: Collection[str]) -> No
         chosen = [row for row in rows if row["head"] == name]
         table = Table(title=f"{name}, {chosen[0]['images']} test images: shares in %, heights in levels of the tree")
         table.add_column("metric")
-        for title in ("any decoding", *DECODINGS):
+        for title in ("any decoding", *DECODINGS.load_all()):
             table.add_column(title, justify="right")
         for key in list(chosen[0])[len(FIRST_COLUMNS) :]:
             cells = [shown(key, row[key]) for row in chosen]
@@ -166,8 +166,7 @@ def print_tables(rows: list[dict[str, Any]], of_decoding: Collection[str]) -> No
 
 
 def shown(metric: str, value: float) -> str:
-    in_levels = metric.startswith(("hd@", "lca_distance", "mistake_severity"))
-    return f"{value:.3f}" if in_levels else f"{100 * value:.1f}"
+    return f"{value:.3f}" if metric_info(metric).unit == "levels" else f"{100 * value:.1f}"
 
 
 if __name__ == "__main__":

@@ -41,17 +41,15 @@ from train import atomically, complaint, create_accelerator, normalizer, shown
 
 import c2f_zoo
 from c2f_zoo.data import LabelledImages, TransformedImages, create_dataset, create_views, labels_of, name_of, read_error
-from c2f_zoo.decoding import DECODINGS, decode, is_path, marginalize
+from c2f_zoo.decoding import DECODINGS, decode, is_path, list_decodings, marginalize
 from c2f_zoo.hierarchy import Hierarchy
-from c2f_zoo.metrics import LCAHeights, TopKAccuracy, TreeMetrics
+from c2f_zoo.metrics import LCAHeights, TopKAccuracy, TreeMetrics, metric_info
 from c2f_zoo.model import C2FModel
 from c2f_zoo.registry import unknown_name
 from c2f_zoo.zoo.create import load_model
 
 plt.switch_backend("agg")
 plt.rcParams["text.parse_math"] = False  # names may hold dollar signs
-LOWER_IS_BETTER = ("ece", "tice", "lca_distance", "mistake_severity", "hd@1", "hd@5", "hd@20")
-IN_LEVELS = ("lca_distance", "mistake_severity", "hd@1", "hd@5", "hd@20")  # the others are shares
 MOST_CLASSES_SHOWN = 2000  # a confusion matrix of more has millions of cells, and its image shows nothing
 MOST_NAMES_SHOWN = 60  # on an axis
 
@@ -109,9 +107,11 @@ def main(
 
 
 def chosen_decodings(decoding: str) -> tuple[str, ...]:
-    if decoding != "all" and decoding not in DECODINGS:
-        raise unknown_name("decoding", decoding, ("all", *DECODINGS))
-    return DECODINGS if decoding == "all" else (decoding,)
+    if decoding == "all":
+        return tuple(DECODINGS.load_all())
+    if decoding not in DECODINGS:
+        raise unknown_name("decoding", decoding, ("all", *list_decodings()))
+    return (decoding,)
 
 
 def chosen_dataset(run: Path, name: str | None, options: dict[str, Any] | None) -> tuple[str, dict[str, Any]]:
@@ -161,7 +161,7 @@ class Scores:
 
     Args:
         model: the model.
-        decodings: some of `DECODINGS`.
+        decodings: names of decodings.
         device: where the answers are.
     """
 
@@ -171,7 +171,7 @@ class Scores:
         self.metrics = TreeMetrics(self.tree, decodings).to(device)
         self.heights = {how: LCAHeights(self.tree).to(device) for how in decodings}
         self.accuracy = {
-            (level, resolution): TopKAccuracy(1).to(device)
+            (level, resolution): TopKAccuracy(self.tree.truncate(level)).to(device)
             for level in self.tree.levels
             for resolution in dict.fromkeys(reversed(self.own.values()))
         }
@@ -410,13 +410,13 @@ def print_tables(results: dict[str, Any], tree: Hierarchy) -> None:
 
 
 def with_arrow(name: str) -> str:
-    return f"{name} {'↓' if name.split('/')[-1] in LOWER_IS_BETTER else '↑'}"
+    return f"{name} {'↑' if metric_info(name).higher_is_better else '↓'}"
 
 
 def formatted(name: str, value: float) -> str:
     if math.isnan(value):
         return "-"
-    return f"{value:.3f}" if name in IN_LEVELS else f"{100 * value:.1f}"
+    return f"{value:.3f}" if metric_info(name).unit == "levels" else f"{100 * value:.1f}"
 
 
 if __name__ == "__main__":

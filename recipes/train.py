@@ -249,8 +249,6 @@ def create_objective(options: Options, model: C2FModel) -> Objective:
 
 
 def check_objective(options: Options, model: C2FModel) -> None:
-    if options.loss not in LOSSES:
-        raise unknown_name("loss", options.loss, LOSSES)
     check_options(f"option of loss {options.loss!r}:", LOSSES[options.loss], options.loss_options)
     tree, finest = model.hierarchy, model.levels[-1]
     uniform = torch.zeros(1, tree.num_classes[finest]).log_softmax(dim=1)

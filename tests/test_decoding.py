@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from c2f_zoo import Hierarchy, load_hierarchy
-from c2f_zoo.decoding import DECODINGS, decode, is_path, marginalize
+from c2f_zoo.decoding import DECODINGS, decode, is_path, list_decodings, marginalize, register_decoding
 
 # Three levels; a (p, q) and b (r): p has the species 0 and 1, q 2, r 3.
 TREE = Hierarchy.from_rows(("A", "B", "C"), [("a", "p", "0"), ("a", "p", "1"), ("a", "q", "2"), ("b", "r", "3")])
@@ -56,7 +56,7 @@ def paths_of(tree: Hierarchy) -> list[tuple[int, ...]]:
 
 def test_all_four_differ_on_a_case_done_by_hand() -> None:
     log_probs = logs(A=[0.45, 0.55], B=[0.28, 0.47, 0.25], C=[0.45, 0.15, 0.34, 0.06])
-    found = {how: decode(log_probs, TREE, how)[0].tolist() for how in DECODINGS}
+    found = {how: decode(log_probs, TREE, how)[0].tolist() for how in list_decodings()}
     # independent: b, q, 0. top_down: b, whose only child is r, whose only child is 3. bottom_up: 0, so p, so a.
     # joint: a p 0: .45 * .28 * .45 = .0567; a p 1: .45 * .28 * .15 = .0189; a q 2: .45 * .47 * .34 = .0719;
     # b r 3: .55 * .25 * .06 = .0083.
@@ -66,7 +66,7 @@ def test_all_four_differ_on_a_case_done_by_hand() -> None:
 @pytest.mark.parametrize("tree", TREES, ids=lambda tree: str(list(tree.num_classes.values())))
 def test_decodings_agree_with_a_search_over_all_paths(tree: Hierarchy) -> None:
     log_probs = random_log_probs(tree, n=40, seed=0)
-    found = {how: decode(log_probs, tree, how).tolist() for how in DECODINGS}
+    found = {how: decode(log_probs, tree, how).tolist() for how in list_decodings()}
     paths = paths_of(tree)
     for i in range(40):
         z = [log_probs[level][i].tolist() for level in tree.levels]
@@ -77,7 +77,7 @@ def test_decodings_agree_with_a_search_over_all_paths(tree: Hierarchy) -> None:
         assert found["top_down"][i] == list(max(paths, key=lambda path: [z[d][c] for d, c in enumerate(path)]))
 
 
-@pytest.mark.parametrize("how", DECODINGS)
+@pytest.mark.parametrize("how", list_decodings())
 @pytest.mark.parametrize("tree", TREES, ids=lambda tree: str(list(tree.num_classes.values())))
 def test_only_independent_may_leave_the_tree(tree: Hierarchy, how: str) -> None:
     labels = decode(random_log_probs(tree, n=200, seed=1), tree, how)
@@ -93,7 +93,7 @@ def test_independent_does_leave_the_tree() -> None:
     assert not is_path(decode(random_log_probs(tree, 50, 0), tree, "independent"), tree).any()
 
 
-@pytest.mark.parametrize("how", DECODINGS)
+@pytest.mark.parametrize("how", list_decodings())
 def test_no_samples_give_no_labels(how: str) -> None:
     assert decode({"C": torch.zeros(0, 4)}, TREE, how).shape == (0, 3)
 
@@ -138,7 +138,7 @@ class TestMissingLevels:
         log_probs = logs(A=[0.4, 0.6], C=[0.40, 0.20, 0.10, 0.30])
         assert decode(log_probs, TREE, "joint").tolist() == [[1, 2, 3]]
 
-    @pytest.mark.parametrize("how", DECODINGS)
+    @pytest.mark.parametrize("how", list_decodings())
     def test_finer_levels_are_unknown(self, how: str) -> None:
         labels = decode(logs(B=[0.1, 0.2, 0.7]), TREE, how)
         assert labels.tolist() == [[1, 2, -1]]
@@ -165,5 +165,17 @@ def test_mistakes_are_named() -> None:
         decode(logs(D=[0.5, 0.5]), TREE, "joint")
     with pytest.raises(ValueError, match=r"A has 2 classes: its log-probabilities are \(N, 2\), not \(1, 3\)"):
         decode(logs(A=[0.5, 0.3, 0.2]), TREE, "joint")
-    with pytest.raises(ValueError, match="no log-probabilities; give those of one or more of"):
+    with pytest.raises(ValueError, match="no log-probabilities; pass those of one or more of"):
         marginalize({}, TREE)
+
+
+def test_a_registered_decoding_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DECODINGS, "_entries", dict(DECODINGS._entries))
+
+    @register_decoding("coarsest_only")
+    def coarsest_only(log_probs: dict[str, Tensor], hierarchy: Hierarchy) -> Tensor:
+        return log_probs[hierarchy.levels[0]].argmax(dim=1, keepdim=True)
+
+    assert "coarsest_only" in list_decodings()
+    assert list(DECODINGS.load_all()) == ["independent", "top_down", "bottom_up", "joint", "coarsest_only"]
+    assert decode(logs(A=[0.25, 0.75]), TREE, "coarsest_only").tolist() == [[1, -1, -1]]

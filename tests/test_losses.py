@@ -12,7 +12,7 @@ from torch import Tensor
 
 from c2f_zoo import Hierarchy, load_hierarchy
 from c2f_zoo.heads import create_head
-from c2f_zoo.losses import LOSSES, cross_entropy, hxe, soft_labels, tree_prior
+from c2f_zoo.losses import LOSSES, cross_entropy, hxe, list_losses, register_loss, soft_labels, tree_prior
 
 # A genus of one species, a family of one genus, and labels in no order of the tree.
 ROWS = [
@@ -73,7 +73,7 @@ REFERENCES: dict[str, tuple[Callable[..., float], str, tuple[float, ...]]] = {
 
 @pytest.mark.parametrize("normalised", [True, False])
 @pytest.mark.parametrize("tree", TREES.values(), ids=TREES.keys())
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", list_losses())
 def test_a_loss_is_its_formula(name: str, tree: Hierarchy, normalised: bool) -> None:
     reference, option, values = REFERENCES[name]
     log_probs, labels = batch(tree, normalised)
@@ -87,7 +87,7 @@ def test_a_loss_is_its_formula(name: str, tree: Hierarchy, normalised: bool) -> 
         assert float(found) == pytest.approx(sum(terms) / 4, rel=1e-10)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", list_losses())
 def test_gradients(name: str) -> None:
     log_probs, labels = batch(TREE)
     assert torch.autograd.gradcheck(lambda x: LOSSES[name](x, labels, TREE), log_probs.requires_grad_())
@@ -129,7 +129,7 @@ def test_what_a_hex_head_leaves_out_is_not_given_back() -> None:
     torch.testing.assert_close(hxe(log_probs, labels, TREE, alpha=0.0), expected)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", list_losses())
 def test_nothing_known_costs_nothing(name: str) -> None:
     log_probs = batch(TREE)[0].requires_grad_()
     loss = LOSSES[name](log_probs, torch.full((5,), -1), TREE)
@@ -138,7 +138,7 @@ def test_nothing_known_costs_nothing(name: str) -> None:
     assert log_probs.grad is not None and not log_probs.grad.any()
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", list_losses())
 def test_large_scores_give_a_finite_loss(name: str) -> None:
     z = torch.tensor([[1e4, -1e4, 0, 0, 0, 0]], requires_grad=True)
     loss = LOSSES[name](z.log_softmax(dim=1), torch.tensor([1]), TREE)
@@ -147,14 +147,14 @@ def test_large_scores_give_a_finite_loss(name: str) -> None:
     assert z.grad is not None and z.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", list_losses())
 def test_labels_may_be_small_integers(name: str) -> None:
     log_probs, labels = batch(TREE)[0], torch.tensor([0, 1, 2, 5, 5])
     for dtype in (torch.uint8, torch.int32):
         assert LOSSES[name](log_probs, labels.to(dtype), TREE) == LOSSES[name](log_probs, labels, TREE)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", list_losses())
 def test_labels_that_do_not_fit_are_named(name: str) -> None:
     log_probs, _ = batch(TREE)
     for bad in (6, -2):
@@ -215,3 +215,16 @@ def test_siblings_may_be_alike_at_less_cost() -> None:
     apart = torch.tensor([[1.0], [-1.0], [1.0], [1.0], [-1.0], [1.0]])  # by family
     mixed = torch.tensor([[1.0], [1.0], [1.0], [-1.0], [-1.0], [1.0]])  # as many of each, within genera
     assert tree_prior(apart, TREE) < tree_prior(mixed, TREE)
+
+
+def test_a_registered_loss_is_listed_and_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LOSSES, "_entries", dict(LOSSES._entries))
+
+    @register_loss("halved")
+    def halved(log_probs: Tensor, labels: Tensor, tree: Hierarchy, factor: float = 0.5) -> Tensor:
+        return factor * cross_entropy(log_probs, labels, tree)
+
+    assert "halved" in list_losses()
+    assert LOSSES["halved"](*batch(TREE), TREE) == cross_entropy(*batch(TREE), TREE) / 2
+    with pytest.raises(ValueError, match="unknown loss 'cross_entorpy'; did you mean 'cross_entropy'"):
+        LOSSES["cross_entorpy"]

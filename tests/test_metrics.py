@@ -15,8 +15,9 @@ from torchmetrics import Metric
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from c2f_zoo import Hierarchy
-from c2f_zoo.decoding import DECODINGS, decode
+from c2f_zoo.decoding import decode, list_decodings
 from c2f_zoo.metrics import (
+    METRICS,
     BalancedAccuracy,
     CalibrationError,
     FullPathAccuracy,
@@ -29,6 +30,9 @@ from c2f_zoo.metrics import (
     TopKAccuracy,
     TreeInconsistency,
     TreeMetrics,
+    list_metrics,
+    metric_info,
+    register_metric,
     tree_report,
 )
 
@@ -61,37 +65,37 @@ class TestByHand:
     def test_top_k(self) -> None:
         # Most probable: 0, 0, 0, 3, 1 for 0, 1, 2, 3, 0: the first and the fourth are right. Of two: all but the third.
         of_level = (PROBABILITIES.log(), TRUE[:, -1])
-        assert value(TopKAccuracy(1), *of_level) == pytest.approx(2 / 5)
-        assert value(TopKAccuracy(2), *of_level) == pytest.approx(4 / 5)
-        assert value(TopKAccuracy(5), *of_level) == 1, "of four classes, all are among the first five"
+        assert value(TopKAccuracy(TREE), *of_level) == pytest.approx(2 / 5)
+        assert value(TopKAccuracy(TREE, 2), *of_level) == pytest.approx(4 / 5)
+        assert value(TopKAccuracy(TREE, 5), *of_level) == 1, "of four classes, all are among the first five"
 
     def test_balanced_accuracy(self) -> None:
         # Class 0: one of two; 1: none of one; 2: none of one; 3: one of one: (1/2 + 0 + 0 + 1) / 4.
-        assert value(BalancedAccuracy(4), PROBABILITIES.log(), TRUE[:, -1]) == pytest.approx(1.5 / 4)
+        assert value(BalancedAccuracy(TREE), PROBABILITIES.log(), TRUE[:, -1]) == pytest.approx(1.5 / 4)
         # Without the third sample class 2 does not occur, and does not count: (1/2 + 0 + 1) / 3.
         kept = torch.tensor([0, 1, 3, 4])
-        assert value(BalancedAccuracy(4), PROBABILITIES[kept].log(), TRUE[kept, -1]) == pytest.approx(1.5 / 3)
+        assert value(BalancedAccuracy(TREE), PROBABILITIES[kept].log(), TRUE[kept, -1]) == pytest.approx(1.5 / 3)
 
     def test_calibration_error(self) -> None:
         # Confidences .70 (right), .62, .42, .70 (right), .42 lie in three bins of width 1/15:
         # 2/5 |1 - .70| + 1/5 |0 - .62| + 2/5 |0 - .42| = .120 + .124 + .168.
-        assert value(CalibrationError(), PROBABILITIES.log(), TRUE[:, -1]) == pytest.approx(0.412)
+        assert value(CalibrationError(TREE), PROBABILITIES.log(), TRUE[:, -1]) == pytest.approx(0.412)
         # In one bin: accuracy 2/5, mean confidence 2.86 / 5.
-        assert value(CalibrationError(1), PROBABILITIES.log(), TRUE[:, -1]) == pytest.approx(0.86 / 5)
+        assert value(CalibrationError(TREE, 1), PROBABILITIES.log(), TRUE[:, -1]) == pytest.approx(0.86 / 5)
 
     def test_sums_less_than_one_are_confidences_as_they_are(self) -> None:
         # An image may stop above this level: certain of nothing, and wrong, is well calibrated.
         log_probs = torch.tensor([[0.0, 0.0, 0.1, 0.0]]).log()
-        assert value(CalibrationError(), log_probs, torch.tensor([3])) == pytest.approx(0.1)
+        assert value(CalibrationError(TREE), log_probs, torch.tensor([3])) == pytest.approx(0.1)
 
     def test_a_confidence_is_not_rounded_to_half_precision(self) -> None:
         # exp(-1/1024) is 1 in bfloat16.
         log_probs = torch.tensor([[-1 / 1024, -7.0]], dtype=torch.bfloat16)
-        assert value(CalibrationError(), log_probs, torch.tensor([0])) == pytest.approx(1 - math.exp(-1 / 1024))
+        assert value(CalibrationError(TREE), log_probs, torch.tensor([0])) == pytest.approx(1 - math.exp(-1 / 1024))
 
     def test_of_equals_the_lowest_label_is_the_answer_as_in_decoding(self) -> None:
         for count in (4, 5, 200):
-            assert value(TopKAccuracy(1), torch.zeros(1, count), torch.tensor([0])) == 1, count
+            assert value(TopKAccuracy(TREE), torch.zeros(1, count), torch.tensor([0])) == 1, count
         assert value(HierarchicalDistance(TREE, 1), torch.zeros(1, 4), torch.tensor([0])) == 0
 
     def test_hierarchical_distance(self) -> None:
@@ -137,9 +141,9 @@ class TestByHand:
 
 
 OF_A_LEVEL = {
-    "top1": lambda: TopKAccuracy(1),
-    "balanced_accuracy": lambda: BalancedAccuracy(4),
-    "ece": lambda: CalibrationError(),
+    "top1": lambda: TopKAccuracy(TREE),
+    "balanced_accuracy": lambda: BalancedAccuracy(TREE),
+    "ece": lambda: CalibrationError(TREE),
     "hd@2": lambda: HierarchicalDistance(TREE, 2),
 }
 OF_LABELS = [LevelAccuracy, FullPathAccuracy, TreeInconsistency, HierarchicalF1, LCADistance, MistakeSeverity]
@@ -248,7 +252,7 @@ def naive_report(log_probs: dict[str, Tensor], target: Tensor, tree: Hierarchy, 
     return found
 
 
-@pytest.mark.parametrize("how", DECODINGS)
+@pytest.mark.parametrize("how", list_decodings())
 @pytest.mark.parametrize("tree", [TREE, *TREES], ids=lambda tree: str(list(tree.num_classes.values())))
 def test_all_metrics_agree_with_naive_loops(tree: Hierarchy, how: str) -> None:
     log_probs, target = some_batch(tree, 60, seed=3)
@@ -269,6 +273,39 @@ def test_names_keep_their_order_and_a_level_may_have_a_dot() -> None:
     assert list(metrics.report("joint")) == of_labels
 
 
+def test_a_report_says_how_to_read_each_value() -> None:
+    metrics = TreeMetrics(Hierarchy(("a/b", "items"), (("x",), ("y", "z")), ((0, 0),)), ["joint"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nothing was added
+        names = [*metrics.report(), *metrics.report("joint")]
+    info = {name: metric_info(name) for name in names}
+    in_levels = {"hd@1", "hd@5", "hd@20", "lca_distance", "mistake_severity"}
+    assert {name for name in names if info[name].unit == "levels"} == in_levels
+    assert {info[name].unit for name in set(names) - in_levels} == {"fraction"}
+    lower = {name for name in names if not info[name].higher_is_better}
+    assert lower == in_levels | {"a/b/ece", "items/ece", "tice"}
+    assert metric_info("ece") == metric_info("species/ece")
+    with pytest.raises(ValueError, match="unknown metric 'wab'; did you mean 'wap'"):
+        metric_info("wab")
+
+
+def test_a_registered_metric_is_in_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(METRICS, "_entries", dict(METRICS._entries))
+
+    @register_metric("error")
+    class Error(TopKAccuracy):
+        higher_is_better = False
+
+        def compute(self) -> Tensor:
+            return 1 - super().compute()
+
+    assert "error" in list_metrics()
+    report = tree_report({"C": PROBABILITIES.log()}, TRUE, TREE, "joint")
+    assert report["C/error"] == pytest.approx(1 - report["C/top1"])
+    assert report["A/error"] == pytest.approx(1 - report["A/top1"])
+    assert metric_info("C/error") == (False, "fraction")
+
+
 def test_uneven_batches_give_what_one_batch_gives() -> None:
     log_probs, target = some_batch(TREES[7], 60, seed=5)
     # The first batch is one sample that is right throughout: every share then looks the same.
@@ -279,7 +316,7 @@ def test_uneven_batches_give_what_one_batch_gives() -> None:
     whole.update(log_probs, target)
     for begin, end in ((0, 1), (1, 4), (4, 4), (4, 37), (37, 60)):
         parts.update({level: z[begin:end] for level, z in log_probs.items()}, target[begin:end])
-    for how in (None, *DECODINGS):
+    for how in (None, *list_decodings()):
         assert parts.report(how) == pytest.approx(whole.report(how))
 
 
@@ -324,7 +361,7 @@ def of_one_process(rank: int, folder: str) -> None:
     share = slice(0, 18) if rank == 0 else slice(18, 20)
     metrics = TreeMetrics(TREE)
     metrics.update({level: z[share] for level, z in log_probs.items()}, target[share])
-    reports = [metrics.report(how) for how in (None, *DECODINGS)]
+    reports = [metrics.report(how) for how in (None, *list_decodings())]
     Path(folder, f"{rank}.json").write_text(json.dumps(reports))
     torch.distributed.destroy_process_group()
 
@@ -333,7 +370,7 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(of_one_process, (str(tmp_path),), nprocs=2)
     metrics = TreeMetrics(TREE)
     metrics.update(*some_batch(TREE, 20, seed=2))
-    for position, how in enumerate((None, *DECODINGS)):
+    for position, how in enumerate((None, *list_decodings())):
         for rank in (0, 1):
             report = json.loads((tmp_path / f"{rank}.json").read_text())[position]
             assert report == pytest.approx(metrics.report(how))

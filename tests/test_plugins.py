@@ -17,8 +17,11 @@ import torch
 import c2f_zoo
 from c2f_zoo.backbones import BACKBONES
 from c2f_zoo.data import DATASETS
+from c2f_zoo.decoding import DECODINGS
 from c2f_zoo.heads import HEADS
 from c2f_zoo.hierarchy import HIERARCHIES
+from c2f_zoo.losses import LOSSES
+from c2f_zoo.metrics import METRICS, TreeMetrics
 from c2f_zoo.pooling import POOLINGS
 from c2f_zoo.registry import PluginError, Registry
 from c2f_zoo.zoo import MODELS, WEIGHTS
@@ -32,6 +35,9 @@ REGISTRIES = {
     "heads": HEADS,
     "hierarchies": HIERARCHIES,
     "datasets": DATASETS,
+    "decodings": DECODINGS,
+    "losses": LOSSES,
+    "metrics": METRICS,
 }
 
 Install = Callable[[str, str, str], None]
@@ -67,6 +73,9 @@ NEW = {
     "heads": "from c2f_zoo.heads.levels import LevelsHead as new",
     "hierarchies": "def new(): ...",
     "datasets": "def new(split): ...",
+    "decodings": "def new(log_probs, hierarchy): ...",
+    "losses": "def new(log_probs, labels, tree): ...",
+    "metrics": "from c2f_zoo.metrics import FullPathAccuracy as new",
 }
 
 
@@ -117,6 +126,33 @@ my_head = fine_code:Head
         assert type(model.head).__name__ == "Head"
 
 
+SCORING = """
+import torch
+from c2f_zoo.metrics import FullPathAccuracy
+
+def first_path(log_probs, hierarchy):
+    return hierarchy.ancestors(torch.zeros(len(log_probs[hierarchy.finest]), dtype=torch.long))
+
+class ErrorRate(FullPathAccuracy):
+    higher_is_better = False
+    def compute(self):
+        return 1 - super().compute()
+"""
+
+
+def test_decodings_and_metrics_of_packages_are_in_the_report_and_broken_ones_are_not(install: Install) -> None:
+    points = "[c2f_zoo.decodings]\nfirst = fine_code:first_path\n[c2f_zoo.metrics]\nerror_rate = fine_code:ErrorRate\n"
+    install("fine", points, SCORING)
+    install("bad", "[c2f_zoo.decodings]\nworst = bad_code:x\n[c2f_zoo.metrics]\nnothing = bad_code:x\n", "x = torch")
+    tree = c2f_zoo.Hierarchy.from_rows(("kind", "shape"), [("round", "disc"), ("edged", "box")])
+    with pytest.warns(RuntimeWarning, match="plug-in '(worst|nothing)' .* is broken: NameError"):
+        metrics = TreeMetrics(tree)
+        metrics.update({"shape": torch.zeros(4, 2)}, torch.tensor([[0, 0], [0, 0], [0, 0], [1, 1]]))
+    assert metrics.report("first")["error_rate"] == 0.25
+    with pytest.warns(RuntimeWarning), pytest.raises(PluginError):
+        TreeMetrics(tree, ["worst"]).update({"shape": torch.zeros(1, 2)}, torch.tensor([[0, 0]]))
+
+
 BROKEN = {
     "ends the program": ("bad_code:std", "raise SystemExit('no licence')", "SystemExit: no licence"),
     "does not import": ("bad_code:std", "raise RuntimeError('no such driver')", "RuntimeError: no such driver"),
@@ -149,7 +185,7 @@ def test_a_model_plugin_must_be_a_model_spec(install: Install) -> None:
 
 def test_a_hierarchy_plugin_must_give_a_hierarchy(install: Install) -> None:
     install("bad", "[c2f_zoo.hierarchies]\nmine = bad_code:tree\n", "def tree(): return {'bird': 1}")
-    with pytest.raises(ValueError, match=r"hierarchy 'mine' gives \{'bird': 1\}, which is no Hierarchy"):
+    with pytest.raises(ValueError, match=r"hierarchy 'mine' returns \{'bird': 1\}, which is not a Hierarchy"):
         c2f_zoo.load_hierarchy("mine")
 
 
