@@ -60,8 +60,6 @@ def check_objective(options: TrainOptions, model: C2FModel) -> None:
     Raises:
         ValueError: an option is unknown or out of range.
     """
-    if options.loss not in LOSSES:
-        raise unknown_name("loss", options.loss, LOSSES)
     check_options(f"option of loss {options.loss!r}:", LOSSES[options.loss], options.loss_options)
     tree, leaf = model.hierarchy, model.levels[-1]
     uniform = torch.zeros(1, tree.num_classes[leaf]).log_softmax(dim=1)
