@@ -1,4 +1,4 @@
-"""From an image to a path, with classifiers whose answers are set by hand."""
+"""Predictions, with classifiers whose probabilities are set by hand."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import torch
 from conftest import SMALL
 from PIL import Image
 
-from c2f_zoo import C2FModel, Hierarchy, Predictor, create_model
+from c2f_zoo import C2FModel, Hierarchy, Predictor, create_dataset, create_model
+from c2f_zoo.data import create_transform
 
 TREE = Hierarchy.from_rows(("kind", "shape"), [("round", "disc"), ("round", "ring"), ("edged", "box")])
 
 
-def model_that_says(levels: dict[str, list[float]]) -> C2FModel:
+def model_with_probabilities(levels: dict[str, list[float]]) -> C2FModel:
     """A model whose probabilities are the same for every image."""
     model = create_model("mlph", hierarchy=TREE, levels=list(levels), **SMALL)  # type: ignore[arg-type]
     with torch.no_grad():
@@ -25,29 +26,29 @@ def model_that_says(levels: dict[str, list[float]]) -> C2FModel:
     return model
 
 
-def test_the_answer_is_the_best_path_of_the_tree() -> None:
+def test_the_prediction_is_the_best_path_of_the_tree() -> None:
     # Level by level the best are "edged" and "disc", which is no path. By hand, products along the paths:
     # round-disc 0.4 * 0.6 = 0.24, round-ring 0.4 * 0.3 = 0.12, edged-box 0.6 * 0.1 = 0.06.
-    model = model_that_says({"kind": [0.4, 0.6], "shape": [0.6, 0.3, 0.1]})
+    model = model_with_probabilities({"kind": [0.4, 0.6], "shape": [0.6, 0.3, 0.1]})
     path = Predictor(model)(Image.new("RGB", (30, 20))).path
     assert [(level, name) for level, name, _ in path] == [("kind", "round"), ("shape", "disc")]
     assert [p for _, _, p in path] == pytest.approx([0.4, 0.6])
 
 
 def test_a_level_without_a_classifier_sums_over_its_classes() -> None:
-    model = model_that_says({"shape": [0.25, 0.3, 0.45]})
+    model = model_with_probabilities({"shape": [0.25, 0.3, 0.45]})
     prediction = Predictor(model)(Image.new("L", (64, 64)))
     assert [(level, name) for level, name, _ in prediction.path] == [("kind", "edged"), ("shape", "box")]
     assert [p for _, _, p in prediction.path] == pytest.approx([0.45, 0.45])
     assert str(prediction) == "edged (0.45) > box (0.45)"
 
 
-def test_a_model_of_coarse_levels_alone_gives_what_it_knows() -> None:
-    model = model_that_says({"kind": [0.9, 0.1]})
+def test_a_model_of_coarse_levels_predicts_a_shorter_path() -> None:
+    model = model_with_probabilities({"kind": [0.9, 0.1]})
     assert Predictor(model)(Image.new("RGB", (64, 64))).path == [("kind", "round", pytest.approx(0.9))]
 
 
-def test_a_coarser_level_follows_from_the_finest_that_is_answered() -> None:
+def test_a_coarser_level_follows_from_the_finest_predicted_level() -> None:
     tree = Hierarchy.from_rows(
         ("world", "kind", "shape"), [("flat", "round", "disc"), ("flat", "edged", "box"), ("solid", "full", "ball")]
     )
@@ -60,11 +61,11 @@ def test_a_coarser_level_follows_from_the_finest_that_is_answered() -> None:
     assert path == [("world", "solid", pytest.approx(0.45)), ("kind", "full", pytest.approx(0.45))]
 
 
-def test_probabilities_are_those_that_the_head_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    # An image may stop at a class: a level's probabilities then sum to less than 1, and are not to be normalised.
-    model = model_that_says({"kind": [0.5, 0.5], "shape": [0.2, 0.3, 0.5]})
-    said = {"kind": [[0.6, 0.1]], "shape": [[0.1, 0.3, 0.05]]}
-    log_probs = {level: torch.tensor(values).double().log() for level, values in said.items()}
+def test_probabilities_are_the_heads_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    # An image may stop at a class: a level's probabilities then sum to less than 1, and are not normalised.
+    model = model_with_probabilities({"kind": [0.5, 0.5], "shape": [0.2, 0.3, 0.5]})
+    given = {"kind": [[0.6, 0.1]], "shape": [[0.1, 0.3, 0.05]]}
+    log_probs = {level: torch.tensor(values).double().log() for level, values in given.items()}
     monkeypatch.setattr(model.head, "log_probs", lambda logits: {level: log_probs[level] for level in logits})
     path = Predictor(model)(Image.new("RGB", (64, 64))).path
     assert path == [("kind", "round", pytest.approx(0.6)), ("shape", "ring", pytest.approx(0.3))]
@@ -77,8 +78,43 @@ def test_each_level_sees_its_own_resolution() -> None:
     predictor = Predictor(model)
     pattern = Image.new("RGB", (64, 64))
     pattern.putdata([(255, 255, 255) if (x + y) % 2 else (0, 0, 0) for y in range(64) for x in range(64)])
-    found = predictor._probabilities(pattern)
-    grey = predictor._probabilities(Image.new("RGB", (64, 64), (128, 128, 128)))
-    assert torch.allclose(found["kind"], grey["kind"], atol=1e-3)
-    assert not torch.allclose(found["shape"], grey["shape"], atol=1e-3)
-    assert math.isclose(float(found["shape"].detach().sum()), 1.0)
+    grey = Image.new("RGB", (64, 64), (128, 128, 128))
+    probabilities = {level: z.exp() for level, z in predictor._log_probs([pattern, grey]).items()}
+    assert torch.allclose(*probabilities["kind"], atol=1e-3)
+    assert not torch.allclose(*probabilities["shape"], atol=1e-3)
+    assert math.isclose(float(probabilities["shape"][0].sum()), 1.0)
+
+
+@pytest.fixture
+def three_levels() -> C2FModel:
+    """A model that sees two of its three levels at the same resolution."""
+    torch.manual_seed(0)
+    resolutions = {"family": 12, "genus": 12, "species": None}
+    return create_model("mlph", hierarchy="critters", resolutions=resolutions, **SMALL)  # type: ignore[arg-type]
+
+
+def test_the_backbone_runs_once_for_each_distinct_resolution(three_levels: C2FModel) -> None:
+    batches: list[int] = []
+    three_levels.backbone.register_forward_pre_hook(lambda module, inputs: batches.append(len(inputs[0])))
+    predictor = Predictor(three_levels)
+    predictor(Image.new("RGB", (64, 64)))
+    assert batches == [1, 1]
+    predictor.predict_batch([Image.new("RGB", (64, 64)), Image.new("RGB", (90, 64))])
+    assert batches[2:] == [2, 2]
+
+
+def test_shared_passes_and_batches_change_no_prediction(three_levels: C2FModel) -> None:
+    dataset = create_dataset("critters", "test", per_class=1)
+    images = [dataset[index][0] for index in (0, 9, 17, 35)]
+    predictor = Predictor(three_levels)
+    found, preprocessing = predictor._log_probs(images), three_levels.config.preprocessing
+    for level, resolution in three_levels.config.resolutions.items():
+        transform = create_transform(preprocessing, resolution, train=False)
+        with torch.no_grad():
+            logits = torch.cat([three_levels(transform(image)[None], (level,))[level] for image in images])
+        expected = three_levels.log_probs({level: logits.double()})[level]
+        torch.testing.assert_close(found[level], expected, atol=1e-4, rtol=1e-4)
+    for image, prediction in zip(images, predictor.predict_batch(images), strict=True):
+        alone = predictor(image).path
+        assert [step[:2] for step in prediction.path] == [step[:2] for step in alone]
+        assert [p for _, _, p in prediction.path] == pytest.approx([p for _, _, p in alone], abs=1e-4)

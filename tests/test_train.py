@@ -99,9 +99,9 @@ def test_the_saved_model_is_the_one_that_was_scored(smoke: tuple[Path, str]) -> 
     predictor = Predictor(model)
     predictions = rows_of(run / "test_predictions.csv")
     for index in (0, 71, 143):
-        probabilities = predictor._probabilities(dataset[index][0])
+        log_probs = predictor._log_probs([dataset[index][0]])
         for level in model.levels:
-            name = model.hierarchy.class_names(level)[int(probabilities[level].argmax())]
+            name = model.hierarchy.class_names(level)[int(log_probs[level][0].argmax())]
             assert name == predictions[index][f"predicted_{level}"]
 
 

@@ -1,26 +1,28 @@
-"""From an image to a path in the tree."""
+"""Predictions: from images to paths in the class tree."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from c2f_zoo.data.transforms import create_transform
+from c2f_zoo.data.transforms import create_views
 from c2f_zoo.decoding import decode, marginalize
+from c2f_zoo.inference.resolutions import levels_by_resolution
 from c2f_zoo.model import C2FModel
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A path in the tree, coarse to fine.
+    """A predicted path in the class tree, coarse to fine.
 
     Attributes:
-        path: for each level (level, class name, probability in [0, 1]). A probability is the level's own: what the
-            head gives for it, or where the model does not answer it, the sum over its children. Where an image may
-            stop at a class (the head `hex`), the probabilities of a level sum to less than 1.
+        path: for each level (level, class name, probability in [0, 1]). The probability is the level's own, from the
+            head; for a level that the model does not predict it is the sum over the class's descendants. Where an image
+            may stop at a class (the head `hex`), the probabilities of a level sum to less than 1.
     """
 
     path: list[tuple[str, str, float]]
@@ -30,50 +32,60 @@ class Prediction:
 
 
 class Predictor:
-    """Names what is in an image, at every level of the tree.
+    """Predicts an image's path in the class tree.
 
-    Each level sees the image at the resolution that the model was trained to see it at for that level.
-    The answer is the path with the greatest product of the levels' probabilities (the decoding `joint`), so that it
-    always is a path in the tree. It ends at the finest level that the model answers.
+    Each level sees the image at its own resolution, with one forward pass for each distinct resolution. The prediction
+    is the path with the greatest product of the levels' probabilities (the decoding `joint`), and so always a path of
+    the tree. It ends at the finest level that the model predicts.
 
     Args:
         model: the model; it is put into evaluation mode.
 
     Examples:
         >>> model = create_model("mlph", backbone="resnet18", hierarchy="critters", input_size=64)
-        >>> prediction = Predictor(model)(Image.new("RGB", (96, 96)))
+        >>> predictor = Predictor(model)
+        >>> prediction = predictor(Image.new("RGB", (96, 96)))
         >>> [level for level, name, probability in prediction.path]
         ['family', 'genus', 'species']
+        >>> len(predictor.predict_batch([Image.new("RGB", (96, 96)), Image.new("L", (120, 80))]))
+        2
     """
 
     def __init__(self, model: C2FModel) -> None:
         self.model = model.eval()
-        self._transforms = {
-            level: create_transform(model.config.preprocessing, model.config.resolutions.get(level), train=False)
-            for level in model.levels
-        }
+        self._levels_at = levels_by_resolution(model)
+        resolutions = {resolution: resolution for resolution in self._levels_at}
+        self._transform = create_views(model.config.preprocessing, resolutions, train=False)
+
+    def __call__(self, image: Image.Image) -> Prediction:
+        """Predict one image of any size and mode."""
+        return self.predict_batch([image])[0]
+
+    def predict_batch(self, images: Sequence[Image.Image]) -> list[Prediction]:
+        """Predict images of any sizes and modes as one batch."""
+        tree = self.model.hierarchy
+        log_probs = self._log_probs(images)
+        labels = decode({level: log_probs[level] for level in self.model.levels}, tree, "joint").tolist()
+        return [
+            Prediction(
+                [
+                    (level, tree.class_names(level)[label], float(log_probs[level][number, label].exp()))
+                    for level, label in zip(tree.levels, path, strict=True)
+                    if level in log_probs
+                ]
+            )
+            for number, path in enumerate(labels)
+        ]
 
     @torch.inference_mode()
-    def __call__(self, image: Image.Image) -> Prediction:
-        """Predicts for one image of any size and mode."""
-        tree = self.model.hierarchy
-        probabilities = self._probabilities(image.convert("RGB"))
-        answered = {level: probabilities[level].log()[None] for level in self.model.levels}
-        labels = decode(answered, tree, "joint")[0].tolist()
-        return Prediction(
-            [
-                (level, tree.class_names(level)[label], float(probabilities[level][label]))
-                for level, label in zip(tree.levels, labels, strict=True)
-                if level in probabilities
-            ]
-        )
-
-    def _probabilities(self, image: Image.Image) -> dict[str, Tensor]:
-        """Float64 probabilities (classes,) of each level that is answered, or follows from one that is."""
+    def _log_probs(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """Return float64 log-probabilities (N, classes) of each level that is predicted or follows from one."""
         weight = next(self.model.parameters())
-        logits = {}
-        for level, transform in self._transforms.items():
-            x = transform(image)[None].to(weight.device, weight.dtype)
-            logits[level] = self.model(x, (level,))[level].double()
+        views = [self._transform(image.convert("RGB")) for image in images]
+        logits: dict[str, Tensor] = {}
+        for resolution, levels in self._levels_at.items():
+            x = torch.stack([view[resolution] for view in views]).to(weight.device, weight.dtype)
+            logits |= self.model(x, levels)
+        logits = {level: logits[level].double() for level in self.model.levels}
         log_probs = marginalize(self.model.log_probs(logits), self.model.hierarchy)
-        return {level: z[0].exp().cpu() for level, z in log_probs.items()}
+        return {level: z.cpu() for level, z in log_probs.items()}

@@ -34,11 +34,12 @@ def check_batch_size(batch_size: int, num_processes: int) -> None:
     Examples:
         >>> check_batch_size(3, num_processes=2)
         Traceback (most recent call last):
-        ValueError: batch_size 3 is not divisible by the number of processes, 2; choose another
+        ValueError: batch_size 3 cannot be split between 2 processes; choose a multiple of 2
     """
     if batch_size % num_processes:
         raise ValueError(
-            f"batch_size {batch_size} is not divisible by the number of processes, {num_processes}; choose another"
+            f"batch_size {batch_size} cannot be split between {num_processes} processes; choose a multiple of "
+            f"{num_processes}"
         )
 
 
