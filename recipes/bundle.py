@@ -1,17 +1,16 @@
-"""Make weights that come with the package from a finished run of train.py.
+"""Make weights that are bundled with the package from a finished run of train.py.
 
     python recipes/bundle.py runs/critters-1 mlph_tiny_critters.scratch --license apache-2.0
 
-The weights are rounded to half precision, and the test images are scored again with the rounded ones: what is
-recorded is of what is shipped. Into `c2f_zoo/zoo/weights/NAME` go `config.json`, `model.safetensors`, `recipe.yaml`
-(the run's options, from which train.py makes such weights again) and `weights.json` (`c2f_zoo.PretrainedWeights`).
+The weights are rounded to half precision, and the rounded weights are tested: their scores are the ones recorded. The
+folder `c2f_zoo/zoo/weights/NAME` gets `config.json`, `model.safetensors`, `recipe.yaml` (the run's options, with which
+train.py trains such weights again) and `weights.json` (`c2f_zoo.PretrainedWeights`).
 """
 
 from __future__ import annotations
 
 import datetime
 import json
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -19,41 +18,44 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate import Accelerator
 from jsonargparse import auto_cli
-from train import Options, accuracy_of, complaint, create_accelerator, predict_all, unreadable_in, usable_cores
 
-from c2f_zoo.config import ModelConfig
-from c2f_zoo.data import LabelledImages, create_dataset
+from c2f_zoo.config import ModelConfig, format_resolution
+from c2f_zoo.data import create_dataset
+from c2f_zoo.evaluation.provenance import device_name
+from c2f_zoo.evaluation.scoring import accuracy_rows, predict_labels
+from c2f_zoo.inference.resolutions import own_resolutions
 from c2f_zoo.io.weights import CONFIG_FILE, WEIGHTS_FILE, atomic_save, write_weights
 from c2f_zoo.model import C2FModel
-from c2f_zoo.zoo.create import create_model, load_model
+from c2f_zoo.training.launch import create_accelerator, error_message
+from c2f_zoo.training.options import TrainOptions, read_options
+from c2f_zoo.zoo.create import create_model
 from c2f_zoo.zoo.pretrained import BUNDLED, WEIGHTS_JSON, Accuracy, Metrics, PretrainedWeights, checksum_of
 
 RECIPE_FILE = "recipe.yaml"
-OF_A_MACHINE = ("root", "file", "download", "cache")  # options of datasets that say where one has them
-EVERY = 5  # the tests score every fifth image, in seconds
+MACHINE_OPTIONS = ("root", "file", "download", "cache")  # a dataset's options that depend on the machine
+EVERY = 5  # the package's tests score every fifth image, which takes seconds
 
 
 def main(run: str, name: str, license: str = "", folder: str = str(BUNDLED)) -> None:
-    """Makes bundled weights from a run.
+    """Make bundled weights from a run.
 
     Args:
         run: folder of a finished run of train.py.
-        name: `arch.tag`; the run's model must be what `arch` stands for.
-        license: the weights' licence, an SPDX identifier such as `apache-2.0`; it must be named.
-        folder: where the folder of that name is made.
+        name: `arch.tag`; the run's model must be the one named `arch`.
+        license: the weights' licence, required: an SPDX identifier such as `apache-2.0`.
+        folder: the folder in which the folder `name` is created.
     """
     if not license:
-        raise ValueError("weights need a licence; name it: --license apache-2.0")
-    options = options_of(Path(run))
-    model, accelerator = load_model(run), create_accelerator()
+        raise ValueError("the weights have no licence; name one, e.g. --license apache-2.0")
+    for file in (CONFIG_FILE, "config.yaml", "test.csv"):
+        if not (Path(run) / file).is_file():
+            raise FileNotFoundError(f"{run} is not a finished run of train.py: {file} is missing")
+    model, options = C2FModel.from_pretrained(run), read_options(TrainOptions, [Path(run) / "config.yaml"])
     check_arch(name, model.config)
-    rounded = {key: halved(key, weight) for key, weight in model.state_dict().items()}
+    rounded = {key: to_half(key, weight) for key, weight in model.state_dict().items()}
     model.load_state_dict(rounded)
-    dataset = create_dataset(options.dataset, "test", **options.dataset_options)
-    command = f"recipes/bundle.py {Path(run).name} {name} --license {license}"
-    metrics = score(accelerator.prepare(model), dataset, options, command, accelerator)
+    metrics = score(model, options, f"recipes/bundle.py {Path(run).name} {name} --license {license}")
     output = Path(folder) / name
     with atomic_save(output) as new:
         write_weights(new, rounded, "5GB")
@@ -72,76 +74,58 @@ def main(run: str, name: str, license: str = "", folder: str = str(BUNDLED)) -> 
         text = json.dumps(asdict(weights), indent=2, ensure_ascii=False)
         (new / WEIGHTS_JSON).write_text(text + "\n", encoding="utf-8")
     for row in metrics[0].accuracy:
-        print(f"{row.level} at {row.resolution or 'full size'}: {100 * row.accuracy:.2f} % of {row.images}")
+        print(f"{row.level} at {format_resolution(row.resolution)}: {100 * row.accuracy:.2f} % of {row.images}")
     print(f"{sum(path.stat().st_size for path in output.iterdir()) / 1e6:.2f} MB in {output}")
 
 
-def options_of(run: Path) -> Options:
-    for file in (CONFIG_FILE, "config.yaml", "test.csv"):
-        if not (run / file).is_file():
-            raise FileNotFoundError(f"{run} is no finished run of train.py: it holds no {file}")
-    return auto_cli(Options, args=["--config", str(run / "config.yaml")], as_positional=False)
-
-
-def portable(about: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's options, or metrics, without those options of the dataset that say where one machine has it."""
-    given = about.get("dataset_options") or {}
-    return {**about, "dataset_options": {key: given[key] for key in given if key not in OF_A_MACHINE}}
-
-
 def check_arch(name: str, config: ModelConfig) -> None:
+    """Check that a model is the one that its weights' name promises."""
     arch = name.rpartition(".")[0]
     expected = asdict(create_model(arch).config)
     differing = [key for key, value in asdict(config).items() if value != expected[key]]
     if differing:
-        raise ValueError(f"the run's model is not what {arch!r} stands for: they differ in {', '.join(differing)}")
+        raise ValueError(f"the run's model is not {arch!r}: it differs in {', '.join(differing)}")
 
 
-def halved(name: str, weight: torch.Tensor) -> torch.Tensor:
+def to_half(name: str, weight: torch.Tensor) -> torch.Tensor:
+    """Round a weight to half precision; integers stay as they are."""
     half = weight.half() if weight.is_floating_point() else weight
     if not half.isfinite().all():
-        raise ValueError(f"{name} has numbers that half precision cannot hold")
+        raise ValueError(f"{name} has values outside the range of half precision")
     return half
 
 
-def score(
-    model: torch.nn.Module, dataset: LabelledImages, options: Options, command: str, accelerator: Accelerator
-) -> tuple[Metrics, Metrics]:
-    """Scores every level at every level's resolution: on all images, and on every fifth alone."""
-    unwrapped: C2FModel = accelerator.unwrap_model(model)
-    levels, resolutions = unwrapped.levels, unwrapped.config.resolutions
-    rows: dict[int, list[Accuracy]] = {1: [], EVERY: []}
-    for resolution in dict.fromkeys(resolutions.get(level) for level in reversed(levels)):
-        scored = predict_all(model, dataset, list(range(len(dataset))), resolution, levels, options, accelerator)
-        if unreadable_in(scored):
-            raise ValueError(f"{len(unreadable_in(scored))} test images cannot be read")
-        for every, found in rows.items():
-            part = {key: column[scored["index"] % every == 0] for key, column in scored.items()}
-            for level in levels:
-                accuracy, images = accuracy_of(part, level, dataset.hierarchy)
-                found.append(Accuracy(level, resolution, resolutions.get(level) == resolution, accuracy, images))
+def score(model: C2FModel, options: TrainOptions, command: str) -> tuple[Metrics, ...]:
+    """Score every level at every level's resolution, on all test images and on every fifth."""
+    accelerator, own = create_accelerator(), own_resolutions(model)
+    dataset = create_dataset(options.dataset, "test", **options.dataset_options)
+    levels_at = {resolution: model.levels for resolution in reversed(own.values())}
+    how: dict[str, Any] = {"batch_size": 4 * options.batch_size, "num_workers": options.num_workers}
+    model = accelerator.prepare(model)
+    predictions = predict_labels(model, dataset, range(len(dataset)), levels_at, accelerator=accelerator, **how)
     about = portable(
         {
             "dataset": options.dataset,
             "dataset_options": options.dataset_options,
             "split": "test",
             "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-            "device": device_of(accelerator),
+            "device": device_name(accelerator.device),
             "command": command,
         }
     )
-    whole = Metrics(every=1, accuracy=tuple(rows[1]), **about)
-    return whole, Metrics(every=EVERY, accuracy=tuple(rows[EVERY]), **about)
+    scored = {every: predictions.select(predictions.index % every == 0) for every in (1, EVERY)}
+    accuracy = {every: tuple(Accuracy(**row) for row in accuracy_rows(part, own)) for every, part in scored.items()}
+    return tuple(Metrics(every=every, accuracy=rows, **about) for every, rows in accuracy.items())
 
 
-def device_of(accelerator: Accelerator) -> str:
-    if accelerator.device.type == "cuda":
-        return torch.cuda.get_device_name(accelerator.device)
-    return f"{usable_cores()} cores, {platform.processor() or platform.machine()}"
+def portable(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Remove a dataset's machine-dependent options from a run's options or metrics."""
+    given = about.get("dataset_options") or {}
+    return {**about, "dataset_options": {key: given[key] for key in given if key not in MACHINE_OPTIONS}}
 
 
 if __name__ == "__main__":
     try:
         auto_cli(main)
     except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"bundle.py: {complaint(error)}") from error
+        raise SystemExit(f"bundle.py: {error_message(error)}") from error

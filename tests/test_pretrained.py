@@ -665,14 +665,14 @@ def test_bundle_refuses(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "recipes"))
     import bundle as recipe
 
-    with pytest.raises(ValueError, match="weights need a licence; name it: --license"):
+    with pytest.raises(ValueError, match="the weights have no licence; name one"):
         recipe.main(str(run), "mlph_tiny_critters.new")
-    with pytest.raises(ValueError, match="not what 'mlph_tiny_fashion_mnist' stands for: they differ in hier"):
+    with pytest.raises(ValueError, match="the run's model is not 'mlph_tiny_fashion_mnist': it differs in hier"):
         recipe.check_arch("mlph_tiny_fashion_mnist.new", create_model("mlph_tiny_critters").config)
-    with pytest.raises(ValueError, match=r"head.bias has numbers that half precision cannot hold"):
-        recipe.halved("head.bias", torch.tensor([1.0, 7e4]))
+    with pytest.raises(ValueError, match=r"head.bias has values outside the range of half precision"):
+        recipe.to_half("head.bias", torch.tensor([1.0, 7e4]))
     (run / "test.csv").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no finished run of train.py: it holds no test.csv"):
+    with pytest.raises(FileNotFoundError, match=r"not a finished run of train.py: test.csv is missing"):
         recipe.main(str(run), "mlph_tiny_critters.new", "mit")
 
 

@@ -84,22 +84,23 @@ class TrainOptions:
 Options = TypeVar("Options", bound=TrainOptions)
 
 
-def parse(args: Sequence[str], default: str | Path, kind: type[Options] = TrainOptions) -> tuple[Options, str]:  # type: ignore[assignment]
+def parse(kind: type[Options], args: Sequence[str], default: str | Path) -> tuple[Options, str]:
     """Parse a command line: YAML files, each after `--config`, and options that override them.
 
     A later file overrides an earlier one; the first names the run.
 
     Args:
+        kind: the dataclass of the options.
         args: the command line's arguments.
         default: the file to read where `--config` is missing.
-        kind: the dataclass of the options.
 
     Returns:
         The options and the run's name.
 
     Examples:
         >>> _ = Path("birds.yaml").write_text("{dataset: cub, model: mlph_vgg16_cub, resolutions: {}, stages: []}")
-        >>> options, name = parse(["--config", "birds.yaml", "--batch_size", "16"], default="critters.yaml")
+        >>> args = ["--config", "birds.yaml", "--batch_size", "16"]
+        >>> options, name = parse(TrainOptions, args, default="critters.yaml")
         >>> options.dataset, options.batch_size, name
         ('cub', 16, 'birds')
     """
@@ -107,20 +108,16 @@ def parse(args: Sequence[str], default: str | Path, kind: type[Options] = TrainO
     parser.add_argument("--config", action="append")
     known, overrides = parser.parse_known_args(args)
     files = known.config or [str(default)]
-    return read_options(files, overrides, kind), Path(files[0]).stem
+    return read_options(kind, files, overrides), Path(files[0]).stem
 
 
-def read_options(
-    files: Sequence[str | Path],
-    overrides: Sequence[str] = (),
-    kind: type[Options] = TrainOptions,  # type: ignore[assignment]
-) -> Options:
+def read_options(kind: type[Options], files: Sequence[str | Path], overrides: Sequence[str] = ()) -> Options:
     """Read options from YAML files and from arguments that override them.
 
     Args:
+        kind: the dataclass of the options.
         files: the YAML files; a later one overrides an earlier one.
         overrides: arguments as on the command line, e.g. `["--batch_size", "16"]`.
-        kind: the dataclass of the options.
     """
     configs = [argument for file in files for argument in ("--config", str(file))]
     return auto_cli(kind, args=[*configs, *overrides], as_positional=False)
