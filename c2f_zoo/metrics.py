@@ -101,14 +101,14 @@ def metric_info(name: str) -> MetricInfo:
         MetricInfo(higher_is_better=False, unit='levels')
     """
     key = name.rsplit("/", 1)[-1]
-    known: list[str] = []
-    for registered, metric in METRICS.load_all().items():
-        cls = _class_of(metric)
-        names = cls.outputs or (registered,)
-        if key in names:
-            return MetricInfo(cls.higher_is_better, cls.unit)
-        known += names
-    raise unknown_name("metric", key, known)
+    classes = {
+        output: cls
+        for registered, cls in ((registered, _class_of(metric)) for registered, metric in METRICS.load_all().items())
+        for output in cls.outputs or (registered,)
+    }
+    if key not in classes:
+        raise unknown_name("metric", key, classes)
+    return MetricInfo(classes[key].higher_is_better, classes[key].unit)
 
 
 class TreeMetrics:
@@ -134,15 +134,17 @@ class TreeMetrics:
 
     def __init__(self, hierarchy: Hierarchy, decodings: Sequence[str] | None = None) -> None:
         self.hierarchy = hierarchy
+        metrics = METRICS.load_all()
+
+        def create(tree: Hierarchy, scope: Scope, prefix: str = "") -> dict[str, TreeMetric]:
+            return {prefix + name: metric(tree) for name, metric in metrics.items() if _class_of(metric).scope == scope}
+
         # Dictionaries, not a MetricCollection: that sorts names, rejects a level called "a.b", and merges metrics
         # whose values on the first batch are equal.
-        self._of_levels: dict[str, dict[str, TreeMetric]] = {}
-        for level in hierarchy.levels:
-            tree = hierarchy.truncate(level)
-            by_name = {f"{level}/{name}": metric for name, metric in _create(tree, "level").items()}
-            self._of_levels[level] = by_name | (_create(tree, "leaf") if level == hierarchy.finest else {})
+        self._of_levels = {level: create(hierarchy.truncate(level), "level", f"{level}/") for level in hierarchy.levels}
+        self._of_levels[hierarchy.finest] |= create(hierarchy, "leaf")
         names = DECODINGS.load_all() if decodings is None else decodings
-        self._of_decodings = {name: _create(hierarchy, "path") for name in names}
+        self._of_decodings = {name: create(hierarchy, "path") for name in names}
 
     def to(self, device: torch.device | str) -> TreeMetrics:
         """Move the states to a device, that of the batches to come; return `self`."""
@@ -188,11 +190,6 @@ class TreeMetrics:
             values = result if isinstance(result, dict) else {name: result}
             report |= {key: float(value) for key, value in values.items()}
         return report
-
-
-def _create(hierarchy: Hierarchy, scope: Scope) -> dict[str, TreeMetric]:
-    """Create all metrics of a scope, by registered name."""
-    return {name: metric(hierarchy) for name, metric in METRICS.load_all().items() if _class_of(metric).scope == scope}
 
 
 def tree_report(
