@@ -9,6 +9,7 @@ that a machine that is slower for a while slows all variants. Memory is read fro
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,7 +18,6 @@ from typing import Any
 
 import torch
 from jsonargparse import auto_cli
-from plain import PLAIN
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ from c2f_zoo.evaluation.measuring import MEBIBYTE, kept_bytes, peak_bytes, run_i
 from c2f_zoo.evaluation.provenance import describe_machine
 from c2f_zoo.io.files import write_csv
 from c2f_zoo.zoo import num_taps_of
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+from reference.poolings import PLAIN
 
 Pool = Callable[[nn.Module, Sequence[Tensor]], Tensor]
 # Poolings that are also measured compiled, or with an implementation that is not their default.
