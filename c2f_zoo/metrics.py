@@ -222,25 +222,37 @@ def tree_report(
 
 
 class _Mean(TreeMetric):
-    """Mean of whole numbers, one for each sample that counts."""
+    """Mean of whole numbers, one for each sample that counts; or several means."""
 
     total: Tensor
     count: Tensor
 
-    def __init__(self, hierarchy: Hierarchy) -> None:
+    def __init__(self, hierarchy: Hierarchy, size: tuple[int, ...] = ()) -> None:
         super().__init__(hierarchy)
-        self._add_counts("total", "count")
+        self._add_counts("total", "count", size=size)
 
     def _add(self, values: Tensor) -> None:
         self.total += values.sum()
         self.count += values.numel()
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Any:
         return self.total / self.count
 
 
+class _TopK(_Mean):
+    def __init__(self, hierarchy: Hierarchy, k: int = 1) -> None:
+        super().__init__(hierarchy)
+        self.k = k
+
+    def _most_probable(self, log_probs: Tensor) -> Tensor:
+        """Return the k most probable classes (N, k), or all where there are fewer."""
+        if self.k == 1:  # the lowest label among equals, as in decoding; topk may return any of them
+            return log_probs.argmax(dim=1, keepdim=True)
+        return log_probs.topk(min(self.k, log_probs.shape[1]), dim=1).indices
+
+
 @register_metric("top1")
-class TopKAccuracy(_Mean):
+class TopKAccuracy(_TopK):
     """Top-k accuracy of one level, in [0, 1]; higher is better.
 
     It is 1 for a level of at most k classes. Samples of unknown class (-1) do not count.
@@ -253,49 +265,37 @@ class TopKAccuracy(_Mean):
     scope = "level"
     higher_is_better = True
 
-    def __init__(self, hierarchy: Hierarchy, k: int = 1) -> None:
-        super().__init__(hierarchy)
-        self.k = k
-
     def update(self, log_probs: Tensor, target: Tensor) -> None:
         """Add log-probabilities, or any scores, (N, classes) and labels (N,)."""
         log_probs, target = _known(log_probs, target)
-        self._add((_most_probable(log_probs, self.k) == target[:, None]).any(dim=1))
+        self._add((self._most_probable(log_probs) == target[:, None]).any(dim=1))
 
 
 register_metric("top5")(partial(TopKAccuracy, k=5))
 
 
 @register_metric("balanced_accuracy")
-class BalancedAccuracy(TreeMetric):
+class BalancedAccuracy(_Mean):
     """Balanced accuracy of one level: the mean recall over classes, in [0, 1]; higher is better.
 
     The mean is over the classes that occur in the targets. Samples of unknown class (-1) do not count.
-
-    Args:
-        hierarchy: the class tree down to the level.
     """
 
     scope = "level"
     higher_is_better = True
-    correct: Tensor
-    count: Tensor
 
     def __init__(self, hierarchy: Hierarchy) -> None:
-        super().__init__(hierarchy)
-        self.num_classes = len(hierarchy.classes[-1])
-        self._add_counts("correct", "count", size=(self.num_classes,))
+        super().__init__(hierarchy, size=(len(hierarchy.classes[-1]),))
 
     def update(self, log_probs: Tensor, target: Tensor) -> None:
         """Add log-probabilities, or any scores, (N, classes) and labels (N,)."""
         log_probs, target = _known(log_probs, target)
         is_correct = log_probs.argmax(dim=1) == target
-        self.correct += torch.bincount(target[is_correct], minlength=self.num_classes)
-        self.count += torch.bincount(target, minlength=self.num_classes)
+        self.total += torch.bincount(target[is_correct], minlength=len(self.total))
+        self.count += torch.bincount(target, minlength=len(self.count))
 
     def compute(self) -> Tensor:
-        occurs = self.count > 0
-        return (self.correct[occurs] / self.count[occurs]).mean()
+        return super().compute()[self.count > 0].mean()
 
 
 @register_metric("ece")
@@ -338,7 +338,7 @@ class CalibrationError(TreeMetric):
 
 
 @register_metric("hd@1")
-class HierarchicalDistance(_Mean):
+class HierarchicalDistance(_TopK):
     """Hierarchical distance of a top-k prediction (Bertinetto et al., CVPR 2020); lower is better.
 
     Mean height of the lowest common ancestor of the true leaf class and each of the k most probable ones, in
@@ -353,14 +353,10 @@ class HierarchicalDistance(_Mean):
     higher_is_better = False
     unit = "levels"
 
-    def __init__(self, hierarchy: Hierarchy, k: int = 1) -> None:
-        super().__init__(hierarchy)
-        self.k = k
-
     def update(self, log_probs: Tensor, target: Tensor) -> None:
         """Add log-probabilities, or any scores, (N, leaf classes) and leaf labels (N,)."""
         log_probs, target = _known(log_probs, target)
-        self._add(self.hierarchy.lca_height(_most_probable(log_probs, self.k), target[:, None]))
+        self._add(self.hierarchy.lca_height(self._most_probable(log_probs), target[:, None]))
 
 
 register_metric("hd@5")(partial(HierarchicalDistance, k=5))
@@ -368,35 +364,29 @@ register_metric("hd@20")(partial(HierarchicalDistance, k=20))
 
 
 @register_metric("accuracy")
-class LevelAccuracy(TreeMetric):
+class LevelAccuracy(_Mean):
     """Accuracy of each level's labels, and their weighted mean (wAP), in [0, 1]; higher is better.
 
     `wap = sum_l C_l accuracy_l / sum_l C_l`, weighted by the levels' numbers of classes (as in Park et al., Visually
     Consistent Hierarchical Image Classification, ICLR 2025). At each level, samples of unknown class (-1) do not count.
-
-    Args:
-        hierarchy: the class tree.
     """
 
     higher_is_better = True
     outputs = ("accuracy", "wap")
-    correct: Tensor
-    count: Tensor
 
     def __init__(self, hierarchy: Hierarchy) -> None:
-        super().__init__(hierarchy)
-        self._add_counts("correct", "count", size=(len(hierarchy.levels),))
+        super().__init__(hierarchy, size=(len(hierarchy.levels),))
 
     def update(self, predicted: Tensor, target: Tensor) -> None:
         """Add labels (N, levels), coarse to fine."""
         _check_labels(predicted, target, self.hierarchy)
         known = target >= 0
-        self.correct += ((predicted == target) & known).sum(dim=0)
+        self.total += ((predicted == target) & known).sum(dim=0)
         self.count += known.sum(dim=0)
 
     def compute(self) -> dict[str, Tensor]:
         """Return `{level}/accuracy` for each level, and `wap`."""
-        accuracy = self.correct / self.count
+        accuracy = super().compute()
         classes = accuracy.new_tensor(list(self.hierarchy.num_classes.values()))
         by_level = {f"{level}/accuracy": value for level, value in zip(self.hierarchy.levels, accuracy, strict=True)}
         return {**by_level, "wap": (classes * accuracy).sum() / classes.sum()}
@@ -408,9 +398,6 @@ class FullPathAccuracy(_Mean):
 
     As in Park et al. (Visually Consistent Hierarchical Image Classification, ICLR 2025). Samples with an unknown level
     (-1) do not count.
-
-    Args:
-        hierarchy: the class tree.
     """
 
     higher_is_better = True
@@ -428,9 +415,6 @@ class TreeInconsistency(_Mean):
 
     As in Park et al. (Visually Consistent Hierarchical Image Classification, ICLR 2025). It does not depend on the
     true labels: samples of unknown class count, too.
-
-    Args:
-        hierarchy: the class tree.
     """
 
     higher_is_better = False
@@ -453,9 +437,6 @@ class HierarchicalF1(TreeMetric):
     always correct. Labels that are not a path are used as they are: adding the ancestors of each would reward a
     prediction for naming several branches. A prediction that stops early (-1) has a smaller P, so that precision and
     recall differ; otherwise all three are equal. Levels whose true class is unknown (-1) do not count.
-
-    Args:
-        hierarchy: the class tree.
     """
 
     higher_is_better = True
@@ -492,9 +473,6 @@ class LCADistance(_Mean):
 
     0 for a correct prediction, 1 for a sibling of the true class, and so on (see `Hierarchy.lca_height`): it is the
     `hd@1` of the decoded labels. In [0, number of levels]. Samples of unknown leaf class (-1) do not count.
-
-    Args:
-        hierarchy: the class tree.
     """
 
     higher_is_better = False
@@ -511,9 +489,6 @@ class MistakeSeverity(_Mean):
 
     In [1, number of levels]; nan where there is no mistake. A model that corrects mild mistakes only scores worse: read
     it next to `lca_distance`. Samples of unknown leaf class (-1) do not count.
-
-    Args:
-        hierarchy: the class tree.
     """
 
     higher_is_better = False
@@ -530,9 +505,6 @@ class LCAHeights(TreeMetric):
 
     Entry 0 counts the correct predictions, entry 1 the siblings of the true class, the last entry the predictions that
     share no ancestor with it. Samples of unknown leaf class (-1) do not count.
-
-    Args:
-        hierarchy: the class tree.
     """
 
     counts: Tensor
@@ -553,13 +525,6 @@ class LCAHeights(TreeMetric):
 def _known(log_probs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     is_known = target >= 0
     return log_probs[is_known], target[is_known]
-
-
-def _most_probable(log_probs: Tensor, k: int) -> Tensor:
-    """Return the k most probable classes (N, k), or all where there are fewer."""
-    if k == 1:  # the lowest label among equals, as in decoding; topk may return any of them
-        return log_probs.argmax(dim=1, keepdim=True)
-    return log_probs.topk(min(k, log_probs.shape[1]), dim=1).indices
 
 
 def _heights(predicted: Tensor, target: Tensor, hierarchy: Hierarchy) -> Tensor:
