@@ -1,6 +1,6 @@
-"""c2f_zoo: coarse-to-fine grained image classification, a plug-in model zoo on timm.
+"""Coarse-to-fine grained image classification: a plug-in model zoo on timm.
 
-Names load when they are first used, so that `import c2f_zoo` stays light.
+Public names are imported when they are first used, so that `import c2f_zoo` is fast.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from c2f_zoo.zoo import PretrainedWeights, list_models, register_model, register_weights
     from c2f_zoo.zoo.create import create_model
 
-_HOMES = {
+_MODULES = {
     "c2f_zoo.backbones": ("list_backbones", "register_backbone"),
     "c2f_zoo.data": ("create_dataset", "list_datasets", "register_dataset"),
     "c2f_zoo.zoo.create": ("create_model",),
@@ -38,7 +38,7 @@ _HOMES = {
     "c2f_zoo.inference.predictor": ("Prediction", "Predictor"),
     "c2f_zoo.zoo": ("PretrainedWeights", "list_models", "register_model", "register_weights"),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "C2FModel",
@@ -75,9 +75,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'c2f_zoo' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME_OF[name]), name)
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:

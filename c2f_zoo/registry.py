@@ -1,4 +1,4 @@
-"""Registries of names, with plug-ins: one class for models, backbones, poolings, heads, hierarchies and datasets."""
+"""Registries: names for models and their parts, with plug-ins of other packages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:
 
 
 def check_options(kind: str, function: Callable[..., Any], options: Iterable[str]) -> None:
-    """Raise a ValueError, with close names, if a function lacks a keyword argument of one of these names."""
+    """Raise a ValueError, with close names, if a function does not accept an option."""
     parameters = inspect.signature(function).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         for name in options:
@@ -45,11 +45,11 @@ class PluginError(ValueError):
 
 
 class Registry(Generic[T]):
-    """A mapping from names to entries of one kind: those registered here and those of installed packages.
+    """A mapping from names to entries of one kind, with plug-ins.
 
-    An installed package adds an entry by an entry point (a plug-in) that refers to what `register` would decorate. Its
-    name is listed without importing it; it is imported at its first use. A registered entry has precedence over a
-    plug-in of the same name.
+    A plug-in is an entry point of an installed package; it refers to the object that `register` would decorate. Its
+    name is listed without an import; the package is imported when the entry is first used. A registered entry has
+    precedence over a plug-in of the same name.
 
     Args:
         kind: the word for an entry in error messages, e.g. `"pooling"`.
@@ -108,7 +108,7 @@ class Registry(Generic[T]):
         return store
 
     def subscribe(self, callback: Callable[[str], object]) -> None:
-        """Call a function with each known name, and from now on with each name that is registered."""
+        """Call a function with each known name now, and with each new name later."""
         for name in self.names():
             callback(name)
         self._subscribers.append(callback)
@@ -122,14 +122,14 @@ class Registry(Generic[T]):
         return self._entries[name]
 
     def registered(self, name: str) -> T | None:
-        """Return the entry of a name; None for an unknown name and for a plug-in that is not imported yet."""
+        """Return the entry of a name; None if it is unknown or not imported yet."""
         return self._entries.get(name)
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries or name in self._read_plugins()
 
     def names(self, pattern: str = "*") -> list[str]:
-        """Return the names that match a shell-style wildcard, sorted; plug-ins are listed and not imported."""
+        """Return the names that match a shell-style wildcard, sorted."""
         return sorted(fnmatch.filter({*self._entries, *self._read_plugins()}, pattern))
 
     def load_all(self) -> dict[str, T]:
@@ -180,7 +180,7 @@ class Registry(Generic[T]):
 
 
 def _entry_points(group: str) -> list[EntryPoint]:
-    """Return the entry points of a group, without those of packages with an unreadable list."""
+    """Return the entry points of a group; packages with a broken list are skipped."""
     try:
         return list(entry_points(group=group))
     except Exception:  # one package's broken list breaks the call for all: read the packages one by one

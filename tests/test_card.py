@@ -28,7 +28,7 @@ from c2f_zoo.io.card import CITATION, model_card, read_run
 RECIPE = Path(__file__).parents[1] / "recipes" / "push_to_hub.py"
 
 RESOLUTIONS = {"species": 64, "genus": 32, "family": None}
-ACCURACY = {  # (level, resolution): share
+ACCURACY = {  # (level, resolution): fraction
     ("family", 64): 0.875, ("genus", 64): 0.75, ("species", 64): 0.625,
     ("family", 32): 0.5, ("genus", 32): 0.4375, ("species", 32): 0.375,
     ("family", None): 0.25, ("genus", None): 0.1875, ("species", None): 0.125,
@@ -68,14 +68,14 @@ def run(model: C2FModel, tmp_path: Path) -> Path:
     model.save_pretrained(folder)
     (folder / "config.yaml").write_text(yaml.safe_dump(OPTIONS, sort_keys=False))
     rows = [
-        {"level": level, "resolution": at, "own": RESOLUTIONS[level] == at, "accuracy": share, "images": 16}
-        for (level, at), share in ACCURACY.items()
+        {"level": level, "resolution": at, "own": RESOLUTIONS[level] == at, "accuracy": accuracy, "images": 16}
+        for (level, at), accuracy in ACCURACY.items()
     ]
     write_csv(folder / "test.csv", rows)
     write_csv(folder / "metrics.csv", [{"epoch": 1}, {"epoch": 2}])
     Image.new("RGB", (8, 8)).save(folder / "curves.png")
     (folder / "checkpoint-0002").mkdir()
-    (folder / "checkpoint-0002" / "optimizer.pt").write_bytes(b"not to be given away")
+    (folder / "checkpoint-0002" / "optimizer.pt").write_bytes(b"not to be pushed")
     return folder
 
 
@@ -86,11 +86,11 @@ def test_the_results_are_those_measured(model: C2FModel, run: Path) -> None:
     assert "| genus | 75.0 | **43.8** | 18.8 |" in text
     assert "| species | **62.5** | 37.5 | 12.5 |" in text
     assert "on the 16 test images of the dataset `cub`" in text
-    assert "2 epochs by `recipes/train.py`" in text and "![loss and" in text
-    assert "Metrics that know the tree" not in text, "evaluate.py was not run"
+    assert "2 epochs of c2f_zoo's `recipes/train.py`" in text and "![loss and" in text
+    assert "Hierarchical metrics" not in text, "evaluate.py was not run"
 
 
-def test_the_evaluation_is_told_where_there_is_one(model: C2FModel, run: Path) -> None:
+def test_an_evaluation_is_reported(model: C2FModel, run: Path) -> None:
     (run / "evaluation").mkdir()
     (run / "evaluation" / "metrics.json").write_text(json.dumps(METRICS))
     text = model_card(model.config, "me/birds", "mit", read_run(run))
@@ -98,7 +98,7 @@ def test_the_evaluation_is_told_where_there_is_one(model: C2FModel, run: Path) -
     assert "| metric | independent | joint |" in text
     assert "| species/top5 | 0.9375 | 0.9375 |" in text
     assert "| tice | 0.3125 | 0.0000 |" in text
-    assert "| fpa |  | 0.5000 |" in text, "what is undefined is left empty"
+    assert "| fpa |  | 0.5000 |" in text, "an undefined metric is empty"
 
 
 def test_the_hub_can_read_the_metadata(model: C2FModel, run: Path) -> None:
@@ -115,17 +115,17 @@ def test_the_hub_can_read_the_metadata(model: C2FModel, run: Path) -> None:
     assert faults_of_model_index(card.data.to_dict()["model-index"]) == []
 
 
-def test_what_lies_where_is_not_told(model: C2FModel, run: Path) -> None:
+def test_paths_are_reduced_to_their_last_part(model: C2FModel, run: Path) -> None:
     text = model_card(model.config, "me/birds", "mit", read_run(run))
     assert "root: CUB_200_2011" in text and "backbone_checkpoint: weights.safetensors" in text
     assert "/home" not in text and "Users" not in text
 
 
-def test_what_is_not_known_is_said(model: C2FModel) -> None:
+def test_missing_information_is_stated(model: C2FModel) -> None:
     text = model_card(model.config, "me/birds")
     assert "Nothing was measured" in text
-    assert "Nothing is known here of how the model was trained" in text
-    assert "No licence was named" in text
+    assert "Nothing is known about the training" in text
+    assert "No licence is known" in text
     assert ModelCard(text).data.license is None
     assert ModelCard(text).data.eval_results is None
     assert CITATION in text
@@ -135,7 +135,7 @@ def test_the_tree_is_drawn_and_shortened(model: C2FModel) -> None:
     text = model_card(model.config, "me/birds")
     assert "family 36, genus 113, species 200" in text
     assert "\nDiomedeidae" in text and "Black_footed_Albatross" not in text
-    assert "The finest levels are left out here" in text
+    assert "The finest levels are not shown" in text
     small = create_model("mlph", hierarchy="fashion_mnist", **SMALL)  # type: ignore[arg-type]
     assert "│   ├── T-shirt/top\n" in model_card(small.config, "me/clothes")
     wide = Hierarchy(("kind",), (tuple(f"kind {i}" for i in range(100)),), ())
@@ -205,7 +205,7 @@ def test_the_card_names_the_revision(run: Path, tmp_path: Path) -> None:
     assert ModelCard(text).data.model_name == "birds"
 
 
-def test_what_the_recipe_complains_of(run: Path, tmp_path: Path) -> None:
+def test_errors_of_the_recipe(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="name the licence under which the model is given away"):
         push_to_hub.main(str(run), "me/birds")
     (tmp_path / "full").mkdir()
@@ -215,7 +215,7 @@ def test_what_the_recipe_complains_of(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="name the owner too: 'owner/birds'"):
         push_to_hub.main(str(run), "birds", "mit", dry_run=str(tmp_path / "dry"))
     (run / "test.csv").unlink()
-    with pytest.raises(FileNotFoundError, match=r"holds no test.csv; the run is not finished"):
+    with pytest.raises(FileNotFoundError, match=r"has no test.csv: the run is not finished"):
         read_run(run)
-    with pytest.raises(FileNotFoundError, match=r"holds no config.yaml; name the folder of a run of train.py"):
+    with pytest.raises(FileNotFoundError, match=r"has no config.yaml: pass the folder of a run of train.py"):
         read_run(tmp_path)

@@ -41,7 +41,7 @@ def test_every_public_name_is_there() -> None:
 
     for name in c2f_zoo.__all__:
         assert getattr(c2f_zoo, name) is not None
-    assert set(c2f_zoo.__all__) == set(c2f_zoo._HOME_OF)
+    assert set(c2f_zoo.__all__) == set(c2f_zoo._MODULE_OF)
     with pytest.raises(AttributeError, match="no attribute 'create_modle'"):
         c2f_zoo.create_modle
 

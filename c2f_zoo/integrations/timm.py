@@ -1,4 +1,4 @@
-"""Register the named models with timm: `import c2f_zoo.integrations.timm` is all that it takes.
+"""Register the named models with timm when this module is imported.
 
 `timm.create_model` then builds every named model, also one that is registered later, as a classifier of its finest
 level.
@@ -37,7 +37,7 @@ def register_models() -> None:
 
 
 def _register_model(name: str) -> None:
-    """Register one named model and its tags; it is not built, and no plug-in is imported."""
+    """Register one model and its tags, without building it or importing a plug-in."""
     ours = _is_ours(name)
     if timm.is_model(name) and not ours:
         warnings.warn(f"timm has its own model {name!r}; use c2f_zoo.create_model", RuntimeWarning, stacklevel=2)
@@ -85,7 +85,10 @@ def _weights_cfg(name: str) -> PretrainedCfg:
 
 
 def _entrypoint(name: str) -> Callable[..., LevelClassifier]:
-    """Return the function that timm calls to build a model; timm registers it by its `__name__`."""
+    """Return the function that timm calls to build a model.
+
+    timm takes the model's name from the function.
+    """
 
     def create(pretrained: bool = False, **options: Any) -> LevelClassifier:
         return create_classifier(name, pretrained, **options)
@@ -107,7 +110,9 @@ def create_classifier(
     cache_dir: Any = None,
     **options: Any,
 ) -> LevelClassifier:
-    """Build a named model as a classifier of its finest level, as `timm.create_model` does.
+    """Build a named model as a classifier of its finest level.
+
+    `timm.create_model` calls this function.
 
     Args:
         name: a named model, without a tag.
@@ -171,7 +176,7 @@ def _create(full_name: str, pretrained: bool, drop_path_rate: float | None, opti
 
 
 def _reset_classifier(classifier: LevelClassifier, num_classes: int, trained: str | None) -> None:
-    """Replace the classifier; if it had trained weights, warn with their names and shapes."""
+    """Replace the classifier; warn with names and shapes if it had trained weights."""
     saved = dict(classifier.get_classifier().named_parameters())
     classifier.reset_classifier(num_classes)
     lines = [

@@ -1,4 +1,4 @@
-"""The model card: what a model is, what was measured of it, and how to use it."""
+"""The model card (`README.md`) of a model on the Hub."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ CITATION = """@inproceedings{huo2019coarse,
 
 @dataclass(frozen=True)
 class Run:
-    """What a run of `recipes/train.py` left.
+    """The results of a finished run of `recipes/train.py`.
 
     Args:
         options: its `config.yaml`.
         test: the rows of its `test.csv`: accuracy in [0, 1] of a level at a resolution.
         epochs: the rows of its `metrics.csv`.
-        evaluation: what `recipes/evaluate.py` wrote of it, `evaluation/metrics.json`; {} where it was not run.
-        has_curves: whether there is a `curves.png`.
+        evaluation: `evaluation/metrics.json` of `recipes/evaluate.py`; {} if it was not run.
+        has_curves: whether the run has a `curves.png`.
     """
 
     options: Mapping[str, Any]
@@ -45,20 +45,20 @@ class Run:
 
 
 def read_run(folder: str | Path) -> Run:
-    """Reads what a finished run of `recipes/train.py` left.
+    """Read the results of a finished run of `recipes/train.py` from its folder.
 
     Raises:
-        FileNotFoundError: the folder is no run's, or the run is not finished; the message names the missing file.
+        FileNotFoundError: the folder is not that of a run, or the run is not finished.
     """
     import yaml
 
     folder = Path(folder)
-    for name, way_out in (
-        ("config.yaml", "name the folder of a run of train.py"),
-        ("test.csv", "the run is not finished: go on with it by train.py --resume auto"),
+    for name, hint in (
+        ("config.yaml", "pass the folder of a run of train.py"),
+        ("test.csv", "the run is not finished; resume it with train.py --resume auto"),
     ):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} holds no {name}; {way_out}")
+            raise FileNotFoundError(f"{folder} has no {name}: {hint}")
     evaluation = folder / "evaluation" / "metrics.json"
     return Run(
         options=yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")),
@@ -70,16 +70,16 @@ def read_run(folder: str | Path) -> Run:
 
 
 def model_card(config: ModelConfig, name: str, licence: str | None = None, run: Run | None = None) -> str:
-    """The text of a model's `README.md`, with the metadata that the Hub reads.
+    """Return the text of a model's `README.md`, with the metadata that the Hub reads.
 
-    It says what the configuration and the run say, and where nothing was measured or no licence named, that. Of paths
-    among the options only the last part is told.
+    The card states when nothing was measured or no licence is known. Paths among the options are reduced to their last
+    part.
 
     Args:
         config: the model's configuration.
-        name: where the model is, `"owner/model"` or `"owner/model@revision"`.
+        name: the model's name on the Hub, `"owner/model"` or `"owner/model@revision"`.
         licence: an identifier of https://huggingface.co/docs/hub/repositories-licenses, e.g. `"apache-2.0"`.
-        run: what was measured.
+        run: the results of the run that trained the model.
 
     Examples:
         >>> model = create_model("mlph", backbone="resnet18", hierarchy="fashion_mnist", input_size=64)
@@ -88,7 +88,7 @@ def model_card(config: ModelConfig, name: str, licence: str | None = None, run: 
         (True, True)
     """
     title = name.partition("@")[0].split("/")[-1]
-    parts = [
+    sections = [
         f"---\n{_metadata(config, title, licence, run)}\n---",
         f"# {title}\n\n{_introduction(config)}",
         f"## Use\n\n{_use(name)}",
@@ -96,10 +96,10 @@ def model_card(config: ModelConfig, name: str, licence: str | None = None, run: 
         f"## The model\n\n{_model(config)}",
         f"## The tree\n\n{_tree(config.hierarchy)}",
         f"## Training\n\n{_training(run)}",
-        f"## Licence\n\n{licence or 'No licence was named. Ask the owner before you use the model.'}",
-        f"## Citation\n\nThe paper on which c2f_zoo is built:\n\n```bibtex\n{CITATION}\n```",
+        f"## Licence\n\n{licence or 'No licence is known. Ask the owner before you use the model.'}",
+        f"## Citation\n\nThe paper that c2f_zoo implements:\n\n```bibtex\n{CITATION}\n```",
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(sections) + "\n"
 
 
 def _metadata(config: ModelConfig, title: str, licence: str | None, run: Run | None) -> str:
@@ -134,7 +134,7 @@ def _metadata(config: ModelConfig, title: str, licence: str | None, run: Run | N
 def _introduction(config: ModelConfig) -> str:
     counts = [f"{config.hierarchy.num_classes[level]} classes of {level}" for level in config.levels]
     listed = " and ".join([", ".join(counts[:-1]), counts[-1]] if len(counts) > 1 else counts)
-    return f"An image classifier that answers {listed}, made with c2f_zoo on the timm backbone `{config.backbone}`."
+    return f"An image classifier of c2f_zoo for {listed}, with the timm backbone `{config.backbone}`."
 
 
 def _use(name: str) -> str:
@@ -144,45 +144,46 @@ from c2f_zoo import Predictor, create_model
 print(Predictor(create_model("hf-hub:{name}"))(Image.open("image.jpg")))
 ```
 
-It prints a path in the tree, coarse to fine, with the probability of each class."""
+This prints a path in the class tree, coarse to fine, with the probability of each class."""
 
 
 def _results(run: Run | None) -> str:
     if run is None or not run.test:
-        return "Nothing was measured of this model by c2f_zoo."
+        return "Nothing was measured with c2f_zoo."
     images = sorted({int(row["images"]) for row in run.test})
     resolutions = list(dict.fromkeys(row["resolution"] for row in run.test))
     cells: dict[str, dict[str, str]] = {}
     for row in run.test:
         text = f"{100 * float(row['accuracy']):.1f}"
         cells.setdefault(row["level"], {})[row["resolution"]] = f"**{text}**" if row["own"] == "True" else text
-    table = _table(
+    table = _markdown_table(
         ["level", *map(format_resolution, resolutions)],
         [[level, *(cells[level].get(resolution, "") for resolution in resolutions)] for level in cells],
     )
-    counted = " to ".join(map(str, dict.fromkeys((images[0], images[-1]))))
+    count = " to ".join(map(str, dict.fromkeys((images[0], images[-1]))))
     text = (
-        f"Accuracy in % on the {counted} test images of the dataset `{run.options['dataset']}`, each level by "
-        f"itself, at each resolution; in bold: the one at which the level is meant to be seen.\n\n{table}"
+        f"Accuracy in % of each level at each resolution, on the {count} test images of the dataset "
+        f"`{run.options['dataset']}`. Bold: the level's own resolution.\n\n{table}"
     )
     return text + _evaluation(run.evaluation)
 
 
-def _evaluation(found: Mapping[str, Any]) -> str:
-    """What evaluate.py measured: metrics that know the tree, for each way of deciding on a path."""
-    if not found:
+def _evaluation(report: Mapping[str, Any]) -> str:
+    """Return the metrics of evaluate.py, with a column for each decoding."""
+    if not report:
         return ""
-    ways = list(found["decodings"])
-    rows = [[name, *[_number(value)] * len(ways)] for name, value in found["any_decoding"].items()]
-    names = list(found["decodings"][ways[0]]) if ways else []
-    rows += [[name, *(_number(found["decodings"][way].get(name)) for way in ways)] for name in names]
+    decodings = report["decodings"]
+    rows = [[name, *[_format_metric(value)] * len(decodings)] for name, value in report["any_decoding"].items()]
+    for name in next(iter(decodings.values()), {}):
+        rows.append([name, *(_format_metric(metrics.get(name)) for metrics in decodings.values())])
     return (
-        f"\n\nMetrics that know the tree, on {found['images']} images of `{found['dataset']}`, {found['split']} "
-        f"split, by decoding; shares lie in [0, 1], distances are in levels:\n\n{_table(['metric', *ways], rows)}"
+        f"\n\nHierarchical metrics by decoding, on {report['images']} images of `{report['dataset']}`, "
+        f"{report['split']} split. Fractions are in [0, 1], distances in levels:\n\n"
+        f"{_markdown_table(['metric', *decodings], rows)}"
     )
 
 
-def _number(value: float | None) -> str:
+def _format_metric(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
@@ -197,9 +198,10 @@ def _model(config: ModelConfig) -> str:
         ["taps", ", ".join(f"`{tap}`" for tap in config.taps)],
         ["pooling", f"`{config.pooling}` {_options(config.pooling_options)}"],
         ["head", f"`{config.head}` {_options(config.head_options)}"],
-        ["input", f"{p.input_size[1]} x {p.input_size[2]} pixels, cut from an image of {p.resize}"],
+        ["input", f"{p.input_size[1]} x {p.input_size[2]} pixels, cropped from {p.resize}"],
     ]
-    return f"{_table(['level', 'classes', 'seen at'], levels)}\n\n{_table(['part', ''], rows)}"
+    levels_table = _markdown_table(["level", "classes", "resolution"], levels)
+    return f"{levels_table}\n\n{_markdown_table(['part', ''], rows)}"
 
 
 def _options(options: Mapping[str, Any]) -> str:
@@ -209,11 +211,11 @@ def _options(options: Mapping[str, Any]) -> str:
 def _tree(tree: Hierarchy) -> str:
     counts = ", ".join(f"{level} {number}" for level, number in tree.num_classes.items())
     shown, note = tree, ""
-    for level in reversed(tree.levels):  # down to the finest level that is not too long to read
+    for level in reversed(tree.levels):  # the finest level with a tree that is short enough
         shown = tree.truncate(level)
         if sum(shown.num_classes.values()) <= MAX_TREE_LINES:
             break
-        note = " The finest levels are left out here; all class names are in `config.json`."
+        note = " The finest levels are not shown; all class names are in `config.json`."
     lines = draw_text(shown).split("\n")
     if len(lines) > MAX_TREE_LINES:
         lines = [*lines[:MAX_TREE_LINES], f"... and {len(lines) - MAX_TREE_LINES} more"]
@@ -225,24 +227,24 @@ def _training(run: Run | None) -> str:
     import yaml
 
     if run is None:
-        return "Nothing is known here of how the model was trained."
+        return "Nothing is known about the training."
     settings = yaml.safe_dump(_public(run.options), sort_keys=False, allow_unicode=True)
-    text = f"{len(run.epochs)} epochs by `recipes/train.py` of c2f_zoo, with these options:\n\n```yaml\n{settings}```"
+    text = f"{len(run.epochs)} epochs of c2f_zoo's `recipes/train.py` with these options:\n\n```yaml\n{settings}```"
     return text + "\n\n![loss and validation accuracy of each epoch](curves.png)" * run.has_curves
 
 
 def _public(value: Any) -> Any:
-    """Options without where things lie on the machine that trained."""
+    """Return options with paths reduced to their last part."""
     if isinstance(value, Mapping):
         return {key: _public(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_public(item) for item in value]
     is_path = isinstance(value, PurePath) or (isinstance(value, str) and ("/" in value or "\\" in value))
     if is_path and not str(value).startswith(("hf-hub:", "https://", "http://")):
-        return PureWindowsPath(str(value)).name  # which takes both kinds of slashes
+        return PureWindowsPath(str(value)).name  # splits at both kinds of slashes
     return value
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def _markdown_table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.strip().replace("|", "\\|") for cell in line) + " |" for line in lines)
