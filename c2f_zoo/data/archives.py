@@ -1,9 +1,8 @@
-"""Downloading archives and unpacking them, without trusting what is in them."""
+"""Download archives and unpack untrusted ones."""
 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import http.client
 import lzma
 import re
@@ -15,191 +14,143 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from posixpath import normpath
-from typing import NamedTuple
 
+from torchvision.datasets.utils import calculate_md5, check_integrity
 from tqdm import tqdm
 
-_CHUNK = 1 << 20
-_TIMEOUT = 60  # seconds without a byte
-_NO_ARCHIVE = (tarfile.ReadError, zipfile.BadZipFile)
-_DAMAGE = (tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
+_TIMEOUT = 60  # seconds without a byte; torchvision's download_url has no timeout, and falls back to plain http
+_BAD_ARCHIVE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
 
 
 def download_file(url: str, path: str | Path, md5: str) -> None:
-    """Downloads a file, unless it is there with the right checksum.
+    """Download a file, unless it exists with the right checksum.
 
-    The file appears under its name only when it is whole and its checksum right.
+    The file appears at `path` only when it is complete and its checksum is right.
 
     Args:
-        url: where it is.
-        path: where to put it; folders that are missing are made.
+        url: address of the file.
+        path: where to save it; missing folders are created.
         md5: its published checksum, 32 hexadecimal digits.
 
     Raises:
-        OSError: the server cannot be reached, lacks the file, or broke off; the message names the URL.
-        ValueError: the file that came is not the one with that checksum.
+        OSError: the server cannot be reached, does not have the file, or closed the connection early.
+        ValueError: the downloaded file has another checksum.
     """
     path = Path(path)
-    if path.is_file() and _md5(path) == md5:
+    if check_integrity(path, md5):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".download-") as scratch:
         part = Path(scratch, path.name)
+        request = urllib.request.Request(url, headers={"User-Agent": "c2f_zoo"})
         try:
-            _fetch(url, part)
+            with urllib.request.urlopen(request, timeout=_TIMEOUT) as response, open(part, "wb") as file:
+                total = int(response.headers.get("Content-Length") or 0)
+                with tqdm.wrapattr(response, "read", total or None, desc=path.name, disable=None) as body:
+                    shutil.copyfileobj(body, file)
+                if file.tell() < total:
+                    raise ConnectionError(f"the connection was closed after {file.tell()} of {total} bytes")
         except (OSError, http.client.HTTPException) as error:
-            raise OSError(f"cannot download {url}: {error}; try again, or put the file at {path} yourself") from error
-        found = _md5(part)
-        if found != md5:
+            raise OSError(f"cannot download {url}: {error}; try again, or save the file as {path} yourself") from error
+        if (found := calculate_md5(part)) != md5:
             raise ValueError(
-                f"{url} gave a file with the MD5 {found}, not {md5}: it is not the published one, and was deleted; "
-                f"try again, or put the right file at {path}"
+                f"{url} has the MD5 {found}, not the published {md5}, and was deleted; try again, or save the "
+                f"published file as {path}"
             )
         part.replace(path)
 
 
-def _fetch(url: str, path: Path) -> None:
-    request = urllib.request.Request(url, headers={"User-Agent": "c2f_zoo"})
-    with urllib.request.urlopen(request, timeout=_TIMEOUT) as response, open(path, "wb") as file:
-        total = int(response.headers.get("Content-Length") or 0)
-        with tqdm(total=total or None, unit="B", unit_scale=True, desc=path.name, disable=None) as bar:
-            while chunk := response.read(_CHUNK):
-                file.write(chunk)
-                bar.update(len(chunk))
-        if file.tell() < total:
-            raise ConnectionError(f"the connection broke off after {file.tell()} of {total} bytes")
-
-
-def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-class _Member(NamedTuple):
-    name: str
-    kind: str  # "file", "folder", "link" or what else it is
-    size: int
-    target: str = ""  # of a link, from the top of the archive
-
-
 def extract(archive: str | Path, folder: str | Path, inner: str = "") -> None:
-    """Unpacks a tar (plain, gz, bz2, xz) or zip archive into a new folder.
+    """Unpack a tar (plain, gz, bz2, xz) or zip archive into a new folder.
 
-    Every member is looked at before anything is written. They are unpacked beside the folder and moved into place at
-    the end, so that the folder is there as a whole or not at all.
+    Every member is checked before anything is written. The folder appears complete or not at all.
 
     Args:
-        archive: the file.
-        folder: the folder to make.
-        inner: a folder in the archive, whose content becomes the new folder's; what lies outside it is dropped.
+        archive: the archive.
+        folder: the folder to create.
+        inner: unpack only the content of this folder in the archive.
 
     Raises:
-        FileExistsError: the folder is there already.
-        OSError: the disk has too little room.
-        ValueError: the file is no archive or is damaged; it lacks `inner`; or it has members with absolute paths, `..`,
-            drives or backslashes in them, links to anything but a file in the archive, devices and the like, or
-            encrypted ones. All are named.
+        FileExistsError: the folder exists.
+        OSError: there is not enough disk space.
+        RuntimeError: this Python's tarfile has no data filter.
+        ValueError: the file is not an archive, is damaged, does not contain `inner`, or has unsafe members: absolute
+            paths, `..`, drives, backslashes, devices, links to anything but a file in the archive, encrypted files.
+            All unsafe members are listed.
 
     Examples:
-        >>> import zipfile
         >>> with zipfile.ZipFile("birds.zip", "w") as file:
         ...     file.writestr("birds/readme.txt", "Two birds.")
         >>> extract("birds.zip", "here", inner="birds")
         >>> Path("here", "readme.txt").read_text()
         'Two birds.'
-        >>> with zipfile.ZipFile("bad.zip", "w") as file:
-        ...     file.writestr("../readme.txt", "Not here.")
-        >>> try:
-        ...     extract("bad.zip", "there")
-        ... except ValueError as error:
-        ...     print(error)
-        bad.zip is not unpacked:
-          '../readme.txt' has '..' in it
     """
     archive, folder = Path(archive), Path(folder)
+    if not hasattr(tarfile, "data_filter"):
+        raise RuntimeError("unpacking needs tarfile's data filter; use Python 3.10.12, 3.11.4 or later")
     if folder.exists():
-        raise FileExistsError(f"{folder} is there already; move it away, or name another folder")
-    with _opened(archive) as file:
-        members = list(_members(file))
-        faults = list(_faults(members))
-        if faults:
-            raise ValueError("\n  ".join([f"{archive} is not unpacked:", *faults]))
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        needed, free = sum(member.size for member in members), shutil.disk_usage(folder.parent).free
-        if needed > free:
-            raise OSError(f"{archive} unpacks to {needed:,} bytes, but {folder.parent} has room for {free:,} only")
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unpack-") as scratch:
-            content = Path(scratch, "content")
-            content.mkdir()  # the scratch folder itself is closed to other users
-            _unpack(file, content)
-            if not (content / inner).is_dir():
-                raise ValueError(f"{archive} holds no folder {inner!r}")
-            (content / inner).rename(folder)
-
-
-@contextmanager
-def _opened(archive: Path) -> Iterator[tarfile.TarFile | zipfile.ZipFile]:
+        raise FileExistsError(f"{folder} exists; move it away, or choose another folder")
+    is_zip = zipfile.is_zipfile(archive) and not tarfile.is_tarfile(archive)  # a tar may contain a zip
     try:
-        if zipfile.is_zipfile(archive) and not tarfile.is_tarfile(archive):  # a tar may hold a zip
-            with zipfile.ZipFile(archive) as file:
-                yield file
+        with zipfile.ZipFile(archive) if is_zip else tarfile.open(archive) as file:
+            _unpack(file, archive, folder, inner)
+    except (*_BAD_ARCHIVE, NotImplementedError) as error:  # zipfile raises it for an unknown compression
+        raise ValueError(f"{archive} is not a tar or zip archive, or is damaged: {error}; download it again") from error
+
+
+def _unpack(file: zipfile.ZipFile | tarfile.TarFile, archive: Path, folder: Path, inner: str) -> None:
+    members = list(_zip_members(file) if isinstance(file, zipfile.ZipFile) else _tar_members(file))
+    errors = [f"{name!r} {error}" for name, _, problem in members for error in [_name_error(name) or problem] if error]
+    if errors:
+        raise ValueError("\n  ".join([f"{archive} has unsafe members and is not unpacked:", *errors]))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    needed, free = sum(size for _, size, _ in members), shutil.disk_usage(folder.parent).free
+    if needed > free:
+        raise OSError(f"{archive} unpacks to {needed:,} bytes, but {folder.parent} has only {free:,} bytes free")
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unpack-") as scratch:
+        content = Path(scratch, "content")
+        content.mkdir()  # the scratch folder itself is closed to other users
+        if isinstance(file, tarfile.TarFile):
+            file.extractall(content, filter="data")
         else:
-            with tarfile.open(archive) as file:
-                yield file
-    except _NO_ARCHIVE as error:
-        raise ValueError(f"{archive} is no tar or zip archive, or is damaged: {error}; get it again") from error
-    except _DAMAGE as error:
-        raise ValueError(f"{archive} is damaged: {error}; get it again") from error
+            file.extractall(content)
+        if not (content / inner).is_dir():
+            raise ValueError(f"{archive} has no folder {inner!r}")
+        (content / inner).rename(folder)
 
 
-def _members(file: tarfile.TarFile | zipfile.ZipFile) -> Iterator[_Member]:
-    if isinstance(file, zipfile.ZipFile):
-        for info in file.infolist():
-            kind = "folder" if info.is_dir() else "file"
-            mode = stat.S_IFMT(info.external_attr >> 16)
-            if info.flag_bits & 1:
-                kind = "encrypted"
-            elif mode not in (0, stat.S_IFREG, stat.S_IFDIR):
-                kind = "no plain file or folder"
-            yield _Member(info.filename, kind, info.file_size)
-        return
-    for member in file.getmembers():
-        kind = "file" if member.isreg() else "folder" if member.isdir() else "no file, folder or link"
-        if member.issym():
-            target = normpath(str(PurePosixPath(member.name).parent / member.linkname))
-            yield _Member(member.name, "link", 0, target)
-        elif member.islnk():
-            yield _Member(member.name, "link", 0, normpath(member.linkname))
-        else:
-            yield _Member(member.name, kind, member.size)
+def _tar_members(file: tarfile.TarFile) -> Iterator[tuple[str, int, str]]:
+    """Yield each member's name, size in bytes, and why its kind is unsafe or "".
+
+    A link must lead to a file in the archive. The data filter also allows links to folders, which in some versions of
+    Python let another link lead outside (CVE-2025-4517).
+    """
+    links = [member for member in file if member.issym() or member.islnk()]
+    files = {normpath(member.name) for member in file if member.isreg()} - {normpath(link.name) for link in links}
+    for member in file:
+        error = "" if member.isreg() or member.isdir() else "is not a file, folder or link"
+        if member.issym() or member.islnk():
+            start = PurePosixPath(member.name).parent if member.issym() else PurePosixPath()
+            target = normpath(str(start / member.linkname))
+            error = "" if target in files else f"is a link to {target!r}, which is not a file in the archive"
+        yield member.name, member.size, error
 
 
-def _faults(members: list[_Member]) -> Iterator[str]:
-    files = {normpath(member.name) for member in members if member.kind == "file"}
-    files -= {normpath(member.name) for member in members if member.kind == "link"}
-    for member in members:
-        parts = re.split(r"[/\\]", member.name)
-        if "\\" in member.name or "\0" in member.name:
-            yield f"{member.name!r} has a backslash or a zero byte in its name"
-        elif member.name.startswith("/") or any(re.match("[A-Za-z]:", part) for part in parts):
-            yield f"{member.name!r} is an absolute path, or names a drive"
-        elif ".." in parts:
-            yield f"{member.name!r} has '..' in it"
-        elif member.kind == "link" and member.target not in files:
-            # A link to a folder, harmless by itself, could be a step of another link's way out.
-            yield f"{member.name!r} is a link to {member.target!r}, which is no file in the archive"
-        elif member.kind not in ("file", "folder", "link"):
-            yield f"{member.name!r} is {member.kind}"
+def _zip_members(file: zipfile.ZipFile) -> Iterator[tuple[str, int, str]]:
+    """Yield each member's name, size in bytes, and why its kind is unsafe or ""."""
+    for member in file.infolist():
+        is_plain = stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
+        error = "is encrypted" if member.flag_bits & 1 else "" if is_plain else "is not a file or folder"
+        yield member.filename, member.file_size, error
 
 
-def _unpack(file: tarfile.TarFile | zipfile.ZipFile, folder: Path) -> None:
-    if isinstance(file, tarfile.TarFile) and hasattr(tarfile, "data_filter"):
-        file.extractall(folder, filter="data")
-    else:
-        file.extractall(folder)
+def _name_error(name: str) -> str:
+    """Return why a member's name is unsafe on some system; "" if it is safe. The data filter renames `/a` to `a`."""
+    if "\\" in name or "\0" in name:
+        return "contains a backslash or a null byte"
+    parts = name.split("/")
+    if name.startswith("/") or any(re.match("[A-Za-z]:", part) for part in parts):
+        return "is an absolute path or names a drive"
+    return "contains '..'" if ".." in parts else ""

@@ -55,7 +55,7 @@ def cub(root: str | Path, split: str, download: bool = False, hierarchy: str | P
 def _download(root: Path) -> None:
     place = root / FOLDER
     if place.exists():
-        raise FileExistsError(f"{place} is there, but is no CUB-200-2011 folder; move it away to have it downloaded")
+        raise FileExistsError(f"{place} exists, but is not a CUB-200-2011 folder; move it away to download the dataset")
     archive = root / URL.rsplit("/", 1)[1]
     download_file(URL, archive, MD5)
     extract(archive, place, inner=FOLDER)
