@@ -205,12 +205,12 @@ def check(
     show_all: Annotated[bool, typer.Option("--all", help="Do not cut long lists of classes and of warnings.")] = False,
 ) -> None:
     """Read all images once and tell what is there and what is wrong; exit status 1 where training would fail."""
-    from c2f_zoo.data.check import check_images, list_path, print_check
+    from c2f_zoo.data.check import check_images, list_images, print_report
 
-    listing = list_path(path, hierarchy, root, levels.split(",") if levels else None)
-    result = check_images(listing, workers, test_fraction, seed)
-    print_check(result, Console(emoji=False, highlight=False), show_all)
-    if any(result.errors.values()):
+    listing = list_images(path, hierarchy, root, levels.split(",") if levels else None)
+    report = check_images(listing, workers, test_fraction, seed)
+    print_report(report, Console(emoji=False, highlight=False), show_all)
+    if any(report.errors.values()):
         raise typer.Exit(1)
 
 

@@ -1,4 +1,4 @@
-"""The cache of decoded images: what it holds, when it is built anew, and that nothing half-written is trusted."""
+"""The cache of decoded images: its content, when it is rebuilt, and incomplete files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIDE = 32
 
 
 class Files:
-    """Images in files, which may be forbidden to be read."""
+    """A dataset of image files that can forbid decoding."""
 
     def __init__(self, paths: list[Path], forbidden: bool = False) -> None:
         self.hierarchy, self.paths, self.forbidden = TREE, paths, forbidden
@@ -53,7 +53,7 @@ def pixels_of(cached: CachedImages) -> list[np.ndarray]:
 
 
 def reference(path: Path, side: int | None, filter: Image.Resampling) -> np.ndarray:
-    """By Pillow alone."""
+    """Return the pixels that Pillow alone reads and resizes."""
     image = Image.open(path).convert("RGB")
     if side is not None and min(image.size) > side:
         image = image.resize(tuple(length * side // min(image.size) for length in image.size), filter)
@@ -62,7 +62,7 @@ def reference(path: Path, side: int | None, filter: Image.Resampling) -> np.ndar
 
 @pytest.mark.parametrize("side", [None, SIDE])
 @pytest.mark.parametrize("filter", ["bilinear", "bicubic"])
-def test_pixels_are_those_of_reading_and_resizing(paths: list[Path], tmp_path: Path, side: int, filter: str) -> None:
+def test_pixels_equal_reading_and_resizing(paths: list[Path], tmp_path: Path, side: int, filter: str) -> None:
     cached = CachedImages(Files(paths), tmp_path / "cache", side, filter)
     for path, found in zip(paths, pixels_of(cached), strict=True):
         np.testing.assert_array_equal(found, reference(path, side, Image.Resampling[filter.upper()]))
@@ -70,24 +70,24 @@ def test_pixels_are_those_of_reading_and_resizing(paths: list[Path], tmp_path: P
     assert cached.file.stat().st_size == sum(x.size for x in pixels_of(cached)) + 4 * 16 + 32
 
 
-def test_it_is_built_once(paths: list[Path], tmp_path: Path) -> None:
+def test_cache_is_built_once(paths: list[Path], tmp_path: Path) -> None:
     first = pixels_of(CachedImages(Files(paths), tmp_path / "cache", SIDE))
     for path in paths:
-        os.utime(path, (1, 1))  # as a copy of the folder would have
+        os.utime(path, (1, 1))  # as in a copy of the folder
     second = pixels_of(CachedImages(Files(paths, forbidden=True), tmp_path / "cache", SIDE))
     for a, b in zip(first, second, strict=True):
         np.testing.assert_array_equal(a, b)
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-def test_other_bytes_order_or_settings_are_another_cache(paths: list[Path], tmp_path: Path) -> None:
+def test_other_bytes_order_or_settings_need_another_cache(paths: list[Path], tmp_path: Path) -> None:
     names = {CachedImages(Files(paths), tmp_path / "cache", SIDE).file}
     names.add(CachedImages(Files(paths[::-1]), tmp_path / "cache", SIDE).file)
     names.add(CachedImages(Files(paths), tmp_path / "cache", SIDE - 1).file)
     names.add(CachedImages(Files(paths), tmp_path / "cache", SIDE, "bicubic").file)
     kept = os.stat(paths[1])
     Image.new("RGB", (50, 50), "red").save(paths[1])
-    os.utime(paths[1], ns=(kept.st_atime_ns, kept.st_mtime_ns))  # only the bytes tell
+    os.utime(paths[1], ns=(kept.st_atime_ns, kept.st_mtime_ns))  # only the bytes differ
     cached = CachedImages(Files(paths), tmp_path / "cache", SIDE)
     names.add(cached.file)
     assert len(names) == 5
@@ -95,7 +95,7 @@ def test_other_bytes_order_or_settings_are_another_cache(paths: list[Path], tmp_
 
 
 @pytest.mark.parametrize(
-    "harm",
+    "damage",
     [
         lambda content: content[:-1],
         lambda content: content[: len(content) // 2],
@@ -107,17 +107,17 @@ def test_other_bytes_order_or_settings_are_another_cache(paths: list[Path], tmp_
     ],
     ids=["cut", "cut in half", "empty", "longer", "a pixel", "a size", "the checksum"],
 )
-def test_a_file_that_is_not_as_it_was_written_is_built_anew(paths: list[Path], tmp_path: Path, harm) -> None:
+def test_damaged_file_is_rebuilt(paths: list[Path], tmp_path: Path, damage) -> None:
     file = CachedImages(Files(paths), tmp_path / "cache", SIDE).file
     written = file.read_bytes()
-    file.write_bytes(harm(written))
+    file.write_bytes(damage(written))
     cached = CachedImages(Files(paths), tmp_path / "cache", SIDE)
     assert file.read_bytes() == written
     for path, found in zip(paths, pixels_of(cached), strict=True):
         np.testing.assert_array_equal(found, reference(path, SIDE, Image.Resampling.BILINEAR))
 
 
-def test_workers_map_the_file_and_get_no_copy(paths: list[Path], tmp_path: Path) -> None:
+def test_workers_map_the_file(paths: list[Path], tmp_path: Path) -> None:
     cached = CachedImages(Files(paths), tmp_path / "cache")
     assert cached[0][0].size == SIZES[0]  # mapped here
     assert len(pickle.dumps(cached)) < cached.file.stat().st_size / 2
@@ -130,16 +130,14 @@ def test_workers_map_the_file_and_get_no_copy(paths: list[Path], tmp_path: Path)
     torch.testing.assert_close(images, expected)
 
 
-def test_an_image_can_be_drawn_on_and_the_cache_stays(paths: list[Path], tmp_path: Path) -> None:
+def test_changing_an_image_does_not_change_the_cache(paths: list[Path], tmp_path: Path) -> None:
     cached = CachedImages(Files(paths), tmp_path / "cache")
     image, _ = cached[0]
     image.paste("red", (0, 0, *image.size))
     np.testing.assert_array_equal(np.asarray(cached[0][0]), reference(paths[0], None, Image.Resampling.BILINEAR))
 
 
-def test_an_unreadable_image_is_told_when_it_is_read_and_read_when_it_is_mended(
-    paths: list[Path], tmp_path: Path
-) -> None:
+def test_unreadable_image_raises_until_it_is_repaired(paths: list[Path], tmp_path: Path) -> None:
     whole = paths[1].read_bytes()
     paths[1].write_bytes(whole[:200])
     paths[2].unlink()
@@ -150,24 +148,24 @@ def test_an_unreadable_image_is_told_when_it_is_read_and_read_when_it_is_mended(
     with pytest.raises(FileNotFoundError, match=r"2\.png"):
         cached[2]
     paths[1].write_bytes(whole)
-    mended = CachedImages(Files(paths), tmp_path / "cache", SIDE)
-    np.testing.assert_array_equal(np.asarray(mended[1][0]), reference(paths[1], SIDE, Image.Resampling.BILINEAR))
+    repaired = CachedImages(Files(paths), tmp_path / "cache", SIDE)
+    np.testing.assert_array_equal(np.asarray(repaired[1][0]), reference(paths[1], SIDE, Image.Resampling.BILINEAR))
 
 
-def test_what_has_no_files_is_refused(tmp_path: Path) -> None:
+def test_dataset_without_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Critters has no `paths`"):
         CachedImages(create_dataset("critters", "train", per_class=1), tmp_path)
     with pytest.raises(ValueError, match="did you mean 'bilinear'"):
         CachedImages(Files([]), tmp_path, SIDE, "bilinaer")
 
 
-# A process that stops in the middle of its build until it is told to go on.
+# A process that pauses in the middle of its build.
 BUILDER = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_cache import *
 
-class Stopping(Files):
+class Pausing(Files):
     def __getitem__(self, index):
         if index == 2:
             print("in the middle", flush=True)
@@ -175,7 +173,7 @@ class Stopping(Files):
         return super().__getitem__(index)
 
 folder = Path(sys.argv[1])
-cached = CachedImages(Stopping([folder / f"{{number}}.png" for number in range(4)]), folder / "cache", SIDE)
+cached = CachedImages(Pausing([folder / f"{{number}}.png" for number in range(4)]), folder / "cache", SIDE)
 print(cached.file.name, [int(pixels.sum()) for pixels in pixels_of(cached)], flush=True)
 """
 
@@ -190,17 +188,17 @@ def start_builders(folder: Path, count: int) -> list[subprocess.Popen[str]]:
     return builders
 
 
-def test_two_processes_may_build_at_once(paths: list[Path], tmp_path: Path) -> None:
+def test_two_processes_build_at_once(paths: list[Path], tmp_path: Path) -> None:
     builders = start_builders(tmp_path, 2)
     assert len(list((tmp_path / "cache").glob("*.part"))) == 2
-    said = [builder.communicate("go on\n")[0] for builder in builders]
+    outputs = [builder.communicate("go on\n")[0] for builder in builders]
     cached = CachedImages(Files(paths, forbidden=True), tmp_path / "cache", SIDE)
     sums = [int(reference(path, SIDE, Image.Resampling.BILINEAR).sum()) for path in paths]
-    assert said == [f"{cached.file.name} {sums}\n"] * 2
+    assert outputs == [f"{cached.file.name} {sums}\n"] * 2
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [cached.file.name]
 
 
-def test_a_build_that_is_killed_leaves_nothing_that_is_trusted(paths: list[Path], tmp_path: Path) -> None:
+def test_killed_build_is_ignored(paths: list[Path], tmp_path: Path) -> None:
     [builder] = start_builders(tmp_path, 1)
     builder.kill()
     builder.wait()
@@ -212,13 +210,13 @@ def test_a_build_that_is_killed_leaves_nothing_that_is_trusted(paths: list[Path]
     assert left[0].exists() and cached.file.exists()
 
 
-def test_a_build_that_fails_takes_its_file_away(paths: list[Path], tmp_path: Path) -> None:
+def test_failed_build_removes_its_file(paths: list[Path], tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="decoded again"):
         CachedImages(Files(paths, forbidden=True), tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_the_recipe_trains_from_it(cub_folder: Path, tmp_path: Path) -> None:
+def test_recipe_trains_from_the_cache(cub_folder: Path, tmp_path: Path) -> None:
     recipes = Path(__file__).parents[1] / "recipes"
     command = [sys.executable, recipes / "train.py", "--config", recipes / "configs" / "smoke.yaml", "--dataset", "cub"]
     command += ["--dataset_options", f"{{root: {cub_folder}}}", "--batch_size", "4", "--num_workers", "1"]
@@ -227,6 +225,6 @@ def test_the_recipe_trains_from_it(cub_folder: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "run" / "test.csv").exists()
-    # 8 images train and 4 test, each 40 x 50 pixels and its height and width; a checksum for all.
+    # 8 training and 4 test images of 40 x 50 pixels, each with its height and width; one checksum.
     sizes = sorted(file.stat().st_size for file in (tmp_path / "kept").iterdir())
     assert sizes == [count * (40 * 50 * 3 + 16) + 32 for count in (4, 8)]

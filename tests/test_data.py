@@ -1,4 +1,4 @@
-"""The datasets."""
+"""Critters, CUB, Fashion-MNIST, and errors of `create_dataset`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from c2f_zoo.data.critters import draw_critter
 
 
 class TestCritters:
-    def test_an_image_depends_on_seed_split_and_index_alone(self) -> None:
+    def test_image_depends_on_seed_split_and_index_only(self) -> None:
         one, again = (create_dataset("critters", "train", per_class=2) for _ in range(2))
         assert one[7][0].tobytes() == again[7][0].tobytes()
         others = [
@@ -36,10 +36,10 @@ class TestCritters:
         with pytest.raises(IndexError):
             dataset[108]
 
-    def test_each_level_is_decided_at_its_own_scale(self) -> None:
-        # The same pose, colours and background, drawn as another species, genus or family: how much of the
-        # difference is left when the image is shrunk?
-        def left(species: int, other: int, resolution: int) -> float:
+    def test_each_level_needs_its_own_resolution(self) -> None:
+        # The same pose, colours and background, drawn as another species, genus or family: the fraction of the
+        # difference that remains in the shrunk image.
+        def difference(species: int, other: int, resolution: int) -> float:
             total = 0.0
             for seed in range(20):
                 shrink = Degrade(resolution, size=resolution)
@@ -48,21 +48,24 @@ class TestCritters:
             return total
 
         another = {"species": 1, "genus": 3, "family": 9}  # index distance: labels are family, genus, mark in base 3
-        loss = {level: {r: left(0, step, r) / left(0, step, 96) for r in (32, 12)} for level, step in another.items()}
-        assert loss["species"][32] < 0.55, "marks blur at 32 pixels"
-        assert loss["species"][12] < 0.2, "and vanish at 12"
-        assert loss["genus"][32] > 0.7, "patches are seen at 32 pixels"
-        assert loss["genus"][12] < 0.4, "and fade at 12"
-        assert loss["family"][12] > 0.8, "the silhouette stays"
+        left = {
+            level: {r: difference(0, step, r) / difference(0, step, 96) for r in (32, 12)}
+            for level, step in another.items()
+        }
+        assert left["species"][32] < 0.55, "marks are blurred at 32 pixels"
+        assert left["species"][12] < 0.2, "marks vanish at 12 pixels"
+        assert left["genus"][32] > 0.7, "patches are visible at 32 pixels"
+        assert left["genus"][12] < 0.4, "patches fade at 12 pixels"
+        assert left["family"][12] > 0.8, "the silhouette remains"
 
     @pytest.mark.parametrize("arguments", [{"species": 36}, {"species": -1}, {"species": 0, "size": 0}])
-    def test_mistakes_are_named(self, arguments: dict[str, int]) -> None:
+    def test_errors(self, arguments: dict[str, int]) -> None:
         with pytest.raises(ValueError, match="must be"):
             draw_critter(rng=np.random.default_rng(0), **arguments)
 
 
 class TestCUB:
-    def test_a_part_of_cub_in_its_own_layout(self, cub_folder: Path) -> None:
+    def test_subset_in_the_layout_of_cub(self, cub_folder: Path) -> None:
         train = create_dataset("cub", "train", root=str(cub_folder))
         test = create_dataset("cub", "test", root=str(cub_folder))
         assert train.hierarchy.num_classes == {"family": 2, "genus": 3, "species": 4}
@@ -81,12 +84,12 @@ class TestCUB:
         assert old in text
         file.write_text(text.replace(old, new, 1))
 
-    def test_a_missing_image_is_named_before_training(self, cub_folder: Path) -> None:
+    def test_missing_image(self, cub_folder: Path) -> None:
         (cub_folder / "images" / BIRDS[0] / "0.jpg").unlink()
         with pytest.raises(ValueError, match=rf"missing files:\n *.*{BIRDS[0]}.0\.jpg$"):
             create_dataset("cub", "train", root=str(cub_folder))
 
-    def test_all_faults_are_told_at_once(self, cub_folder: Path) -> None:
+    def test_all_errors_are_listed(self, cub_folder: Path) -> None:
         self.replace_line(cub_folder / "image_class_labels.txt", "3 1\n", "")
         self.replace_line(cub_folder / "image_class_labels.txt", "5 2", "5 7")
         self.replace_line(cub_folder / "train_test_split.txt", "2 1", "2 yes")
@@ -100,8 +103,8 @@ class TestCUB:
         )
         assert lines == [
             f"cannot use {cub_folder}:",
-            "classes outside the tree (rename them, or give a tree that has them):",
-            "faults of the lists:",
+            "classes outside the tree (rename them, or use a tree that has them):",
+            "errors in the lists:",
             "train_test_split.txt: image 2 has 'yes', neither 0 nor 1",
             f"image_class_labels.txt has no line for image 3 ({BIRDS[0]}/2.jpg)",
             "image_class_labels.txt: image 5 has class 7, not in classes.txt",
@@ -109,16 +112,16 @@ class TestCUB:
             str(cub_folder / "images" / BIRDS[3] / "1.jpg"),
         ]
 
-    def test_another_tree_of_the_same_birds(self, cub_folder: Path) -> None:
+    def test_another_tree_of_the_same_classes(self, cub_folder: Path) -> None:
         dataset = create_dataset("cub", "train", root=str(cub_folder), hierarchy="cub_modern")
         assert dataset.hierarchy == load_hierarchy("cub_modern").subtree(BIRDS)
         assert dataset.hierarchy.levels[0] == "order"
 
-    def test_the_folder_that_holds_it_will_do(self, cub_folder: Path) -> None:
+    def test_parent_folder(self, cub_folder: Path) -> None:
         cub_folder.rename(cub_folder.with_name("CUB_200_2011"))
         assert len(create_dataset("cub", "train", root=str(cub_folder.parent))) == 8
 
-    def test_a_truncated_image_is_named_when_it_is_read(self, cub_folder: Path) -> None:
+    def test_truncated_image(self, cub_folder: Path) -> None:
         path = cub_folder / "images" / BIRDS[0] / "0.jpg"
         path.write_bytes(path.read_bytes()[:-400])
         dataset = create_dataset("cub", "train", root=str(cub_folder))
@@ -126,41 +129,41 @@ class TestCUB:
         with pytest.raises(ValueError, match=rf"cannot read the image .*{BIRDS[0]}/0.jpg"):
             dataset[index]
 
-    def test_a_class_that_is_not_in_the_tree_is_named(self, cub_folder: Path) -> None:
+    def test_class_outside_the_tree(self, cub_folder: Path) -> None:
         self.replace_line(cub_folder / "classes.txt", BIRDS[0], "001.Black_foot_Albatross")
         with pytest.raises(
             ValueError, match=r"classes.txt, class 1: unknown class '001.Black_foot_.*did you mean '001.Black_footed"
         ):
             create_dataset("cub", "train", root=str(cub_folder))
 
-    def test_a_label_that_is_no_class_is_named(self, cub_folder: Path) -> None:
+    def test_label_without_a_class(self, cub_folder: Path) -> None:
         self.replace_line(cub_folder / "image_class_labels.txt", "3 1", "3 9")
         with pytest.raises(ValueError, match=r"image_class_labels.txt: image 3 has class 9, not in classes.txt"):
             create_dataset("cub", "train", root=str(cub_folder))
 
-    def test_an_image_without_a_label_is_named(self, cub_folder: Path) -> None:
+    def test_image_without_a_label(self, cub_folder: Path) -> None:
         self.replace_line(cub_folder / "image_class_labels.txt", "3 1\n", "")
         with pytest.raises(ValueError, match=r"image_class_labels.txt has no line for image 3"):
             create_dataset("cub", "train", root=str(cub_folder))
 
-    def test_a_bad_line_is_named(self, cub_folder: Path) -> None:
+    def test_malformed_line(self, cub_folder: Path) -> None:
         self.replace_line(cub_folder / "train_test_split.txt", "2 1", "2")
         with pytest.raises(ValueError, match=r"train_test_split.txt, line 2: expected a number and a value, not '2'"):
             create_dataset("cub", "train", root=str(cub_folder))
 
-    def test_a_flag_or_a_repeated_line_that_would_lose_an_image_is_named(self, cub_folder: Path) -> None:
+    def test_malformed_flag_and_repeated_line(self, cub_folder: Path) -> None:
         self.replace_line(cub_folder / "train_test_split.txt", "2 1", "2 yes")
         with pytest.raises(ValueError, match=r"train_test_split.txt: image 2 has 'yes', neither 0 nor 1"):
             create_dataset("cub", "train", root=str(cub_folder))
         self.replace_line(cub_folder / "train_test_split.txt", "2 yes", "1 1")
-        with pytest.raises(ValueError, match=r"train_test_split.txt, line 2: 1 stands on an earlier line already"):
+        with pytest.raises(ValueError, match=r"train_test_split.txt, line 2: 1 is on an earlier line already"):
             create_dataset("cub", "train", root=str(cub_folder))
 
-    def test_a_folder_of_another_kind_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError, match=r"is no CUB-200-2011 folder: it lacks images.txt"):
+    def test_folder_in_another_layout(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r"is not a CUB-200-2011 folder: it has no images.txt"):
             create_dataset("cub", "train", root=str(tmp_path))
 
-    def test_an_empty_split_is_named(self, cub_folder: Path) -> None:
+    def test_empty_split(self, cub_folder: Path) -> None:
         split = cub_folder / "train_test_split.txt"
         split.write_text(split.read_text().replace(" 0\n", " 1\n"))
         with pytest.raises(ValueError, match=r"splits without an image:\n *'test'"):
@@ -168,13 +171,13 @@ class TestCUB:
 
 
 def write_fashion_mnist(folder: Path, zipped: bool) -> np.ndarray:
-    """Writes ten training and ten test images as idx files (the format is described on MNIST's page)."""
+    """Write ten training and ten test images as idx files (MNIST's page describes the format)."""
     folder.mkdir(parents=True, exist_ok=True)
     images = np.random.default_rng(0).integers(0, 256, (10, 28, 28), dtype=np.uint8)
-    for part in ("train", "t10k"):
+    for split in ("train", "t10k"):
         files = {
-            f"{part}-images-idx3-ubyte": struct.pack(">IIII", 0x803, 10, 28, 28) + images.tobytes(),
-            f"{part}-labels-idx1-ubyte": struct.pack(">II", 0x801, 10) + bytes(range(10)),
+            f"{split}-images-idx3-ubyte": struct.pack(">IIII", 0x803, 10, 28, 28) + images.tobytes(),
+            f"{split}-labels-idx1-ubyte": struct.pack(">II", 0x801, 10) + bytes(range(10)),
         }
         for name, data in files.items():
             (folder / (name + ".gz" * zipped)).write_bytes(gzip.compress(data) if zipped else data)
@@ -183,32 +186,34 @@ def write_fashion_mnist(folder: Path, zipped: bool) -> np.ndarray:
 
 class TestFashionMNIST:
     @pytest.mark.parametrize(("zipped", "place"), [(True, "."), (False, "."), (False, "FashionMNIST/raw")])
-    def test_idx_files_are_read_where_they_are(self, tmp_path: Path, zipped: bool, place: str) -> None:
+    def test_idx_files_are_read_in_place(self, tmp_path: Path, zipped: bool, place: str) -> None:
         images = write_fashion_mnist(tmp_path / place, zipped)
         before = sorted(tmp_path.rglob("*"))
         dataset = create_dataset("fashion_mnist", "test", root=str(tmp_path))
         image, label = dataset[9]
         assert np.array_equal(np.asarray(image), np.stack([images[9]] * 3, axis=-1))
         assert dataset.hierarchy.path(label) == ("Goods", "Shoes", "Ankle boot")
-        assert sorted(tmp_path.rglob("*")) == before, "nothing is written beside the files"
+        assert sorted(tmp_path.rglob("*")) == before, "nothing is written next to the files"
 
-    def test_missing_files_are_named(self, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError, match=r"holds no Fashion-MNIST.*pass download=True"):
+    def test_missing_files(self, tmp_path: Path) -> None:
+        with pytest.raises(
+            FileNotFoundError, match=r"does not contain Fashion-MNIST.*download=True.*train-images-idx3-ubyte"
+        ):
             create_dataset("fashion_mnist", "train", root=str(tmp_path))
 
 
 class TestCreateDataset:
-    def test_mistakes_are_named(self) -> None:
+    def test_errors(self) -> None:
         with pytest.raises(ValueError, match="unknown dataset 'critter'; did you mean 'critters'"):
             create_dataset("critter", "train")
-        with pytest.raises(ValueError, match="unknown split 'val'; choose from 'train', 'test'"):
+        with pytest.raises(ValueError, match="dataset 'critters' has no split 'val'; it has 'train' and 'test'"):
             create_dataset("critters", "val")
         with pytest.raises(ValueError, match=r"dataset 'csv' needs the option file and hierarchy, e.g. file="):
             create_dataset("csv", "train")
         with pytest.raises(ValueError, match="dataset 'hfds/x' needs the option hierarchy"):
             create_dataset("hfds/x", "train")
 
-    def test_a_label_outside_the_tree_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_label_outside_the_tree(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS._entries))
 
         @register_dataset("bad")
@@ -221,5 +226,7 @@ class TestCreateDataset:
             def __len__(self) -> int:
                 return 2
 
-        with pytest.raises(ValueError, match=r"train image 1 of dataset 'bad' has label 10, outside the tree's 10 art"):
+        with pytest.raises(
+            ValueError, match=r"image 1 of the train split of dataset 'bad' has label 10, outside the tree's 10 art"
+        ):
             create_dataset("bad", "train")

@@ -1,4 +1,4 @@
-"""`c2f-zoo data check`: what is counted, what is found, and when the exit status is 1."""
+"""Tables, errors, warnings and exit status of `c2f-zoo data check`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write(path: Path, *lines: str) -> Path:
 
 @pytest.fixture
 def flat(tmp_path: Path) -> tuple[Path, Path]:
-    """Class folders without a fault, and their tree."""
+    """Return class folders without errors, and their tree."""
     root = tmp_path / "images"
     for number, name in enumerate(["train/Gull/a", "train/Gull/b", "train/Gull/c", "train/Jay/d", "train/Lynx/e"]):
         draw(root / f"{name}.png", number, (30 + number, 20))
@@ -38,19 +38,19 @@ def flat(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def check(*arguments: object, status: int = 0) -> list[str]:
-    """The lines that it prints."""
+    """Return the printed lines."""
     done = CliRunner().invoke(app, ["data", "check", *map(str, arguments)])
     assert done.exit_code == status, done.output
     return [line.strip() for line in done.stdout.splitlines()]
 
 
 def rows(lines: list[str]) -> list[list[str]]:
-    """The cells of the tables' rows."""
+    """Return the cells of the tables' rows."""
     return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
 
 
 def found(lines: list[str], kind: str) -> dict[str, list[str]]:
-    """The errors or warnings: the heading, and the lines below it."""
+    """Return the errors or warnings: the lines below each heading."""
     findings: dict[str, list[str]] = {}
     below: list[str] = []
     for line in lines:
@@ -63,8 +63,8 @@ def found(lines: list[str], kind: str) -> dict[str, list[str]]:
     return findings
 
 
-class TestWhatIsThere:
-    def test_folders(self, flat: tuple[Path, Path]) -> None:
+class TestTables:
+    def test_flat_folders(self, flat: tuple[Path, Path]) -> None:
         lines = check(flat[0], "--hierarchy", flat[1])
         assert lines[0] == f"8 images in {flat[0]}"
         assert rows(lines) == [
@@ -83,7 +83,7 @@ class TestWhatIsThere:
         ]
         assert lines[-1] == "training can start"
 
-    def test_a_list(self, flat: tuple[Path, Path], tmp_path: Path) -> None:
+    def test_csv(self, flat: tuple[Path, Path], tmp_path: Path) -> None:
         lines = ["path,label", *(f"train/{name}.png,Gull" for name in ("Gull/a", "Gull/b", "Gull/c", "Jay/d"))]
         lines += ["test/Lynx/h.jpg,Beasts", "test/Jay/g.jpg,Beasts"]
         options = ["--hierarchy", flat[1], "--root", flat[0], "--test-fraction", 0.5, "--seed", 3, "--workers", 1]
@@ -120,7 +120,7 @@ class TestWhatIsThere:
             ["test", "3", "3", "1", "1", "1"],
         ]
 
-    def test_of_many_classes_the_smallest_are_shown_unless_all_are_asked_for(self, tmp_path: Path) -> None:
+    def test_smallest_of_many_classes_are_shown(self, tmp_path: Path) -> None:
         images = {f"{number:02}": 3 - (number in (7, 21)) for number in range(22)}
         for name, count in images.items():
             for shot in range(count):
@@ -136,7 +136,7 @@ class TestWhatIsThere:
 
 
 class TestErrors:
-    def test_images_that_cannot_be_decoded_are_named(self, flat: tuple[Path, Path]) -> None:
+    def test_unreadable_images(self, flat: tuple[Path, Path]) -> None:
         root, tree = flat
         whole = draw(root / "train" / "Jay" / "cut.jpg", 99, (200, 100)).read_bytes()
         (root / "train" / "Jay" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
@@ -148,15 +148,15 @@ class TestErrors:
         for item, name in zip(items, ("test/Jay/empty.png", "test/Jay/words.png", "train/Jay/cut.jpg"), strict=True):
             assert item.startswith(f"cannot read the image {root / name}: ")
 
-    def test_a_link_to_nowhere(self, flat: tuple[Path, Path]) -> None:
+    def test_broken_link(self, flat: tuple[Path, Path]) -> None:
         try:
             (flat[0] / "train" / "Jay" / "gone.png").symlink_to("nowhere.png")
         except OSError:
-            pytest.skip("no links here")
+            pytest.skip("links are unsupported")
         (items,) = found(check(flat[0], "--hierarchy", flat[1], status=1), "error").values()
         assert items == [f"there is no image {flat[0] / 'train' / 'Jay' / 'gone.png'}"]
 
-    def test_all_faults_are_told_and_the_images_read_nonetheless(self, cub_folder: Path) -> None:
+    def test_all_errors_are_listed_and_other_images_are_read(self, cub_folder: Path) -> None:
         (cub_folder / "images" / BIRDS[0] / "0.jpg").unlink()
         (cub_folder / "images" / BIRDS[1] / "0.jpg").write_text("no image")
         classes = cub_folder / "classes.txt"
@@ -164,29 +164,31 @@ class TestErrors:
         lines = check(cub_folder, status=1)
         errors = found(lines, "error")
         assert [heading.rsplit(": ", 1) for heading in errors] == [
-            ["classes outside the tree (rename them, or give a tree that has them)", "1"],
+            ["classes outside the tree (rename them, or use a tree that has them)", "1"],
             ["missing files", "1"],
             ["images that cannot be decoded (on_error: skip leaves them out)", "1"],
         ]
-        assert "unknown class '004.Groovy_[b]Ani'" in next(iter(errors.values()))[0], "brackets are no markup"
+        assert "unknown class '004.Groovy_[b]Ani'" in next(iter(errors.values()))[0], "brackets are not markup"
         assert ["JPEG RGB", "10"] in rows(lines)
         assert lines[-1] == "training would fail; see the errors"
 
-    def test_folders_that_are_no_tree(self, tmp_path: Path) -> None:
+    def test_folders_that_do_not_form_a_tree(self, tmp_path: Path) -> None:
         for name in ("train/Birds/Gull", "train/Beasts/Gull", "test/Birds/Gull"):
             draw(tmp_path / name / "1.png", len(name))
         lines = check(tmp_path, status=1)
-        assert list(found(lines, "error")) == ["the folders are no tree (make them one, or give 'hierarchy'): 1"]
+        assert list(found(lines, "error")) == [
+            "the folders do not form a tree (rearrange them, or use the option 'hierarchy'): 1"
+        ]
         assert ["PNG RGB", "3"] in rows(lines)
 
-    def test_nothing_to_learn(self, tmp_path: Path) -> None:
+    def test_single_class(self, tmp_path: Path) -> None:
         draw(tmp_path / "train" / "Gull" / "1.png", 1)
         draw(tmp_path / "test" / "Gull" / "1.png", 2)
         lines = check(tmp_path, "--levels", "sort", status=1)
-        assert found(lines, "error") == {"there is nothing to tell apart: 1": ["the tree has one sort"]}
+        assert found(lines, "error") == {"there is only one class: 1": ["the tree has one sort"]}
         assert list(found(lines, "warning")) == ["there is no coarser level: 1"]
 
-    def test_a_level_without_a_label(self, flat: tuple[Path, Path], tmp_path: Path) -> None:
+    def test_level_without_a_label(self, flat: tuple[Path, Path], tmp_path: Path) -> None:
         lines = ["path,label,split", "train/Gull/a.png,Birds,train", "train/Lynx/e.png,Beasts,train"]
         lines += ["test/Gull/f.jpg,Gull,test"]
         shown = check(write(flat[0] / "list.csv", *lines), "--hierarchy", flat[1], status=1)
@@ -199,17 +201,17 @@ class TestErrors:
         assert "splits without an image: 1" in found(check(tmp_path, status=1), "error")
 
     @pytest.mark.parametrize(("count", "options"), [(1, []), (3, ["--test-fraction", 0])])
-    def test_classes_too_small_to_be_parted(self, tmp_path: Path, count: int, options: list[object]) -> None:
+    def test_classes_too_small_to_split(self, tmp_path: Path, count: int, options: list[object]) -> None:
         for number, name in enumerate(["Birds/Gull", "Birds/Jay", "Beasts/Lynx"]):
             for shot in range(count):
                 draw(tmp_path / name / f"{shot}.png", 10 * number + shot)
         errors = found(check(tmp_path, *options, status=1), "error")
         ((heading, (item,)),) = errors.items()
         assert heading == "splits without an image: 1"
-        assert item.startswith("'test': each class needs two images or more to be parted, and test_fraction")
+        assert item.startswith("'test': a class needs two images or more to be split, and test_fraction")
 
-    def test_an_empty_folder(self, tmp_path: Path) -> None:
-        assert list(found(check(tmp_path, status=1), "error")) == ["no image lies in a folder: 1"]
+    def test_empty_folder(self, tmp_path: Path) -> None:
+        assert list(found(check(tmp_path, status=1), "error")) == ["there are no images in folders: 1"]
 
 
 class TestWarnings:
@@ -218,7 +220,7 @@ class TestWarnings:
         assert lines[-1] == "training can start; see the warnings"
         return found(lines, "warning")
 
-    def test_the_same_image_in_train_and_test(self, flat: tuple[Path, Path]) -> None:
+    def test_same_image_in_train_and_test(self, flat: tuple[Path, Path]) -> None:
         train, test = flat[0] / "train", flat[0] / "test"
         (test / "Gull" / "copy.png").write_bytes((train / "Gull" / "b.png").read_bytes())
         draw(test / "Jay" / "again.bmp", 3, (33, 20))  # the pixels of train/Jay/d.png
@@ -229,7 +231,7 @@ class TestWarnings:
             ]
         }
 
-    def test_the_same_image_within_a_split(self, flat: tuple[Path, Path]) -> None:
+    def test_same_image_within_a_split(self, flat: tuple[Path, Path]) -> None:
         train = flat[0] / "train"
         draw(train / "Gull" / "x.png", 77)
         draw(train / "Jay" / "x.png", 77)
@@ -241,48 +243,48 @@ class TestWarnings:
             "the same image under several classes: 1": [
                 f"same bytes: {train / 'Gull' / 'x.png'} (train, Gull), {train / 'Jay' / 'x.png'} (train, Jay)"
             ],
-            "the same image again: 1": [
+            "the same image more than once: 1": [
                 f"same pixels: {train / 'Jay' / 'y.png'} (train, Jay), {train / 'Jay' / 'z.png'} (train, Jay)"
             ],
         }
 
-    def test_a_coarser_label_of_the_same_image_is_no_other_class(self, flat: tuple[Path, Path]) -> None:
+    def test_coarser_label_of_the_same_image_is_not_another_class(self, flat: tuple[Path, Path]) -> None:
         draw(flat[0] / "train" / "Gull" / "x.png", 77)
         draw(flat[0] / "train" / "Birds" / "x.png", 77)
-        assert list(self.warnings(flat)) == ["the same image again: 1"]
+        assert list(self.warnings(flat)) == ["the same image more than once: 1"]
 
-    def test_what_is_left_out(self, flat: tuple[Path, Path]) -> None:
+    def test_files_and_folders_left_out(self, flat: tuple[Path, Path]) -> None:
         root = flat[0]
         (root / "train" / "Jay" / "notes[1].txt").touch()
         (root / "train" / "Empty").mkdir()
         (root / "extra").mkdir()
         draw(root / "train" / "loose.png", 1)
         assert self.warnings(flat) == {
-            "folders beside those of the splits, left out: 1": ["extra"],
-            "files that are no images by their extension, left out: 1": [str(root / "train" / "Jay" / "notes[1].txt")],
-            "images in no class's folder, left out: 1": [str(root / "train" / "loose.png")],
+            "folders next to the split folders, left out: 1": ["extra"],
+            "files without an image extension, left out: 1": [str(root / "train" / "Jay" / "notes[1].txt")],
+            "images outside class folders, left out: 1": [str(root / "train" / "loose.png")],
             "folders without an image, left out: 1": [str(root / "train" / "Empty")],
         }
 
-    def test_classes_without_a_training_image_are_named(self, flat: tuple[Path, Path]) -> None:
+    def test_classes_without_a_training_image(self, flat: tuple[Path, Path]) -> None:
         os.unlink(flat[0] / "train" / "Jay" / "d.png")
         warnings = self.warnings(flat)
         assert warnings["classes without a training image: 1"] == ["Jay"]
 
-    def test_a_level_that_nothing_would_validate(self, tmp_path: Path) -> None:
-        # Each species has 2 images: one for the test, and a single one to train on, which is not held out.
+    def test_level_without_a_label_to_validate_on(self, tmp_path: Path) -> None:
+        # Each species has 2 images: one in the test set, and one in the training set, which is not held out.
         for number, name in enumerate(["Birds/Gull", "Birds/Jay", "Beasts/Lynx"]):
             draw(tmp_path / name / "1.png", 10 * number)
             draw(tmp_path / name / "2.png", 10 * number + 1)
         for shot in range(5):
             draw(tmp_path / "Birds" / f"{shot}.png", 100 + shot)
         ((heading, items),) = found(check(tmp_path, "--levels", "kind,sort"), "warning").items()
-        assert heading.startswith("levels without a label to validate with, so that training stops (")
+        assert heading.startswith("levels without a label to validate on, which stops training (")
         assert items == ["sort"]
-        draw(tmp_path / "Birds" / "Jay" / "3.png", 90)  # of two for training, one validates
+        draw(tmp_path / "Birds" / "Jay" / "3.png", 90)  # one of two training images is held out
         assert found(check(tmp_path, "--levels", "kind,sort"), "warning") == {}
 
-    def test_named_validation_images_are_those_that_validate(self, flat: tuple[Path, Path]) -> None:
+    def test_named_validation_set(self, flat: tuple[Path, Path]) -> None:
         for number in range(5):
             draw(flat[0] / "train" / "Birds" / f"{number}.png", 100 + number)
         os.unlink(flat[0] / "train" / "Gull" / "b.png")
@@ -291,20 +293,20 @@ class TestWarnings:
         draw(flat[0] / "val" / "Gull" / "1.png", 90)
         assert check(flat[0], "--hierarchy", flat[1])[-1] == "training can start"
 
-    def test_long_lists_are_cut_unless_all_is_asked_for(self, flat: tuple[Path, Path]) -> None:
+    def test_long_lists_are_cut(self, flat: tuple[Path, Path]) -> None:
         for number in range(23):
             (flat[0] / "train" / "Jay" / f"{number}.txt").touch()
-        heading = "files that are no images by their extension, left out: 23"
+        heading = "files without an image extension, left out: 23"
         cut = self.warnings(flat)[heading]
         assert (len(cut), cut[-1]) == (21, "... and 3 more; --all shows them")
         assert len(self.warnings(flat, "--all")[heading]) == 23
 
-    def test_names_are_printed_as_they_are(self, flat: tuple[Path, Path]) -> None:
+    def test_names_are_printed_without_markup(self, flat: tuple[Path, Path]) -> None:
         name = "[red]x:cat: \x1b[31m\n.txt"
         try:
             (flat[0] / "train" / "Jay" / name).touch()
         except (OSError, ValueError):
-            pytest.skip("no such names here")
+            pytest.skip("such names are unsupported")
         (items,) = self.warnings(flat).values()
         assert items == [str(flat[0] / "train" / "Jay") + os.sep + r"[red]x:cat: \x1b[31m\n.txt"]
 
@@ -313,13 +315,13 @@ class TestWarnings:
     ("arguments", "message"),
     [
         (["nowhere"], "there is no folder nowhere"),
-        (["list.csv"], "list.csv lists images and needs a tree"),
+        (["list.csv"], "list.csv needs a tree"),
         (["list.csv", "--hierarchy", "none"], "there is no file 'none', and it is an unknown hierarchy"),
-        ([".", "--root", "."], r"--root \. goes with a CSV file, and \. is none"),
+        ([".", "--root", "."], r"--root \. applies to CSV files only, and \. is not one"),
         (["birds", "--levels", "a"], "birds has CUB-200-2011's layout"),
     ],
 )
-def test_mistakes(cub_folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str) -> None:
+def test_wrong_options(cub_folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str) -> None:
     monkeypatch.chdir(cub_folder.parent)
     write(cub_folder.parent / "list.csv", "path,label")
     with pytest.raises((ValueError, FileNotFoundError), match=message):

@@ -1,4 +1,4 @@
-"""Datasets made of files: class folders and CSV lists, and what a faulty one is told."""
+"""Datasets of image files: class folders and CSV files, and their errors."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from PIL import Image
 from c2f_zoo import Hierarchy, create_dataset
 from c2f_zoo.data import ImageFiles, labels_of
 
-TREE = ["class,species", "Birds,Gull", "Birds,Jay", "Beasts,Lynx", "Beasts,Birds"]  # the last stands at two levels
+TREE = ["class,species", "Birds,Gull", "Birds,Jay", "Beasts,Lynx", "Beasts,Birds"]  # Birds is at two levels
 
 
 def draw(root: Path, *names: str) -> None:
-    """Images 8 pixels wide, each of another height."""
+    """Save images 8 pixels wide, each of another height."""
     for number, name in enumerate(names, start=1):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,8 +34,8 @@ def open_files(name: str, split: str, **options: object) -> ImageFiles:
     return dataset
 
 
-def told(name: str, **options: object) -> list[str]:
-    """What is wrong with a dataset, line by line without the first."""
+def errors_of(name: str, **options: object) -> list[str]:
+    """Return the lines of a dataset's error, without the first."""
     with pytest.raises(ValueError) as error:
         create_dataset(name, "train", **options)
     head, *lines = str(error.value).splitlines()
@@ -44,11 +44,11 @@ def told(name: str, **options: object) -> list[str]:
 
 
 class TestNestedFolders:
-    def test_the_folders_are_the_tree(self, tmp_path: Path) -> None:
+    def test_folders_are_the_tree(self, tmp_path: Path) -> None:
         draw(tmp_path / "train", "Birds/Gull/1.jpg", "Birds/Jay/1.png", "Birds/Jay/2.PNG")
         draw(tmp_path / "test", "Beasts/Lynx/1.webp", "Birds/Gull/1.jpg")
         train, test = (open_files("folder", split, root=str(tmp_path)) for split in ("train", "test"))
-        assert train.hierarchy == test.hierarchy, "of both splits together"
+        assert train.hierarchy == test.hierarchy, "from both splits together"
         assert train.hierarchy.levels == ("genus", "species")
         assert train.hierarchy.classes == (("Beasts", "Birds"), ("Lynx", "Gull", "Jay"))
         assert train.targets == [1, 2, 2]
@@ -59,7 +59,7 @@ class TestNestedFolders:
         assert (image.size, image.mode, label) == ((8, 3), "RGB", 2)
         assert train.splits == ("train", "test")
 
-    def test_levels_are_named(self, tmp_path: Path) -> None:
+    def test_names_of_levels(self, tmp_path: Path) -> None:
         draw(tmp_path, "Birds/Gull/1.jpg", "Birds/Gull/2.jpg")
         assert open_files("folder", "train", root=tmp_path, levels=["kind", "sort"]).hierarchy.levels == (
             "kind",
@@ -67,19 +67,19 @@ class TestNestedFolders:
         )
 
     @pytest.mark.parametrize("name", ["val", "valid", "validation"])
-    def test_a_folder_for_validation(self, tmp_path: Path, name: str) -> None:
+    def test_validation_folder(self, tmp_path: Path, name: str) -> None:
         draw(tmp_path, "train/Birds/Gull/1.jpg", f"{name}/Birds/Gull/2.jpg", "test/Birds/Gull/3.jpg")
         dataset = open_files("folder", "val", root=tmp_path)
         assert (dataset.splits, len(dataset), dataset[0][0].size) == (("train", "val", "test"), 1, (8, 2))
 
-    def test_without_a_test_folder_validation_is_the_test(self, tmp_path: Path) -> None:
+    def test_validation_folder_is_used_without_a_test_folder(self, tmp_path: Path) -> None:
         draw(tmp_path, "train/Birds/Gull/1.jpg", "val/Birds/Gull/2.jpg")
         dataset = open_files("folder", "test", root=tmp_path)
         assert (dataset.splits, dataset[0][0].size) == (("train", "test"), (8, 2))
         with pytest.raises(ValueError, match="'val'"):
             create_dataset("folder", "val", root=tmp_path)
 
-    def test_an_image_in_a_coarser_classs_folder_is_labelled_to_there(self, tmp_path: Path) -> None:
+    def test_image_in_the_folder_of_a_coarser_class(self, tmp_path: Path) -> None:
         draw(tmp_path / "train", "Birds/1.jpg", "Birds/Gull/1.jpg", "Beasts/Lynx/1.jpg")
         draw(tmp_path / "test", "Birds/Gull/2.jpg")
         dataset = open_files("folder", "train", root=tmp_path)
@@ -87,32 +87,32 @@ class TestNestedFolders:
         assert dataset.targets == [0, -1, 1]
         assert open_files("folder", "test", root=tmp_path).labels is None
 
-    def test_without_split_folders_each_class_gives_its_share(self, tmp_path: Path) -> None:
+    def test_without_split_folders_each_class_is_split(self, tmp_path: Path) -> None:
         draw(tmp_path, *(f"Birds/Gull/{i}.jpg" for i in range(10)), *(f"Birds/Jay/{i}.jpg" for i in range(5)))
-        parts = {
+        datasets = {
             (seed, split): open_files("folder", split, root=tmp_path, test_fraction=0.4, seed=seed)
             for seed in (0, 1)
             for split in ("train", "test")
         }
         for seed in (0, 1):
-            train, test = parts[seed, "train"], parts[seed, "test"]
+            train, test = datasets[seed, "train"], datasets[seed, "test"]
             assert train.targets == [0] * 6 + [1] * 3
             assert test.targets == [0] * 4 + [1] * 2
             assert sorted(train.paths + test.paths) == sorted(tmp_path.glob("*/*/*.jpg"))
-        assert parts[0, "test"].paths != parts[1, "test"].paths
-        assert open_files("folder", "test", root=tmp_path, test_fraction=0.4).paths == parts[0, "test"].paths
+        assert datasets[0, "test"].paths != datasets[1, "test"].paths
+        assert open_files("folder", "test", root=tmp_path, test_fraction=0.4).paths == datasets[0, "test"].paths
 
-    def test_classes_of_one_image_leave_nothing_to_test_on(self, tmp_path: Path) -> None:
+    def test_classes_of_one_image_leave_no_test_set(self, tmp_path: Path) -> None:
         draw(tmp_path, "Birds/Gull/1.jpg", "Birds/Jay/1.jpg", "Beasts/Lynx/1.jpg")
         assert len(open_files("folder", "train", root=tmp_path)) == 3
-        with pytest.raises(ValueError, match=r"has no split 'test'; it has 'train': each class needs two images"):
+        with pytest.raises(ValueError, match=r"has no split 'test'; it has 'train': a class needs two images"):
             create_dataset("folder", "test", root=tmp_path)
 
-    def test_a_class_may_be_called_train(self, tmp_path: Path) -> None:
+    def test_class_called_train(self, tmp_path: Path) -> None:
         draw(tmp_path, *(f"{name}/{i}.jpg" for name in ("bus", "train") for i in range(2)))
         assert open_files("folder", "train", root=tmp_path).hierarchy.classes == (("bus", "train"),)
 
-    def test_what_is_no_image_is_left_out(self, tmp_path: Path) -> None:
+    def test_other_files_are_left_out(self, tmp_path: Path) -> None:
         draw(tmp_path, "1.jpg", "Birds/Gull/1.jpg", "Birds/Gull/2.jpg", "Birds/Gull/.3.jpg", ".cache/Gull/1.jpg")
         for name in ("Birds/Gull/notes.txt", "Birds/Gull/jpg", "readme.md"):
             (tmp_path / name).touch()
@@ -121,7 +121,7 @@ class TestNestedFolders:
         assert len(dataset) == 1
         assert dataset.hierarchy.classes == (("Birds",), ("Gull",))
 
-    def test_links_are_followed_but_not_without_end(self, tmp_path: Path) -> None:
+    def test_links_are_followed_once(self, tmp_path: Path) -> None:
         draw(tmp_path / "elsewhere", "1.jpg", "deep/2.jpg")
         (tmp_path / "root" / "Birds" / "Gull").mkdir(parents=True)
         try:
@@ -129,37 +129,37 @@ class TestNestedFolders:
             (tmp_path / "root" / "Birds" / "Jay").symlink_to(tmp_path / "elsewhere" / "deep")
             (tmp_path / "root" / "Birds" / "Loop").symlink_to(tmp_path / "root")
         except OSError:
-            pytest.skip("no links here")
+            pytest.skip("links are unsupported")
         dataset = open_files("folder", "train", root=tmp_path / "root")
         assert dataset.hierarchy.classes[-1] == ("Gull", "Jay")
         assert [image.size for image, _ in dataset] == [(8, 1), (8, 2)]
 
-    def test_faults(self, tmp_path: Path) -> None:
+    def test_errors(self, tmp_path: Path) -> None:
         draw(tmp_path / "train", "Birds/Gull/1.jpg", "Beasts/Gull/1.jpg", "Fish/1.jpg")
         draw(tmp_path, "val/Birds/Gull/1.jpg", "valid/Birds/Gull/1.jpg")
-        assert told("folder", root=tmp_path) == [
-            "two folders for one split; leave one:",
+        assert errors_of("folder", root=tmp_path) == [
+            "two folders for one split; remove one:",
             "val and valid",
-            "the folders are no tree (make them one, or give 'hierarchy'):",
+            "the folders do not form a tree (rearrange them, or use the option 'hierarchy'):",
             "folder Birds/Gull: species 'Gull' has two parents: 'Beasts' (folder Beasts/Gull) and 'Birds' "
             "(folder Birds/Gull)",
             "folder Fish: the path 'Fish' has 1 names, the tree has 2 levels (genus, species)",
         ]
 
-    def test_levels_named_twice(self, tmp_path: Path) -> None:
+    def test_repeated_level(self, tmp_path: Path) -> None:
         draw(tmp_path, "train/Birds/Gull/1.jpg", "test/Birds/Gull/1.jpg")
-        assert "level 'kind' is named twice" in told("folder", root=tmp_path, levels=["kind", "kind"])[1]
+        assert "level 'kind' is named twice" in errors_of("folder", root=tmp_path, levels=["kind", "kind"])[1]
 
-    def test_a_split_without_images(self, tmp_path: Path) -> None:
+    def test_split_without_images(self, tmp_path: Path) -> None:
         draw(tmp_path, "train/Birds/Gull/1.jpg")
-        assert told("folder", root=tmp_path) == [
+        assert errors_of("folder", root=tmp_path) == [
             "splits without an image:",
-            "'test': give it some; or name no splits and they are made (of a folder, what is below 'train')",
+            "'test': add images, or name no splits to have them assigned (of a folder, use what is in 'train')",
         ]
 
-    def test_no_images_at_all(self, tmp_path: Path) -> None:
+    def test_no_images(self, tmp_path: Path) -> None:
         (tmp_path / "Birds").mkdir()
-        assert told("folder", root=tmp_path)[0] == "no image lies in a folder:"
+        assert errors_of("folder", root=tmp_path)[0] == "there are no images in folders:"
         with pytest.raises(FileNotFoundError, match="there is no folder nowhere"):
             create_dataset("folder", "train", root="nowhere")
 
@@ -169,7 +169,7 @@ class TestFlatFolders:
     def tree(self, tmp_path: Path) -> Path:
         return write(tmp_path / "tree.csv", *TREE)
 
-    def test_a_tree_beside_the_folders(self, tmp_path: Path, tree: Path) -> None:
+    def test_separate_tree(self, tmp_path: Path, tree: Path) -> None:
         draw(tmp_path / "train", "Lynx/1.jpg", "Gull/1.jpg", "Beasts/Lynx/1.jpg")
         draw(tmp_path / "test", "Jay/1.jpg")
         train, test = (open_files("folder", s, root=str(tmp_path), hierarchy=str(tree)) for s in ("train", "test"))
@@ -177,13 +177,13 @@ class TestFlatFolders:
         assert labels_of(train).tolist() == [[1, 2], [0, 0], [1, 2]]  # Beasts/Lynx, Gull, Lynx
         assert test.targets == [1]
 
-    def test_a_folder_may_be_named_like_a_coarser_class(self, tmp_path: Path, tree: Path) -> None:
+    def test_folder_of_a_coarser_class(self, tmp_path: Path, tree: Path) -> None:
         draw(tmp_path, "train/Beasts/1.jpg", "train/Birds/1.jpg", "train/Jay/1.jpg", "test/Jay/1.jpg")
         dataset = open_files("folder", "train", root=tmp_path, hierarchy=tree)
-        assert labels_of(dataset).tolist() == [[1, -1], [1, 3], [0, 1]], "of Birds the finer class is meant"
+        assert labels_of(dataset).tolist() == [[1, -1], [1, 3], [0, 1]], "the finer of the two classes Birds"
 
     @pytest.mark.parametrize("kind", ["name", "tree", "parents"])
-    def test_where_the_tree_may_come_from(self, tmp_path: Path, kind: str) -> None:
+    def test_sources_of_the_tree(self, tmp_path: Path, kind: str) -> None:
         draw(tmp_path, "train/Coat/1.jpg", "test/Bag/1.jpg")
         tree = Hierarchy.from_rows(("a", "b"), [("Goods", "Bag"), ("Clothes", "Coat")])
         parents = write(tmp_path / "tree.csv", "child,parent", "Goods,", "Clothes,", "Bag,Goods", "Coat,Clothes")
@@ -196,11 +196,11 @@ class TestFlatFolders:
         assert dataset.hierarchy.path(dataset.targets[0])[-1] == "Coat"
         assert len(dataset.hierarchy.classes[-1]) == (10 if kind == "name" else 2)
 
-    def test_classes_outside_the_tree_are_all_told(self, tmp_path: Path, tree: Path) -> None:
+    def test_classes_outside_the_tree_are_listed(self, tmp_path: Path, tree: Path) -> None:
         draw(tmp_path, "train/Gul/1.jpg", "train/Gul/2.jpg", "test/Fish/1.jpg", "train/Birds/Lynx/1.jpg")
-        lines = told("folder", root=tmp_path, hierarchy=tree)
+        lines = errors_of("folder", root=tmp_path, hierarchy=tree)
         assert [line.split("; ")[0] for line in lines] == [
-            "classes outside the tree (rename them, or give a tree that has them):",
+            "classes outside the tree (rename them, or use a tree that has them):",
             "1 image: unknown class 'Fish'",
             "1 image: unknown class 'Birds/Lynx'",
             "2 images: unknown class 'Gul'",
@@ -214,11 +214,11 @@ class TestFlatFolders:
                 {"hierarchy": "fashion_mnits"},
                 "no file 'fashion_mnits', and it is an unknown hierarchy .*'fashion_mnist'",
             ),
-            ({"hierarchy": "tree.csv", "levels": ["a"]}, r"levels \['a'\] and a hierarchy that names its own"),
+            ({"hierarchy": "tree.csv", "levels": ["a"]}, r"levels \['a'\] cannot rename those of a hierarchy"),
             ({"hierarchy": "parents.csv"}, "has the header 'child,parent'; name its levels"),
         ],
     )
-    def test_a_tree_that_is_not_to_be_had(
+    def test_errors_of_the_tree(
         self, tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object], message: str
     ) -> None:
         monkeypatch.chdir(tmp_path)
@@ -248,7 +248,7 @@ class TestCSV:
         assert labels_of(train).tolist() == [[1, 2], [1, -1], [0, 0]]
         assert train.paths == [tmp_path / "images" / f"{name}.jpg" for name in "abe"]
         assert [image.size for image, _ in train] == [(8, 1), (8, 2), (8, 5)]
-        assert (val.targets, test.targets) == ([3], [1]), "Birds is the species where it stands at two levels"
+        assert (val.targets, test.targets) == ([3], [1]), "the finer of the two classes Birds"
         assert train.splits == ("train", "val", "test")
 
     def test_paths_are_relative_to_root(self, tmp_path: Path, tree: Path) -> None:
@@ -260,7 +260,7 @@ class TestCSV:
         )
         assert dataset.paths[0].parent == tmp_path / "images"
 
-    def test_without_splits_each_class_gives_its_share(self, tmp_path: Path, tree: Path) -> None:
+    def test_without_splits_each_class_is_split(self, tmp_path: Path, tree: Path) -> None:
         rows = [f"images/{name}.jpg,{'Gull' if name < 'e' else 'Beasts'}" for name in "abcdef"]
         file = write(tmp_path / "list.csv", "path,label", *rows)
         train, test = (
@@ -270,12 +270,12 @@ class TestCSV:
         assert labels_of(train).tolist() == labels_of(test).tolist() == [[0, 0], [0, 0], [1, -1]]
         assert sorted(train.paths + test.paths) == sorted((tmp_path / "images").iterdir())
 
-    def test_all_faults_are_told_at_once_with_their_lines(self, tmp_path: Path, tree: Path) -> None:
+    def test_all_errors_are_listed_with_their_lines(self, tmp_path: Path, tree: Path) -> None:
         rows = ["path,label,split", "images/a.jpg,Gull,train", "images/b.jpg,Gul,train", "images/c.jpg,Gul,test"]
         rows += ["images/./a.jpg,Jay,train", "images/a.jpg,Gull,test", "images/x.jpg,Lynx,test", ",Jay,tset"]
         rows += ["images/d.jpg,Jay", "images/e.jpg,Jay,tset"]
-        assert told("csv", file=write(tmp_path / "list.csv", *rows), hierarchy=tree) == [
-            "faults of the file:",
+        assert errors_of("csv", file=write(tmp_path / "list.csv", *rows), hierarchy=tree) == [
+            "errors in the file:",
             "line 8: path is empty",
             "line 8: unknown split 'tset'; did you mean 'test'?",
             "line 9: 2 cells, not 3: images/d.jpg,Jay",
@@ -284,63 +284,66 @@ class TestCSV:
             "images/./a.jpg: 'Gull' (line 2) and 'Jay' (line 5)",
             "images in two splits:",
             "images/a.jpg: train (line 2) and test (line 6)",
-            "classes outside the tree (rename them, or give a tree that has them):",
+            "classes outside the tree (rename them, or use a tree that has them):",
             "line 3 and 1 more: unknown class 'Gul'; did you mean 'Gull'?",
             "missing files:",
             str(tmp_path / "images" / "x.jpg"),
         ]
 
     @pytest.mark.parametrize(
-        ("lines", "fault"),
+        ("lines", "error"),
         [
             (
                 ["images/a.jpg,Gull"],
-                "it needs the header 'path,label' or 'path,label,split', not 'images/a.jpg,Gull'",
+                "expected the header 'path,label' or 'path,label,split', not 'images/a.jpg,Gull'",
             ),
             (["path;label", "images/a.jpg;Gull"], "line 1: semicolons part the cells; save it with commas"),
-            (["path,label"], "it has no row below the header"),
-            ([], "it needs the header 'path,label' or 'path,label,split', not ''"),
+            (["path,label"], "there is no row below the header"),
+            ([], "expected the header 'path,label' or 'path,label,split', not ''"),
         ],
     )
-    def test_faults_of_the_file(self, tmp_path: Path, tree: Path, lines: list[str], fault: str) -> None:
-        assert told("csv", file=write(tmp_path / "list.csv", *lines), hierarchy=tree) == ["faults of the file:", fault]
+    def test_errors_in_the_file(self, tmp_path: Path, tree: Path, lines: list[str], error: str) -> None:
+        assert errors_of("csv", file=write(tmp_path / "list.csv", *lines), hierarchy=tree) == [
+            "errors in the file:",
+            error,
+        ]
 
-    def test_an_image_listed_again_is_taken_once(self, tmp_path: Path, tree: Path) -> None:
+    def test_image_listed_more_than_once(self, tmp_path: Path, tree: Path) -> None:
         rows = ["images/a.jpg,Gull", "images/b.jpg,Gull", "images//a.jpg,Gull", "images/a.jpg,Gull"]
         file = write(tmp_path / "list.csv", "path,label", *rows)
         splits = [open_files("csv", split, file=file, hierarchy=tree) for split in ("train", "test")]
         paths = sorted(splits[0].paths + splits[1].paths)
-        assert paths == [tmp_path / "images" / "a.jpg", tmp_path / "images" / "b.jpg"], "and not in both"
+        assert paths == [tmp_path / "images" / "a.jpg", tmp_path / "images" / "b.jpg"], "each in one split"
 
-    def test_an_image_is_the_same_however_it_is_spelled(self, tmp_path: Path, tree: Path) -> None:
+    def test_path_with_several_spellings(self, tmp_path: Path, tree: Path) -> None:
         absolute, around = tmp_path / "images" / "a.jpg", "../images/a.jpg"
         file = write(tmp_path / "list.csv", "path,label", "a.jpg,Gull", f"{absolute},Jay", f"{around},Lynx")
-        assert told("csv", file=file, hierarchy=tree, root=tmp_path / "images") == [
+        assert errors_of("csv", file=file, hierarchy=tree, root=tmp_path / "images") == [
             "images with two labels:",
             f"{absolute}: 'Gull' (line 2) and 'Jay' (line 3)",
             f"{around}: 'Gull' (line 2) and 'Lynx' (line 4)",
         ]
 
-    def test_a_long_list_of_faults_is_cut(self, tmp_path: Path, tree: Path) -> None:
+    def test_long_list_of_errors_is_cut(self, tmp_path: Path, tree: Path) -> None:
         file = write(tmp_path / "list.csv", "path,label", *(f"{i}.jpg,Gull" for i in range(30)))
-        lines = told("csv", file=file, hierarchy=tree)
+        lines = errors_of("csv", file=file, hierarchy=tree)
         assert len(lines) == 1 + 20 + 1
         assert lines[-1] == "... and 10 more; `c2f-zoo data check` shows them all"
 
-    def test_no_file(self) -> None:
+    def test_missing_file(self) -> None:
         with pytest.raises(FileNotFoundError, match=r"there is no file none.csv"):
             create_dataset("csv", "train", file="none.csv", hierarchy="cub")
 
 
 class TestImageFiles:
-    def test_read_decodes_a_jpeg_no_larger_than_needed(self, tmp_path: Path) -> None:
+    def test_read_decodes_a_jpeg_at_a_reduced_size(self, tmp_path: Path) -> None:
         Image.new("RGB", (800, 640), (9, 99, 199)).save(tmp_path / "1.jpg")
         dataset = ImageFiles([tmp_path / "1.jpg"], [0], Hierarchy(("sort",), (("a", "b"),), ()))
         assert dataset.read(0).size == dataset[0][0].size == (800, 640)
         assert dataset.read(0, shorter_side=100).size == (200, 160)
         assert torch.equal(labels_of(dataset), torch.tensor([[0]]))
 
-    def test_a_file_that_is_gone_is_named(self, tmp_path: Path) -> None:
+    def test_deleted_file(self, tmp_path: Path) -> None:
         draw(tmp_path, "train/Gull/1.jpg", "test/Gull/2.jpg")
         dataset = open_files("folder", "train", root=tmp_path)
         os.unlink(tmp_path / "train" / "Gull" / "1.jpg")

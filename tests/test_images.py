@@ -1,4 +1,4 @@
-"""Image files of every kind, made here, become the right RGB or are refused by name."""
+"""Image files of every kind are read as the right RGB, or raise an error with their name."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def near(found: list[list[tuple[int, int, int]]], expected: list[list[tuple[int,
 
 
 def image_of(mode: str, pixels: list) -> Image.Image:
-    """One row of pixels."""
+    """Return one row of pixels."""
     image = Image.new(mode, (len(pixels), 1))
     image.putdata(pixels)
     return image
 
 
 def tiff(data: bytes, width: int, bits: int, photometric: int, samples: int = 1, extra: dict | None = None) -> bytes:
-    """A TIFF file of one row, for what Pillow reads but does not write."""
+    """Return a TIFF file of one row in a format that Pillow reads but does not write."""
     tags = {256: width, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 8, 277: samples, 278: 1, 279: len(data)}
     tags |= extra or {}
     data += b"\0" * (len(data) % 2)
@@ -44,7 +44,7 @@ def tiff(data: bytes, width: int, bits: int, photometric: int, samples: int = 1,
     entries = b""
     arrays = b""
     for tag, value in sorted(tags.items()):
-        if tag == 258 and samples > 1:  # one number for each sample, beside the directory
+        if tag == 258 and samples > 1:  # one number for each sample, after the directory
             offset = directory + 2 + 12 * len(tags) + 4
             arrays = struct.pack(f"<{samples}H", *[bits] * samples)
             entries += struct.pack("<HHII", tag, 3, samples, offset)
@@ -69,7 +69,7 @@ class TestColours:
         image_of("1", [0, 255, 255]).save(tmp_path / f"a.{suffix}")
         assert colours(tmp_path / f"a.{suffix}") == [[(0, 0, 0), WHITE, WHITE]]
 
-    def test_what_is_transparent_is_laid_over_white(self, tmp_path: Path) -> None:
+    def test_alpha_is_blended_with_white(self, tmp_path: Path) -> None:
         # 0.4 (= 102 / 255) of the colour and 0.6 of white: 153 more than 0.4 of the colour.
         image_of("RGBA", [(255, 0, 0, 102), (9, 9, 9, 0), (1, 2, 3, 255)]).save(tmp_path / "a.png")
         assert colours(tmp_path / "a.png") == [[(255, 153, 153), WHITE, (1, 2, 3)]]
@@ -92,7 +92,7 @@ class TestColours:
         image.save(tmp_path / "a.png", transparency=bytes([102, 0, 255]))
         assert colours(tmp_path / "a.png") == [[(255, 153, 153), WHITE, BLUE]]
 
-    def test_a_transparent_colour(self, tmp_path: Path) -> None:
+    def test_transparent_colour(self, tmp_path: Path) -> None:
         image_of("RGB", [RED, BLUE]).save(tmp_path / "a.png", transparency=RED)
         assert colours(tmp_path / "a.png") == [[WHITE, BLUE]]
         image_of("L", [0, 9]).save(tmp_path / "a.png", transparency=0)
@@ -102,7 +102,7 @@ class TestColours:
         Image.fromarray(np.array([[0, 257 * 9]], np.uint16)).save(tmp_path / "a.png", transparency=0)
         assert colours(tmp_path / "a.png") == [[WHITE, (9, 9, 9)]]
 
-    def test_a_palette_with_alpha(self, tmp_path: Path) -> None:
+    def test_palette_with_alpha(self, tmp_path: Path) -> None:
         image = image_of("PA", [(0, 255), (1, 102), (2, 0)])
         image.putpalette([*BLUE, *RED, *GREEN])
         image.save(tmp_path / "a.tif")
@@ -119,7 +119,7 @@ class TestColours:
         assert near(colours(tmp_path / "a.jpg"), [[expected] * 16] * 16, 3)
 
     def test_ycck(self, tmp_path: Path) -> None:
-        # Adobe's JPEGs hold 255 - ink. Those inks are here Y, Cb, Cr = 100, 128, 178 and no black; the marker says so.
+        # Adobe's JPEGs store 255 - ink. Here the inks are Y, Cb, Cr = 100, 128, 178 and no black, as the marker states.
         file = io.BytesIO()
         Image.new("CMYK", (16, 16), (255 - 100, 255 - 128, 255 - 178, 0)).save(file, "JPEG", quality=95)
         data = bytearray(file.getvalue())
@@ -134,7 +134,7 @@ class TestColours:
         Image.new("YCbCr", (2, 1), (100, 128, 178)).save(tmp_path / "a.tif")
         assert near(colours(tmp_path / "a.tif"), [[(170, 64, 100)] * 2], 2)
 
-    def test_the_first_frame_of_an_animation(self, tmp_path: Path) -> None:
+    def test_first_frame_of_an_animation(self, tmp_path: Path) -> None:
         frames = [Image.new("RGB", (4, 3), colour) for colour in (BLUE, GREEN, RED)]
         for suffix in ("gif", "png"):
             frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:])
@@ -152,7 +152,7 @@ class TestSixteenBits:
         image.save(tmp_path / f"a.{suffix}")
         assert colours(tmp_path / f"a.{suffix}") == GREYS_OF_8_BITS
 
-    def test_a_pgm_of_any_maximum(self, tmp_path: Path) -> None:
+    def test_pgm_of_any_maximum(self, tmp_path: Path) -> None:
         (tmp_path / "a.pgm").write_bytes(b"P5 3 1 1000\n" + np.array([0, 500, 1000], ">u2").tobytes())
         assert near(colours(tmp_path / "a.pgm"), [[(0,) * 3, (128,) * 3, WHITE]], 1)
 
@@ -183,18 +183,16 @@ class TestSixteenBits:
         assert colours(tmp_path / "a.tif") == [[(200, 1, 255)]]
 
     @pytest.mark.parametrize(("mode", "kind"), [("F", "floats"), ("I", "32-bit or signed integers")])
-    def test_values_without_a_known_range_are_refused(self, tmp_path: Path, mode: str, kind: str) -> None:
+    def test_values_of_unknown_range(self, tmp_path: Path, mode: str, kind: str) -> None:
         Image.new(mode, (4, 4)).save(tmp_path / "a.tif")
-        refused(
-            tmp_path / "a.tif", f"its pixels are {kind}, of which black and white are unknown; save it with 8 or 16"
-        )
+        assert_unreadable(tmp_path / "a.tif", f"its pixels are {kind} of unknown range; save it with 8 or 16")
 
-    def test_signed_values_are_refused(self, tmp_path: Path) -> None:
+    def test_signed_values(self, tmp_path: Path) -> None:
         (tmp_path / "a.tif").write_bytes(tiff(bytes(4), 2, 16, 1, extra={339: 2}))
-        refused(tmp_path / "a.tif", "its pixels are 32-bit or signed integers")
+        assert_unreadable(tmp_path / "a.tif", "its pixels are 32-bit or signed integers")
 
 
-# How a scene is stored for each orientation: EXIF says on which side of the scene lie its row 0 and column 0.
+# How a scene is stored for each orientation; EXIF names the sides of the scene at row 0 and column 0.
 STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda scene: scene,  # top, left
     2: lambda scene: scene[:, ::-1],  # top, right
@@ -210,7 +208,7 @@ STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 class TestOrientation:
     @pytest.mark.parametrize("orientation", STORED)
     @pytest.mark.parametrize("suffix", ["png", "tif", "jpg"])
-    def test_a_turned_image_is_upright(self, tmp_path: Path, suffix: str, orientation: int) -> None:
+    def test_orientation_is_applied(self, tmp_path: Path, suffix: str, orientation: int) -> None:
         scene = np.random.default_rng(0).integers(0, 256, (2, 3, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
         exif = Image.Exif()
         exif[274] = orientation
@@ -221,14 +219,14 @@ class TestOrientation:
         assert near(colours(tmp_path / f"a.{suffix}"), scene.tolist(), 3 if suffix == "jpg" else 0)
 
     @pytest.mark.parametrize("orientation", [0, 9, 6000])
-    def test_an_orientation_that_there_is_not_turns_nothing(self, tmp_path: Path, orientation: int) -> None:
+    def test_unknown_orientation_is_ignored(self, tmp_path: Path, orientation: int) -> None:
         exif = Image.Exif()
         exif[274] = orientation
         image_of("RGB", [RED, BLUE]).save(tmp_path / "a.png", exif=exif)
         assert colours(tmp_path / "a.png") == [[RED, BLUE]]
 
     @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-    def test_broken_exif_costs_no_image(self, tmp_path: Path) -> None:
+    def test_broken_exif_is_ignored(self, tmp_path: Path) -> None:
         image = Image.new("RGB", (16, 16), (50, 100, 150))
         for exif in (b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\xff"):
             image.save(tmp_path / "a.jpg", exif=exif, quality=95)
@@ -255,7 +253,7 @@ class TestShorterSide:
             (1, (51, 38)),
         ],
     )
-    def test_a_jpeg_is_decoded_smaller_but_never_too_small(
+    def test_jpeg_is_decoded_at_a_sufficient_size(
         self, tmp_path: Path, shorter_side: int, size: tuple[int, int]
     ) -> None:
         self.save(tmp_path / "a.jpg")
@@ -265,20 +263,20 @@ class TestShorterSide:
 
     @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
     @pytest.mark.parametrize("orientation", [1, 6])
-    def test_it_shows_the_same(self, tmp_path: Path, mode: str, orientation: int) -> None:
+    def test_reduced_image_looks_the_same(self, tmp_path: Path, mode: str, orientation: int) -> None:
         self.save(tmp_path / "a.jpg", 304, 400, orientation, mode)
         whole, small = (read_image(tmp_path / "a.jpg", side) for side in (None, 100))
         assert small.mode == "RGB"
         difference = np.abs(np.asarray(whole.reduce(2), int) - np.asarray(small, int))
         assert difference.mean() < 1.5
 
-    def test_other_files_are_decoded_whole(self, tmp_path: Path) -> None:
+    def test_other_formats_are_decoded_at_full_size(self, tmp_path: Path) -> None:
         self.save(tmp_path / "a.png")
         assert read_image(tmp_path / "a.png", 10).tobytes() == read_image(tmp_path / "a.png").tobytes()
 
 
-def refused(path: Path, message: str) -> None:
-    """Reading fails with the path and the message."""
+def assert_unreadable(path: Path, message: str) -> None:
+    """Assert that reading raises an error with the path and the message."""
     with pytest.raises(ValueError) as error:
         read_image(path)
     assert f"cannot read the image {path}: {message}" in str(error.value)
@@ -288,31 +286,31 @@ class TestBadFiles:
     @pytest.mark.parametrize(
         "content", [b"", b"not an image", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n" + bytes(50), b"GIF89a"]
     )
-    def test_no_image(self, tmp_path: Path, content: bytes) -> None:
+    def test_not_an_image(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "a.jpg").write_bytes(content)
-        refused(tmp_path / "a.jpg", "")
-        with pytest.raises(ValueError, match="replace it or take it off the list"):
+        assert_unreadable(tmp_path / "a.jpg", "")
+        with pytest.raises(ValueError, match="replace or remove it"):
             read_image(tmp_path / "a.jpg")
 
     @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "tif", "bmp", "webp"])
     @pytest.mark.parametrize("kept", [0.3, 0.95])
-    def test_a_truncated_image(self, tmp_path: Path, suffix: str, kept: float) -> None:
+    def test_truncated_image(self, tmp_path: Path, suffix: str, kept: float) -> None:
         path = tmp_path / f"a.{suffix}"
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(path)
         data = path.read_bytes()
         path.write_bytes(data[: int(kept * len(data))])
-        with pytest.raises(ValueError, match=rf"cannot read the image .*a.{suffix}: .*; replace it or take it off the"):
+        with pytest.raises(ValueError, match=rf"cannot read the image .*a.{suffix}: .*; replace or remove it"):
             read_image(path)
 
-    def test_no_file_and_a_folder(self, tmp_path: Path) -> None:
+    def test_missing_file_and_folder(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"there is no image .*nowhere.jpg"):
             read_image(tmp_path / "nowhere.jpg")
         (tmp_path / "folder.jpg").mkdir()
-        refused(tmp_path / "folder.jpg", "")
+        assert_unreadable(tmp_path / "folder.jpg", "")
 
     @pytest.mark.parametrize("action", ["ignore", "error"])
-    @pytest.mark.parametrize("width", [11, 30])  # Pillow warns of the first and refuses the second
-    def test_an_image_that_would_fill_the_memory(
+    @pytest.mark.parametrize("width", [11, 30])  # Pillow warns for the first and raises an error for the second
+    def test_image_with_too_many_pixels(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int, action: str
     ) -> None:
         Image.new("RGB", (width, 10)).save(tmp_path / "a.png")
@@ -320,20 +318,22 @@ class TestBadFiles:
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
         with warnings.catch_warnings():
             warnings.simplefilter(action, Image.DecompressionBombWarning)  # type: ignore[arg-type]
-            refused(tmp_path / "a.png", "it has more than 100 pixels")
-            with pytest.raises(ValueError, match=r"shrink it or take it off the list .*can raise PIL.Image.MAX"):
+            assert_unreadable(tmp_path / "a.png", "it has more than 100 pixels")
+            with pytest.raises(ValueError, match=r"resize or remove it .*can raise PIL.Image.MAX"):
                 read_image(tmp_path / "a.png")
             assert read_image(tmp_path / "b.png").size == (10, 10)
             monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
             assert read_image(tmp_path / "a.png").size == (width, 10)
 
     @pytest.mark.parametrize("size", [(3000, 1), (2, 201)])
-    def test_an_image_that_would_fill_the_memory_once_resized(self, tmp_path: Path, size: tuple[int, int]) -> None:
+    def test_elongated_image(self, tmp_path: Path, size: tuple[int, int]) -> None:
         Image.new("RGB", size).save(tmp_path / "a.png")
-        refused(tmp_path / "a.png", f"it is {size[0]} x {size[1]} pixels: resized to a network's input it would fill")
+        assert_unreadable(
+            tmp_path / "a.png", f"it has {size[0]} x {size[1]} pixels: resized to a model's input it would exhaust"
+        )
         with pytest.raises(ValueError, match=r"the memory; crop it$"):
             read_image(tmp_path / "a.png", 512)
 
-    def test_an_image_100_times_as_long_as_wide_is_read(self, tmp_path: Path) -> None:
+    def test_image_100_times_as_long_as_wide(self, tmp_path: Path) -> None:
         Image.new("RGB", (2, 200)).save(tmp_path / "a.png")
         assert read_image(tmp_path / "a.png").size == (2, 200)

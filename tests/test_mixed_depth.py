@@ -69,11 +69,11 @@ class TestLabels:
             ),
             ([[0, 0, -2]], r"image 0 of the dataset has label -2, outside the tree's 4 species classes"),
             ([[0, 0, 0], [1, -1, 3]], "image 1 of the dataset has a label at species but none at genus"),
-            ([[0, 2, -1]], "image 0 of the dataset has a genus that lies under another family than it has"),
-            ([[0, 0, 2]], "image 0 of the dataset has a species that lies under another genus than it has"),
+            ([[0, 2, -1]], "image 0 of the dataset has a genus that belongs to another family"),
+            ([[0, 0, 2]], "image 0 of the dataset has a species that belongs to another genus"),
             (
                 [[0, 0]],
-                r"labels of the dataset are torch.int64 of shape \(1, 2\); its 1 images need whole numbers, one",
+                r"labels of the dataset are torch.int64 of shape \(1, 2\); its 1 images need integers, one",
             ),
             (torch.zeros(1, 3), r"labels of the dataset are torch.float32 of shape \(1, 3\)"),
         ],
@@ -83,13 +83,17 @@ class TestLabels:
             labels_of(labelled(rows))
 
     def test_targets_must_say_the_same(self) -> None:
-        with pytest.raises(ValueError, match="image 1 of the dataset has another label in targets than in labels"):
+        with pytest.raises(
+            ValueError, match=r"image 1 of the dataset has different labels at .* in targets and labels"
+        ):
             labels_of(labelled([[0, 0, 0], [0, 0, -1]], targets=[0, 1]))
 
     def test_a_dataset_is_checked_when_it_is_opened(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS._entries))
         register_dataset("bad")(lambda split: labelled([[0, 0, 0], [1, 0, -1]]))
-        with pytest.raises(ValueError, match="train image 1 of dataset 'bad' has a genus that lies under another fam"):
+        with pytest.raises(
+            ValueError, match="image 1 of the train split of dataset 'bad' has a genus that belongs to another fam"
+        ):
             create_dataset("bad", "train")
 
 

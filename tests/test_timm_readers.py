@@ -1,4 +1,4 @@
-"""Datasets that timm's readers read, each made on the fly in its own format."""
+"""Datasets read by timm, each written by the test in its format."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from c2f_zoo.data import LabelledImages, labels_of, read_image, timm_readers, tr
 from c2f_zoo.hierarchy import Hierarchy
 
 TREE = Hierarchy.from_rows(("kind", "shape"), [("round", "Disc"), ("edged", "Big box"), ("round", "Ring")])
-# The folders' names sort as big_box, disc, ring: neither the tree's order nor its spelling.
+# Sorted as big_box, disc, ring: neither the order nor the spelling of the tree.
 LABELS = {"big_box": [1, 1], "disc": [0, 0], "ring": [0, 2]}
 
 
 def colours(seed: int, mode: str = "RGB") -> Image.Image:
-    """An image of noise: no lossy code can keep it."""
+    """Return an image of noise, which lossy compression would change."""
     channels = {"L": (), "RGB": (3,), "RGBA": (4,), "CMYK": (4,), "LA": (2,)}[mode]
     pixels = np.random.default_rng(seed).integers(0, 256, (24, 32, *channels), dtype=np.uint8)
     return Image.fromarray(pixels) if mode != "CMYK" else Image.frombytes("CMYK", (32, 24), pixels.tobytes())
@@ -37,7 +37,7 @@ def write_folders(root: Path, splits: tuple[str, ...] = ("train", "validation", 
                 colours(10 * seed + shot).save(root / split / name / f"{shot}.png")
 
 
-def to_tree(dataset: LabelledImages) -> list[list[int]]:
+def rows_of(dataset: LabelledImages) -> list[list[int]]:
     rows: list[list[int]] = labels_of(dataset).tolist()
     return rows
 
@@ -47,7 +47,7 @@ ALL_LABELS = [LABELS[name] for name in LABELS for _ in range(2)]
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Hugging Face's `datasets`, which asks nobody."""
+    """Return Hugging Face's `datasets`, offline."""
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -60,7 +60,7 @@ class TestHuggingFace:
         write_folders(tmp_path / "Shapes")
         options = {"hierarchy": TREE, "root": str(tmp_path / "cache")}
         dataset = create_dataset(f"hfds/{tmp_path / 'Shapes'}", "train", **options)
-        assert to_tree(dataset) == ALL_LABELS
+        assert rows_of(dataset) == ALL_LABELS
         assert dataset.splits == ("train", "val", "test")  # type: ignore[attr-defined]
         for index, name in enumerate(name for name in LABELS for _ in range(2)):
             original = tmp_path / "Shapes" / "train" / name / f"{index % 2}.png"
@@ -68,28 +68,30 @@ class TestHuggingFace:
         joined, train, val = train_and_val(f"hfds/{tmp_path / 'Shapes'}", 0.5, seed=0, **options)
         assert (len(joined), train, val) == (12, list(range(6)), list(range(6, 12)))
 
-    def test_only_splits_that_are_there_are_told(self, tmp_path: Path, offline: Any) -> None:
+    def test_missing_split(self, tmp_path: Path, offline: Any) -> None:
         write_folders(tmp_path / "shapes", ("train", "test"))
         name, options = f"hfds/{tmp_path / 'shapes'}", {"hierarchy": TREE, "root": str(tmp_path / "cache")}
         assert create_dataset(name, "train", **options).splits == ("train", "test")  # type: ignore[attr-defined]
         with pytest.raises(ValueError, match=r"cannot open its split 'validation': .*\['train', 'test'\]\.; ") as error:
             create_dataset(name, "val", **options)
-        assert str(error.value).endswith("; check the name and the network; the option splits says what it calls ours")
+        assert str(error.value).endswith(
+            "; check the name and the network; if the split has another name, pass it in the option splits"
+        )
 
-    def test_splits_can_be_named_and_cut(self, tmp_path: Path, offline: Any) -> None:
+    def test_named_and_sliced_splits(self, tmp_path: Path, offline: Any) -> None:
         write_folders(tmp_path / "shapes", ("train", "test"))
         cut = {"train": "train[:2]", "val": "train[2:]", "test": "test"}
         options = {"hierarchy": TREE, "root": str(tmp_path / "cache"), "splits": cut}
         train, val = (create_dataset(f"hfds/{tmp_path / 'shapes'}", split, **options) for split in ("train", "val"))
-        assert to_tree(train) == ALL_LABELS[:2]
-        assert to_tree(val) == ALL_LABELS[2:]
+        assert rows_of(train) == ALL_LABELS[:2]
+        assert rows_of(val) == ALL_LABELS[2:]
         assert train.splits == ("train", "val", "test")  # type: ignore[attr-defined]
         with pytest.raises(ValueError, match="has no split 'val'; it has 'train' and 'test'"):
             create_dataset(
                 f"hfds/{tmp_path / 'shapes'}", "val", **options | {"splits": {"train": "train", "test": "test"}}
             )
 
-    def test_names_as_labels_other_columns_and_a_large_jpeg(self, tmp_path: Path, offline: Any) -> None:
+    def test_names_as_labels_other_columns_and_large_jpeg(self, tmp_path: Path, offline: Any) -> None:
         file = io.BytesIO()
         Image.new("RGB", (320, 240), (200, 0, 0)).save(file, "JPEG")
         rows = {"image": [{"bytes": file.getvalue(), "path": None}] * 2, "shape": ["RING", "disc"]}
@@ -104,14 +106,14 @@ class TestHuggingFace:
             input_key="image",
             target_key="shape",
         )
-        assert to_tree(dataset) == [[0, 2], [0, 0]]
+        assert rows_of(dataset) == [[0, 2], [0, 0]]
         assert dataset.read(0).size == (320, 240)  # type: ignore[attr-defined]
         assert dataset.read(0, 100).size == (160, 120), "a JPEG is decoded at half its size"  # type: ignore[attr-defined]
 
     @pytest.mark.parametrize(
         ("labels", "error"),
         [
-            ([0, 1, 3], "has 4 classes without names, and the tree 3 at shape"),
+            ([0, 1, 3], "has 4 classes without names, but the tree has 3 at shape"),
             ([0, 2, None], "image 2 of dataset .* has the label None, which is not one of its 3 classes"),
             ([0, 2, -1], "image 2 of dataset .* has the label -1, which is not"),
         ],
@@ -126,7 +128,7 @@ class TestHuggingFace:
         with pytest.raises(ValueError, match=error):
             create_dataset(f"hfds/{tmp_path / 'shapes'}", "train", hierarchy=TREE, root=str(tmp_path / "cache"))
 
-    def test_an_unreadable_image_is_named_not_replaced(self, tmp_path: Path, offline: Any) -> None:
+    def test_unreadable_image_is_not_replaced(self, tmp_path: Path, offline: Any) -> None:
         write_folders(tmp_path / "shapes")
         (tmp_path / "shapes" / "train" / "disc" / "0.png").write_bytes(b"no image")
         name = f"hfds/{tmp_path / 'shapes'}"
@@ -135,44 +137,44 @@ class TestHuggingFace:
             dataset[2]
         assert dataset[3][1] == 0
 
-    def test_a_stream_that_was_never_prepared_tells_its_classes_and_splits(self, tmp_path: Path, offline: Any) -> None:
+    def test_stream_that_was_never_prepared(self, tmp_path: Path, offline: Any) -> None:
         write_folders(tmp_path / "shapes", ("train", "test"))
         name, options = f"hfids/{tmp_path / 'shapes'}", {"hierarchy": TREE, "root": str(tmp_path / "cache")}
         with pytest.raises(ValueError, match="please pass `num_samples`"):
             create_dataset(name, "train", **options)
         dataset = create_dataset(name, "train", **options, num_samples=6)
-        assert to_tree(dataset) == ALL_LABELS
+        assert rows_of(dataset) == ALL_LABELS
         assert dataset.splits == ("train", "test")  # type: ignore[attr-defined]
 
-    def test_a_stream_gives_the_same(self, tmp_path: Path, offline: Any) -> None:
+    def test_stream_equals_table(self, tmp_path: Path, offline: Any) -> None:
         write_folders(tmp_path / "shapes")
         options = {"hierarchy": TREE, "root": str(tmp_path / "cache")}
         rows = create_dataset(f"hfds/{tmp_path / 'shapes'}", "train", **options)
         stream = create_dataset(f"hfids/{tmp_path / 'shapes'}", "train", **options)
-        assert to_tree(stream) == to_tree(rows)
+        assert rows_of(stream) == rows_of(rows)
         assert stream.splits == rows.splits  # type: ignore[attr-defined]
         assert [stream[i][0].tobytes() for i in range(6)] == [rows[i][0].tobytes() for i in range(6)]
 
 
 def write_shards(root: Path, images: dict[str, bytes], labels: list[int], info: bool = True) -> None:
-    """Two shards for training, of which the first holds two images; and the first image for the test."""
+    """Write two training shards, the first with two images, and a test shard with the first image."""
     webdataset = pytest.importorskip("webdataset")
     root.mkdir(parents=True, exist_ok=True)
     samples = [
         {"__key__": f"{at:04d}", Path(name).suffix[1:]: data, "cls": str(label)}
         for at, ((name, data), label) in enumerate(zip(images.items(), labels, strict=True))
     ]
-    parts = {"train-0.tar": samples[:2], "train-1.tar": samples[2:], "test-0.tar": samples[:1]}
-    for file, part in parts.items():
+    shards = {"train-0.tar": samples[:2], "train-1.tar": samples[2:], "test-0.tar": samples[:1]}
+    for file, shard in shards.items():
         with webdataset.TarWriter(str(root / file), encoder=True) as writer:
-            for sample in part:
+            for sample in shard:
                 writer.write(sample)
     splits = {
         split: {
             "name": split,
-            "num_samples": sum(len(parts[file]) for file in files),
+            "num_samples": sum(len(shards[file]) for file in files),
             "filenames": files,
-            "shard_lengths": [len(parts[file]) for file in files],
+            "shard_lengths": [len(shards[file]) for file in files],
         }
         for split, files in {"train": ["train-0.tar", "train-1.tar"], "test": ["test-0.tar"]}.items()
     }
@@ -180,9 +182,9 @@ def write_shards(root: Path, images: dict[str, bytes], labels: list[int], info: 
         (root / "_info.json").write_text(json.dumps({"splits": splits}))
 
 
-def encoded(image: Image.Image, image_format: str = "PNG", **how: Any) -> bytes:
+def encoded(image: Image.Image, image_format: str = "PNG", **options: Any) -> bytes:
     file = io.BytesIO()
-    image.save(file, image_format, **how)
+    image.save(file, image_format, **options)
     return file.getvalue()
 
 
@@ -191,36 +193,36 @@ class TestWebDataset:
         images = {f"{seed}.png": encoded(colours(seed)) for seed in range(4)}
         write_shards(tmp_path, images, [2, 0, 1, 1])
         dataset = create_dataset("wds/shapes", "train", hierarchy=TREE, root=str(tmp_path))
-        assert to_tree(dataset) == [[0, 2], [0, 0], [1, 1], [1, 1]]
+        assert rows_of(dataset) == [[0, 2], [0, 0], [1, 1], [1, 1]]
         assert dataset.splits == ("train", "test")  # type: ignore[attr-defined]
         for index in range(4):
-            assert dataset[index][0].tobytes() == colours(index).tobytes(), "nothing is lost"
+            assert dataset[index][0].tobytes() == colours(index).tobytes(), "lossless"
         test = create_dataset("wds/shapes", "test", hierarchy=TREE, root=str(tmp_path))
-        assert to_tree(test) == [[0, 2]], "a test may lack classes"
+        assert rows_of(test) == [[0, 2]], "a test set need not have all classes"
 
-    def test_class_names_take_the_place_of_the_order(self, tmp_path: Path) -> None:
+    def test_class_names(self, tmp_path: Path) -> None:
         write_shards(tmp_path, {f"{seed}.png": encoded(colours(seed)) for seed in range(2)}, [0, 1])
         options = {"hierarchy": TREE, "root": str(tmp_path)}
-        with pytest.raises(ValueError, match=r"dataset 'wds/shapes' has 2 classes without names, and the tree 3"):
+        with pytest.raises(ValueError, match=r"dataset 'wds/shapes' has 2 classes without names, but the tree has 3"):
             create_dataset("wds/shapes", "train", **options)
         dataset = create_dataset("wds/shapes", "train", **options, class_names=["ring", "big box"])
-        assert to_tree(dataset) == [[0, 2], [1, 1]]
+        assert rows_of(dataset) == [[0, 2], [1, 1]]
 
-    def test_shards_without_a_description(self, tmp_path: Path) -> None:
+    def test_shards_without_info(self, tmp_path: Path) -> None:
         write_shards(tmp_path, {f"{seed}.png": encoded(colours(seed)) for seed in range(3)}, [0, 1, 2], info=False)
         options = {"hierarchy": TREE, "root": str(tmp_path), "splits": {"train": "train-{0..1}.tar"}}
         dataset = create_dataset("wds/shapes", "train", **options)
-        assert to_tree(dataset) == [[0, 0], [1, 1], [0, 2]]
+        assert rows_of(dataset) == [[0, 0], [1, 1], [0, 2]]
         assert dataset.splits == ("train",)  # type: ignore[attr-defined]
 
-    def test_images_that_timm_leaves_out_are_told(self, tmp_path: Path) -> None:
+    def test_images_that_timm_leaves_out(self, tmp_path: Path) -> None:
         images = {"0.png": encoded(colours(0)), "1.png": b"no image", "2.png": encoded(colours(2))}
         write_shards(tmp_path, images, [0, 1, 2])
-        with pytest.warns(UserWarning, match="'wds/shapes' was said to have 3 images, but timm gave 2"):
+        with pytest.warns(UserWarning, match="'wds/shapes' should have 3 images, but timm returned 2"):
             dataset = create_dataset("wds/shapes", "train", hierarchy=TREE, root=str(tmp_path))
-        assert to_tree(dataset) == [[0, 0], [0, 2]]
+        assert rows_of(dataset) == [[0, 0], [0, 2]]
 
-    def test_mistakes_are_named(self, tmp_path: Path) -> None:
+    def test_errors(self, tmp_path: Path) -> None:
         pytest.importorskip("webdataset")
         with pytest.raises(ValueError, match="dataset 'wds/shapes' needs the option root"):
             create_dataset("wds/shapes", "train", hierarchy=TREE)
@@ -237,7 +239,7 @@ def grey_16() -> bytes:
     return encoded(Image.fromarray(np.random.default_rng(6).integers(0, 2**16, (24, 32), dtype=np.uint16)))
 
 
-def turned() -> bytes:
+def rotated() -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6
     return encoded(colours(7), "JPEG", exif=exif)
@@ -254,16 +256,16 @@ FILES = {
     "palette": lambda: palette(transparent=False),
     "palette with a transparent colour": lambda: palette(transparent=True),
     "16 bits": grey_16,
-    "turned by EXIF": turned,
-    "turned by XMP": lambda: encoded(colours(7), "JPEG", xmp=b'<x tiff:Orientation="6"/>'),
-    "with broken EXIF": lambda: encoded(colours(7), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\xff"),
-    "longer than WebP can be": lambda: encoded(Image.new("RGB", (16384, 164), (1, 2, 3))),
+    "rotated by EXIF": rotated,
+    "rotated by XMP": lambda: encoded(colours(7), "JPEG", xmp=b'<x tiff:Orientation="6"/>'),
+    "broken EXIF": lambda: encoded(colours(7), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\xff"),
+    "too long for WebP": lambda: encoded(Image.new("RGB", (16384, 164), (1, 2, 3))),
 }
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize("kind", FILES)
-def test_what_a_stream_keeps_is_what_the_file_shows(kind: str, tmp_path: Path) -> None:
+def test_stream_keeps_images_unchanged(kind: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(FILES[kind]())
     with Image.open(tmp_path / "file") as image:
         image.load()
@@ -273,7 +275,7 @@ def test_what_a_stream_keeps_is_what_the_file_shows(kind: str, tmp_path: Path) -
     assert read_image(kept).tobytes() == read_image(tmp_path / "file").tobytes()
 
 
-def test_an_image_of_no_known_range_is_kept_to_be_refused(tmp_path: Path) -> None:
+def test_stream_keeps_values_of_unknown_range(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     kept.write_bytes(timm_readers._encode(Image.new("F", (4, 4))))
     with pytest.raises(ValueError, match="its pixels are floats"):
@@ -289,30 +291,30 @@ class TestTorchvision:
         assert dataset.targets == list(range(10))
         assert np.array_equal(np.asarray(dataset[9][0]), np.stack([images[9]] * 3, axis=-1))
 
-    def test_folders_come_from_their_own_split(self, tmp_path: Path) -> None:
+    def test_folders_of_a_split(self, tmp_path: Path) -> None:
         write_folders(tmp_path, ("train", "val"))
         transparent = tmp_path / "train" / "ring" / "1.png"
         Image.new("RGBA", (4, 4), (9, 9, 9, 0)).save(transparent)
         dataset = create_dataset("torch/image_folder", "train", hierarchy=TREE, root=str(tmp_path))
-        assert to_tree(dataset) == ALL_LABELS
+        assert rows_of(dataset) == ALL_LABELS
         assert dataset.splits == ("train", "val")  # type: ignore[attr-defined]
         assert dataset.paths[5] == transparent  # type: ignore[attr-defined]
-        assert dataset[5][0].getpixel((0, 0)) == (255, 255, 255), "over white, as read_image has it"
+        assert dataset[5][0].getpixel((0, 0)) == (255, 255, 255), "blended with white as by read_image"
         options = {"hierarchy": TREE, "root": str(tmp_path)}
-        way_out = "it has 'train' and 'val'; say what is our test with splits={'train': 'train', 'test': 'val'}"
-        with pytest.raises(ValueError, match=f"has no split 'test'; {way_out}$"):
+        hint = "it has 'train' and 'val'; to test on 'val', pass splits={'train': 'train', 'test': 'val'}"
+        with pytest.raises(ValueError, match=f"has no split 'test'; {hint}$"):
             create_dataset("torch/image_folder", "test", **options)
         test = create_dataset("torch/image_folder", "test", **options, splits={"train": "train", "test": "val"})
         assert test.paths[0].parent.parent == tmp_path / "val"  # type: ignore[attr-defined]
 
-    def test_a_tree_from_a_file(self, tmp_path: Path) -> None:
+    def test_class_missing_from_a_tree_file(self, tmp_path: Path) -> None:
         write_folders(tmp_path, ("train",))
         (tmp_path / "tree.csv").write_text("kind,shape\nedged,Big Box\nround,Ring\n")
         options = {"hierarchy": str(tmp_path / "tree.csv"), "root": str(tmp_path)}
         with pytest.raises(ValueError, match=r"'torch/image_folder' has a class that is not in the tree: .*'disc'"):
             create_dataset("torch/image_folder", "train", **options)
 
-    def test_mistakes_are_named(self, tmp_path: Path) -> None:
+    def test_errors(self, tmp_path: Path) -> None:
         options = {"hierarchy": TREE, "root": str(tmp_path)}
         with pytest.raises(ValueError, match="cannot open its split 'train': Unknown torchvision dataset mnistt"):
             create_dataset("torch/mnistt", "train", **options)
@@ -324,7 +326,7 @@ class TestTorchvision:
             create_dataset("hfd/user/birds", "train", **options)
 
 
-def test_timms_prefixes_are_listed() -> None:
+def test_prefixes_are_listed() -> None:
     assert set(list_datasets("*/")) == {"hfds/", "hfids/", "tfds/", "torch/", "wds/"}
 
 
@@ -332,7 +334,7 @@ def test_timms_prefixes_are_listed() -> None:
     ("name", "package"),
     [("hfds/x", "datasets"), ("hfids/x", "datasets"), ("tfds/x", "tensorflow-datasets"), ("wds/x", "webdataset")],
 )
-def test_a_missing_package_is_named(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=f"dataset '{name}' needs .*: pip install {package}"):
         create_dataset(name, "train", hierarchy=TREE, root="here")

@@ -1,4 +1,4 @@
-"""What torchvision opens, each in its own layout: Stanford Cars, FGVC-Aircraft, iNaturalist 2021, CIFAR-100."""
+"""Datasets opened by torchvision: Stanford Cars, FGVC-Aircraft, iNaturalist 2021, CIFAR-100."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ def save_image(path: Path, value: int = 0, mode: str = "RGB") -> None:
 
 
 def names_of(dataset: LabelledImages) -> list[tuple[str, ...]]:
-    """The names of each image's classes at every level, coarse to fine."""
+    """Return the names of each image's classes, coarse to fine."""
     classes = dataset.hierarchy.classes
     return [tuple(classes[depth][label] for depth, label in enumerate(row)) for row in labels_of(dataset).tolist()]
 
 
-# Not in the tree's order, as the devkit's is not.
+# In another order than in the tree, as in the devkit.
 SMART, HUMMER, RAM = "smart fortwo Convertible 2012", "AM General Hummer SUV 2000", "Ram C/V Cargo Van Minivan 2012"
 
 
 def write_cars(root: Path, names: tuple[str, ...] = (SMART, HUMMER, RAM)) -> None:
-    """Two training and two test images, described as in the devkit: structs of a box, a class from 1, a file name."""
+    """Write two training and two test images with the devkit's structs: box, class from 1, file name."""
     savemat = pytest.importorskip("scipy.io").savemat
     folder = root / "stanford_cars"
     (folder / "devkit").mkdir(parents=True)
     savemat(folder / "devkit" / "cars_meta.mat", {"class_names": np.array([names], dtype=object)})
     boxes = [(name, "O") for name in ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")]
-    for part, file, labels in (
+    for split, file, labels in (
         ("train", folder / "devkit" / "cars_train_annos.mat", (2, 1)),
         ("test", folder / "cars_test_annos_withlabels.mat", (3, 2)),
     ):
         rows = [(1, 1, 9, 9, np.uint8(label), f"{at:05d}.jpg") for at, label in enumerate(labels, start=1)]
         savemat(file, {"annotations": np.array([rows], dtype=[*boxes, ("class", "O"), ("fname", "O")])})
         for at in (1, 2):
-            save_image(folder / f"cars_{part}" / f"{at:05d}.jpg", 100 * at)
+            save_image(folder / f"cars_{split}" / f"{at:05d}.jpg", 100 * at)
 
 
 class TestCars:
@@ -71,31 +71,32 @@ class TestCars:
         assert image.mode == "RGB"
         assert abs(np.asarray(image)[..., 0].astype(int) - 200).max() < 5
 
-    def test_a_class_that_the_tree_does_not_have_is_named(self, tmp_path: Path) -> None:
+    def test_class_outside_the_tree(self, tmp_path: Path) -> None:
         write_cars(tmp_path, (SMART, HUMMER, "Ram C/V Cargo Van Minivan 2013"))
         with pytest.raises(
             ValueError, match=r"cars_meta.mat has a class .*Minivan 2013'; did you mean '.*Minivan 2012'"
         ):
             create_dataset("cars", "train", root=str(tmp_path))
 
-    def test_a_slash_that_a_copy_replaced_is_forgiven(self, tmp_path: Path) -> None:
+    def test_name_with_another_separator(self, tmp_path: Path) -> None:
         write_cars(tmp_path, (SMART, HUMMER, "Ram C-V Cargo Van Minivan 2012"))
         assert names_of(create_dataset("cars", "test", root=str(tmp_path)))[0][-1] == RAM
 
-    def test_a_missing_image_is_named(self, tmp_path: Path) -> None:
+    def test_missing_image(self, tmp_path: Path) -> None:
         write_cars(tmp_path)
         (tmp_path / "stanford_cars" / "cars_train" / "00002.jpg").unlink()
         with pytest.raises(ValueError, match=r"missing files:\s+.*cars_train/00002.jpg"):
             create_dataset("cars", "train", root=str(tmp_path))
 
-    def test_a_missing_folder_says_what_it_must_hold_and_where_copies_are(self, tmp_path: Path) -> None:
+    def test_missing_folder(self, tmp_path: Path) -> None:
         pytest.importorskip("scipy")
         with pytest.raises(
-            FileNotFoundError, match=r"no Stanford Cars .* must hold stanford_cars/ with devkit/.*kaggle"
+            FileNotFoundError,
+            match=r"does not contain Stanford Cars .* must contain stanford_cars/ with devkit/.*kaggle",
         ):
             create_dataset("cars", "train", root=str(tmp_path))
 
-    def test_missing_scipy_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_missing_scipy(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
         with pytest.raises(ImportError, match=r"pip install 'c2f_zoo\[cars\]'"):
             create_dataset("cars", "train", root=str(tmp_path))
@@ -110,7 +111,7 @@ AIRCRAFT = {  # number of the image -> manufacturer, family, variant
     "0000006": ("Airbus", "A320", "A320"),
     "0000007": ("Boeing", "Boeing 737", "737-300"),
 }
-AIRCRAFT_PARTS = {
+AIRCRAFT_SPLITS = {
     "train": ["0000001", "0000002", "0000005", "0000006"],
     "val": ["0000003"],
     "test": ["0000007", "0000004"],
@@ -120,15 +121,15 @@ AIRCRAFT_PARTS = {
 def write_aircraft(root: Path) -> Path:
     data = root / "fgvc-aircraft-2013b" / "data"
     data.mkdir(parents=True)
-    parts = AIRCRAFT_PARTS | {"trainval": AIRCRAFT_PARTS["train"] + AIRCRAFT_PARTS["val"]}
+    splits = AIRCRAFT_SPLITS | {"trainval": AIRCRAFT_SPLITS["train"] + AIRCRAFT_SPLITS["val"]}
     for depth, (level, file) in enumerate(
         {"manufacturer": "manufacturers", "family": "families", "variant": "variants"}.items()
     ):
         names = sorted({classes[depth] for classes in AIRCRAFT.values()})
         (data / f"{file}.txt").write_text("".join(f"{name}\n" for name in names))
-        for part, images in parts.items():
+        for split, images in splits.items():
             lines = [f"{image} {AIRCRAFT[image][depth]}\n" for image in images]
-            (data / f"images_{level}_{part}.txt").write_text("".join(lines))
+            (data / f"images_{level}_{split}.txt").write_text("".join(lines))
     for image in AIRCRAFT:
         save_image(data / "images" / f"{image}.jpg")
     return data
@@ -139,13 +140,13 @@ class TestAircraft:
     def test_labels_at_every_level(self, tmp_path: Path, split: str) -> None:
         write_aircraft(tmp_path)
         dataset = create_dataset("aircraft", split, root=str(tmp_path))
-        assert names_of(dataset) == [AIRCRAFT[image] for image in AIRCRAFT_PARTS[split]]
-        assert [path.stem for path in dataset.paths] == AIRCRAFT_PARTS[split]  # type: ignore[attr-defined]
+        assert names_of(dataset) == [AIRCRAFT[image] for image in AIRCRAFT_SPLITS[split]]
+        assert [path.stem for path in dataset.paths] == AIRCRAFT_SPLITS[split]  # type: ignore[attr-defined]
         assert dataset.splits == ("train", "val", "test")  # type: ignore[attr-defined]
         assert dataset[0][0].size == (20, 16)
 
-    def test_missing_data_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError, match=r"holds no FGVC-Aircraft \(.*download=True"):
+    def test_missing_data(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r"does not contain FGVC-Aircraft \(.*download=True"):
             create_dataset("aircraft", "train", root=str(tmp_path))
         data = write_aircraft(tmp_path)
         (data / "images" / "0000003.jpg").unlink()
@@ -155,7 +156,7 @@ class TestAircraft:
         with pytest.raises(FileNotFoundError, match=r"it lacks families.txt"):
             create_dataset("aircraft", "val", root=str(tmp_path))
 
-    def test_it_is_fetched_and_unpacked(self, tmp_path: Path, serve: Callable[[Path], None]) -> None:
+    def test_download(self, tmp_path: Path, serve: Callable[[Path], None]) -> None:
         write_aircraft(tmp_path / "server")
         archive = tmp_path / "aircraft.tar.gz"
         with tarfile.open(archive, "w:gz") as tar:
@@ -163,31 +164,29 @@ class TestAircraft:
         serve(archive)
         dataset = create_dataset("aircraft", "train", root=str(tmp_path / "here"), download=True)
         assert names_of(dataset)[0] == AIRCRAFT["0000001"]
-        assert tarfile.TarFile.extraction_filter is None, "as it was before"
+        assert tarfile.TarFile.extraction_filter is None, "restored"
 
-    def test_an_archive_that_would_write_elsewhere_is_refused(
-        self, tmp_path: Path, serve: Callable[[Path], None]
-    ) -> None:
+    def test_archive_with_a_member_outside_the_folder(self, tmp_path: Path, serve: Callable[[Path], None]) -> None:
         archive = tmp_path / "aircraft.tar.gz"
         with tarfile.open(archive, "w:gz") as tar:
             tar.addfile(tarfile.TarInfo("../outside.txt"), io.BytesIO())
         serve(archive)
-        with pytest.raises(ConnectionError, match=r"FGVC-Aircraft could not be fetched to .*outside.txt"):
+        with pytest.raises(ConnectionError, match=r"cannot download FGVC-Aircraft to .*outside.txt"):
             create_dataset("aircraft", "train", root=str(tmp_path / "in" / "here"), download=True)
         assert not list(tmp_path.rglob("outside.txt"))
 
-    def test_a_network_that_fails_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_network_failure(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def fail(*_: Any, **__: Any) -> None:
             raise urllib.error.URLError("no route to host")
 
         monkeypatch.setattr(torchvision.datasets.utils, "download_url", fail)
-        with pytest.raises(ConnectionError, match=r"could not be fetched to .*no route to host.* fgvc-aircraft-2013b/"):
+        with pytest.raises(ConnectionError, match=r"cannot download .*no route to host.* fgvc-aircraft-2013b/"):
             create_dataset("aircraft", "train", root=str(tmp_path), download=True)
 
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
-    """Says which file comes instead of what torchvision would fetch."""
+    """Return a function that replaces torchvision's downloads with a file."""
 
     def serve_file(archive: Path) -> None:
         def copy(url: str, root: str, filename: str | None = None, md5: str | None = None) -> None:
@@ -232,17 +231,17 @@ class TestINaturalist:
         assert names_of(dataset)[0] == DUNNOCK
         assert names_of(dataset)[-1] == HEAL_ALL
         places = [f"{path.parent.name}/{path.name}" for path in dataset.paths]  # type: ignore[attr-defined]
-        assert places == [f"{category}/{name}.jpg" for category in INATURALIST for name in "ab"], "in a known order"
+        assert places == [f"{category}/{name}.jpg" for category in INATURALIST for name in "ab"], "sorted"
         assert dataset[0][0].mode == "RGB"
 
-    def test_missing_data_is_named_and_nothing_made(self, tmp_path: Path) -> None:
+    def test_missing_data(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"no folder .*2021_train_mini; pass download=True"):
             create_dataset("inaturalist", "train", root=str(tmp_path / "here"), mini=True)
         assert not list(tmp_path.iterdir())
 
 
 def write_cifar100(root: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
-    """Three images for each part, whose checksums take the place of the published ones; returns their pixels."""
+    """Write three images for each split, replace the published checksums, and return the pixels."""
     folder = root / "cifar-100-python"
     folder.mkdir(parents=True)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
@@ -276,25 +275,25 @@ class TestCIFAR100:
         test = create_dataset("cifar100", "test", root=str(tmp_path))
         assert [fine for _, fine in names_of(test)] == ["apple", "apple", "wolf"]
 
-    def test_files_that_are_not_the_published_ones_are_refused(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_changed_files(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write_cifar100(tmp_path, monkeypatch)
         file = tmp_path / "cifar-100-python" / "train"
         file.write_bytes(file.read_bytes() + b" ")
-        with pytest.raises(FileNotFoundError, match=r"holds no CIFAR-100 .*corrupted.* must hold cifar-100-python/"):
+        with pytest.raises(
+            FileNotFoundError, match=r"does not contain CIFAR-100 .*corrupted.* must contain cifar-100-python/"
+        ):
             create_dataset("cifar100", "test", root=str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["cars", "cifar100", "inaturalist"])
-def test_a_split_that_is_not_there_is_named(name: str, tmp_path: Path) -> None:
+def test_unknown_split(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"dataset '{name}' has no split 'val'; it has 'train' and 'test'"):
         create_dataset(name, "val", root=str(tmp_path))
     with pytest.raises(ValueError, match="no split 'valid'; it has 'train' and 'val' and 'test'"):
         create_dataset(name, "valid", root=str(tmp_path))
 
 
-def test_a_dataset_that_does_not_tell_its_splits_has_two(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS._entries))
 
     @register_dataset("plain")
@@ -316,16 +315,16 @@ def test_a_dataset_that_does_not_tell_its_splits_has_two(monkeypatch: pytest.Mon
 class TestLabelsByName:
     TREE = Hierarchy(("kind",), (("Great tit", "great-tit", "Blue tit"),), ())
 
-    def test_the_exact_name_comes_first(self) -> None:
+    def test_exact_names_come_first(self) -> None:
         assert labels_by_name(["great-tit", "blue_tit", "Great tit"], self.TREE, "birds") == [1, 2, 0]
 
-    def test_doubt_is_an_error(self) -> None:
+    def test_ambiguous_names(self) -> None:
         with pytest.raises(ValueError, match="birds has a class that is not in the tree: unknown kind 'GREAT TIT'"):
             labels_by_name(["GREAT TIT"], self.TREE, "birds")
-        with pytest.raises(ValueError, match="birds has two classes for the tree's 'Blue tit'"):
+        with pytest.raises(ValueError, match="birds has two classes that match the tree's 'Blue tit'"):
             labels_by_name(["Blue tit", "blue tit"], self.TREE, "birds")
 
-    def test_order_needs_the_same_count(self) -> None:
+    def test_matching_by_order(self) -> None:
         assert labels_by_index(3, self.TREE, "birds") == [0, 1, 2]
-        with pytest.raises(ValueError, match="birds has 2 classes without names, and the tree 3 at kind"):
+        with pytest.raises(ValueError, match="birds has 2 classes without names, but the tree has 3 at kind"):
             labels_by_index(2, self.TREE, "birds")

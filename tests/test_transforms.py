@@ -17,7 +17,7 @@ from c2f_zoo import C2FModel
 from c2f_zoo.config import SHRINK_FILTERS, ModelConfig, Preprocessing
 from c2f_zoo.data import Degrade, Normalize, create_transform, create_views
 
-# What the docstring promises, in 1/255.
+# The bounds in the docstring of Degrade, in 1/255.
 MOST, MEAN = {"bilinear": 2, "bicubic": 3}, 0.5
 
 
@@ -30,7 +30,7 @@ def triangle(x: float) -> float:
 
 
 def cubic(x: float) -> float:
-    """Keys' kernel with a = -1/2, which Pillow takes, and torch when it antialiases."""
+    """Return Keys' kernel with a = -1/2, as in Pillow and in torch with antialiasing."""
     x = abs(x)
     if x < 1:
         return 1.5 * x**3 - 2.5 * x**2 + 1
@@ -38,7 +38,7 @@ def cubic(x: float) -> float:
 
 
 def resampling(before: int, after: int, kernel: Callable[[float], float]) -> np.ndarray:
-    """The matrix (after, before) that resizes a line: the kernel, stretched to the pixels of the smaller of the two."""
+    """Return the matrix (after, before) that resizes a line with a kernel, stretched when it shrinks."""
     scale = before / after
     stretch = max(scale, 1)
     rows = [[kernel((j + 0.5 - (i + 0.5) * scale) / stretch) for j in range(before)] for i in range(after)]
@@ -51,7 +51,7 @@ def resized(pixels: np.ndarray, height: int, width: int, kernel: Callable[[float
 
 
 def pixels_of(image: Image.Image | Tensor) -> Tensor:
-    """Any kind of image as float64 (..., C, H, W) in [0, 255]."""
+    """Return any type of image as float64 (..., C, H, W) in [0, 255]."""
     x = image if isinstance(image, Tensor) else pil_to_tensor(image)
     return x.double() if x.dtype == torch.uint8 else 255 * x.double()
 
@@ -65,7 +65,7 @@ def assert_same(a: Image.Image | Tensor, b: Image.Image | Tensor, filter: str = 
 class TestDegrade:
     @pytest.mark.parametrize(("filter", "kernel"), [("bilinear", triangle), ("bicubic", cubic)])
     @pytest.mark.parametrize(("height", "width", "small"), [(40, 61, (16, 24)), (61, 40, (24, 16))])
-    def test_it_is_the_filter_in_float64(
+    def test_equals_the_filter_in_float64(
         self, filter: str, kernel: Callable[[float], float], height: int, width: int, small: tuple[int, int]
     ) -> None:
         pixels = random_pixels(height, width, 80, 175)  # so that bicubic does not overshoot 8 bits
@@ -78,7 +78,7 @@ class TestDegrade:
         for image in (Image.fromarray(pixels), x):
             assert_same(degrade(image), reference, filter)
 
-    def test_a_box_of_four_by_four_is_a_mean(self) -> None:
+    def test_box_of_four_by_four_is_a_mean(self) -> None:
         pixels = random_pixels(32, 48)
         means = pixels.reshape(8, 4, 12, 4, 3).mean(axis=(1, 3))
         result = Degrade(8, "box", size=8)(Image.fromarray(pixels))
@@ -87,7 +87,7 @@ class TestDegrade:
     @pytest.mark.parametrize("filter", MOST)
     @pytest.mark.parametrize("size", [None, 90])
     @pytest.mark.parametrize("measure", ["side", "area"])
-    def test_all_kinds_of_image_agree(self, filter: str, size: int | None, measure: str) -> None:
+    def test_all_types_of_image_agree(self, filter: str, size: int | None, measure: str) -> None:
         pixels = [random_pixels(75, 100, 80, 175), random_pixels(100, 75, 80, 175).transpose(1, 0, 2)]
         pil = [Image.fromarray(one) for one in pixels]
         batch = torch.stack([pil_to_tensor(one) for one in pil])
@@ -103,7 +103,7 @@ class TestDegrade:
             assert_same(result, together, filter)
         assert_same(degrade(batch[:, None])[:, 0], together, filter)
 
-    def test_an_image_of_noise_in_all_8_bits_agrees_too(self) -> None:
+    def test_noise_with_all_8_bit_values(self) -> None:
         pixels = random_pixels(75, 100)
         results = [Degrade(24)(image) for image in (Image.fromarray(pixels), torch.from_numpy(pixels).permute(2, 0, 1))]
         assert_same(*results)
@@ -111,7 +111,7 @@ class TestDegrade:
 
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
     @pytest.mark.parametrize("filter", MOST)
-    def test_the_gpu_agrees(self, filter: str) -> None:
+    def test_gpu_agrees(self, filter: str) -> None:
         batch = torch.from_numpy(random_pixels(75, 100, 80, 175)).permute(2, 0, 1)[None].repeat(2, 1, 1, 1)
         for x in (batch, batch / 255):
             result = Degrade(24, filter, 90, filter)(x.cuda())
@@ -120,7 +120,7 @@ class TestDegrade:
 
     @pytest.mark.parametrize("tensor", [False, True])
     @pytest.mark.parametrize("filter", SHRINK_FILTERS)
-    def test_a_checkerboard_finer_than_the_resolution_turns_grey(self, filter: str, tensor: bool) -> None:
+    def test_checkerboard_finer_than_the_resolution_becomes_grey(self, filter: str, tensor: bool) -> None:
         if tensor and filter not in MOST:
             pytest.skip("PIL images only")
         board = np.uint8(255) * (np.indices((64, 96)).sum(axis=0) % 2).astype(np.uint8)
@@ -130,7 +130,7 @@ class TestDegrade:
         assert (result[:, 8:-8, 8:-8] - 127.5).abs().max() < 3  # at the edge the filter is cut off
         assert abs(result.mean() - 127.5) < 2
 
-    def test_detail_above_the_resolution_is_gone_and_below_it_stays(self) -> None:
+    def test_detail_above_the_resolution_is_removed(self) -> None:
         pixels = random_pixels(64, 64)
         spectrum = {
             resolution: torch.fft.fft2(pixels_of(Degrade(resolution)(Image.fromarray(pixels)))).abs().square()
@@ -148,7 +148,7 @@ class TestDegrade:
         ("size", "expected"), [(None, (101, 150)), (64, (64, 95)), (300, (300, 445)), (101, (101, 150))]
     )
     @pytest.mark.parametrize("resolution", [1, 7, 64, 4000, None])
-    def test_the_aspect_is_kept(self, resolution: int | None, size: int | None, expected: tuple[int, int]) -> None:
+    def test_aspect_ratio_is_kept(self, resolution: int | None, size: int | None, expected: tuple[int, int]) -> None:
         image = Image.new("RGB", (150, 101))
         for measure in ("side", "area"):
             degrade = Degrade(resolution, size=size, measure=measure)
@@ -156,13 +156,13 @@ class TestDegrade:
             assert degrade(pil_to_tensor(image)).shape == (3, *expected)
 
     @pytest.mark.parametrize(("measure", "small"), [("side", (20, 80)), ("area", (10, 40))])
-    def test_a_resolution_is_a_side_or_an_area(self, measure: str, small: tuple[int, int]) -> None:
+    def test_resolution_is_a_side_or_an_area(self, measure: str, small: tuple[int, int]) -> None:
         pixels = random_pixels(60, 240)
         expected = resized(resized(pixels, *small, triangle), 60, 240, triangle)
         result = Degrade(20, measure=measure)(Image.fromarray(pixels))
         assert abs(np.asarray(result) - expected).max() <= 2
 
-    def test_a_small_image_is_not_shrunk(self) -> None:
+    def test_small_image_is_not_shrunk(self) -> None:
         image = Image.fromarray(random_pixels(20, 30))
         assert Degrade(20)(image) is image
         assert Degrade(None)(image) is image
@@ -178,7 +178,7 @@ class TestDegrade:
         assert np.array_equal(np.asarray(degrade(Image.fromarray(pixels))), expected)
         assert np.array_equal(degrade(torch.from_numpy(pixels).permute(2, 0, 1)).permute(1, 2, 0).numpy(), expected)
 
-    def test_it_compiles(self) -> None:
+    def test_compiles(self) -> None:
         x = torch.from_numpy(random_pixels(40, 60)).permute(2, 0, 1)[None] / 255
         degrade = Degrade(16, size=32)
         compiled = torch.compile(degrade, backend="eager", fullgraph=True)
@@ -187,8 +187,8 @@ class TestDegrade:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"resolution": 0}, "a resolution is 1 pixel or more, not 0"),
-            ({"resolution": 8, "size": -1}, "a size is 1 pixel or more, not -1"),
+            ({"resolution": 0}, "resolution must be 1 pixel or more, not 0"),
+            ({"resolution": 8, "size": -1}, "size must be 1 pixel or more, not -1"),
             (
                 {"resolution": 8, "filter": "bilinaer"},
                 "unknown filter to shrink with 'bilinaer'; did you mean 'bilinear'",
@@ -198,26 +198,28 @@ class TestDegrade:
             ({"resolution": 8, "measure": "aera"}, "unknown measure of a resolution 'aera'; did you mean 'area'"),
         ],
     )
-    def test_mistakes_are_named(self, arguments: dict, message: str) -> None:
+    def test_errors(self, arguments: dict, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             Degrade(**arguments)
 
     @pytest.mark.parametrize("filter", sorted(set(SHRINK_FILTERS) - set(MOST)))
-    def test_a_filter_that_tensors_lack_is_named(self, filter: str) -> None:
-        with pytest.raises(ValueError, match=f"the filter '{filter}' takes PIL images only; a tensor takes 'bicubic'"):
+    def test_filter_that_does_not_support_tensors(self, filter: str) -> None:
+        with pytest.raises(
+            ValueError, match=f"the filter '{filter}' supports PIL images only; tensors support 'bicubic'"
+        ):
             Degrade(8, filter)(torch.zeros(3, 16, 16))
 
 
 class TestCreateTransform:
     @pytest.mark.parametrize("train", [True, False])
     @pytest.mark.parametrize("size", [(50, 40), (40, 50), (3, 300), (1000, 700)])
-    def test_any_image_becomes_the_networks_input(self, size: tuple[int, int], train: bool) -> None:
+    def test_any_image_becomes_the_models_input(self, size: tuple[int, int], train: bool) -> None:
         x = create_transform(Preprocessing(input_size=(3, 64, 64)), 16, train)(Image.new("RGB", size))
         assert x.shape == (3, 64, 64)
         assert x.dtype == torch.float32
 
     @pytest.mark.parametrize("filter", ["bilinear", "lanczos"])
-    def test_the_centre_is_cropped_and_normalised(self, filter: str) -> None:
+    def test_centre_is_cropped_and_normalized(self, filter: str) -> None:
         # 100 x 100, resized to 100 = 50 / 0.5: the crop is the middle 50 pixels, which are red.
         pixels = np.zeros((100, 100, 3), np.uint8)
         pixels[25:75, 25:75, 0] = 255
@@ -231,9 +233,7 @@ class TestCreateTransform:
         ("shrink_filter", "interpolation", "most"),
         [("bilinear", "bilinear", 2), ("bicubic", "bicubic", 3), ("box", "bilinear", 0), ("bilinear", "lanczos", 0)],
     )
-    def test_it_gives_what_pillow_gives(
-        self, shrink_filter: str, interpolation: str, most: int, resolution: int | None
-    ) -> None:
+    def test_equals_pillow(self, shrink_filter: str, interpolation: str, most: int, resolution: int | None) -> None:
         image = Image.fromarray(random_pixels(75, 100, 80, 175))
         down, up = Image.Resampling[shrink_filter.upper()], Image.Resampling[interpolation.upper()]
         small = image if resolution is None else image.resize((32, 24), down)
@@ -257,14 +257,14 @@ class TestCreateTransform:
         assert flipped == {0, 1}
 
     @pytest.mark.parametrize("measure", ["side", "area"])
-    def test_a_resolution_is_what_the_preprocessing_says(self, measure: str) -> None:
+    def test_resolution_follows_the_preprocessing(self, measure: str) -> None:
         p = Preprocessing((3, 64, 64), (0, 0, 0), (1, 1, 1), crop_pct=1.0, resolution_of=measure)
         image = Image.fromarray(random_pixels(64, 128))
         x = create_transform(p, 16, train=False)(image)
         assert_same(x, Degrade(16, measure=measure)(pil_to_tensor(image))[:, :, 32:96])
 
     @pytest.mark.parametrize("train", [True, False])
-    def test_a_batch_can_be_normalised_where_it_is_used(self, train: bool) -> None:
+    def test_batch_can_be_normalized_later(self, train: bool) -> None:
         p = Preprocessing((3, 64, 64))
         image = Image.fromarray(random_pixels(75, 100))
         torch.manual_seed(0)
@@ -274,7 +274,7 @@ class TestCreateTransform:
         assert (other.dtype, other.shape) == (torch.uint8, (64, 64, 3))
         assert torch.equal(Normalize(p.mean, p.std)(torch.stack([other] * 2)), torch.stack([one] * 2))
 
-    def test_normalising_by_the_formula(self) -> None:
+    def test_normalize_equals_its_formula(self) -> None:
         x = torch.from_numpy(random_pixels(5, 7))
         normalize = Normalize(mean=[0.1, 0.2, 0.3], std=[0.5, 1.0, 2.0])
         mean, std = (
@@ -285,7 +285,7 @@ class TestCreateTransform:
         torch.testing.assert_close(normalize(torch.stack([x] * 2)).double()[1], expected, atol=1e-6, rtol=1e-6)
         assert not normalize.state_dict()
 
-    def test_a_loaders_workers_can_be_sent_it(self) -> None:
+    def test_transform_can_be_pickled(self) -> None:
         transform = create_transform(Preprocessing((3, 64, 64)), 16, train=False)
         image = Image.fromarray(random_pixels(75, 100))
         assert torch.equal(pickle.loads(pickle.dumps(transform))(image), transform(image))
@@ -294,7 +294,7 @@ class TestCreateTransform:
 class TestCreateViews:
     @pytest.mark.parametrize("normalize", [True, False])
     @pytest.mark.parametrize("filter", ["bilinear", "lanczos"])
-    def test_each_view_is_that_of_its_own_transform(self, filter: str, normalize: bool) -> None:
+    def test_each_view_equals_its_own_transform(self, filter: str, normalize: bool) -> None:
         p = Preprocessing((3, 64, 64), interpolation=filter)
         image = Image.fromarray(random_pixels(75, 100))
         resolutions = {"species": None, "genus": 24, 7: 12}
@@ -305,26 +305,26 @@ class TestCreateViews:
             for key, resolution in resolutions.items():
                 assert torch.equal(found[key], create_transform(p, resolution, False, normalize)(image))
 
-    def test_equal_resolutions_have_crops_of_their_own(self) -> None:
+    def test_equal_resolutions_have_different_crops(self) -> None:
         p = Preprocessing((3, 64, 64), crop_pct=0.5)
         views = create_views(p, {"a": 24, "b": 24}, train=True)(Image.fromarray(random_pixels(75, 100)))
         assert not torch.equal(views["a"], views["b"])
 
 
 class TestPreprocessing:
-    def test_mistakes_are_named(self) -> None:
+    def test_errors(self) -> None:
         with pytest.raises(ValueError, match="unknown shrink_filter 'bicubik'; did you mean 'bicubic'"):
             Preprocessing(shrink_filter="bicubik")
         with pytest.raises(ValueError, match="unknown resolution_of 'sides'; did you mean 'side'"):
             Preprocessing(resolution_of="sides")
 
-    def test_a_saved_configuration_says_how_it_shrinks(self, small_model: C2FModel) -> None:
+    def test_saved_configuration_has_the_shrink_filter(self, small_model: C2FModel) -> None:
         saved = small_model.config.to_dict()
         assert saved["preprocessing"]["shrink_filter"] == "bilinear"
         assert saved["preprocessing"]["resolution_of"] == "side"
         saved["preprocessing"] |= {"shrink_filter": "box", "resolution_of": "area"}
         preprocessing = ModelConfig.from_dict(saved).preprocessing
         assert (preprocessing.shrink_filter, preprocessing.resolution_of) == ("box", "area")
-        for key in ("shrink_filter", "resolution_of"):  # a model that was saved before they were there
+        for key in ("shrink_filter", "resolution_of"):  # as in older saved models
             del saved["preprocessing"][key]
         assert ModelConfig.from_dict(saved) == small_model.config

@@ -1,6 +1,6 @@
-"""Data: datasets whose images have a label at every level, and what is done to an image before the network."""
+"""Datasets with a label at every level, and transforms to the model's input."""
 
-# Importing a dataset's file registers it.
+# Importing a dataset's module registers it.
 from c2f_zoo.data import (
     aircraft,
     cars,

@@ -147,7 +147,7 @@ def _zip_members(file: zipfile.ZipFile) -> Iterator[tuple[str, int, str]]:
 
 
 def _name_error(name: str) -> str:
-    """Return why a member's name is unsafe on some system; "" if it is safe. The data filter renames `/a` to `a`."""
+    """Return why a member's name is unsafe on some system; "" if it is safe."""
     if "\\" in name or "\0" in name:
         return "contains a backslash or a null byte"
     parts = name.split("/")

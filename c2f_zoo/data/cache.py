@@ -1,4 +1,4 @@
-"""A small dataset's images, decoded and resized once, in a memory-mapped file."""
+"""Cache decoded, resized images in a memory-mapped file."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from c2f_zoo.data.registry import LabelledImages, labels_of
 from c2f_zoo.data.transformed_images import UNREADABLE, load_image
 from c2f_zoo.data.transforms import Degrade
 
-_FORMAT = 1  # a change of what a file holds, or of how an image gets there, needs another number
-_AT_ONCE = 64  # images that are in memory while a file is written
+_FORMAT = 1  # increment it if the content of the file changes
+_CHUNK = 64  # images in memory while a file is written
 _DIGEST = hashlib.sha256().digest_size
 
 
 class CachedImages:
-    """A dataset whose images were decoded and resized once; they are read from a memory-mapped file.
+    """A dataset with decoded and resized images in a memory-mapped file.
 
-    The file lies in `folder`, under a name that depends on the bytes of all image files and on the settings. Where
-    it is missing, or is not as it was written, it is built, by threads and with a progress bar; a build that is killed
-    leaves nothing that is read later. Each opening reads the image files and the cache once, to compare
-    checksums; it decodes nothing. Processes share the file's pages in memory.
+    The name of the file depends on the bytes of all image files and on the settings. If it is missing or damaged, it is
+    built by several threads, with a progress bar; an interrupted build leaves nothing that is used later. Opening reads
+    the image files and the cache once to compare checksums, and decodes nothing. Processes share the file's pages in
+    memory.
 
-    In the file are the pixels of one image after another, RGB, uint8; their heights and widths, int64 (n, 2); and the
-    SHA-256 of all that.
+    The file contains the pixels of all images, RGB, uint8; their heights and widths, int64 (n, 2); and the SHA-256 of
+    both.
 
     Args:
-        dataset: images in files, one each: it has `paths`. An image must depend on nothing but its file.
-        folder: where the cache is, or comes to be; it is made. A file in it that is no longer used may be deleted.
-        shorter_side: an image whose shorter side is longer is resized to this many pixels, >= 1; smaller ones are not
-            enlarged. None keeps all as they are.
-        filter: what they are resized with, as in `Degrade`: antialiased.
+        dataset: a dataset of image files, with `paths`. An image must depend on its file alone.
+        folder: the folder of the cache; it is created if missing. Files that are no longer used may be deleted.
+        shorter_side: images with a longer shorter side are resized to this many pixels, >= 1; smaller ones are not
+            enlarged. None keeps their sizes.
+        filter: the filter for resizing, as in `Degrade`, with antialiasing.
 
-    Labels, tree and paths are the dataset's. An image that could not be read is not in the file: it is read from the
-    dataset, which says why it cannot.
+    Labels, tree and paths are those of the dataset. An unreadable image is not in the file; it is read from the
+    dataset, which raises the error.
 
     Raises:
         ValueError: the dataset has no `paths`, its labels do not fit its tree, or a setting is unknown.
@@ -68,8 +68,8 @@ class CachedImages:
         paths: Sequence[Path] | None = getattr(dataset, "paths", None)
         if paths is None:
             raise ValueError(
-                f"a {type(dataset).__name__} has no `paths`, so that nothing tells whether its images have changed; "
-                "cache a dataset of files, or use this one without a cache"
+                f"a {type(dataset).__name__} has no `paths` to detect changed images by; cache a dataset of files, or "
+                "use this one without a cache"
             )
         self.dataset = dataset
         self.hierarchy = dataset.hierarchy
@@ -80,9 +80,9 @@ class CachedImages:
         self._resize = Degrade(None, size=shorter_side, up_filter=filter)
         settings = {"format": _FORMAT, "shorter_side": shorter_side, "filter": filter, "pillow": PIL.__version__}
         self.file = Path(folder) / f"images-{_key(self.paths, settings)}.cache"
-        if not _is_whole(self.file):
+        if not _is_intact(self.file):
             self._build()
-        self._pixels: np.ndarray | None = None  # mapped when first needed, in each process anew
+        self._pixels: np.ndarray | None = None  # mapped when first needed, in each process
         count = len(self.paths)
         sizes = np.memmap(self.file, mode="r")[-_DIGEST - 16 * count : -_DIGEST].tobytes()
         self._sizes = np.frombuffer(sizes, np.int64).reshape(count, 2)
@@ -98,7 +98,7 @@ class CachedImages:
         return self.__dict__ | {"_pixels": None}  # a worker process maps the file itself
 
     def read(self, index: int, shorter_side: int | None = None) -> Image.Image:
-        """The image of an index, RGB, as the file has it, whatever `shorter_side` is asked for."""
+        """Return an image in RGB with the cached size; `shorter_side` is ignored."""
         height, width = self._sizes[index].tolist()
         if height == 0:
             return load_image(self.dataset, index, shorter_side)
@@ -108,7 +108,7 @@ class CachedImages:
         return Image.fromarray(self._pixels[end - 3 * height * width : end].reshape(height, width, 3))
 
     def _decode(self, index: int) -> np.ndarray:
-        """Pixels (height, width, 3) as they come into the file; none of them if the image cannot be read."""
+        """Return the pixels (height, width, 3) to cache, (0, 0, 3) if unreadable."""
         try:
             image = load_image(self.dataset, index, self.shorter_side)
         except UNREADABLE:
@@ -117,35 +117,35 @@ class CachedImages:
         return np.asarray(self._resize(image) if too_large else image)
 
     def _build(self) -> None:
-        """Writes the file under another name, and renames it when all of it is on the disk.
+        """Write the file under a unique name and rename it when it is on disk.
 
-        Two processes that build at once write one file each, with the same content; the second takes the first's place.
+        Processes that build at the same time write one file each, with the same content; the last one stays.
         """
         self.file.parent.mkdir(parents=True, exist_ok=True)
         part = self.file.with_name(f"{self.file.name}.{uuid.uuid4().hex}.part")
-        digest, sizes, everything = hashlib.sha256(), [], range(len(self.paths))
+        digest, sizes, indices = hashlib.sha256(), [], range(len(self.paths))
         try:
-            with open(part, "xb") as out, ThreadPoolExecutor() as pool, _bar("caching images", everything) as bar:
-                for start in everything[::_AT_ONCE]:
-                    for pixels in pool.map(self._decode, everything[start : start + _AT_ONCE]):
+            with open(part, "xb") as out, ThreadPoolExecutor() as pool, _bar("caching images", indices) as bar:
+                for start in indices[::_CHUNK]:
+                    for pixels in pool.map(self._decode, indices[start : start + _CHUNK]):
                         sizes.append(pixels.shape[:2])
                         content = pixels.reshape(-1).data
                         out.write(content)
                         digest.update(content)
                         bar.update()
-                index = np.array(sizes, np.int64).tobytes()
-                digest.update(index)
-                out.write(index + digest.digest())
+                size_table = np.array(sizes, np.int64).tobytes()
+                digest.update(size_table)
+                out.write(size_table + digest.digest())
                 out.flush()
                 os.fsync(out.fileno())
             os.replace(part, self.file)
-        except BaseException:  # an interrupt too
+        except BaseException:  # also for an interrupt
             part.unlink(missing_ok=True)
             raise
 
 
 def _key(paths: Sequence[Path], settings: dict[str, Any]) -> str:
-    """A name for the bytes of these files, in this order, and the settings."""
+    """Return a hash of the bytes of these files, in this order, and of the settings."""
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     with ThreadPoolExecutor() as pool, _bar("checking images", paths) as bar:
         for digest in pool.map(_digest, paths):
@@ -158,16 +158,16 @@ def _digest(path: Path) -> bytes:
     try:
         return hashlib.sha256(path.read_bytes()).digest()
     except OSError:
-        return bytes(_DIGEST)  # whoever reads the image will be told
+        return bytes(_DIGEST)  # reading the image will raise the error
 
 
-def _is_whole(file: Path) -> bool:
-    """Whether a file is there and ends with the checksum of the rest."""
+def _is_intact(file: Path) -> bool:
+    """Return whether a file exists and ends with the checksum of the rest."""
     if not file.is_file() or file.stat().st_size <= _DIGEST:
         return False
     content = np.memmap(file, mode="r")
     return hashlib.sha256(content[:-_DIGEST].data).digest() == content[-_DIGEST:].tobytes()
 
 
-def _bar(title: str, over: Sequence[Any]) -> tqdm:
-    return tqdm(total=len(over), desc=title, unit="", disable=None, leave=False)  # None: none in a log file
+def _bar(title: str, items: Sequence[Any]) -> tqdm:
+    return tqdm(total=len(items), desc=title, unit="", disable=None, leave=False)  # None: none in a log file

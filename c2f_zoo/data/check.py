@@ -1,4 +1,4 @@
-"""What `c2f-zoo data check` finds: every image is decoded once, and all that is wrong is told."""
+"""Check a dataset: decode every image once and report all problems."""
 
 from __future__ import annotations
 
@@ -22,262 +22,265 @@ from tqdm import tqdm
 from c2f_zoo.data.csv_list import list_csv
 from c2f_zoo.data.cub import FILES as CUB_FILES
 from c2f_zoo.data.cub import cub_folder, list_cub
-from c2f_zoo.data.files import MAX_SHOWN, SPLITS, TOO_FEW, Entry, Findings, Listing, part, splits_of
+from c2f_zoo.data.files import MAX_SHOWN, TOO_FEW, Entry, Listing, Messages, assign_splits, nonempty_splits
 from c2f_zoo.data.folder import list_folder
 from c2f_zoo.data.images import read_image
+from c2f_zoo.data.registry import SPLITS
 from c2f_zoo.data.splits import stratified_split
 from c2f_zoo.hierarchy import Hierarchy
 
-_CHUNK = 256  # images that are under way at a time
+_CHUNK = 256  # images queued at a time
 
 
-class Seen(NamedTuple):
-    """What decoding an image told."""
+class ImageInfo(NamedTuple):
+    """A decoded image."""
 
     size: tuple[int, int]  # width, height, in pixels
-    kind: str  # format and mode of the file
-    of_bytes: bytes  # digests
-    of_pixels: bytes
+    format: str  # format and mode of the file
+    file_digest: bytes
+    pixel_digest: bytes
 
 
 @dataclass(eq=False)
-class Check:
-    """What a check found.
+class Report:
+    """The result of a check.
 
     Attributes:
-        listing: what was found without opening images.
+        listing: the images, before they were opened.
         entries: the images, each in its split.
-        seen: for each what decoding it told, None where that failed.
-        errors: what makes training fail.
-        warnings: what else is worth knowing.
+        images: information on each image, None if it cannot be decoded.
+        errors: problems that make training fail.
+        warnings: other problems.
     """
 
     listing: Listing
     entries: list[Entry]
-    seen: list[Seen | None] = field(default_factory=list)
-    errors: Findings = field(default_factory=lambda: defaultdict(list))
-    warnings: Findings = field(default_factory=lambda: defaultdict(list))
+    images: list[ImageInfo | None] = field(default_factory=list)
+    errors: Messages = field(default_factory=lambda: defaultdict(list))
+    warnings: Messages = field(default_factory=lambda: defaultdict(list))
 
 
-def list_path(
+def list_images(
     path: str | Path,
     hierarchy: str | Path | Hierarchy | None = None,
     root: str | Path | None = None,
     levels: Sequence[str] | None = None,
 ) -> Listing:
-    """Lists what is at a path: a CSV file, a folder in CUB's layout, or class folders.
+    """List the images of a CSV file, a folder in CUB's layout, or class folders.
 
     Raises:
-        FileNotFoundError: there is nothing.
-        ValueError: an option does not fit what is there.
+        FileNotFoundError: the path does not exist.
+        ValueError: an option does not apply to this kind of dataset.
     """
     path = Path(path)
     if path.suffix.lower() == ".csv":
         if hierarchy is None:
-            raise ValueError(f"{path} lists images and needs a tree: name a CSV file or a tree with --hierarchy")
+            raise ValueError(f"{path} needs a tree; pass a CSV file or the name of a tree as --hierarchy")
         return list_csv(path, hierarchy, root, levels)
     if root is not None:
-        raise ValueError(f"--root {root} goes with a CSV file, and {path} is none")
+        raise ValueError(f"--root {root} applies to CSV files only, and {path} is not one")
     if (cub_folder(path) / CUB_FILES[0]).is_file():
         if levels is not None:
-            raise ValueError(f"--levels names the levels of class folders, and {path} has CUB-200-2011's layout")
+            raise ValueError(f"--levels applies to class folders only, and {path} has CUB-200-2011's layout")
         return list_cub(path, hierarchy or "cub")
     return list_folder(path, hierarchy, levels)
 
 
-def check_images(listing: Listing, workers: int | None = None, test_fraction: float = 0.2, seed: int = 0) -> Check:
-    """Decodes every image once, as training does, and looks for what is wrong.
+def check_images(listing: Listing, workers: int | None = None, test_fraction: float = 0.2, seed: int = 0) -> Report:
+    """Decode every image once, as training does, and look for problems.
 
     Args:
-        listing: what to check, with faults and all.
-        workers: threads that decode, >= 1, which Pillow lets work side by side; None: some more than there are cores.
-        test_fraction: share of each class for the test, where no splits are named.
-        seed: decides which.
+        listing: the images; it may have errors.
+        workers: number of decoding threads, >= 1; None: a few more than there are cores.
+        test_fraction: fraction of each class for the test set, if no splits are named.
+        seed: seed of this choice.
 
     Returns:
-        All that was found. `errors` holds what makes training fail or be about nothing: the listing's faults, images
-        that cannot be decoded, no images to test on, a level at which no image of a split has a label, a tree with
-        one class.
+        The report. Its errors are those of the listing, images that cannot be decoded, a missing test set, a level
+        without a label in a split, and a tree with a single class.
     """
     if workers is not None and workers < 1:
-        raise ValueError(f"it takes 1 worker or more to read images, not {workers}")
-    check = Check(listing, part(listing.entries, test_fraction, seed))
-    check.errors.update(listing.faults)
-    check.warnings.update(listing.notes)
-    for split in ("train", "test"):
-        if check.entries and split not in splits_of(check.entries) and "splits without an image" not in check.errors:
-            check.errors["splits without an image"].append(f"{split!r}: {TOO_FEW}")
-    missing = set(listing.faults.get("missing files", ()))
-    paths = [entry.path for entry in check.entries]
-    for path, seen in zip(paths, _inspect_all(paths, workers), strict=True):
-        check.seen.append(seen if isinstance(seen, Seen) else None)
-        if isinstance(seen, Exception) and str(path) not in missing:
-            check.errors["images that cannot be decoded (on_error: skip leaves them out)"].append(str(seen))
-    _check_labels(check)
-    _check_repeated(check)
-    return check
+        raise ValueError(f"reading images needs 1 worker or more, not {workers}")
+    report = Report(listing, assign_splits(listing.entries, test_fraction, seed))
+    report.errors.update(listing.errors)
+    report.warnings.update(listing.warnings)
+    empty = [split for split in ("train", "test") if split not in nonempty_splits(report.entries)]
+    if report.entries and empty and "splits without an image" not in report.errors:
+        report.errors["splits without an image"].append(f"{empty[0]!r}: {TOO_FEW}")
+    missing = set(listing.errors.get("missing files", ()))
+    paths = [entry.path for entry in report.entries]
+    for path, info in zip(paths, _inspect_all(paths, workers), strict=True):
+        report.images.append(info if isinstance(info, ImageInfo) else None)
+        if isinstance(info, Exception) and str(path) not in missing:
+            report.errors["images that cannot be decoded (on_error: skip leaves them out)"].append(str(info))
+    _check_labels(report)
+    _check_duplicates(report)
+    return report
 
 
-def _inspect_all(paths: Sequence[Path], workers: int | None) -> Iterator[Seen | Exception]:
+def _inspect_all(paths: Sequence[Path], workers: int | None) -> Iterator[ImageInfo | Exception]:
     rest = iter(tqdm(paths, unit="image", disable=None))
     with ThreadPoolExecutor(workers) as pool:
         while chunk := list(islice(rest, _CHUNK)):
             yield from pool.map(_inspect, chunk)
 
 
-def _inspect(path: Path) -> Seen | Exception:
+def _inspect(path: Path) -> ImageInfo | Exception:
     try:
         image = read_image(path)
         with Image.open(path) as file:
-            kind = f"{file.format} {file.mode}"
-        of_pixels = hashlib.blake2b(str(image.size).encode(), digest_size=16)
-        of_pixels.update(image.tobytes())
-        return Seen(image.size, kind, hashlib.blake2b(path.read_bytes(), digest_size=16).digest(), of_pixels.digest())
+            image_format = f"{file.format} {file.mode}"
+        file_digest = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
     except (ValueError, OSError) as error:
         return error
+    pixels = hashlib.blake2b(str(image.size).encode(), digest_size=16)
+    pixels.update(image.tobytes())
+    return ImageInfo(image.size, image_format, file_digest, pixels.digest())
 
 
-def _check_labels(check: Check) -> None:
-    tree = check.listing.hierarchy
+def _check_labels(report: Report) -> None:
+    """Look for levels and classes without labels."""
+    tree = report.listing.hierarchy
     if tree is None:
         return
     if len(tree.classes[-1]) == 1:
-        check.errors["there is nothing to tell apart"].append(f"the tree has one {tree.finest}")
+        report.errors["there is only one class"].append(f"the tree has one {tree.finest}")
     if len(tree.levels) == 1:
-        check.warnings["there is no coarser level"].append("the tree has one level; give a tree with --hierarchy")
-    for split in splits_of(check.entries):
+        report.warnings["there is no coarser level"].append("the tree has one level; pass a tree as --hierarchy")
+    splits = nonempty_splits(report.entries)
+    for split in splits:
         for depth, level in enumerate(tree.levels):
-            if all(entry.label[depth] < 0 for entry in check.entries if entry.split == split):
-                check.errors["levels without a label in a split (leave them out of the model's levels)"].append(
+            if all(entry.label[depth] < 0 for entry in report.entries if entry.split == split):
+                report.errors["levels without a label in a split (leave them out of the model's levels)"].append(
                     f"{level} in {split!r}"
                 )
-    if "val" not in splits_of(check.entries):
-        _check_held_out([entry.label for entry in check.entries if entry.split == "train"], check)
-    taught = {entry.label[-1] for entry in check.entries if entry.split == "train"}
-    check.warnings["classes without a training image"] += [
-        name for label, name in enumerate(tree.classes[-1]) if label not in taught
+    labels = [entry.label for entry in report.entries if entry.split == "train"]
+    if "val" not in splits:
+        _check_held_out(labels, tree, report)
+    trained = {label[-1] for label in labels}
+    report.warnings["classes without a training image"] += [
+        name for label, name in enumerate(tree.classes[-1]) if label not in trained
     ]
 
 
-def _check_held_out(labels: Sequence[tuple[int, ...]], check: Check) -> None:
-    """Looks for levels that nothing would validate, where the recipes hold out a part of the training images."""
-    assert check.listing.hierarchy is not None, "there are labels"
+def _check_held_out(labels: Sequence[tuple[int, ...]], tree: Hierarchy, report: Report) -> None:
+    """Look for levels without a label in the validation set that the recipes make."""
     held_out = stratified_split(torch.tensor(labels), 0.1, 0)[1] if labels else []
-    validating = [labels[i] for i in held_out] or labels  # as the recipes do
-    for depth, level in enumerate(check.listing.hierarchy.levels):
-        if any(label[depth] >= 0 for label in labels) and all(label[depth] < 0 for label in validating):
-            check.warnings[
-                "levels without a label to validate with, so that training stops (add images, or choose another "
+    validation = [labels[i] for i in held_out] or labels  # as in the recipes
+    for depth, level in enumerate(tree.levels):
+        if any(label[depth] >= 0 for label in labels) and all(label[depth] < 0 for label in validation):
+            report.warnings[
+                "levels without a label to validate on, which stops training (add images, or choose another "
                 "val_fraction than 0.1)"
             ].append(level)
 
 
-def _check_repeated(check: Check) -> None:
-    """Looks for images that are the same, pixel by pixel."""
-    groups: dict[bytes, list[tuple[Entry, Seen]]] = defaultdict(list)
-    for entry, seen in zip(check.entries, check.seen, strict=True):
-        if seen is not None:
-            groups[seen.of_pixels].append((entry, seen))
+def _check_duplicates(report: Report) -> None:
+    """Look for images with the same pixels."""
+    groups: dict[bytes, list[tuple[Entry, ImageInfo]]] = defaultdict(list)
+    for entry, info in zip(report.entries, report.images, strict=True):
+        if info is not None:
+            groups[info.pixel_digest].append((entry, info))
     for group in groups.values():
-        entries = sorted((entry for entry, _ in group), key=lambda entry: SPLITS.index(entry.split))
-        if len(entries) == 1:
+        if len(group) == 1:
             continue
-        how = "bytes" if len({seen.of_bytes for _, seen in group}) == 1 else "pixels"
-        splits = splits_of(entries)
+        entries = sorted((entry for entry, _ in group), key=lambda entry: SPLITS.index(entry.split))
+        same = "bytes" if len({info.file_digest for _, info in group}) == 1 else "pixels"
+        splits = nonempty_splits(entries)
         known = [{label for label in column if label >= 0} for column in zip(*(e.label for e in entries), strict=True)]
         if len(splits) > 1:
             heading = f"the same image in {' and '.join(splits)}"
         elif any(len(labels) > 1 for labels in known):
             heading = "the same image under several classes"
         else:
-            heading = "the same image again"
-        items = [f"{entry.path} ({entry.split}, {_class_of(entry, check.listing.hierarchy)})" for entry in entries]
-        check.warnings[heading].append(f"same {how}: {', '.join(items)}")
+            heading = "the same image more than once"
+        items = [f"{entry.path} ({entry.split}, {_class_name(entry, report.listing.hierarchy)})" for entry in entries]
+        report.warnings[heading].append(f"same {same}: {', '.join(items)}")
 
 
-def _class_of(entry: Entry, tree: Hierarchy | None) -> str:
-    """The name of the finest class that is known of an image."""
+def _class_name(entry: Entry, tree: Hierarchy | None) -> str:
+    """Return the name of the finest known class of an image."""
     known = [(depth, label) for depth, label in enumerate(entry.label) if label >= 0]
     return tree.classes[known[-1][0]][known[-1][1]] if tree is not None and known else "?"
 
 
-def print_check(check: Check, console: Console, show_all: bool = False) -> None:
-    """Prints tables of what is there, and what was found.
+def print_report(report: Report, console: Console, show_all: bool = False) -> None:
+    """Print the tables, errors and warnings of a report.
 
     Args:
-        check: what was found.
-        console: where to print; made with `emoji=False`, or names such as `:cat:` turn into images.
-        show_all: long lists of classes and of warnings are not cut.
+        report: the report.
+        console: where to print; created with `emoji=False`, or names such as `:cat:` become images.
+        show_all: do not cut long lists of classes and warnings.
     """
-    console.print(f"{len(check.entries)} images in {_plain(check.listing.source)}", soft_wrap=True)
-    for table in _tables(check, show_all):
-        console.print(table)
-    for kind, colour, findings in (("error", "red", check.errors), ("warning", "yellow", check.warnings)):
-        for heading, items in findings.items():
+    console.print(f"{len(report.entries)} images in {_printable(report.listing.source)}", soft_wrap=True)
+    if report.listing.hierarchy is not None:
+        _print_labels(report, report.listing.hierarchy, console, show_all)
+    _print_images([info for info in report.images if info is not None], console)
+    for kind, colour, messages in (("error", "red", report.errors), ("warning", "yellow", report.warnings)):
+        for heading, items in messages.items():
             if items:
-                console.print(f"[{colour}]{kind}[/]: {_plain(heading)}: {len(items)}", soft_wrap=True)
+                console.print(f"[{colour}]{kind}[/]: {_printable(heading)}: {len(items)}", soft_wrap=True)
             shown = items if show_all or kind == "error" else items[:MAX_SHOWN]
             for item in shown:
-                console.print(f"  {_plain(item)}", soft_wrap=True)
+                console.print(f"  {_printable(item)}", soft_wrap=True)
             if len(shown) < len(items):
                 console.print(f"  ... and {len(items) - len(shown)} more; --all shows them", soft_wrap=True)
-    if any(check.errors.values()):
+    if any(report.errors.values()):
         console.print("[red]training would fail[/]; see the errors")
     else:
-        console.print("[green]training can start[/]" + ("; see the warnings" if any(check.warnings.values()) else ""))
+        console.print("[green]training can start[/]" + ("; see the warnings" if any(report.warnings.values()) else ""))
 
 
-def _plain(text: object) -> str:
-    """Text as it is, without markup; what cannot be printed, as file names may hold it, is escaped."""
+def _print_labels(report: Report, tree: Hierarchy, console: Console, show_all: bool) -> None:
+    """Print the number of images of each level, split and leaf class."""
+    table = _table("level", "classes", "with training images", "labelled images")
+    for depth, level in enumerate(tree.levels):
+        known = [entry for entry in report.entries if entry.label[depth] >= 0]
+        trained = {entry.label[depth] for entry in known if entry.split == "train"}
+        table.add_row(_printable(level), str(len(tree.classes[depth])), str(len(trained)), str(len(known)))
+    console.print(table)
+
+    leaf, splits = _printable(tree.finest), nonempty_splits(report.entries)
+    counts = {split: Counter(e.label[-1] for e in report.entries if e.split == split) for split in splits}
+    table = _table("split", "images", f"{leaf} classes", "min", "median", "max of a class")
+    for split, count in counts.items():
+        known_counts = [number for label, number in count.items() if label >= 0]
+        table.add_row(split, str(count.total()), str(len(known_counts)), *_min_median_max(known_counts))
+    console.print(table)
+
+    rows = [(name, [counts[split][label] for split in splits]) for label, name in enumerate(tree.classes[-1])]
+    rows.sort(key=lambda row: sum(row[1]))  # classes with few images first
+    shown = rows if show_all else rows[:MAX_SHOWN]
+    table = _table(leaf, *splits)
+    for name, numbers in shown:
+        table.add_row(_printable(name), *map(str, numbers))
+    console.print(table)
+    if len(shown) < len(rows):
+        console.print(f"  ... and {len(rows) - len(shown)} more {leaf} classes; --all shows them")
+
+
+def _print_images(images: Sequence[ImageInfo], console: Console) -> None:
+    """Print the sizes and formats of the images."""
+    if not images:
+        return
+    table = _table("pixels", "min", "median", "max")
+    for name, lengths in (
+        ("width", [image.size[0] for image in images]),
+        ("height", [image.size[1] for image in images]),
+        ("shorter side", [min(image.size) for image in images]),
+    ):
+        table.add_row(name, *_min_median_max(lengths))
+    console.print(table)
+    table = _table("format", "images")
+    for image_format, count in Counter(image.format for image in images).most_common():
+        table.add_row(_printable(image_format), str(count))
+    console.print(table)
+
+
+def _printable(text: object) -> str:
+    """Return text with markup and unprintable characters escaped."""
     shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
     return escape("".join(shown))
-
-
-def _tables(check: Check, show_all: bool) -> Iterator[Table | str]:
-    tree = check.listing.hierarchy
-    if tree is not None:
-        table = _table("level", "classes", "with training images", "labelled images")
-        for depth, level in enumerate(tree.levels):
-            known = [entry for entry in check.entries if entry.label[depth] >= 0]
-            taught = {entry.label[depth] for entry in known if entry.split == "train"}
-            table.add_row(_plain(level), str(len(tree.classes[depth])), str(len(taught)), str(len(known)))
-        yield table
-        table = _table("split", "images", f"{_plain(tree.finest)} classes", "least", "median", "most in one")
-        for split in splits_of(check.entries):
-            there = [entry.label[-1] for entry in check.entries if entry.split == split]
-            counts = Counter(label for label in there if label >= 0)
-            table.add_row(split, str(len(there)), str(len(counts)), *_spread(list(counts.values())))
-        yield table
-        yield from _classes(check, tree, show_all)
-    seen = [image for image in check.seen if image is not None]
-    if seen:
-        table = _table("pixels", "least", "median", "most")
-        for name, sizes in (
-            ("width", [image.size[0] for image in seen]),
-            ("height", [image.size[1] for image in seen]),
-            ("shorter side", [min(image.size) for image in seen]),
-        ):
-            table.add_row(name, *_spread(sizes))
-        yield table
-        table = _table("format", "images")
-        for kind, count in Counter(image.kind for image in seen).most_common():
-            table.add_row(_plain(kind), str(count))
-        yield table
-
-
-def _classes(check: Check, tree: Hierarchy, show_all: bool) -> Iterator[Table | str]:
-    """How many images each of the finest classes has, the fewest first."""
-    splits = splits_of(check.entries)
-    count = Counter((entry.label[-1], entry.split) for entry in check.entries)
-    rows = [(name, [count[label, split] for split in splits]) for label, name in enumerate(tree.classes[-1])]
-    rows.sort(key=lambda row: sum(row[1]))
-    shown = rows if show_all else rows[:MAX_SHOWN]
-    table = _table(_plain(tree.finest), *splits)
-    for name, counts in shown:
-        table.add_row(_plain(name), *map(str, counts))
-    yield table
-    if len(shown) < len(rows):
-        yield f"  ... and {len(rows) - len(shown)} more {_plain(tree.finest)} classes; --all shows them"
 
 
 def _table(first: str, *others: str) -> Table:
@@ -288,5 +291,5 @@ def _table(first: str, *others: str) -> Table:
     return table
 
 
-def _spread(values: Sequence[int]) -> tuple[str, str, str]:
+def _min_median_max(values: Sequence[int]) -> tuple[str, str, str]:
     return (str(min(values)), str(median_low(values)), str(max(values))) if values else ("-", "-", "-")

@@ -1,34 +1,34 @@
-"""CIFAR-100 with its superclasses."""
+"""CIFAR-100."""
 
 from __future__ import annotations
 
 from torchvision.datasets import CIFAR100
 
-from c2f_zoo.data.registry import register_dataset, unknown_split
+from c2f_zoo.data.registry import check_split, register_dataset
 from c2f_zoo.data.sources import Relabelled, labels_by_name, translate_torchvision_errors
 from c2f_zoo.hierarchy import load_hierarchy
 
 
 @register_dataset("cifar100")
 def cifar100(root: str, split: str, download: bool = False) -> Relabelled:
-    """CIFAR-100 (Krizhevsky, 2009), 32 x 32 pixels, 20 superclasses and 100 classes; read by torchvision.
+    """Open CIFAR-100: 20 superclasses and 100 classes, 32 x 32 pixels.
 
-    The tree is `load_hierarchy("cifar100")`; classes are known by their names in the dataset's file `meta`.
+    By Krizhevsky (2009), read by torchvision. Classes are matched by their names in the dataset's file `meta`; the tree
+    is `load_hierarchy("cifar100")`.
 
     Args:
-        root: the folder that holds, or is to hold, `cifar-100-python/`.
-        split: `"train"` (50 000) or `"test"` (10 000).
-        download: fetch it (169 MB) if it is not there.
+        root: the folder that contains, or will contain, `cifar-100-python/`.
+        split: `"train"` (50 000 images) or `"test"` (10 000).
+        download: download the dataset (169 MB) if it is missing.
 
     Raises:
-        FileNotFoundError: the files are missing or are not the published ones, and `download` is false.
+        FileNotFoundError: files are missing or are not the published ones, and `download` is false.
         ConnectionError: the download failed.
         ValueError: a class is not in the tree.
     """
-    if split not in ("train", "test"):
-        raise unknown_split("cifar100", split, ("train", "test"))
+    check_split("cifar100", split)
     with translate_torchvision_errors("CIFAR-100", root, download, "cifar-100-python/"):
         data = CIFAR100(root, train=split == "train", download=download)
     hierarchy = load_hierarchy("cifar100")
-    table = labels_by_name(data.classes, hierarchy, f"{root}/cifar-100-python/meta")
-    return Relabelled(data, [table[label] for label in data.targets], hierarchy)
+    labels = labels_by_name(data.classes, hierarchy, f"{root}/cifar-100-python/meta")
+    return Relabelled(data, [labels[number] for number in data.targets], hierarchy)

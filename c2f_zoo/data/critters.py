@@ -1,19 +1,17 @@
-"""Critters: the drawn data set, in which each level of the tree is decided at its own scale.
+"""Critters: a drawn dataset in which each level needs its own resolution.
 
-A critter is an invented creature of one of 4 families, 12 genera and 36 species. Nothing is downloaded:
-each image is drawn from its seed and index. At 96 x 96 pixels three things about it carry its class,
-and each of them dies at its own distance:
+A critter is an invented creature of one of 4 families, 12 genera and 36 species. Nothing is downloaded: each image is
+drawn from its seed and index. At 96 x 96 pixels its class shows in three ways, each up to its own resolution:
 
-* the **family** is its silhouette (disc, bar, triangle, cross; equal areas): it survives at 12 pixels;
-* the **genus** is how its skin is patched (even stripes, thin light ripples, dark tiles; some 6 pixels wide, of no
-  effect on the mean): plain at 32 pixels, nearly averaged away at 12;
-* the **species** is the mark stamped all over it (hatched, light-dotted, dark-chequered; some 9 pixels across, of no
-  effect on the mean, in details of some 2 pixels): plain at 96 pixels, blurred at 32, gone at 12.
+* the **family** is the silhouette (disc, bar, triangle, cross; equal areas), visible at 12 pixels;
+* the **genus** is the pattern of the skin (even stripes, thin light ripples, dark tiles; about 6 pixels wide, without
+  effect on the mean), clear at 32 pixels and nearly averaged out at 12;
+* the **species** is the mark repeated on the skin (hatched, light-dotted, dark-chequered; about 9 pixels across with
+  details of about 2 pixels, without effect on the mean), clear at 96 pixels, blurred at 32, invisible at 12.
 
-All else (pose, size, place, colours, background, blotches, gaze) is drawn from the same distributions for
-every species, and so says nothing about it.
+Pose, size, position, colours, background, blotches and gaze are drawn from the same distributions for every species.
 
-The species index spells the critter out: ``family = s // 9``, ``patches = s // 3 % 3``, ``mark = s % 3``.
+A species index encodes the three: `family = s // 9`, `patches = s // 3 % 3`, `mark = s % 3`.
 """
 
 import math
@@ -21,10 +19,9 @@ import math
 import numpy as np
 from PIL import Image
 
-from c2f_zoo.data.registry import register_dataset
+from c2f_zoo.data.registry import check_split, register_dataset
 from c2f_zoo.hierarchy import load_hierarchy
 
-_SPLITS = ("train", "test")
 _SPECIES = 36
 _UNIT = 96.0  # lengths below are in pixels of a 96-pixel image, whatever size is drawn
 _PATCH = 6.2  # width of a stripe: two of them must pass a 32-pixel grid and not a 12-pixel one
@@ -36,19 +33,19 @@ _BRIGHTEST_SKIN = 0.54  # low enough that few light patches and marks are clippe
 def draw_critter(species: int, rng: np.random.Generator, size: int = 96) -> Image.Image:
     """Draw one image of a species.
 
-    What ``rng`` gives is drawn in an order that does not depend on the species: from the same state of
-    ``rng``, another species is drawn in the same pose and colours, on the same background.
+    Random numbers are drawn in an order that does not depend on the species: with the same state of `rng`, another
+    species has the same pose, colours and background.
 
     Args:
-        species: the species, 0 to 35, in the order of the ``critters`` tree.
-        rng: where pose, colours, background and the rest come from; it is advanced.
+        species: the species, 0 to 35, in the order of the `critters` tree.
+        rng: source of the pose, colours and background; it is advanced.
         size: side of the image in pixels.
 
     Returns:
-        An RGB image of ``size`` x ``size`` pixels.
+        An RGB image of `size` x `size` pixels.
 
     Raises:
-        ValueError: if ``species`` is not within 0 to 35, or ``size`` is less than 1.
+        ValueError: `species` is not within 0 to 35, or `size` is less than 1.
 
     Examples:
         >>> draw_critter(7, np.random.default_rng(0)).size
@@ -76,7 +73,7 @@ def draw_critter(species: int, rng: np.random.Generator, size: int = 96) -> Imag
 
 
 def _body_grid(pose: list[float], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Body coordinates of each point of a grid twice as fine as the image: rotated, scaled and shifted."""
+    """Return the body coordinates of a grid twice as fine as the image."""
     angle, scale = 2 * math.pi * pose[0], 0.95 + 0.20 * pose[1]
     line = ((np.arange(2 * size) + 0.5) / (2 * size) - 0.5) * _UNIT
     x, y = (line - 8 * (pose[2] - 0.5)) / scale, (line - 8 * (pose[3] - 0.5)) / scale
@@ -84,13 +81,16 @@ def _body_grid(pose: list[float], size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _turn(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
-    """The same points seen from axes turned by an angle."""
+    """Return the coordinates of points in axes turned by an angle."""
     c, s = math.cos(angle), math.sin(angle)
     return c * x + s * y, c * y - s * x
 
 
 def _paint(species: int, u: np.ndarray, v: np.ndarray, looks: list[float]) -> tuple[np.ndarray, ...]:
-    """Tone of the skin (0 to 2), cover of the body and white of the eyes (0 to 1), each (size, size)."""
+    """Return the skin's tone (0 to 2), the body's and the eyes' coverage (0 to 1).
+
+    Each has the shape (size, size).
+    """
     radius = np.sqrt(u * u + v * v)
     depth = _silhouette(species // 9, u, v, radius)
     inside = depth < 0
@@ -108,7 +108,10 @@ def _paint(species: int, u: np.ndarray, v: np.ndarray, looks: list[float]) -> tu
 
 
 def _silhouette(family: int, u: np.ndarray, v: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """Signed distance (roughly) to the rim, negative inside. The four areas are equal to some 3 %."""
+    """Return the approximate signed distance to the outline, negative inside.
+
+    The areas of the four families are equal within 3 %.
+    """
     if family == 0:  # disc
         return radius - 27.5
     if family == 1:  # bar with round ends
@@ -121,7 +124,7 @@ def _silhouette(family: int, u: np.ndarray, v: np.ndarray, radius: np.ndarray) -
 
 
 def _patches(kind: int, u: np.ndarray, v: np.ndarray, radius: np.ndarray, looks: list[float]) -> np.ndarray:
-    """The skin of the genus, of mean 0: even stripes along the body, thin light ripples, or dark tiles."""
+    """Return the pattern of a genus, of mean 0: stripes, light ripples, dark tiles."""
     if kind == 0:
         return _even(np.floor(v / _PATCH + 2 * looks[0])) * np.float32(2) - 1
     if kind == 1:
@@ -131,7 +134,10 @@ def _patches(kind: int, u: np.ndarray, v: np.ndarray, radius: np.ndarray, looks:
 
 
 def _mark(kind: int, u: np.ndarray, v: np.ndarray, looks: list[float]) -> np.ndarray:
-    """The marks of the species, on a lattice turned at random: of mean 0 over a mark, 0 between marks."""
+    """Return the marks of a species, on a lattice turned at random.
+
+    They have mean 0 over a mark, and are 0 between marks.
+    """
     p, q = _turn(u, v, 2 * math.pi * looks[2])
     p, q = (_saw(x / _PITCH + looks[i]) * _PITCH - _PITCH / 2 for i, x in enumerate((p, q)))
     if kind == 1:  # a light dot in a dark ring
@@ -145,50 +151,50 @@ def _mark(kind: int, u: np.ndarray, v: np.ndarray, looks: list[float]) -> np.nda
 
 
 def _accent(small: np.ndarray) -> np.ndarray:
-    """1.5 on the quarter that is named, -0.5 on the rest: of mean 0, but not the same as its opposite."""
+    """Return 1.5 on a quarter of the area and -0.5 elsewhere, which has mean 0."""
     return np.where(small, np.float32(1.5), np.float32(-0.5))
 
 
 def _even(cell: np.ndarray) -> np.ndarray:
-    """Whether a whole number is even."""
+    """Return whether integers are even."""
     return cell.astype(np.int32) & 1 == 0
 
 
 def _saw(x: np.ndarray) -> np.ndarray:
-    """The part of a number behind its point, in [0, 1)."""
+    """Return the fractional part of numbers, in [0, 1)."""
     return x - np.floor(x)
 
 
 def _spread(noise: np.ndarray, size: int) -> np.ndarray:
-    """Noise on a coarse grid, 0 to 1, as smooth noise of (size, size) within -1 to 1."""
+    """Return smooth noise (size, size) within -1 to 1 from coarse noise within 0 to 1."""
     coarse = Image.fromarray((2 * noise - 1).astype(np.float32))
     return np.asarray(coarse.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def _halve(fine: np.ndarray) -> np.ndarray:
-    """Mean of each 2 x 2 block."""
+    """Return the mean of each 2 x 2 block."""
     rows = fine[0::2].astype(np.float32) + fine[1::2]
     return (rows[:, 0::2] + rows[:, 1::2]) / 4
 
 
 @register_dataset("critters")
 class Critters:
-    """The drawn data set: ``per_class`` images of each of the 36 species.
+    """The drawn dataset: `per_class` images of each of the 36 species.
 
-    An image is drawn when it is first asked for, and kept (28 kB each): it depends on the seed, the split and
-    the index only. The two splits share no random stream.
+    An image is drawn when it is first used, and kept (28 kB each). It depends on the seed, the split and the index
+    only. The two splits have independent random numbers.
 
     Attributes:
         hierarchy: the tree of 4 families, 12 genera and 36 species.
-        targets: the species of each index, 0 to 35; as long as the data set.
+        targets: the species of each image, 0 to 35.
 
     Args:
-        split: ``"train"`` or ``"test"``.
-        per_class: how many images of each species.
-        seed: another seed is another data set.
+        split: `"train"` or `"test"`.
+        per_class: number of images of each species.
+        seed: seed of the images.
 
     Raises:
-        ValueError: if ``split`` is neither of the two, or ``per_class`` is less than 1.
+        ValueError: the split is unknown, or `per_class` is less than 1.
 
     Examples:
         >>> data = Critters("test", per_class=2)
@@ -198,20 +204,19 @@ class Critters:
     """
 
     def __init__(self, split: str = "train", per_class: int = 100, seed: int = 0) -> None:
-        if split not in _SPLITS:
-            raise ValueError(f"unknown split {split!r}; choose from {', '.join(map(repr, _SPLITS))}")
+        check_split("critters", split)
         if per_class < 1:
             raise ValueError(f"per_class must be at least 1, not {per_class}")
         self.hierarchy = load_hierarchy("critters")
         self.targets = [index // per_class for index in range(_SPECIES * per_class)]
-        self._stream = (seed, _SPLITS.index(split))
+        self._stream = (seed, int(split == "test"))
         self._drawn: dict[int, Image.Image] = {}
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """The image of an index from 0 to ``len(self) - 1``, and its species; else an IndexError."""
+        """Return the image of an index and its species."""
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is out of range for {len(self)} images")
         species = self.targets[index]

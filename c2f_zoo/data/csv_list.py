@@ -1,4 +1,4 @@
-"""Images and their classes listed in a CSV file."""
+"""Datasets listed in a CSV file."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from c2f_zoo.data.files import (
-    SPLIT_OF,
+    SPLIT_NAMES,
     Entry,
     ImageFiles,
     Listing,
-    find_missing,
+    add_missing_files,
+    add_unknown_classes,
+    complete_splits,
+    labels_by_suffix,
     open_hierarchy,
     open_split,
-    outside_the_tree,
-    paths_of,
-    settle_splits,
 )
-from c2f_zoo.data.registry import register_dataset
+from c2f_zoo.data.registry import SPLITS, register_dataset
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.hierarchy.reading import Row, csv_rows
 from c2f_zoo.registry import unknown_name
@@ -36,24 +36,25 @@ def csv(
     test_fraction: float = 0.2,
     seed: int = 0,
 ) -> ImageFiles:
-    """Images listed in a UTF-8 CSV file with the header `path,label` or `path,label,split`.
+    """Open a dataset listed in a CSV file.
 
-    A label is the name of a class of any level of the tree, the finest where a name stands at several: an image
-    labelled with a genus has no label at the species. All of the tree is kept, classes without images too.
+    The file is UTF-8 with the header `path,label` or `path,label,split`. A label is the name of a class of any level of
+    the tree, or of the finest of these classes if several have the name. An image labelled with a genus has no label at
+    the species. Classes without images are kept.
 
     Args:
-        file: the CSV file. Its splits are `train`, `test` and perhaps `val` (or `valid`, `validation`); without that
-            column, images are parted by a seeded split that takes the same share of each class.
-        split: `"train"`, `"val"` or `"test"`. Without test images, those of `val` are taken for them.
-        hierarchy: the path of the tree's CSV file, the name of a registered tree, or a tree.
-        root: the folder to which the paths are relative; the CSV file's by default.
-        levels: names of the levels, coarse to fine, where the tree's file has the header `child,parent`.
-        test_fraction: share of each class's images that is for the test, where the file names no splits.
-        seed: decides which.
+        file: the CSV file. Its splits are `train`, `test` and optionally `val` (or `valid`, `validation`). Without that
+            column, a seeded split takes the same fraction of each class for the test set.
+        split: `"train"`, `"val"` or `"test"`. Without test images, those of `val` are used.
+        hierarchy: path of the tree's CSV file, name of a registered tree, or a tree.
+        root: the folder to which the paths are relative; default: the folder of the CSV file.
+        levels: names of the levels, coarse to fine, if the tree's file has the header `child,parent`.
+        test_fraction: fraction of each class's images for the test set, if the file names no splits.
+        seed: seed of this choice.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file or the tree has faults, which are all told with their lines, or there is no such split.
+        ValueError: the file or the tree has errors, which are all named with their lines, or there is no such split.
 
     Examples:
         >>> lines = ["path,label,split", "1.png,Scarlet Tanager,train", "2.png,Piranga,train", "3.png,Piranga,test"]
@@ -74,73 +75,78 @@ def list_csv(
     root: str | Path | None = None,
     levels: Sequence[str] | None = None,
 ) -> Listing:
-    """What `csv` finds, whatever is wrong with it."""
+    """Return the listing behind `csv`, errors included."""
     file = Path(file)
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}")
     listing = Listing(file, open_hierarchy(hierarchy, levels))
-    rows, listing.faults["faults of the file"] = csv_rows(file)
+    rows, errors = csv_rows(file)
+    listing.errors["errors in the file"] = errors
     header = [cell.strip().lower() for cell in rows[0][1]] if rows else []
     if sorted(header) not in (["label", "path"], ["label", "path", "split"]):
-        if rows or not listing.faults["faults of the file"]:
-            listing.faults["faults of the file"].append(
-                f"it needs the header 'path,label' or 'path,label,split', not {','.join(rows[0][1] if rows else [])!r}"
-            )
+        if rows or not errors:
+            found = ",".join(rows[0][1] if rows else [])
+            errors.append(f"expected the header 'path,label' or 'path,label,split', not {found!r}")
         return listing
     if len(rows) == 1:
-        listing.faults["faults of the file"].append("it has no row below the header")
+        errors.append("there is no row below the header")
     root = file.parent if root is None else Path(root)
-    _label(_without_repeated(_read_lines(rows[1:], header, listing), root, listing), root, listing)
-    find_missing(listing)
-    settle_splits(listing)
+    lines = _read_lines(rows[1:], header, errors)
+    _add_entries(_drop_repeated(lines, root, listing), root, listing)
+    add_missing_files(listing)
+    complete_splits(listing)
     return listing
 
 
 class _Line(NamedTuple):
-    where: str
+    location: str
     path: str
     label: str
     split: str
 
 
-def _read_lines(rows: Sequence[Row], header: Sequence[str], listing: Listing) -> list[_Line]:
-    """The rows without a fault in themselves."""
+def _read_lines(rows: Sequence[Row], header: Sequence[str], errors: list[str]) -> list[_Line]:
+    """Return the rows that are correct by themselves; add the errors of the others."""
     lines = []
-    for where, cells in rows:
+    for location, cells in rows:
         named = dict(zip(header, (cell.strip() for cell in cells), strict=False))
-        faults = [f"{column} is empty" for column in header if not named.get(column, "")]
+        found = [f"{column} is empty" for column in header if not named.get(column, "")]
         if len(cells) != len(header):
-            faults = [f"{len(cells)} cells, not {len(header)}: {','.join(cells)}"]
-        elif named.get("split") and named["split"] not in SPLIT_OF:
-            faults.append(str(unknown_name("split", named["split"], ("train", "val", "test"))))
-        listing.faults["faults of the file"] += [f"{where}: {fault}" for fault in faults]
-        if not faults:
-            lines.append(_Line(where, named["path"], named["label"], SPLIT_OF.get(named.get("split", ""), "")))
+            found = [f"{len(cells)} cells, not {len(header)}: {','.join(cells)}"]
+        elif named.get("split") and named["split"] not in SPLIT_NAMES:
+            found.append(str(unknown_name("split", named["split"], SPLITS)))
+        errors += [f"{location}: {error}" for error in found]
+        if not found:
+            lines.append(_Line(location, named["path"], named["label"], SPLIT_NAMES.get(named.get("split", ""), "")))
     return lines
 
 
-def _without_repeated(lines: Sequence[_Line], root: Path, listing: Listing) -> list[_Line]:
+def _drop_repeated(lines: Sequence[_Line], root: Path, listing: Listing) -> list[_Line]:
+    """Return one line for each image; add an error if its lines disagree."""
     first: dict[str, _Line] = {}
     for line in lines:
-        before = first.setdefault(os.path.abspath(root / line.path), line)  # however it is spelled
+        before = first.setdefault(os.path.abspath(root / line.path), line)  # a path may be spelled in several ways
         if before.label != line.label:
-            two = f"{before.label!r} ({before.where}) and {line.label!r} ({line.where})"
-            listing.faults["images with two labels"].append(f"{line.path}: {two}")
+            both = f"{before.label!r} ({before.location}) and {line.label!r} ({line.location})"
+            listing.errors["images with two labels"].append(f"{line.path}: {both}")
         elif before.split != line.split:
-            two = f"{before.split} ({before.where}) and {line.split} ({line.where})"
-            listing.faults["images in two splits"].append(f"{line.path}: {two}")
+            both = f"{before.split} ({before.location}) and {line.split} ({line.location})"
+            listing.errors["images in two splits"].append(f"{line.path}: {both}")
         elif before is not line:
-            listing.notes["images listed again, taken once"].append(f"{line.path}: {before.where} and {line.where}")
+            both = f"{before.location} and {line.location}"
+            listing.warnings["images listed more than once, used once"].append(f"{line.path}: {both}")
     return list(first.values())
 
 
-def _label(lines: Sequence[_Line], root: Path, listing: Listing) -> None:
-    """Finds each image's file and class."""
-    assert listing.hierarchy is not None, "it was opened"
-    rows = {names[-1]: row for names, row in paths_of(listing.hierarchy).items()}
-    count = Counter(line.label for line in lines if line.label not in rows)
-    first = {line.label: line.where for line in reversed(lines) if line.label in count}
+def _add_entries(lines: Sequence[_Line], root: Path, listing: Listing) -> None:
+    """Add each image with the label of its class."""
+    tree = listing.hierarchy
+    assert tree is not None, "list_csv opened it"
+    labels = labels_by_suffix(tree)
+    count = Counter(line.label for line in lines if (line.label,) not in labels)
+    first = {line.label: line.location for line in reversed(lines) if line.label in count}
     more = {name: f" and {count[name] - 1} more" if count[name] > 1 else "" for name in count}
-    outside_the_tree(listing, {name: first[name] + more[name] for name in count}, rows)
-    no_label = (-1,) * len(listing.hierarchy.levels)
-    listing.entries = [Entry(root / line.path, rows.get(line.label, no_label), line.split) for line in lines]
+    known = [name for names in tree.classes for name in names]
+    add_unknown_classes(listing, {name: first[name] + more[name] for name in count}, known)
+    unknown = (-1,) * len(tree.levels)
+    listing.entries = [Entry(root / line.path, labels.get((line.label,), unknown), line.split) for line in lines]

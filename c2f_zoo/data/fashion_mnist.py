@@ -1,4 +1,4 @@
-"""Fashion-MNIST with the three levels of Seo & Shin."""
+"""Fashion-MNIST."""
 
 from __future__ import annotations
 
@@ -7,67 +7,51 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from PIL import Image
-from torchvision.datasets import FashionMNIST as TorchvisionFashionMNIST
+from torchvision.datasets import FashionMNIST
 
-from c2f_zoo.data.registry import register_dataset
+from c2f_zoo.data.registry import check_split, register_dataset
+from c2f_zoo.data.sources import Relabelled, translate_torchvision_errors
 from c2f_zoo.hierarchy import load_hierarchy
 
-_FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+_FILES = tuple(f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+_CONTENT = f"{_FILES[0]}[.gz] and the other idx files, or torchvision's FashionMNIST/raw/"
 
 
 @register_dataset("fashion_mnist")
-class FashionMNIST:
-    """Fashion-MNIST (Xiao et al., 2017), 28 x 28 pixels, with the tree 2 / 6 / 10 of Seo & Shin (2019).
+def fashion_mnist(root: str, split: str, download: bool = False) -> Relabelled:
+    """Open Fashion-MNIST: 2, 6 and 10 classes at three levels, 28 x 28 pixels.
+
+    The images are by Xiao et al. (2017), the tree by Seo & Shin (2019).
 
     Args:
-        root: either a folder that holds the idx files themselves, plain or gzipped (Debian's package
-            puts them in `/usr/share/datasets/fashion-mnist`), or the folder where torchvision keeps, or
-            is to download, its copy.
-        split: `"train"` (60 000) or `"test"` (10 000).
-        download: download the files to `root` where they are missing.
+        root: a folder that contains the idx files, plain or gzipped (Debian's package installs them in
+            `/usr/share/datasets/fashion-mnist`), or the folder where torchvision keeps, or will save, its copy.
+        split: `"train"` (60 000 images) or `"test"` (10 000).
+        download: download the files to `root` if they are missing.
 
     Raises:
-        FileNotFoundError: the files are missing and `download` is false.
+        FileNotFoundError: files are missing and `download` is false.
         ConnectionError: the download failed.
     """
-
-    def __init__(self, root: str, split: str, download: bool = False) -> None:
-        self.hierarchy = load_hierarchy("fashion_mnist")
-        self._data = _open(Path(root), train=split == "train", download=download)
-        self.targets: list[int] = self._data.targets.tolist()
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        image, label = self._data[index]
-        return image.convert("RGB"), label
+    check_split("fashion_mnist", split)
+    folder, is_train = Path(root), split == "train"
+    idx_files = [file for name in _FILES for file in (folder / f"{name}.gz", folder / name) if file.is_file()]
+    with translate_torchvision_errors("Fashion-MNIST", root, download, _CONTENT):
+        if {file.name.removesuffix(".gz") for file in idx_files} == set(_FILES):
+            data = _read_idx_files(idx_files, is_train)
+        else:
+            data = FashionMNIST(root, train=is_train, download=download)
+    return Relabelled(data, data.targets.tolist(), load_hierarchy("fashion_mnist"))
 
 
-def _open(folder: Path, train: bool, download: bool) -> TorchvisionFashionMNIST:
-    idx_files = [file for name in _FILES if (file := _plain_or_gzipped(folder / name))]
-    if len(idx_files) == len(_FILES):
-        # torchvision reads plain files under its own folder name; the data stays in memory after that.
-        with tempfile.TemporaryDirectory() as scratch:
-            raw = Path(scratch, "FashionMNIST", "raw")
-            raw.mkdir(parents=True)
-            for file in idx_files:
-                opener = gzip.open if file.suffix == ".gz" else open
-                with opener(file, "rb") as source, open(raw / file.name.removesuffix(".gz"), "wb") as target:
-                    shutil.copyfileobj(source, target)
-            return TorchvisionFashionMNIST(scratch, train=train)
-    try:
-        return TorchvisionFashionMNIST(str(folder), train=train, download=download)
-    except RuntimeError as error:
-        if download:
-            raise ConnectionError(f"cannot download Fashion-MNIST: {error}") from error
-        raise FileNotFoundError(
-            f"{folder} holds no Fashion-MNIST: neither {_FILES[0]}[.gz] and the other idx files, nor torchvision's "
-            "FashionMNIST/raw; pass download=True where there is a network"
-        ) from error
-
-
-def _plain_or_gzipped(path: Path) -> Path | None:
-    gzipped = path.with_name(path.name + ".gz")
-    return path if path.is_file() else gzipped if gzipped.is_file() else None
+def _read_idx_files(files: list[Path], is_train: bool) -> FashionMNIST:
+    """Read plain or gzipped idx files from any folder."""
+    # torchvision reads plain files in its own folder only; it keeps the data in memory, so that copies can be deleted.
+    with tempfile.TemporaryDirectory() as scratch:
+        raw = Path(scratch, "FashionMNIST", "raw")
+        raw.mkdir(parents=True)
+        for file in files:
+            opener = gzip.open if file.suffix == ".gz" else open
+            with opener(file, "rb") as source, open(raw / file.name.removesuffix(".gz"), "wb") as target:
+                shutil.copyfileobj(source, target)
+        return FashionMNIST(scratch, train=is_train)

@@ -1,4 +1,4 @@
-"""Datasets made of image files: what was found, what is wrong with it, and one split of it."""
+"""Datasets of image files: the list of images, its errors, and its splits."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ from PIL import Image
 from torch import Tensor
 
 from c2f_zoo.data.images import read_image
+from c2f_zoo.data.registry import SPLITS
 from c2f_zoo.data.splits import stratified_split
 from c2f_zoo.hierarchy import HIERARCHIES, Hierarchy, load_hierarchy
 from c2f_zoo.hierarchy.reading import csv_rows
 from c2f_zoo.registry import unknown_name
 
-SPLITS = ("train", "val", "test")
-SPLIT_OF = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 MAX_SHOWN = 20
-TOO_FEW = "each class needs two images or more to be parted, and test_fraction to be more than 0; or name the splits"
+TOO_FEW = "a class needs two images or more to be split, and test_fraction must be above 0; or name the splits"
 
-Findings = dict[str, list[str]]  # a heading, and a line for each thing found
+Messages = dict[str, list[str]]  # lines under headings
+Label = tuple[int, ...]  # at each level, coarse to fine; -1 where unknown
 
 
 @dataclass(eq=False)
 class ImageFiles:
-    """Images in files, one each: a `LabelledImages`.
+    """A `LabelledImages` of image files.
 
     Args:
         paths: the files.
-        targets: for each its label at the finest level, -1 where that is unknown.
+        targets: for each image the label of its leaf class, -1 if unknown.
         hierarchy: the tree.
-        labels: int64 (n, levels), -1 for what is unknown, where some images are labelled at coarser levels only.
-        splits: which splits the whole dataset has.
+        labels: int64 (n, levels), -1 if unknown, where some images are labelled at coarser levels only.
+        splits: the splits of the dataset.
 
     Examples:
         >>> Image.new("RGB", (64, 48)).save("1.png")
@@ -59,65 +60,61 @@ class ImageFiles:
         return self.read(index), self.targets[index]
 
     def read(self, index: int, shorter_side: int | None = None) -> Image.Image:
-        """One image in RGB, decoded by `read_image`.
-
-        Args:
-            index: which.
-            shorter_side: a JPEG may come smaller than it is, its shorter side still as long as this.
+        """Return an image in RGB, decoded by `read_image`; see there for `shorter_side`.
 
         Raises:
-            FileNotFoundError: the file is gone.
-            ValueError: it cannot be decoded; the message names it.
+            FileNotFoundError: the file is missing.
+            ValueError: the file cannot be decoded.
         """
         return read_image(self.paths[index], shorter_side)
 
 
 class Entry(NamedTuple):
-    """An image that was found."""
+    """An image of a listing."""
 
     path: Path
-    label: tuple[int, ...]  # at each level, coarse to fine; -1 where unknown
-    split: str  # "" where none is named
+    label: Label
+    split: str  # "" if none is named
 
 
 @dataclass(eq=False)
 class Listing:
-    """All that was found of a dataset, whatever is wrong with it.
+    """The images of a dataset, with everything that is wrong with it.
 
     Attributes:
-        source: the folder or file it was read from.
-        hierarchy: the tree; None where there is none to be had.
+        source: the folder or file that was read.
+        hierarchy: the tree; None if there is none or it has errors.
         entries: the images; the label of one outside the tree is -1 at every level.
-        faults: what keeps the dataset from being opened.
-        notes: what was left out, or understood in a way worth knowing.
+        errors: problems that keep the dataset from being opened.
+        warnings: what was left out, or interpreted in a way worth knowing.
     """
 
     source: Path
     hierarchy: Hierarchy | None = None
     entries: list[Entry] = field(default_factory=list)
-    faults: Findings = field(default_factory=lambda: defaultdict(list))
-    notes: Findings = field(default_factory=lambda: defaultdict(list))
+    errors: Messages = field(default_factory=lambda: defaultdict(list))
+    warnings: Messages = field(default_factory=lambda: defaultdict(list))
 
 
 def open_split(listing: Listing, split: str, test_fraction: float = 0.2, seed: int = 0) -> ImageFiles:
-    """One split of what was found.
+    """Return one split of a listing.
 
     Args:
-        listing: what was found.
+        listing: the images.
         split: `"train"`, `"val"` or `"test"`.
-        test_fraction: share of each class that is for the test, where no splits are named.
-        seed: decides which.
+        test_fraction: fraction of each class for the test set, if no splits are named.
+        seed: seed of this choice.
 
     Raises:
-        ValueError: the listing has faults, which are all told, or has no such split.
+        ValueError: the listing has errors, which are all named, or does not have the split.
     """
-    refuse(listing)
-    assert listing.hierarchy is not None, "without a tree there is a fault"
-    entries = part(listing.entries, test_fraction, seed)
-    splits = splits_of(entries)
+    raise_for_errors(listing)
+    assert listing.hierarchy is not None, "a listing without a tree has errors"
+    entries = assign_splits(listing.entries, test_fraction, seed)
+    splits = nonempty_splits(entries)
     if split not in splits:
-        why = f": {TOO_FEW}" if split == "test" else ""  # named splits have one, see settle_splits
-        raise ValueError(f"{listing.source} has no split {split!r}; it has {' and '.join(map(repr, splits))}{why}")
+        hint = f": {TOO_FEW}" if split == "test" else ""  # named splits include "test", see complete_splits
+        raise ValueError(f"{listing.source} has no split {split!r}; it has {' and '.join(map(repr, splits))}{hint}")
     chosen = [entry for entry in entries if entry.split == split]
     labels = torch.tensor([entry.label for entry in chosen])
     targets = labels[:, -1]
@@ -126,60 +123,59 @@ def open_split(listing: Listing, split: str, test_fraction: float = 0.2, seed: i
     return ImageFiles(paths, targets.tolist(), listing.hierarchy, labels if is_mixed else None, splits)
 
 
-def refuse(listing: Listing) -> None:
-    """Raises a ValueError with all faults of a listing, if there are any; long lists are cut."""
-    faults = {heading: items for heading, items in listing.faults.items() if items}
-    if faults:
-        lines = [f"cannot use {listing.source}:"]
-        for heading, items in faults.items():
+def raise_for_errors(listing: Listing) -> None:
+    """Raise a ValueError with all errors of a listing, long lists cut, if it has any."""
+    lines = [f"cannot use {listing.source}:"]
+    for heading, items in listing.errors.items():
+        if items:
             lines += [f"  {heading}:", *(f"    {item}" for item in items[:MAX_SHOWN])]
-            if len(items) > MAX_SHOWN:
-                lines.append(f"    ... and {len(items) - MAX_SHOWN} more; `c2f-zoo data check` shows them all")
+        if len(items) > MAX_SHOWN:
+            lines.append(f"    ... and {len(items) - MAX_SHOWN} more; `c2f-zoo data check` shows them all")
+    if len(lines) > 1:
         raise ValueError("\n".join(lines))
 
 
-def part(entries: Sequence[Entry], test_fraction: float = 0.2, seed: int = 0) -> list[Entry]:
-    """Gives each image its split: the one that it has, or, where none has one, a seeded one."""
+def assign_splits(entries: Sequence[Entry], test_fraction: float = 0.2, seed: int = 0) -> list[Entry]:
+    """Return the entries with a seeded split for each image, if no entry names one."""
     if any(entry.split for entry in entries):
         return list(entries)
-    labels = torch.tensor([entry.label or (-1,) for entry in entries])  # without a tree there is none
+    labels = torch.tensor([entry.label or (-1,) for entry in entries])  # without a tree there are no labels
     test = set(stratified_split(labels, test_fraction, seed)[1])
     return [entry._replace(split="test" if i in test else "train") for i, entry in enumerate(entries)]
 
 
-def splits_of(entries: Iterable[Entry]) -> tuple[str, ...]:
-    """The splits that have images."""
-    there = {entry.split for entry in entries}
-    return tuple(split for split in SPLITS if split in there)
+def nonempty_splits(entries: Iterable[Entry]) -> tuple[str, ...]:
+    """Return the splits that have images."""
+    found = {entry.split for entry in entries}
+    return tuple(split for split in SPLITS if split in found)
 
 
-def settle_splits(listing: Listing) -> None:
-    """Where splits are named, sees to it that there is one to train on and one to test on.
+def complete_splits(listing: Listing) -> None:
+    """Use the images of "val" as the test set if there is none, as for ImageNet.
 
-    Without "test", "val" is taken for it, as ImageNet's is; what validates is then a part of "train".
+    Add an error if the training or test set is still missing. Without named splits, do nothing.
     """
-    splits = splits_of(listing.entries)
+    splits = nonempty_splits(listing.entries)
     if "val" in splits and "test" not in splits:
         listing.entries = [entry._replace(split="test") if entry.split == "val" else entry for entry in listing.entries]
-        listing.notes["there are no test images"].append("those of 'val' are taken for them")
-        splits = splits_of(listing.entries)
+        listing.warnings["there are no test images"].append("the images of 'val' are used instead")
+        splits = nonempty_splits(listing.entries)
     for split in ("train", "test"):
         if splits and split not in splits:
-            listing.faults["splits without an image"].append(
-                f"{split!r}: give it some; or name no splits and they are made (of a folder, what is below 'train')"
+            listing.errors["splits without an image"].append(
+                f"{split!r}: add images, or name no splits to have them assigned (of a folder, use what is in 'train')"
             )
 
 
 def open_hierarchy(hierarchy: str | Path | Hierarchy, levels: Sequence[str] | None = None) -> Hierarchy:
-    """The tree that an option `hierarchy` names.
+    """Return the tree for an option `hierarchy`.
 
     Args:
-        hierarchy: the path of a tree's CSV file, the name of a registered tree, or a tree.
+        hierarchy: path of a tree's CSV file, name of a registered tree, or a tree.
         levels: names of the levels, coarse to fine; only for a CSV file with the header `child,parent`.
 
     Raises:
-        ValueError: the file is no tree, there is neither a file nor a tree of that name, or `levels` is missing or
-            too many.
+        ValueError: the file is not a tree, there is no file or tree of that name, or `levels` is missing or not needed.
 
     Examples:
         >>> open_hierarchy("cub").levels
@@ -192,59 +188,59 @@ def open_hierarchy(hierarchy: str | Path | Hierarchy, levels: Sequence[str] | No
                 raise ValueError(f"{hierarchy} has the header 'child,parent'; name its levels with the option 'levels'")
             return Hierarchy.from_parents(hierarchy, levels)
     if levels is not None:
-        raise ValueError(f"levels {list(levels)} and a hierarchy that names its own; leave out one of them")
+        raise ValueError(f"levels {list(levels)} cannot rename those of a hierarchy; leave out one of the two options")
     if isinstance(hierarchy, Hierarchy):
         return hierarchy
     if Path(hierarchy).is_file():
         return Hierarchy.from_csv(hierarchy)
     if str(hierarchy) not in HIERARCHIES:
-        known = unknown_name("hierarchy", str(hierarchy), HIERARCHIES.names())
-        raise ValueError(f"there is no file {str(hierarchy)!r}, and it is an {known}")
+        unknown = unknown_name("hierarchy", str(hierarchy), HIERARCHIES.names())
+        raise ValueError(f"there is no file {str(hierarchy)!r}, and it is an {unknown}")
     return load_hierarchy(str(hierarchy))
 
 
-def paths_of(tree: Hierarchy) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """For each class of every level, coarse to fine: the names from the top down to it -> its labels, -1 below it."""
+def labels_by_path(tree: Hierarchy) -> dict[tuple[str, ...], Label]:
+    """Return the label of each class of every level, by its path from the top."""
     table = {}
     for depth, level in enumerate(tree.levels):
-        above = tree.truncate(level)
-        for row in above.ancestors(torch.arange(len(above.classes[-1]))).tolist():
-            names = tuple(above.classes[at][label] for at, label in enumerate(row))
-            table[names] = (*row, *[-1] * (len(tree.levels) - depth - 1))
+        rows = tree.truncate(level).ancestors(torch.arange(len(tree.classes[depth]))).tolist()
+        for row in rows:
+            path = tuple(tree.classes[at][label] for at, label in enumerate(row))
+            table[path] = (*row, *[-1] * (len(tree.levels) - len(row)))
     return table
 
 
-def endings_of(tree: Hierarchy) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """`paths_of`, by each ending of a path, its last name alone the shortest; finer classes win."""
-    return {names[start:]: row for names, row in paths_of(tree).items() for start in range(len(names))}
+def labels_by_suffix(tree: Hierarchy) -> dict[tuple[str, ...], Label]:
+    """Return `labels_by_path` by each suffix of a path; finer classes win."""
+    return {path[start:]: label for path, label in labels_by_path(tree).items() for start in range(len(path))}
 
 
-def outside_the_tree(listing: Listing, classes: Mapping[str, str], known: Iterable[str]) -> None:
-    """Notes the fault that classes are not in the tree.
+def add_unknown_classes(listing: Listing, classes: Mapping[str, str], known: Iterable[str]) -> None:
+    """Add an error for each class outside the tree.
 
     Args:
-        listing: where to note it.
-        classes: for each class its place, or how many images it has.
-        known: the tree's names.
+        listing: its errors are extended.
+        classes: for each class its location, or its number of images.
+        known: names of the tree's classes.
     """
     known = list(known)
-    for number, (name, where) in enumerate(classes.items()):
-        # Looking for close names takes long in a large tree.
-        hint = str(unknown_name("class", name, known)) if number < MAX_SHOWN else f"unknown class {name!r}"
-        listing.faults["classes outside the tree (rename them, or give a tree that has them)"].append(
-            f"{where}: {hint}"
+    for number, (name, location) in enumerate(classes.items()):
+        # Finding similar names is slow in a large tree.
+        unknown = str(unknown_name("class", name, known)) if number < MAX_SHOWN else f"unknown class {name!r}"
+        listing.errors["classes outside the tree (rename them, or use a tree that has them)"].append(
+            f"{location}: {unknown}"
         )
 
 
-def find_missing(listing: Listing) -> None:
-    """Notes the fault that listed files are not there."""
+def add_missing_files(listing: Listing) -> None:
+    """Add an error for each file that does not exist."""
     missing = [str(entry.path) for entry in listing.entries if not os.path.isfile(entry.path)]
     if missing:
-        listing.faults["missing files"] += missing
+        listing.errors["missing files"] += missing
 
 
-def refuse_missing(source: str | Path, paths: Iterable[Path]) -> None:
-    """Raises a ValueError that lists the files that are not there, if there are any."""
+def raise_for_missing_files(source: str | Path, paths: Iterable[Path]) -> None:
+    """Raise a ValueError that lists the files that do not exist, if any."""
     listing = Listing(Path(source), entries=[Entry(path, (), "") for path in paths])
-    find_missing(listing)
-    refuse(listing)
+    add_missing_files(listing)
+    raise_for_errors(listing)

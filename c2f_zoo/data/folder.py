@@ -1,4 +1,4 @@
-"""Images in folders, one for each class."""
+"""Datasets of class folders."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from pathlib import Path, PurePath
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from c2f_zoo.data.files import (
-    SPLIT_OF,
+    SPLIT_NAMES,
     Entry,
     ImageFiles,
+    Label,
     Listing,
-    endings_of,
+    add_unknown_classes,
+    complete_splits,
+    labels_by_path,
+    labels_by_suffix,
     open_hierarchy,
     open_split,
-    outside_the_tree,
-    paths_of,
-    settle_splits,
 )
 from c2f_zoo.data.registry import register_dataset
 from c2f_zoo.hierarchy import Hierarchy
 
-Names = tuple[str, ...]  # of folders, from the outermost to the innermost
+Names = tuple[str, ...]  # of nested folders, the outermost first
 
 
 @register_dataset("folder")
@@ -36,31 +37,32 @@ def folder(
     test_fraction: float = 0.2,
     seed: int = 0,
 ) -> ImageFiles:
-    """Images in class folders, nested as the tree is, or flat beside a tree.
+    """Open a dataset of class folders, nested like the tree or flat.
 
-    `root` holds `train/`, `test/` and perhaps `val/` (or `valid/`, `validation/`); where it does not, all images
-    are parted by a seeded split that takes the same share of each class. Below:
+    `root` contains `train/`, `test/` and optionally `val/` (or `valid/`, `validation/`). Without these, a seeded split
+    takes the same fraction of each class for the test set. In each of them, or in `root`:
 
-    - without `hierarchy` the folders are the tree, `family/genus/species/1.jpg`, read from all splits together. A
-      image that lies in the folder of a coarser class is labelled down to that class only.
-    - with `hierarchy` the folder in which an image lies is named like a class of any level, the finest where a name
-      stands at several. Folders around it, if there are any, must be named like the classes above it. All of the tree
-      is kept, classes without images too.
+    - without `hierarchy` the folders are the tree, `family/genus/species/1.jpg`, read from all splits together. An
+      image in the folder of a coarser class has no labels below that class.
+    - with `hierarchy` an image's folder has the name of a class of any level, or of the finest of these classes if
+      several have the name. Folders around it, if any, must have the names of its ancestors. Classes without images are
+      kept.
 
-    Files are images by the extensions that torchvision knows (`.jpg`, `.png`, `.webp`, ...). Others, and all that is
-    hidden, are left out; `c2f-zoo data check` counts them. No image is opened.
+    Files are images by the extensions that torchvision knows (`.jpg`, `.png`, `.webp`, ...). Other files and hidden
+    ones are left out; `c2f-zoo data check` counts them. No image is opened.
 
     Args:
         root: the folder.
-        split: `"train"`, `"val"` or `"test"`. Without `test/`, `val/` is taken for it.
-        hierarchy: the path of the tree's CSV file, the name of a registered tree, or a tree.
-        levels: without `hierarchy`: the names of the levels, coarse to fine, see `Hierarchy.from_folders`.
-        test_fraction: share of each class's images that is for the test, where there are no split folders.
-        seed: decides which.
+        split: `"train"`, `"val"` or `"test"`. Without `test/`, `val/` is used.
+        hierarchy: path of the tree's CSV file, name of a registered tree, or a tree.
+        levels: without `hierarchy`: names of the levels, coarse to fine, see `Hierarchy.from_folders`.
+        test_fraction: fraction of each class's images for the test set, if there are no split folders.
+        seed: seed of this choice.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: the folders are no tree, classes are outside it, or there is no such split; all faults are told.
+        ValueError: the folders do not form a tree, classes are outside it, or there is no such split; all errors are
+            named.
 
     Examples:
         >>> for name in ("round/disc", "round/ring", "edged/box"):
@@ -77,7 +79,7 @@ def folder(
 def list_folder(
     root: str | Path, hierarchy: str | Path | Hierarchy | None = None, levels: Sequence[str] | None = None
 ) -> Listing:
-    """What `folder` finds, whatever is wrong with it."""
+    """Return the listing behind `folder`, errors included."""
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {root}")
@@ -85,59 +87,60 @@ def list_folder(
     tree = None if hierarchy is None else open_hierarchy(hierarchy, levels)
     found = [
         (split, names, path)
-        for split, place in _split_folders(root, listing).items()
-        for names, path in _images(place, listing)
+        for split, folder in _split_folders(root, listing).items()
+        for names, path in _find_images(folder, listing)
     ]
     folders = Counter(names for _, names, _ in found)
     if not folders:
-        listing.faults["no image lies in a folder"].append(f"extensions of images are {' '.join(IMG_EXTENSIONS)}")
+        extensions = " ".join(IMG_EXTENSIONS)
+        listing.errors["there are no images in folders"].append(f"images have the extensions {extensions}")
         return listing
     if tree is None:
-        rows = _read_tree(listing, sorted(folders), levels)
+        labels = _read_tree(listing, sorted(folders), levels)
     else:
-        listing.hierarchy, rows = tree, endings_of(tree)
-        unknown = {names: count for names, count in folders.items() if names not in rows}
+        listing.hierarchy, labels = tree, labels_by_suffix(tree)
+        unknown = {names: count for names, count in folders.items() if names not in labels}
         lengths = set(map(len, unknown))
-        known = ["/".join(names) for names in rows if len(names) in lengths]
+        known = ["/".join(names) for names in labels if len(names) in lengths]
         counts = {"/".join(names): f"{count} image{'s' * (count > 1)}" for names, count in unknown.items()}
-        outside_the_tree(listing, counts, known)
+        add_unknown_classes(listing, counts, known)
     no_label = (-1,) * len(listing.hierarchy.levels) if listing.hierarchy else ()
-    listing.entries = [Entry(path, rows.get(names, no_label), split) for split, names, path in found]
-    settle_splits(listing)
+    listing.entries = [Entry(path, labels.get(names, no_label), split) for split, names, path in found]
+    complete_splits(listing)
     return listing
 
 
 def _split_folders(root: Path, listing: Listing) -> dict[str, Path]:
-    """The folder of each split, or the root for the split "", where there are none."""
+    """Return the folder of each split, or `{"": root}` if there are no split folders."""
     with os.scandir(root) as entries:
         names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    named = [name for name in names if name in SPLIT_OF]
-    if not named or (len(named) == 1 and len(names) > 1):  # "train" may be a class too, beside "bus"
+    named = [name for name in names if name in SPLIT_NAMES]
+    if not named or (len(named) == 1 and len(names) > 1):  # next to "bus", "train" is a class
         return {"": root}
-    places: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for name in names:
-        split = SPLIT_OF.get(name)
+        split = SPLIT_NAMES.get(name)
         if split is None:
-            listing.notes["folders beside those of the splits, left out"].append(name)
-        elif split in places:
-            listing.faults["two folders for one split; leave one"].append(f"{places[split].name} and {name}")
+            listing.warnings["folders next to the split folders, left out"].append(name)
+        elif split in folders:
+            listing.errors["two folders for one split; remove one"].append(f"{folders[split].name} and {name}")
         else:
-            places[split] = root / name
-    return places
+            folders[split] = root / name
+    return folders
 
 
-def _images(place: Path, listing: Listing) -> Iterator[tuple[Names, Path]]:
-    """The images below a folder, each with the names of the folders in which it lies, sorted."""
-    for names, files, is_leaf in _walk(place, (), frozenset({place.resolve()})):
+def _find_images(top: Path, listing: Listing) -> Iterator[tuple[Names, Path]]:
+    """Yield the images below a folder, sorted, each with the names of its folders."""
+    for names, files, is_leaf in _walk(top, (), frozenset({top.resolve()})):
         images = [file for file in files if _is_image(file)]
-        listing.notes["files that are no images by their extension, left out"] += [
+        listing.warnings["files without an image extension, left out"] += [
             str(file) for file in files if not _is_image(file)
         ]
         if not names:
-            listing.notes["images in no class's folder, left out"] += map(str, images)
+            listing.warnings["images outside class folders, left out"] += map(str, images)
             continue
         if is_leaf and not images:
-            listing.notes["folders without an image, left out"].append(str(place.joinpath(*names)))
+            listing.warnings["folders without an image, left out"].append(str(top.joinpath(*names)))
         for file in images:
             yield names, file
 
@@ -146,30 +149,29 @@ def _is_image(file: Path) -> bool:
     return file.name.lower().endswith(IMG_EXTENSIONS)
 
 
-def _walk(place: Path, names: Names, above: frozenset[Path]) -> Iterator[tuple[Names, list[Path], bool]]:
-    """Each folder below a place: its names, its files, and whether it has no folders.
+def _walk(top: Path, names: Names, parents: frozenset[Path]) -> Iterator[tuple[Names, list[Path], bool]]:
+    """Yield the names and files of each folder, and whether it has no subfolders.
 
-    Links are followed, but for those that lead back to a folder `above`, and so on without end.
+    Links are followed, except to a folder of `parents`, which would never end.
     """
-    inside = place.joinpath(*names)
-    with os.scandir(inside) as entries:
+    folder = top.joinpath(*names)
+    with os.scandir(folder) as entries:
         visible = {entry.name: entry.is_dir() for entry in entries if not entry.name.startswith(".")}
-    folders = sorted(name for name, is_folder in visible.items() if is_folder)
-    yield names, [inside / name for name in sorted(set(visible) - set(folders))], not folders
-    for name in folders:
-        real = (inside / name).resolve()
-        if real not in above:
-            yield from _walk(place, (*names, name), above | {real})
+    subfolders = sorted(name for name, is_folder in visible.items() if is_folder)
+    yield names, [folder / name for name in sorted(set(visible) - set(subfolders))], not subfolders
+    for name in subfolders:
+        real = (folder / name).resolve()
+        if real not in parents:
+            yield from _walk(top, (*names, name), parents | {real})
 
 
-def _read_tree(
-    listing: Listing, folders: Sequence[Names], levels: Sequence[str] | None
-) -> dict[Names, tuple[int, ...]]:
-    """Reads the tree from the folders in which images lie; gives the labels of each folder."""
+def _read_tree(listing: Listing, folders: Sequence[Names], levels: Sequence[str] | None) -> dict[Names, Label]:
+    """Read the tree from the folders of the images; return the label of each folder."""
     try:
         listing.hierarchy = Hierarchy.from_paths([PurePath(*names, "image") for names in folders], levels)
     except ValueError as error:
         lines = [line.strip() for line in str(error).splitlines()]
-        listing.faults["the folders are no tree (make them one, or give 'hierarchy')"] += lines[1:] or lines
+        heading = "the folders do not form a tree (rearrange them, or use the option 'hierarchy')"
+        listing.errors[heading] += lines[1:] or lines
         return {}
-    return paths_of(listing.hierarchy)
+    return labels_by_path(listing.hierarchy)

@@ -1,4 +1,4 @@
-"""Reading image files, with errors that name the file."""
+"""Read image files of any kind as RGB."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import ExifTags, Image
 
 _MAX_ELONGATION = 100  # longer side over shorter; a few kB of a line of pixels, resized by its width, take gigabytes
 
-# What turns an image upright, for each orientation of EXIF's table (2.32, section 4.6.5.1).
+# The transposition that turns an image upright, for each orientation in EXIF (2.32, section 4.6.5.1).
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -23,21 +23,21 @@ _UPRIGHT = {
 
 
 def read_image(path: str | Path | BinaryIO, shorter_side: int | None = None) -> Image.Image:
-    """Decodes an image file to the RGB that a viewer shows, 8 bits a channel.
+    """Read an image file as RGB with 8 bits a channel, as a viewer shows it.
 
-    Grey, palette, CMYK, 1-bit and 16-bit images are converted (16 bits are scaled, not clipped), what is
-    transparent is laid over white, and an image with an EXIF orientation is turned upright. Of an animation it is
-    the first frame. Colour profiles are not applied, as in other loaders.
+    Grey, palette, CMYK, 1-bit and 16-bit images are converted (16 bits are scaled, not clipped), transparent pixels are
+    blended with white, and the EXIF orientation is applied. An animation yields its first frame. Colour profiles are
+    not applied, as in other loaders.
 
     Args:
-        path: the file, or an open one, of any format that Pillow reads.
-        shorter_side: pixels, >= 1, that the caller needs of the shorter side; a larger JPEG is decoded at 1/2, 1/4 or
-            1/8 of its size if that leaves as many, which is faster. None decodes the whole.
+        path: the file, or an open file, in any format that Pillow reads.
+        shorter_side: minimum length of the shorter side in pixels, >= 1; a larger JPEG is decoded at 1/2, 1/4 or 1/8 of
+            its size if the result is long enough, which is faster. None decodes at full size.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be decoded to the end, has values of no known range (32-bit, float), more pixels than
-            `PIL.Image.MAX_IMAGE_PIXELS` or one side over 100 times as long as the other; the message names it.
+        ValueError: the file is not an image or is damaged, its values have no known range (32-bit, float), it has more
+            pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or one side is over 100 times as long as the other.
 
     Examples:
         >>> Image.new("L", (400, 300), 77).save("grey.jpg")
@@ -48,8 +48,8 @@ def read_image(path: str | Path | BinaryIO, shorter_side: int | None = None) -> 
     """
     try:
         with Image.open(path) as image:
-            refusal = _refusal(image)
-            if refusal is None:
+            problem = _unsupported_reason(image)
+            if problem is None:
                 if shorter_side is not None:
                     image.draft("RGB", (shorter_side, shorter_side))
                 image.load()
@@ -57,45 +57,45 @@ def read_image(path: str | Path | BinaryIO, shorter_side: int | None = None) -> 
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no image {path}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # the warning, where warnings are errors
-        refusal = _too_large()
-    except Exception as error:  # on a broken file Pillow's plugins raise whatever they stumble over
-        raise ValueError(f"cannot read the image {path}: {error}; replace it or take it off the list") from error
-    raise ValueError(f"cannot read the image {path}: {refusal}")
+        problem = _too_large()
+    except Exception as error:  # Pillow's plugins raise errors of many kinds for a broken file
+        raise ValueError(f"cannot read the image {path}: {error}; replace or remove it") from error
+    raise ValueError(f"cannot read the image {path}: {problem}")
 
 
-def _refusal(image: Image.Image) -> str | None:
-    """Why an image is not decoded, from its header; None if it can be."""
+def _unsupported_reason(image: Image.Image) -> str | None:
+    """Return why an opened image should not be decoded; None if it can be."""
     if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
         return _too_large()
     if max(image.size) > _MAX_ELONGATION * min(image.size):
         size = f"{image.width} x {image.height}"
-        return f"it is {size} pixels: resized to a network's input it would fill the memory; crop it"
-    # A PNG or PGM of 16 bits has mode I in some of Pillow's versions; elsewhere I is 32 bits, or signed.
+        return f"it has {size} pixels: resized to a model's input it would exhaust the memory; crop it"
+    # A 16-bit PNG or PGM has mode I in some versions of Pillow; otherwise I is 32-bit or signed.
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         kind = "floats" if image.mode == "F" else "32-bit or signed integers"
-        return f"its pixels are {kind}, of which black and white are unknown; save it with 8 or 16 bits a channel"
+        return f"its pixels are {kind} of unknown range; save it with 8 or 16 bits a channel"
     return None
 
 
 def _too_large() -> str:
     return (
-        f"it has more than {Image.MAX_IMAGE_PIXELS} pixels, perhaps to fill the memory; shrink it or take it off the "
-        "list (a program of your own can raise PIL.Image.MAX_IMAGE_PIXELS)"
+        f"it has more than {Image.MAX_IMAGE_PIXELS} pixels and could exhaust the memory; resize or remove it "
+        "(your own program can raise PIL.Image.MAX_IMAGE_PIXELS)"
     )
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """A loaded image of any mode to RGB, over white."""
+    """Convert a loaded image of any mode to RGB, blended with white."""
     if image.mode == "I" or image.mode.startswith("I;16"):
-        return _grey_of_16_bits(image).convert("RGB")
+        return _convert_16_bits(image).convert("RGB")
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
-def _grey_of_16_bits(image: Image.Image) -> Image.Image:
-    """Scales 16 bits to 8, which Pillow's own conversion clips."""
+def _convert_16_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey to 8 bits; Pillow would clip it."""
     bits, white_is_zero = 16, False
     if image.format == "TIFF":
         tags = image.tag_v2  # type: ignore[attr-defined]
@@ -110,9 +110,9 @@ def _grey_of_16_bits(image: Image.Image) -> Image.Image:
 
 
 def _upright(image: Image.Image, rgb: Image.Image) -> Image.Image:
-    """Turns the decoded image as the file's EXIF says."""
+    """Apply the EXIF orientation of `image` to its decoded form."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # broken EXIF says nothing; the pixels are whole
+    except Exception:  # the pixels are good even if EXIF is broken
         orientation = None
     return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb

@@ -7,41 +7,41 @@ from pathlib import Path
 from torchvision.datasets import INaturalist
 
 from c2f_zoo.data.files import ImageFiles
-from c2f_zoo.data.registry import register_dataset, unknown_split
+from c2f_zoo.data.registry import check_split, register_dataset
 from c2f_zoo.data.sources import translate_torchvision_errors
 from c2f_zoo.hierarchy import Hierarchy
 
 
 @register_dataset("inaturalist")
 def inaturalist(root: str, split: str, mini: bool = False, download: bool = False) -> ImageFiles:
-    """Living beings (Van Horn et al., CVPR 2021), 10 000 species in seven levels; read by torchvision.
+    """Open iNaturalist 2021: 10 000 species in seven levels.
 
-    The tree comes from the names of the folders, see `Hierarchy.from_inaturalist`. The images published for
-    validation are the test split here, as those for the test have no labels.
+    By Van Horn et al. (CVPR 2021), read by torchvision. The tree comes from the names of the folders, see
+    `Hierarchy.from_inaturalist`. The published validation set is the test set here, because the published test set has
+    no labels.
 
     Args:
-        root: the folder that holds, or is to hold, `2021_train/` or `2021_train_mini/`, and `2021_valid/`.
+        root: the folder that contains, or will contain, `2021_train/` or `2021_train_mini/`, and `2021_valid/`.
         split: `"train"` (2 686 843 images) or `"test"` (100 000).
-        mini: train on `2021_train_mini` (500 000).
-        download: fetch what is not there (224, 42 and 8.4 GB); torchvision checks the md5 sums.
+        mini: use `2021_train_mini` (500 000 images) as the training set.
+        download: download the split if it is missing (train 224 GB, mini 42 GB, test 8.4 GB); torchvision checks the
+            MD5 sums.
 
     Raises:
-        FileNotFoundError: the dataset is not there and `download` is false.
+        FileNotFoundError: the dataset is missing and `download` is false.
         ConnectionError: the download failed.
-        ValueError: a folder's name is no category.
+        ValueError: the name of a folder is not a category.
     """
-    if split not in ("train", "test"):
-        raise unknown_split("inaturalist", split, ("train", "test"))
+    check_split("inaturalist", split)
     version = "2021_valid" if split == "test" else "2021_train_mini" if mini else "2021_train"
     folder = Path(root, version)
-    if not download and not folder.is_dir():  # torchvision would make the root
-        raise FileNotFoundError(f"there is no folder {folder}; pass download=True where there is a network")
-    with translate_torchvision_errors(
-        "iNaturalist 2021", root, download, f"{version}/ with a folder for each of its categories, 00000_... on"
-    ):
+    if not download and not folder.is_dir():  # torchvision would create the root
+        raise FileNotFoundError(f"there is no folder {folder}; pass download=True to download it")
+    content = f"{version}/ with a folder for each of its categories, 00000_... on"
+    with translate_torchvision_errors("iNaturalist 2021", root, download, content):
         data = INaturalist(root, version, download=download)
     hierarchy = Hierarchy.from_inaturalist(data.all_categories)
-    # A category is a label: both count the sorted folders. Files come in no order from a disk; a split needs one.
+    # A category's number is its label, as both count the sorted folders. A seeded split needs a fixed order of files.
     images = sorted(data.index)
     paths = [folder / data.all_categories[label] / name for label, name in images]
     return ImageFiles(paths, [label for label, _ in images], hierarchy)

@@ -1,4 +1,4 @@
-"""Where datasets are registered and made."""
+"""The registry of datasets."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from c2f_zoo.registry import Registry, check_options
 
 
 class LabelledImages(Protocol):
-    """What a dataset has: images, a label of the finest level for each, and the tree they belong to.
+    """A dataset: images, the leaf class of each, and the class tree.
 
-    It may have more, each of which is looked for and none of which is needed:
+    Optional attributes and methods:
 
     - `labels`, where some images are labelled at coarser levels only: an int64 tensor (n, levels), coarse to fine,
-      with -1 for what is not known; a label that is known has all those above it. `targets`, and the labels of the
-      items, are then the last column.
-    - `paths`, where each image is a file: a list of n `Path`s. Messages about an image name it.
-    - `splits`: a tuple of the splits that `create_dataset` can open; `("train", "test")` where it is absent. With
-      `"val"` in it, a training validates on that split and trains on all of `"train"`.
-    - `read(index, shorter_side=None)`: the RGB image alone; a JPEG may come smaller than it is, its shorter side
-      still as long as `shorter_side`. Without it the images come from the items.
+      with -1 for unknown labels. Where a label is known, the labels of its ancestors are known. `targets`, and the
+      labels of the items, are the last column.
+    - `paths`, where each image is a file: a list of n `Path`s. Error messages about an image include its path.
+    - `splits`: a tuple of the splits that `create_dataset` can open; the default is `("train", "test")`. If `"val"` is
+      in it, training validates on that split and trains on all of `"train"`.
+    - `read(index, shorter_side=None)`: returns the RGB image without its label; a JPEG may be decoded at a reduced size
+      of at least `shorter_side` pixels. Without this method, images are taken from the items.
     """
 
     hierarchy: Hierarchy
@@ -45,22 +45,22 @@ register_dataset = DATASETS.register
 
 
 def list_datasets(pattern: str = "*") -> list[str]:
-    """Lists the names that `create_dataset` knows, filtered by a wildcard."""
+    """List the names of datasets that match a wildcard."""
     return DATASETS.names(pattern)
 
 
 def create_dataset(name: str, split: str, **options: Any) -> LabelledImages:
-    """Opens one split of a dataset.
+    """Open one split of a dataset.
 
     Args:
-        name: one of `list_datasets()`. A name that ends in a slash there is one of timm's readers and goes on with what
-            it is to read, e.g. `"hfds/user/birds"`.
-        split: `"train"`, `"test"`, or, where the dataset has one, `"val"`.
-        **options: what the dataset of that name takes further, e.g. `root`.
+        name: one of `list_datasets()`. A listed name that ends in a slash is one of timm's readers; the dataset to read
+            follows it, e.g. `"hfds/user/birds"`.
+        split: `"train"`, `"test"`, or `"val"` if the dataset has it.
+        **options: keyword arguments of the dataset, e.g. `root`.
 
     Returns:
-        A dataset whose items are (RGB image, label at the finest level, -1 where that is unknown); `labels_of`
-        gives its labels at all levels.
+        A dataset whose items are (RGB image, label of the leaf class or -1 if unknown); `labels_of` returns its labels
+        at all levels.
 
     Raises:
         ValueError: the name, the split or an option is unknown, an option is missing, the dataset is empty, or a label
@@ -76,95 +76,93 @@ def create_dataset(name: str, split: str, **options: Any) -> LabelledImages:
     if slash:
         open_split = partial(open_split, name)
     check_options(f"option of dataset {name!r}:", open_split, options)
-    if split not in SPLITS:
-        raise unknown_split(name, split, SPLITS)
+    check_split(name, split, SPLITS)
     parameters = inspect.signature(open_split).parameters.values()
     required = [
         p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     ]
-    lacking = [option for option in required if option not in ("split", *options)]
-    if lacking:
-        raise ValueError(f"dataset {name!r} needs the option {' and '.join(lacking)}, e.g. {lacking[0]}=...")
+    missing = [option for option in required if option not in ("split", *options)]
+    if missing:
+        raise ValueError(f"dataset {name!r} needs the option {' and '.join(missing)}, e.g. {missing[0]}=...")
     dataset = open_split(split=split, **options)
-    splits = getattr(dataset, "splits", ("train", "test"))
-    if split not in splits:
-        raise unknown_split(name, split, splits)
+    check_split(name, split, getattr(dataset, "splits", ("train", "test")))
     if len(dataset) == 0:
         raise ValueError(f"dataset {name!r} has no {split} images")
-    try:
-        _checked_labels(dataset, f"dataset {name!r}")
-    except ValueError as error:
-        raise ValueError(f"{split} {error}") from error
+    _check_labels(dataset, f"the {split} split of dataset {name!r}")
     return dataset
 
 
-def unknown_split(name: str, split: str, splits: Iterable[str]) -> ValueError:
-    """Builds the error for a split that a dataset does not have; it names those that it has.
+def check_split(name: str, split: str, splits: Iterable[str] = ("train", "test"), hint: str = "") -> None:
+    """Raise a ValueError with the splits of a dataset unless it has the requested one.
 
     Examples:
-        >>> unknown_split("critters", "val", ("train", "test"))
-        ValueError("dataset 'critters' has no split 'val'; it has 'train' and 'test'")
+        >>> check_split("critters", "val")
+        Traceback (most recent call last):
+        ValueError: dataset 'critters' has no split 'val'; it has 'train' and 'test'
     """
-    has = " and ".join(repr(known) for known in splits) or "none"
-    return ValueError(f"dataset {name!r} has no split {split!r}; it has {has}")
+    if split not in splits:
+        known = " and ".join(map(repr, splits)) or "none"
+        raise ValueError(f"dataset {name!r} has no split {split!r}; it has {known}{hint}")
 
 
 def labels_of(dataset: LabelledImages) -> Tensor:
-    """The labels of every image at every level.
+    """Return the labels of every image at every level.
 
     Args:
-        dataset: a dataset whose labels are its `labels`, or else come from its `targets` through its tree.
+        dataset: its `labels` are returned or, without these, computed from `targets` and the tree.
 
     Returns:
-        int64 tensor (n, levels), coarse to fine; -1 for what is not known, below what is.
+        int64 tensor (n, levels), coarse to fine; -1 for unknown labels.
 
     Raises:
-        ValueError: a label is outside the tree, stands below an unknown one or under another parent than its own,
-            or `targets` say something else; the message names the image.
+        ValueError: a label is outside the tree, its parent's label is unknown or another class, or `targets` and
+            `labels` disagree; the message names the image.
 
     Examples:
         >>> labels_of(create_dataset("critters", "train", per_class=1))[[0, 35]]
         tensor([[ 0,  0,  0],
                 [ 3, 11, 35]])
     """
-    return _checked_labels(dataset, "the dataset")
+    return _check_labels(dataset, "the dataset")
 
 
-def _checked_labels(dataset: LabelledImages, what: str) -> Tensor:
-    """`labels_of`, with a name for the dataset in its errors."""
+def _check_labels(dataset: LabelledImages, name: str) -> Tensor:
+    """Return `labels_of(dataset)`; errors call the dataset `name`."""
     tree = dataset.hierarchy
     targets = torch.as_tensor(dataset.targets).long()  # small integers would compare with a large count modulo 256
     if getattr(dataset, "labels", None) is None:
-        _refuse(*_outside(targets, tree, tree.finest, 0), what)
+        _check_range(targets, tree, tree.finest, 0, name)
         return tree.ancestors(targets)
     labels = torch.as_tensor(dataset.labels)  # type: ignore[attr-defined]
     if labels.shape != (len(dataset), len(tree.levels)) or labels.is_floating_point():
         raise ValueError(
-            f"labels of {what} are {labels.dtype} of shape {tuple(labels.shape)}; its {len(dataset)} images need "
-            f"whole numbers, one for each of {', '.join(tree.levels)}"
+            f"labels of {name} are {labels.dtype} of shape {tuple(labels.shape)}; its {len(dataset)} images need "
+            f"integers, one for each of {', '.join(tree.levels)}"
         )
     labels = labels.long()
     for depth, level in enumerate(tree.levels):
-        here = labels[:, depth]
-        _refuse(*_outside(here, tree, level, -1), what)
+        fine = labels[:, depth]
+        _check_range(fine, tree, level, -1, name)
         if depth > 0:
-            above, known, coarse = labels[:, depth - 1], here >= 0, tree.levels[depth - 1]
-            _refuse(known & (above < 0), f"has a label at {level} but none at {coarse}", what)
-            parents = tree.parent_index(level)[here.clamp(min=0)]
-            _refuse(known & (parents != above), f"has a {level} that lies under another {coarse} than it has", what)
-    _refuse(targets != labels[:, -1], f"has another label in targets than in labels at {tree.finest}", what)
+            coarse, known, parent = labels[:, depth - 1], fine >= 0, tree.levels[depth - 1]
+            _raise_for_first(known & (coarse < 0), f"has a label at {level} but none at {parent}", name)
+            parents = tree.parent_index(level)[fine.clamp(min=0)]
+            _raise_for_first(known & (parents != coarse), f"has a {level} that belongs to another {parent}", name)
+    _raise_for_first(targets != labels[:, -1], f"has different labels at {tree.finest} in targets and labels", name)
     return labels
 
 
-def _outside(labels: Tensor, tree: Hierarchy, level: str, least: int) -> tuple[Tensor, str]:
-    """Which labels are outside the tree, and the complaint about the first of them."""
+def _check_range(labels: Tensor, tree: Hierarchy, level: str, minimum: int, name: str) -> None:
+    """Raise a ValueError for the first label outside minimum..(number of classes - 1)."""
     count = tree.num_classes[level]
-    outside = (labels < least) | (labels >= count)
-    first = int(labels[outside][0]) if outside.any() else None
-    unknown = "; -1: unknown" if least < 0 else ""
-    return outside, f"has label {first}, outside the tree's {count} {level} classes (0..{count - 1}{unknown})"
+    outside = (labels < minimum) | (labels >= count)
+    if outside.any():
+        unknown = "; -1: unknown" if minimum < 0 else ""
+        label = int(labels[outside][0])
+        problem = f"has label {label}, outside the tree's {count} {level} classes (0..{count - 1}{unknown})"
+        _raise_for_first(outside, problem, name)
 
 
-def _refuse(bad: Tensor, complaint: str, what: str) -> None:
-    if bad.any():
-        raise ValueError(f"image {int(bad.nonzero()[0])} of {what} {complaint}")
+def _raise_for_first(wrong: Tensor, problem: str, name: str) -> None:
+    if wrong.any():
+        raise ValueError(f"image {int(wrong.nonzero()[0])} of {name} {problem}")

@@ -1,4 +1,4 @@
-"""What datasets that another library opens have in common: classes known by name, images and errors of ours."""
+"""Shared by datasets that other libraries open: relabelling and errors."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.registry import unknown_name
 
 
-class Pairs(Protocol):
-    """A dataset of torchvision's kind: its items are (image, ...)."""
+class ImageItems(Protocol):
+    """A dataset whose items are (image, ...), as in torchvision."""
 
     def __len__(self) -> int: ...
 
@@ -27,16 +27,16 @@ class Pairs(Protocol):
 
 @dataclass(eq=False)
 class Relabelled:
-    """Another library's images, which lie in memory in grey or RGB, with labels of a tree: a `LabelledImages`.
+    """A `LabelledImages` of another library's images, with labels of a tree.
 
     Args:
-        data: items are (PIL image, ...).
-        targets: for each its label at the tree's finest level.
+        data: its items are (grey or RGB PIL image, ...).
+        targets: for each image the label of its leaf class.
         hierarchy: the tree.
-        splits: which splits the whole dataset has.
+        splits: the splits of the dataset.
     """
 
-    data: Pairs
+    data: ImageItems
     targets: list[int]
     hierarchy: Hierarchy
     splits: tuple[str, ...] = ("train", "test")
@@ -49,21 +49,21 @@ class Relabelled:
 
 
 def labels_by_name(names: Sequence[str], hierarchy: Hierarchy, source: str) -> list[int]:
-    """Finds a dataset's classes among the finest of a tree, never by their order.
+    """Match a dataset's classes with the leaf classes of a tree, by name.
 
-    A name that the tree does not have is looked for by its letters and digits alone, so that `black_footed albatross`
-    is `Black-footed Albatross`, where that leaves no doubt.
+    A name that is not in the tree is compared by its letters and digits alone, so that `black_footed albatross` matches
+    `Black-footed Albatross`, if only one class matches.
 
     Args:
         names: the dataset's classes.
         hierarchy: the tree; it may have more classes.
-        source: what to call the dataset in an error.
+        source: name of the dataset in errors.
 
     Returns:
         The label in the tree of each name.
 
     Raises:
-        ValueError: a class is not in the tree, or two are the same one there; the message names it.
+        ValueError: a class is not in the tree, or two classes match the same one; the message names it.
 
     Examples:
         >>> labels_by_name(["Bag", "T - shirt / top"], load_hierarchy("fashion_mnist"), "my data")
@@ -78,11 +78,11 @@ def labels_by_name(names: Sequence[str], hierarchy: Hierarchy, source: str) -> l
         label = exact.get(name, loose.get(_letters(name)))
         if label is None:
             unknown = unknown_name(hierarchy.finest, name, classes)
-            raise ValueError(f"{source} has a class that is not in the tree: {unknown}; give a tree that has it")
+            raise ValueError(f"{source} has a class that is not in the tree: {unknown}; use a tree that has it")
         labels.append(label)
     twice = [classes[label] for label, times in Counter(labels).items() if times > 1]
     if twice:
-        raise ValueError(f"{source} has two classes for the tree's {twice[0]!r}")
+        raise ValueError(f"{source} has two classes that match the tree's {twice[0]!r}; merge them")
     return labels
 
 
@@ -91,37 +91,36 @@ def _letters(name: str) -> str:
 
 
 def labels_by_index(count: int, hierarchy: Hierarchy, source: str) -> list[int]:
-    """Takes the order of a dataset's classes, whose names are not known, for the tree's; the numbers must agree.
+    """Match a dataset's unnamed classes with the leaf classes of a tree, by order.
 
     Raises:
-        ValueError: they do not.
+        ValueError: the numbers of classes differ.
     """
     classes = hierarchy.num_classes[hierarchy.finest]
     if count != classes:
         raise ValueError(
-            f"{source} has {count} classes without names, and the tree {classes} at {hierarchy.finest}; they can be "
-            "matched by their order alone, and only if they are as many: name the dataset's classes in its own order "
-            "with class_names"
+            f"{source} has {count} classes without names, but the tree has {classes} at {hierarchy.finest}; pass the "
+            "names of the dataset's classes, in the dataset's order, as class_names"
         )
     return list(range(classes))
 
 
 @contextlib.contextmanager
-def translate_torchvision_errors(source: str, root: str | Path, download: bool, holds: str) -> Iterator[None]:
-    """Around a torchvision dataset that is opened: its errors say what to do.
+def translate_torchvision_errors(source: str, root: str | Path, download: bool, content: str) -> Iterator[None]:
+    """Translate the errors of a torchvision dataset, and unpack its archives safely.
 
-    Of an archive that it fetches and unpacks, members with absolute or `..` paths are refused, which Python does by
-    itself from 3.14 on only.
+    Archives are unpacked with tarfile's data filter, Python's default from 3.14 on, which refuses members outside the
+    folder.
 
     Args:
         source: the dataset's name.
-        root: the folder it is opened in.
-        download: whether it is fetched.
-        holds: what the folder must hold.
+        root: the dataset's folder.
+        download: whether the dataset may be downloaded.
+        content: what the folder must contain.
 
     Raises:
-        FileNotFoundError: the dataset is not there and is not to be fetched.
-        ConnectionError: it could not be fetched.
+        FileNotFoundError: the dataset is missing and `download` is false.
+        ConnectionError: the download failed.
     """
     before = vars(tarfile.TarFile).get("extraction_filter")
     if hasattr(tarfile, "data_filter"):  # Python 3.10.12, 3.11.4 or later
@@ -131,24 +130,24 @@ def translate_torchvision_errors(source: str, root: str | Path, download: bool, 
     except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
         if download:
             raise ConnectionError(
-                f"{source} could not be fetched to {root}: {error}; remove what is half there and try again, or fetch "
-                f"it by other means, so that the folder holds {holds}"
+                f"cannot download {source} to {root}: {error}; remove incomplete files and try again, or download it "
+                f"yourself: the folder must contain {content}"
             ) from error
-        raise FileNotFoundError(f"{root} holds no {source} ({error}); it must hold {holds}") from error
+        raise FileNotFoundError(f"{root} does not contain {source} ({error}); it must contain {content}") from error
     finally:
         tarfile.TarFile.extraction_filter = before  # type: ignore[assignment]
 
 
-def targets_of(labels: Sequence[Any], table: Mapping[Any, int], source: str) -> list[int]:
-    """Turns a dataset's own labels, which are numbers or names, into the tree's.
+def translate_labels(labels: Sequence[Any], table: Mapping[Any, int], source: str) -> list[int]:
+    """Translate a dataset's own labels, numbers or names, to those of the tree.
 
     Raises:
-        ValueError: a label is none of the table's; the message names the first image that has it.
+        ValueError: a label is not in the table; the message names its first image.
     """
     for index, label in enumerate(labels):
         if not isinstance(label, (int, str)) or label not in table:
             raise ValueError(
                 f"image {index} of {source} has the label {label!r}, which is not one of its {len(table)} classes; "
-                "leave it out"
+                "remove it"
             )
     return [table[label] for label in labels]

@@ -1,4 +1,4 @@
-"""Datasets that timm's readers read: Hugging Face, torchvision, WebDataset and TensorFlow Datasets."""
+"""Datasets read by timm: Hugging Face, torchvision, WebDataset, TensorFlow."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tqdm import tqdm
 
 from c2f_zoo.data.files import ImageFiles, open_hierarchy
 from c2f_zoo.data.images import read_image
-from c2f_zoo.data.registry import SPLITS, LabelledImages, register_dataset, unknown_split
-from c2f_zoo.data.sources import Relabelled, labels_by_index, labels_by_name, targets_of
+from c2f_zoo.data.registry import SPLITS, LabelledImages, check_split, register_dataset
+from c2f_zoo.data.sources import Relabelled, labels_by_index, labels_by_name, translate_labels
 from c2f_zoo.hierarchy import Hierarchy
 
 _PACKAGES = {"hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets", "wds": "webdataset"}
 _FOLDERS = ("torch/image_folder", "torch/folder")
-_MAX_WEBP = 16383  # pixels of a side
+_MAX_WEBP = 16383  # longest side in pixels
 
 
 def timm_dataset(
@@ -36,34 +36,33 @@ def timm_dataset(
     class_names: Sequence[str] | None = None,
     **options: Any,
 ) -> LabelledImages:
-    """Opens a dataset with `timm.data.create_dataset` and gives its images the labels of a tree.
+    """Open a dataset with `timm.data.create_dataset` and label its images with a tree.
 
-    Its classes are found by their names at the tree's finest level, whatever their case and punctuation; where their
-    names are not known, as with `wds/`, by their order, if they are as many.
+    Its classes are matched with the leaf classes by name, ignoring case and punctuation. Classes without names, as with
+    `wds/`, are matched by order if there are as many of them.
 
-    - `hfds/NAME`: a dataset of the Hugging Face Hub, or the path of a folder that `datasets.load_dataset` takes; `root`
-      is its cache. Images are decoded when they are used.
+    - `hfds/NAME`: a dataset of the Hugging Face Hub, or the path of a folder that `datasets.load_dataset` accepts;
+      `root` is its cache. Images are decoded when they are used.
     - `torch/NAME`: a torchvision dataset that timm knows, e.g. `torch/cifar10`, in `root`; `torch/image_folder` for
       `root/<split>/<class>/*`.
-    - `wds/NAME` (tar shards and `_info.json` in `root`; NAME is free), `hfids/NAME` and `tfds/NAME` are streams, whose
-      images come one after the other. A training wants any image at any time, so **a stream is read to its end
-      when it is opened**, and kept in memory, encoded without loss at about 1 byte a pixel. One that does not fit
-      cannot be used: nothing here trains from a stream. Prefer `hfds/`.
+    - `wds/NAME` (tar shards and `_info.json` in `root`; NAME is arbitrary), `hfids/NAME` and `tfds/NAME` are streams.
+      Training needs random access, so **a stream is read to its end when it is opened**, and kept in memory, losslessly
+      encoded with about 1 byte a pixel. A stream that does not fit in memory cannot be used; prefer `hfds/`.
 
     Args:
-        name: one of timm's prefixes and what it is to read.
+        name: one of timm's prefixes and the dataset to read.
         split: `"train"`, `"val"` or `"test"`.
-        hierarchy: the path of a tree's CSV file, the name of a registered tree, or a tree.
-        root: the folder that timm is given.
-        splits: our splits and what the dataset calls them, e.g. `{"train": "train[:90%]", "val": "train[90%:]", "test":
-            "validation"}`. Without it they are `train`, `validation` and `test`, as far as the dataset has them; for
-            `torch/` they are `train`, and, for our test, `validation`, timm's name for torchvision's test images.
-        class_names: the dataset's classes in the order of its labels, where it does not know their names.
-        **options: what `timm.data.create_dataset` takes further, e.g. `input_key`, `target_key`, `num_samples`,
+        hierarchy: path of a tree's CSV file, name of a registered tree, or a tree.
+        root: the folder passed to timm.
+        splits: the dataset's name for each of our splits, e.g. `{"train": "train[:90%]", "val": "train[90%:]", "test":
+            "validation"}`. Default: `train`, `validation` and `test`, if the dataset has them. For `torch/`: `train`,
+            and `validation` as our test set, which is timm's name for torchvision's test images.
+        class_names: the dataset's classes in the order of its labels, if it has no names for them.
+        **options: keyword arguments of `timm.data.create_dataset`, e.g. `input_key`, `target_key`, `num_samples`,
             `download`.
 
     Raises:
-        ImportError: the package that the reader needs is missing.
+        ImportError: the package of the reader is missing.
         ValueError: the dataset cannot be opened or has no such split, or a class or a label is not in the tree.
 
     Examples:
@@ -75,34 +74,33 @@ def timm_dataset(
         >>> dataset.targets, dataset.splits
         ([1, 0], ('train', 'test'))
     """
-    prefix, what = name.partition("/")[0], f"dataset {name!r}"
+    prefix, source_name = name.partition("/")[0], f"dataset {name!r}"
     tree = open_hierarchy(hierarchy)
     named = _default_splits(name, root) if splits is None else splits
-    if split not in named:
-        way_out = "; say what is our test with splits={'train': 'train', 'test': 'val'}"
-        is_imagenets = name in _FOLDERS and split == "test" and {"train", "val"} <= named.keys()
-        raise ValueError(f"{unknown_split(name, split, named)}{way_out if is_imagenets else ''}")
-    source = _SOURCES[prefix](_open(name, named[split], root, options), what)
+    is_imagenets = name in _FOLDERS and split == "test" and {"train", "val"} <= named.keys()
+    hint = "; to test on 'val', pass splits={'train': 'train', 'test': 'val'}" if is_imagenets else ""
+    check_split(name, split, named, hint)
+    source = _SOURCES[prefix](_open(name, named[split], root, options), source_name)
     if splits is None and source.splits is not None:
         named = {ours: theirs for ours, theirs in named.items() if theirs in source.splits or ours == split}
-    names = source.names if class_names is None else class_names
-    targets = _find_labels(source.found, names, tree, what, is_train=split == "train")
-    return source.make(targets=targets, hierarchy=tree, splits=tuple(named))
+    names = source.class_names if class_names is None else class_names
+    targets = _match_labels(source.labels, names, tree, source_name, is_train=split == "train")
+    return source.create(targets=targets, hierarchy=tree, splits=tuple(named))
 
 
 @dataclass(eq=False)
 class EncodedImages:
-    """Images that are the content of a file each, wherever it lies: a `LabelledImages`.
+    """A `LabelledImages` of encoded image files, in memory or in a table.
 
     Args:
-        encoded: gives the bytes of the image of an index.
-        source: what to call the dataset in an error.
-        targets: for each image its label at the tree's finest level.
+        load_bytes: returns the file of an index.
+        source: name of the dataset in errors.
+        targets: for each image the label of its leaf class.
         hierarchy: the tree.
-        splits: which splits the whole dataset has.
+        splits: the splits of the dataset.
     """
 
-    encoded: Callable[[int], bytes]
+    load_bytes: Callable[[int], bytes]
     source: str
     targets: list[int]
     hierarchy: Hierarchy
@@ -115,18 +113,18 @@ class EncodedImages:
         return self.read(index), self.targets[index]
 
     def read(self, index: int, shorter_side: int | None = None) -> Image.Image:
-        """One image in RGB, decoded by `read_image`; see there for `shorter_side`.
+        """Return an image in RGB, decoded by `read_image`; see there for `shorter_side`.
 
         Raises:
             ValueError: it cannot be decoded; the message names the dataset and the index.
         """
-        file = _NamedBytes(self.encoded(index))
+        file = _NamedBytes(self.load_bytes(index))
         file.name = f"{index} of {self.source}"
         return read_image(file, shorter_side)
 
 
 class _NamedBytes(io.BytesIO):
-    """A file in memory that errors can name."""
+    """A file in memory with a name for errors."""
 
     name: str
 
@@ -135,16 +133,16 @@ class _NamedBytes(io.BytesIO):
 
 
 class _Source(NamedTuple):
-    """What was found in a dataset."""
+    """An opened dataset whose labels are not yet those of the tree."""
 
-    found: Sequence[Any]  # the label of each image, as the dataset has it
-    names: Sequence[str]  # of its labels 0, 1, ...; empty where it knows none
-    splits: Collection[str] | None  # its own names of them; None: as many as are named
-    make: Callable[..., LabelledImages]  # of targets, hierarchy and splits
+    labels: Sequence[Any]  # the dataset's own label of each image
+    class_names: Sequence[str]  # of its labels 0, 1, ...; empty if it has none
+    splits: Collection[str] | None  # its own names of its splits; None: the default ones
+    create: Callable[..., LabelledImages]  # from targets, hierarchy and splits
 
 
 def _default_splits(name: str, root: str | None) -> dict[str, str]:
-    """Our splits and what a dataset usually calls them."""
+    """Return a dataset's usual name for each of our splits."""
     if name in _FOLDERS:
         return {split: split for split in SPLITS if Path(root or "", split).is_dir()}
     if name.startswith("torch/"):
@@ -153,129 +151,132 @@ def _default_splits(name: str, root: str | None) -> dict[str, str]:
 
 
 def _open(name: str, split: str, root: str | None, options: dict[str, Any]) -> Any:
-    """One split as timm opens it."""
+    """Open one split with timm."""
     prefix = name.partition("/")[0]
     package = _PACKAGES.get(prefix)
     if package is not None and importlib.util.find_spec(package) is None:
         raise ImportError(f"dataset {name!r} needs {package}: pip install {package.replace('_', '-')}")
     if root is None and prefix in ("torch", "wds"):
-        raise ValueError(f"dataset {name!r} needs the option root, the folder that holds it")
-    if name in _FOLDERS:  # timm would look for a folder like the split, and take all images if there is none
+        raise ValueError(f"dataset {name!r} needs the option root, its folder")
+    if name in _FOLDERS:  # timm would search for the split, and use all images without it
         root, options = str(Path(root or "", split)), {**options, "search_split": False}
-    if prefix in ("hfids", "wds"):  # no conversion by timm: read_image knows more modes
+    if prefix in ("hfids", "wds"):  # read_image converts more modes than timm
         options = {**options, "input_img_mode": ""}
-    import timm.data  # here, because it takes long
+    import timm.data  # slow to import
 
     try:
         return timm.data.create_dataset(name, root=root, split=split, **options)
     except ImportError:
         raise
-    except Exception as error:  # timm and the libraries below it raise errors of many kinds, assertions too
+    except Exception as error:  # timm and its readers raise errors of many kinds, assertions too
         check = "check the name and the network; " if prefix in ("hfds", "hfids") else ""
         raise ValueError(
-            f"dataset {name!r}: cannot open its split {split!r}: {error or type(error).__name__}; {check}the option "
-            "splits says what it calls ours"
+            f"dataset {name!r}: cannot open its split {split!r}: {error or type(error).__name__}; {check}if the split "
+            "has another name, pass it in the option splits"
         ) from error
 
 
-def _torchvision(data: Any, what: str) -> _Source:
+def _torchvision(data: Any, source: str) -> _Source:
     names = [name if isinstance(name, str) else ", ".join(name) for name in getattr(data, "classes", ())]
-    if hasattr(data, "imgs"):  # files, which torchvision's own loader would not decode as read_image does
+    if hasattr(data, "imgs"):  # read the files with read_image, which converts more modes than torchvision
         paths = [Path(path) for path, _ in data.imgs]
         return _Source([label for _, label in data.imgs], names, None, partial(ImageFiles, paths))
     if not hasattr(data, "targets"):
-        raise ValueError(f"{what} does not tell its labels without its images; see list_datasets() for one of ours")
+        raise ValueError(f"{source} has no labels without its images and is unsupported; see list_datasets()")
     return _Source(torch.as_tensor(data.targets).tolist(), names, None, partial(Relabelled, data))
 
 
-def _hugging_face(data: Any, what: str) -> _Source:
+def _hugging_face(data: Any, source: str) -> _Source:
     reader = data.reader
-    make = partial(EncodedImages, partial(_file_of, reader), what)
-    return _Source(reader.dataset[reader.label_key][:], _names_of(reader), reader.dataset.info.splits or (), make)
+    create = partial(EncodedImages, partial(_load_bytes, reader), source)
+    splits = reader.dataset.info.splits or ()
+    return _Source(reader.dataset[reader.label_key][:], _class_names(reader), splits, create)
 
 
-def _file_of(reader: Any, index: int) -> bytes:
-    # Not through timm's dataset, which puts the next image in the place of one that it cannot read.
+def _load_bytes(reader: Any, index: int) -> bytes:
+    # Bypasses timm's dataset, which replaces an unreadable image with the next one.
     try:
         with reader[index][0] as file:
             return file.read()
     except (TypeError, AssertionError) as error:
         raise ValueError(
-            f"there is no image {index} of the Hugging Face dataset: its {reader.image_key} is empty"
+            f"image {index} of the Hugging Face dataset is missing: its {reader.image_key} is empty"
         ) from error
 
 
-def _stream(splits_of: Callable[[Any], Collection[str]], data: Any, what: str) -> _Source:
-    """Reads a stream through, keeping its images."""
+def _stream(splits_of: Callable[[Any], Collection[str]], data: Any, source: str) -> _Source:
+    """Read a stream to its end and keep its images."""
     reader = data.reader
     if reader.dist_num_replicas > 1:
-        raise ValueError(f"{what} is a stream, of which timm gives each process a part; use one process, or 'hfds/'")
-    images, found = [], []
-    for image, label in tqdm(data, total=len(data) or None, desc=f"reading {what}", disable=None):
+        raise ValueError(f"timm splits the stream {source} between processes; use one process, or 'hfds/'")
+    images, labels = [], []
+    for image, label in tqdm(data, total=len(data) or None, desc=f"reading {source}", disable=None):
         images.append(_encode(image))
-        found.append(label.item() if hasattr(label, "item") else label)
-    if reader.num_samples not in (0, len(found)):
+        labels.append(label.item() if hasattr(label, "item") else label)
+    if reader.num_samples not in (0, len(labels)):
         warnings.warn(
-            f"{what} was said to have {reader.num_samples} images, but timm gave {len(found)}: it leaves out those "
-            "that it cannot read, and logs why",
+            f"{source} should have {reader.num_samples} images, but timm returned {len(labels)}; it leaves out "
+            "unreadable images and logs why",
             stacklevel=2,
         )
-    return _Source(found, _names_of(reader), splits_of(reader), partial(EncodedImages, images.__getitem__, what))
+    return _Source(labels, _class_names(reader), splits_of(reader), partial(EncodedImages, images.__getitem__, source))
 
 
 def _split_names(builder: Any) -> list[str]:
-    """The splits of a Hugging Face dataset that was never prepared: those that its files are for."""
+    """Return the splits of a Hugging Face dataset that was never prepared."""
     return [str(split) for split in builder.config.data_files or ()]
 
 
 def _encode(image: Image.Image) -> bytes:
-    """A loaded image as a file that `read_image` decodes as it would have decoded the image's own."""
+    """Encode a loaded image so that `read_image` treats it like the original file."""
     if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "F"):
         image = image.convert("RGB")
     if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
-        image_format, how = "TIFF", {}  # keeps what is in it, for read_image to refuse
+        image_format, options = "TIFF", {}  # keeps the values, so that read_image raises an error
     elif image.mode == "RGB" and not image.has_transparency_data and max(image.size) <= _MAX_WEBP:
-        # Takes 1.1 bytes a pixel, PNG 1.5, and no longer to encode or decode (images of CUB).
-        image_format, how = "WEBP", {"lossless": True, "quality": 0, "method": 0}
+        # 1.1 bytes a pixel instead of 1.5 with PNG, at the same speed (images of CUB).
+        image_format, options = "WEBP", {"lossless": True, "quality": 0, "method": 0}
     else:
-        image_format, how = "PNG", {"compress_level": 1}
+        image_format, options = "PNG", {"compress_level": 1}
     file = io.BytesIO()
-    image.save(file, image_format, exif=_orientation(image), **how)
+    image.save(file, image_format, exif=_orientation(image), **options)
     return file.getvalue()
 
 
 def _orientation(image: Image.Image) -> Image.Exif:
-    """The EXIF orientation of an image alone, which XMP may have given too."""
+    """Return EXIF data with an image's orientation only, which may come from XMP."""
     exif, key = Image.Exif(), ExifTags.Base.Orientation
-    with contextlib.suppress(Exception):  # as in read_image, broken EXIF says nothing
+    with contextlib.suppress(Exception):  # broken EXIF is ignored, as in read_image
         if key in image.getexif():
             exif[key] = image.getexif()[key]
     return exif
 
 
-def _names_of(reader: Any) -> list[str]:
-    """The classes of a reader, in the order of its labels; empty where it knows none."""
+def _class_names(reader: Any) -> list[str]:
+    """Return the class names of a reader in the order of its labels, if it has them."""
     names = sorted(reader.class_to_idx, key=reader.class_to_idx.get)
-    # A Hugging Face stream that was never prepared learns them when it is read.
+    # A Hugging Face stream that was never prepared has them only after it is read.
     features = getattr(getattr(reader, "ds", None), "features", None)
     if names or not features:
         return names
     return list(getattr(features[reader.target_key], "names", ()))
 
 
-def _find_labels(found: Sequence[Any], names: Sequence[str], tree: Hierarchy, what: str, is_train: bool) -> list[int]:
-    """The label in the tree of each image."""
-    numbers = [label for label in found if isinstance(label, int)]
-    if found and not numbers:
-        own = sorted({label for label in found if isinstance(label, str)})
-        table: dict[Any, int] = dict(zip(own, labels_by_name(own, tree, what), strict=True))
+def _match_labels(
+    labels: Sequence[Any], names: Sequence[str], tree: Hierarchy, source: str, is_train: bool
+) -> list[int]:
+    """Return the label in the tree of each image."""
+    numbers = [label for label in labels if isinstance(label, int)]
+    if labels and not numbers:
+        own = sorted({label for label in labels if isinstance(label, str)})
+        table: dict[Any, int] = dict(zip(own, labels_by_name(own, tree, source), strict=True))
     elif names:
-        table = dict(enumerate(labels_by_name(names, tree, what)))
-    elif is_train and found:
-        table = dict(enumerate(labels_by_index(max(numbers) + 1, tree, what)))
-    else:  # images of a few classes are enough to test
+        table = dict(enumerate(labels_by_name(names, tree, source)))
+    elif is_train and labels:
+        table = dict(enumerate(labels_by_index(max(numbers) + 1, tree, source)))
+    else:  # a test set need not have all classes
         table = {label: label for label in range(len(tree.classes[-1]))}
-    return targets_of(found, table, what)
+    return translate_labels(labels, table, source)
 
 
 _SOURCES: dict[str, Callable[[Any, str], _Source]] = {

@@ -1,4 +1,4 @@
-"""From an image to the network's input, with no more detail than a resolution allows."""
+"""Transforms from an image to the model's input, at a given resolution."""
 
 from __future__ import annotations
 
@@ -18,35 +18,34 @@ from c2f_zoo.registry import unknown_name
 AnyImage = TypeVar("AnyImage", Image.Image, Tensor)
 Key = TypeVar("Key", bound=Hashable)
 
-# NEAREST_EXACT is the pixel that Pillow's "nearest" takes; torch's NEAREST is another.
+# NEAREST_EXACT is Pillow's "nearest"; torch's NEAREST may choose another pixel.
 _MODES = {name: InterpolationMode(name) for name in SHRINK_FILTERS} | {"nearest": InterpolationMode.NEAREST_EXACT}
 _TENSOR_FILTERS = {"bilinear", "bicubic", "nearest"}
 
 
 class Degrade(nn.Module):
-    """Shrinks an image until no more detail is left than a resolution allows, then resizes it back.
+    """Shrink an image to a resolution and resize it back, which removes finer detail.
 
-    The paper (Huo et al., SIGIR 2019, section 2) gives a resolution for each level, but neither the filters nor
-    whether a resolution is a side or an area. The defaults: the shorter side, and the bilinear (triangle) filter both
-    ways, which is antialiased when it shrinks. An image that has no more pixels than the resolution is not shrunk.
+    The paper (Huo et al., SIGIR 2019, section 2) states a resolution for each level, but neither the filters nor
+    whether a resolution is a side or an area. The defaults are the shorter side and the bilinear (triangle) filter,
+    which is antialiased when it shrinks. An image with no more pixels than the resolution is not shrunk.
 
-    Takes an RGB PIL image, or a tensor (..., C, H, W), uint8 or floating, on any device, and gives the same kind.
-    With the bilinear filter all kinds, batched or not, on CPU and GPU, give the same up to 2/255 at any pixel and
-    0.5/255 in the mean: 8 bits are rounded after each pass. With bicubic it is 3/255 and 0.5/255 where nothing
-    overshoots the 8 bits, which are clipped after each pass; a floating tensor is not clipped. `"nearest"` takes the
-    same pixel, unless two are equally near. (The tests compare all of these; the one on a GPU has not been run yet, for
-    want of one.)
+    Accepts an RGB PIL image, or a tensor (..., C, H, W), uint8 or floating, on any device, and returns the same type.
+    With the bilinear filter all types, batched or not, on CPU and GPU, agree within 2/255 at any pixel and 0.5/255 in
+    the mean: 8-bit values are rounded after each pass. With bicubic the bounds are 3/255 and 0.5/255, unless values
+    overshoot the 8 bits: they are clipped after each pass, but floating tensors are not. `"nearest"` chooses the same
+    pixel, unless two are equally near. The tests compare all of these, on a GPU if there is one.
 
     Args:
-        resolution: pixels of the shorter side that detail is cut down to, >= 1; None does not shrink.
-        filter: what it shrinks with: `"bilinear"`, `"bicubic"`, or for PIL images also `"box"`, `"hamming"` or
+        resolution: shorter side in pixels to shrink to, >= 1; None does not shrink.
+        filter: the filter for shrinking: `"bilinear"`, `"bicubic"`, or for PIL images also `"box"`, `"hamming"` or
             `"lanczos"`.
-        size: pixels of the result's shorter side, >= 1; None for the image's own size.
-        up_filter: what it resizes with to the result's size: one of the filters above, or `"nearest"`.
-        measure: `"side"`, or `"area"`: shrink to `resolution ** 2` pixels, keeping the aspect.
+        size: shorter side of the result in pixels, >= 1; None keeps the image's size.
+        up_filter: the filter for resizing to the result's size: one of the filters above, or `"nearest"`.
+        measure: `"side"`, or `"area"`: shrink to `resolution ** 2` pixels, keeping the aspect ratio.
 
     Raises:
-        ValueError: a number is less than 1, a name is unknown, or (when called) a filter that tensors do not have.
+        ValueError: a number is less than 1, a name is unknown, or (when called) the filter does not support tensors.
 
     Examples:
         >>> Degrade(64)(Image.new("RGB", (500, 300))).size
@@ -66,7 +65,7 @@ class Degrade(nn.Module):
         super().__init__()
         for name, value in (("resolution", resolution), ("size", size)):
             if value is not None and value < 1:
-                raise ValueError(f"a {name} is 1 pixel or more, not {value}")
+                raise ValueError(f"{name} must be 1 pixel or more, not {value}")
         for kind, name, known in (
             ("filter to shrink with", filter, SHRINK_FILTERS),
             ("filter to resize with", up_filter, _MODES),
@@ -100,13 +99,13 @@ class Degrade(nn.Module):
 
 
 class Normalize(nn.Module):
-    """Turns 8-bit images (..., H, W, C), as loaders hand them over, into the network's input (..., C, H, W).
+    """Normalize uint8 images to the model's float32 input.
 
-    That is float32, minus mean, over std; in memory it is channels-last, as the images were.
+    Images (..., H, W, C) become (..., C, H, W), channels-last in memory.
 
     Args:
         mean: mean of each channel, for pixels in [0, 1].
-        std: standard deviation of each channel, likewise.
+        std: standard deviation of each channel, for pixels in [0, 1].
 
     Examples:
         >>> Normalize(mean=[0.5], std=[0.25])(torch.tensor([[[0], [255]]], dtype=torch.uint8))
@@ -133,21 +132,21 @@ class Normalize(nn.Module):
 def create_transform(
     preprocessing: Preprocessing, resolution: int | None, train: bool, normalize: bool = True
 ) -> v2.Compose:
-    """Shrinks to a resolution, resizes up to the network's input, crops, flips, normalises.
+    """Create the transform from an image to the model's input at a resolution.
 
-    With the filters that tensors have (bilinear, bicubic) it works on uint8 tensors, which torch resizes several
-    times faster than Pillow; otherwise on the PIL image.
+    It shrinks the image to the resolution, resizes it to the model's input, crops, flips and normalizes. If tensors
+    support the filters (bilinear, bicubic), the image is resized as a uint8 tensor, several times faster than with
+    Pillow.
 
     Args:
-        preprocessing: size, mean and std of the network's input, and the filters.
-        resolution: what detail is cut down to, see `Degrade`; None keeps the image's own.
-        train: crop at a random place and flip at random, instead of cropping the centre.
-        normalize: give the network's input; else uint8 (height, width, channels), a quarter of the bytes for a loader's
-            workers to hand over (which is most of their time), for the batch to be normalised where it is used:
-            `Normalize(mean, std)`.
+        preprocessing: size, mean and std of the model's input, and the filters.
+        resolution: the resolution to shrink to, see `Degrade`; None keeps that of the image.
+        train: crop and flip at random, instead of cropping the centre.
+        normalize: return the model's input; otherwise uint8 (height, width, channels), a quarter of the bytes to send
+            from a loader's workers (most of their time), to be normalized as a batch with `Normalize(mean, std)`.
 
     Returns:
-        A callable from an RGB PIL image to a tensor (channels, height, width), float32, or as `normalize` says.
+        A callable from an RGB PIL image to a float32 tensor (channels, height, width), or see `normalize`.
 
     Examples:
         >>> transform = create_transform(Preprocessing(), resolution=64, train=False)
@@ -159,7 +158,7 @@ def create_transform(
     degrade = Degrade(resolution, p.shrink_filter, p.resize, p.interpolation, p.resolution_of)
     steps: list[Any] = [v2.PILToTensor(), degrade] if _has_tensor_filters(p) else [degrade, v2.PILToTensor()]
     if train:
-        steps.insert(1, v2.RandomHorizontalFlip())  # most images are smaller before they are resized
+        steps.insert(1, v2.RandomHorizontalFlip())  # most images are smaller before resizing
     steps += [v2.RandomCrop(size) if train else v2.CenterCrop(size), _ChannelsLast()]
     if normalize:
         steps.append(Normalize(p.mean, p.std))
@@ -169,16 +168,18 @@ def create_transform(
 def create_views(
     preprocessing: Preprocessing, resolutions: Mapping[Key, int | None], train: bool, normalize: bool = True
 ) -> Callable[[Image.Image], dict[Key, Tensor]]:
-    """Makes a view of an image at each of several resolutions, with a random crop and flip of its own when training.
+    """Create the transform from an image to its views, one at each resolution.
+
+    In training each view has its own random crop and flip.
 
     Args:
-        preprocessing: as in `create_transform`.
-        resolutions: the resolution of each view, under any name.
-        train: as in `create_transform`.
-        normalize: as in `create_transform`.
+        preprocessing: see `create_transform`.
+        resolutions: the resolution of each view, by any key.
+        train: see `create_transform`.
+        normalize: see `create_transform`.
 
     Returns:
-        A callable from an RGB PIL image to what `create_transform` gives for each resolution, under the same names.
+        A callable from an RGB PIL image to a dictionary of its views, by the same keys.
 
     Examples:
         >>> views = create_views(Preprocessing(), {"species": None, "family": 64}, train=True, normalize=False)
@@ -192,14 +193,17 @@ def create_views(
 
 
 class _ChannelsLast(nn.Module):
-    """(..., C, H, W) to (..., H, W, C), which is how images lie in memory, so that a batch is copied in long rows."""
+    """Transpose (..., C, H, W) to (..., H, W, C).
+
+    This is the order in memory, so that a batch is copied in long rows.
+    """
 
     def forward(self, image: Tensor) -> Tensor:
         return image.movedim(-3, -1)
 
 
 def _views_of(transforms: Mapping[Key, v2.Compose], as_tensor: bool, image: Image.Image) -> dict[Key, Tensor]:
-    # PILToTensor, the first step of each, lets tensors through: one conversion is enough for all.
+    # PILToTensor, the first step of each transform, accepts tensors: one conversion is enough for all.
     shared = v2.functional.pil_to_tensor(image) if as_tensor else image
     return {key: transform(shared) for key, transform in transforms.items()}
 
@@ -209,12 +213,12 @@ def _has_tensor_filters(preprocessing: Preprocessing) -> bool:
 
 
 def _to_shorter_side(height: int, width: int, side: int) -> tuple[int, int]:
-    """A size of the same aspect, whose shorter side is given and whose longer is rounded down, as v2.Resize does."""
+    """Return a size by its shorter side; the longer side is floored as in v2.Resize."""
     return height * side // min(height, width), width * side // min(height, width)
 
 
 def _resize(image: AnyImage, size: tuple[int, int], filter: str) -> AnyImage:
     if isinstance(image, Tensor) and filter not in _TENSOR_FILTERS:
         known = ", ".join(repr(name) for name in sorted(_TENSOR_FILTERS))
-        raise ValueError(f"the filter {filter!r} takes PIL images only; a tensor takes {known}")
+        raise ValueError(f"the filter {filter!r} supports PIL images only; tensors support {known}")
     return v2.functional.resize(image, list(size), _MODES[filter], antialias=True)
