@@ -1,40 +1,33 @@
-"""Compare every head and every decoding on frozen features of one backbone.
+"""Compare every head and every decoding, and a linear probe, on frozen features of one backbone.
 
     python recipes/ablation.py --config recipes/configs/ablation_heads.yaml                                 # critters
     python recipes/ablation.py --config recipes/configs/ablation_heads.yaml --dataset cub --dataset_options.root FOLDER
+    python recipes/ablation.py --config recipes/configs/cub_probe_lite0.yaml --dataset_options.root FOLDER
 
-As in train.py every level is seen at its own resolution, with the same split. The backbone's last features, averaged,
-are taken once, from centre crops, and standardised; a head is then fitted to all levels at once (the sum of their
-cross-entropies) by L-BFGS, which has no learning rate to choose. The penalty on its weights is chosen on the validation
-part; the test images are scored once, with every metric of `c2f_zoo.metrics`, under every decoding.
+Every level is seen at its own resolution, with the same split as in train.py. The features are extracted once. Each
+method is fitted by L-BFGS to the training images; the validation images choose the penalty on its weights, and the test
+images are scored once, with every metric of `c2f_zoo.metrics`, under every decoding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import auto_cli
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
-from torch.utils.data import DataLoader
-from train import write_csv
 
-from c2f_zoo.data import LabelledImages, TransformedImages, create_dataset, create_transform, labels_of, train_and_val
+from c2f_zoo.data import create_dataset, labels_of, train_and_val
 from c2f_zoo.decoding import DECODINGS
-from c2f_zoo.heads import Head, create_head, list_heads
-from c2f_zoo.hierarchy import Hierarchy
-from c2f_zoo.losses import cross_entropy
-from c2f_zoo.metrics import TreeMetrics, metric_info
-from c2f_zoo.model import C2FModel
+from c2f_zoo.evaluation.probe import LabelledFeatures, Probe, extract_features, probe_head, probe_linear, score_probe
+from c2f_zoo.evaluation.report import metrics_table, print_tables
+from c2f_zoo.heads import list_heads
+from c2f_zoo.io.files import write_csv
+from c2f_zoo.registry import unknown_name
 from c2f_zoo.zoo.create import create_model
 
-PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
-FIRST_COLUMNS = ("head", "decoding", "penalty", "val_accuracy", "images")
-Features = dict[str, Tensor]  # for each level (n, D), of the same images at that level's resolution
+LINEAR_PROBE = "linear_probe"
 
 
 def main(
@@ -42,131 +35,88 @@ def main(
     dataset_options: dict[str, Any],
     model_options: dict[str, Any],
     resolutions: dict[str, int | None],
-    heads: list[str] | None = None,
+    methods: list[str] | None = None,
+    penalties: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1),
     val_fraction: float = 0.1,
     max_iter: int = 100,
     seed: int = 0,
-    output: str = "runs/ablation-heads.csv",
+    output: str = "runs/ablation.csv",
 ) -> None:
-    """Fits and scores every head.
+    """Fit and score every method.
 
     Args:
         dataset: one of `c2f-zoo list datasets`.
-        dataset_options: what the dataset takes further.
-        model_options: what `create_model` takes further: backbone, taps, weights.
-        resolutions: for each level the shorter side in pixels to shrink images to; null or missing: none.
-        heads: which; default all.
-        val_fraction: share of each class's training images that chooses the penalty.
+        dataset_options: additional keyword arguments of the dataset.
+        model_options: additional keyword arguments of `create_model`: backbone, taps, weights.
+        resolutions: for each level the shorter side in pixels to shrink images to; null or missing: full size.
+        methods: heads, each fitted to all levels at once, or `linear_probe`, a logistic regression for each level with
+            a penalty for each. Default: all heads and `linear_probe`.
+        penalties: l2 penalties on the weights, to choose from.
+        val_fraction: fraction of each class's training images that chooses the penalty.
         max_iter: iterations of L-BFGS.
-        seed: seed of the split and of the heads' weights.
+        seed: seed of the split and of the heads' initial weights.
         output: the CSV file to write.
     """
+    methods = choose_methods(methods)
     train_set, train_indices, val_indices = train_and_val(dataset, val_fraction, seed, **dataset_options)
     test_set = create_dataset(dataset, "test", **dataset_options)
-    model = create_model("mlph", hierarchy=train_set.hierarchy, pooling="avg", **model_options).eval()
+    tree = train_set.hierarchy
+    model = create_model("mlph", hierarchy=tree, pooling="avg", **model_options).eval()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    labels, test_labels = labels_of(train_set), labels_of(test_set)
-    known = extract(model, train_set, resolutions)
-    mean, std = moments({level: x[train_indices] for level, x in known.items()})
-    known = {level: (x - mean) / std for level, x in known.items()}
-    train_x, val_x = ({level: x[part] for level, x in known.items()} for part in (train_indices, val_indices))
-    test_x = {level: (x - mean) / std for level, x in extract(model, test_set, resolutions).items()}
+    known = LabelledFeatures(extract_features(model, train_set, resolutions), labels_of(train_set))
+    train, val = known.select(train_indices), known.select(val_indices)
+    test = LabelledFeatures(extract_features(model, test_set, resolutions), labels_of(test_set))
 
-    rows: list[dict[str, Any]] = []
-    for name in heads or list_heads():
-        fits = [
-            fit(name, train_x, labels[train_indices], model.hierarchy, penalty, max_iter, seed) for penalty in PENALTIES
-        ]
-        scores = [mean_accuracy(score(head, val_x, labels[val_indices], model.hierarchy)) for head in fits]
-        best = max(range(len(fits)), key=scores.__getitem__)
-        metrics = score(fits[best], test_x, test_labels, model.hierarchy)
-        for how in DECODINGS.load_all():
-            first = (name, how, PENALTIES[best], scores[best], len(test_set))
-            rows.append({**dict(zip(FIRST_COLUMNS, first, strict=True)), **metrics.report(how), **metrics.report()})
-        print(f"{name}: penalty {PENALTIES[best]:g}, validation accuracy {100 * scores[best]:.1f} %", flush=True)
+    rows, tables = [], []
+    for method in methods:
+        if method == LINEAR_PROBE:
+            probe = probe_linear(train, val, tree, penalties, max_iter)
+        else:
+            probe = probe_head(method, train, val, tree, penalties, max_iter, seed)
+        metrics = score_probe(probe.classify, test, tree)
+        any_decoding, decodings = (
+            metrics.report(),
+            {decoding: metrics.report(decoding) for decoding in DECODINGS.load_all()},
+        )
+        rows += method_rows(method, probe, any_decoding, decodings, len(test_set))
+        tables.append(metrics_table(f"{method}, {len(test_set)} test images", any_decoding, decodings))
+        accuracy = f"{100 * probe.mean_val_accuracy:.1f} %"
+        print(f"{method}: penalty {format_penalties(probe)}, validation accuracy {accuracy}", flush=True)
     Path(output).parent.mkdir(parents=True, exist_ok=True)
-    write_csv(Path(output), rows)
-    print_tables(rows, metrics.report(next(iter(DECODINGS.load_all()))))
+    write_csv(output, rows)
+    print_tables(*tables)
     print(f"written to {output}")
 
 
-@torch.no_grad()
-def extract(model: C2FModel, dataset: LabelledImages, resolutions: dict[str, int | None]) -> Features:
-    """Pooled features (n, D) of all images' centre crops, for each level at its resolution."""
-    at: dict[int | None, Tensor] = {}
-    for resolution in {resolutions.get(level) for level in model.levels}:
-        transform = create_transform(model.config.preprocessing, resolution, train=False)
-        loader = DataLoader(TransformedImages(dataset, transform), 32)
-        at[resolution] = torch.cat([model.forward_pool(model.forward_features(images)) for images, *_ in loader])
-    return {level: at[resolutions.get(level)] for level in model.levels}
+def choose_methods(methods: Sequence[str] | None) -> list[str]:
+    """Return the methods; by default all of them."""
+    every = [*list_heads(), LINEAR_PROBE]
+    for method in methods or ():
+        if method not in every:
+            raise unknown_name("method", method, every)
+    return list(methods or every)
 
 
-def moments(features: Features) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over all levels: a head may read several of them by one classifier."""
-    everything = torch.cat(list(features.values()))
-    return everything.mean(dim=0), everything.std(dim=0) + 1e-6
+def method_rows(
+    method: str,
+    probe: Probe,
+    any_decoding: Mapping[str, float],
+    decodings: Mapping[str, Mapping[str, float]],
+    images: int,
+) -> list[dict[str, Any]]:
+    """Tabulate a method's results: a row for each decoding, with every metric."""
+    first = {"penalty": format_penalties(probe), "val_accuracy": probe.mean_val_accuracy, "images": images}
+    return [
+        {"method": method, "decoding": decoding, **first, **report, **any_decoding}
+        for decoding, report in decodings.items()
+    ]
 
 
-def fit(
-    name: str, features: Features, labels: Tensor, tree: Hierarchy, penalty: float, max_iter: int, seed: int
-) -> Head:
-    """A head, fitted to the sum of all levels' cross-entropies with an l2 penalty on its weight matrices."""
-    torch.manual_seed(seed)
-    head = create_head(name, next(iter(features.values())).shape[1], tree, tree.levels)
-    trees = {level: tree.truncate(level) for level in tree.levels}
-    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=max_iter, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        log_probs = answers(head, features)
-        losses = [
-            cross_entropy(log_probs[level], labels[:, depth], trees[level]) for depth, level in enumerate(tree.levels)
-        ]
-        weights = [parameter for parameter in head.parameters() if parameter.ndim > 1]
-        loss = torch.stack(losses).sum() + penalty * torch.stack([weight.square().sum() for weight in weights]).sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)  # type: ignore[arg-type]
-    return head
-
-
-def answers(head: Head, features: Features) -> dict[str, Tensor]:
-    """Log-probabilities of each level, each from its own features."""
-    logits = {level: head(x, (level,))[level] for level, x in features.items()}
-    return head.log_probs(logits)
-
-
-@torch.no_grad()
-def score(head: Head, features: Features, labels: Tensor, tree: Hierarchy) -> TreeMetrics:
-    metrics = TreeMetrics(tree)
-    metrics.update(answers(head, features), labels)
-    return metrics
-
-
-def mean_accuracy(metrics: TreeMetrics) -> float:
-    """Over the levels, each by itself."""
-    report = metrics.report()
-    scores = [report[f"{level}/top1"] for level in metrics.hierarchy.levels]
-    return sum(scores) / len(scores)
-
-
-def print_tables(rows: list[dict[str, Any]], of_decoding: Collection[str]) -> None:
-    """A table for each head: shares in %, heights in levels of the tree."""
-    for name in dict.fromkeys(row["head"] for row in rows):
-        chosen = [row for row in rows if row["head"] == name]
-        table = Table(title=f"{name}, {chosen[0]['images']} test images: shares in %, heights in levels of the tree")
-        table.add_column("metric")
-        for title in ("any decoding", *DECODINGS.load_all()):
-            table.add_column(title, justify="right")
-        for key in list(chosen[0])[len(FIRST_COLUMNS) :]:
-            cells = [shown(key, row[key]) for row in chosen]
-            table.add_row(key, *(["", *cells] if key in of_decoding else cells[:1]))
-        Console(width=110).print(table)
-
-
-def shown(metric: str, value: float) -> str:
-    return f"{value:.3f}" if metric_info(metric).unit == "levels" else f"{100 * value:.1f}"
+def format_penalties(probe: Probe) -> str:
+    """Format the penalty, or each level's where they differ."""
+    if len(set(probe.penalties.values())) == 1:
+        return f"{next(iter(probe.penalties.values())):g}"
+    return ", ".join(f"{level} {penalty:g}" for level, penalty in probe.penalties.items())
 
 
 if __name__ == "__main__":

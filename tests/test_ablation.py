@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import runpy
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,14 @@ import torch
 
 from c2f_zoo import list_heads
 from c2f_zoo.decoding import DECODINGS
+from c2f_zoo.evaluation.probe import (
+    LabelledFeatures,
+    fit_head,
+    head_log_probs,
+    level_accuracies,
+    probe_linear,
+    score_probe,
+)
 from c2f_zoo.hierarchy import Hierarchy
 
 ablation = runpy.run_path(str(Path(__file__).parents[1] / "recipes" / "ablation.py"))
@@ -24,8 +33,9 @@ def test_every_head_is_fitted(name: str) -> None:
     noise = 0.1 * torch.randn(2, 24, 3, generator=torch.Generator().manual_seed(0))
     kinds = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])
     features = {"kind": kinds[labels[:, 0]] + noise[0], "shape": torch.eye(3)[labels[:, 1]] + noise[1]}
-    head = ablation["fit"](name, features, labels, TREE, penalty=1e-4, max_iter=50, seed=0)
-    report = ablation["score"](head, features, labels, TREE).report("independent")
+    head = fit_head(name, features, labels, TREE, penalty=1e-4, max_iter=50, seed=0)
+    images = LabelledFeatures(features, labels)
+    report = score_probe(partial(head_log_probs, head), images, TREE).report("independent")
     assert (report["kind/accuracy"], report["shape/accuracy"]) == (1.0, 1.0)
 
 
@@ -34,9 +44,28 @@ def test_the_penalty_keeps_weights_small() -> None:
     features = {"kind": torch.eye(3), "shape": torch.eye(3)}
     norms = []
     for penalty in (1e-4, 1.0):
-        head = ablation["fit"]("levels", features, labels, TREE, penalty, max_iter=50, seed=0)
+        head = fit_head("levels", features, labels, TREE, penalty, max_iter=50, seed=0)
         norms.append(sum(float(weight.square().sum()) for weight in head.parameters() if weight.ndim > 1))
     assert norms[1] < 0.1 * norms[0]
+
+
+def test_the_linear_probe_chooses_a_penalty_for_each_level() -> None:
+    # A penalty of 10 leaves weights too small for the larger class's bias, unless the features are large.
+    labels = TREE.ancestors(torch.tensor([0, 1, 2] * 8))
+    labels[0] = -1
+    noise = torch.randn(24, 40, generator=torch.Generator().manual_seed(0))
+    features = {"kind": 100 * torch.eye(2)[labels[:, 0].clamp(min=0)], "shape": noise}
+    images = LabelledFeatures(features, labels)
+    probe = probe_linear(images, images, TREE, [10.0, 1e-4], max_iter=50)
+    assert probe.penalties == {"kind": 10.0, "shape": 1e-4}, "of equals the first"
+    assert probe.val_accuracy == {"kind": 1.0, "shape": 1.0} == level_accuracies(probe.classify, images, TREE)
+    log_probs = probe.classify(features)
+    assert log_probs["shape"].exp().sum(dim=1) == pytest.approx(torch.ones(24))
+
+
+def test_an_unknown_method_is_named() -> None:
+    with pytest.raises(ValueError, match="unknown method 'marginals'; did you mean 'marginal'"):
+        ablation["choose_methods"](["marginals"])
 
 
 def test_the_table_has_every_head_under_every_decoding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,8 +80,8 @@ def test_the_table_has_every_head_under_every_decoding(tmp_path: Path, capsys: p
     )
     with open(tmp_path / "heads.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["head"], row["decoding"]) for row in rows] == [
-        (head, how) for head in list_heads() for how in DECODINGS.load_all()
+    assert [(row["method"], row["decoding"]) for row in rows] == [
+        (method, how) for method in (*list_heads(), "linear_probe") for how in DECODINGS.load_all()
     ]
     for row in rows:
         assert row["images"] == "72"
@@ -60,4 +89,4 @@ def test_the_table_has_every_head_under_every_decoding(tmp_path: Path, capsys: p
             assert float(row[metric]) >= 0
         assert (float(row["tice"]) > 0) <= (row["decoding"] == "independent")
     printed = capsys.readouterr().out
-    assert all(name in printed for name in (*list_heads(), *DECODINGS.load_all()))
+    assert all(name in printed for name in (*list_heads(), "linear_probe", *DECODINGS.load_all()))

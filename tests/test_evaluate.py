@@ -1,4 +1,4 @@
-"""The evaluation recipe: its figures against loops over single images, its files, and two processes of it."""
+"""The evaluation recipe: its metrics against loops over single images, its files, and two processes of it."""
 
 from __future__ import annotations
 
@@ -19,24 +19,15 @@ from PIL import Image
 
 from c2f_zoo import C2FModel, Hierarchy, Predictor, create_dataset, create_model, list_heads, load_hierarchy
 from c2f_zoo.data import HideLabels, LabelledImages, create_transform, labels_of
+from c2f_zoo.evaluation.confusion import blocks, class_paths, plot_confusion, tree_order
+from c2f_zoo.evaluation.labels import labels_in
+from c2f_zoo.evaluation.model_metrics import ModelMetrics
+from c2f_zoo.evaluation.plots import name_heights
+from c2f_zoo.evaluation.report import without_nan
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "evaluate.py"
 evaluate = runpy.run_path(str(RECIPE))
 RESOLUTIONS = {"family": 8, "genus": 24, "species": None}
-
-
-class Labelled:
-    """A dataset of grey images."""
-
-    def __init__(self, tree: Hierarchy, targets: list[int]) -> None:
-        self.hierarchy = tree
-        self.targets = targets
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return Image.new("RGB", (32, 32)), self.targets[index]
 
 
 def critters_model(levels: list[str] | None = None, head: str = "levels") -> C2FModel:
@@ -49,11 +40,10 @@ def critters_model(levels: list[str] | None = None, head: str = "levels") -> C2F
 
 
 def results_of(model: C2FModel, dataset: LabelledImages, decoding: str = "all") -> dict:
-    target = evaluate["labels_in"](model.hierarchy, dataset)
-    decodings = evaluate["chosen_decodings"](decoding)
-    scores, unreadable = evaluate["score"](model, dataset, target, decodings, 5, 0, "raise", Accelerator(cpu=True))
-    assert unreadable == []
-    return evaluate["results_of"](scores, model)
+    target = labels_in(model.hierarchy, dataset)
+    metrics = ModelMetrics(model, evaluate["choose_decodings"](decoding), torch.device("cpu"))
+    assert evaluate["score"](model, dataset, target, metrics, 5, 0, "raise", Accelerator(cpu=True)) == []
+    return metrics.compute()
 
 
 @torch.no_grad()
@@ -95,7 +85,7 @@ def test_levels_that_are_not_answered_follow_from_finer_ones_and_end_the_tree() 
     model, dataset = critters_model(["genus"]), create_dataset("critters", "test", per_class=1)
     results = results_of(model, dataset, "bottom_up")
     assert results["levels"] == {"family": 4, "genus": 12}
-    assert results["answered"] == ["genus"]
+    assert results["predicted"] == ["genus"]
     assert results["resolutions"] == {"family": "24 px", "genus": "24 px"}
     report = results["decodings"]["bottom_up"]
     assert report["genus/accuracy"] == results["any_decoding"]["genus/top1"]
@@ -110,61 +100,19 @@ def test_images_of_unknown_species_count_where_they_are_known() -> None:
     assert sum(results["lca_heights"]["joint"]) == 27
 
 
-class TestLabels:
-    TREE = Hierarchy.from_rows(("kind", "shape"), [("round", "disc"), ("edged", "box"), ("round", "ring")])
-
-    def test_classes_are_found_by_name(self) -> None:
-        part = Hierarchy.from_rows(("kind", "shape"), [("round", "ring"), ("edged", "box")])
-        assert evaluate["labels_in"](self.TREE, Labelled(part, [0, 1, 0])).tolist() == [[0, 2], [1, 1], [0, 2]]
-
-    def test_unknown_labels_stay_unknown(self) -> None:
-        hidden = HideLabels(Labelled(self.TREE, [1, 2]), "kind", [1])
-        assert evaluate["labels_in"](self.TREE, hidden).tolist() == [[1, 1], [0, -1]]
-
-    def test_levels_of_only_one_of_the_trees(self) -> None:
-        shapes = Hierarchy.from_rows(("shape",), [("box",), ("ring",)])
-        assert evaluate["labels_in"](self.TREE, Labelled(shapes, [0, 1])).tolist() == [[1, 1], [0, 2]]
-        kinds = Hierarchy.from_rows(("kind",), [("edged",), ("round",)])
-        assert evaluate["labels_in"](self.TREE, Labelled(kinds, [0, 1])).tolist() == [[1, -1], [0, -1]]
-
-    @pytest.mark.parametrize(
-        ("levels", "rows", "message"),
-        [
-            (
-                ("kind", "shape"),
-                [("round", "rings")],
-                "lacks a class of the dataset: unknown shape 'rings'; did you mean 'ring'",
-            ),
-            (
-                ("kinds", "shape"),
-                [("round", "ring")],
-                "lacks a level of the dataset: unknown level 'kinds'; did you mean 'kind'",
-            ),
-            (
-                ("kind", "shape"),
-                [("edged", "ring")],
-                "the dataset has the path edged > ring, which is none in the model's tree",
-            ),
-        ],
-    )
-    def test_what_the_models_tree_lacks_is_named(self, levels: tuple, rows: list, message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            evaluate["labels_in"](self.TREE, Labelled(Hierarchy.from_rows(levels, rows), [0]))
-
-
 class TestFiles:
     # Siblings lie apart in the labels: p has 0 and 2, q has 1, r has 3; a has p and r, b has q.
     TREE = Hierarchy(("A", "B", "C d"), (("a", "b"), ("p", "q", "r"), ("0", "1", "2", "3")), ((0, 1, 0), (0, 1, 0, 2)))
     MATRIX = torch.arange(16).reshape(4, 4)
 
     def test_classes_are_in_the_order_of_the_tree(self) -> None:
-        assert evaluate["tree_order"](self.TREE, "C d") == [0, 2, 3, 1]
-        assert evaluate["tree_order"](self.TREE, "B") == [0, 2, 1]
-        paths = evaluate["paths_to"](self.TREE, "C d")
+        assert tree_order(self.TREE, "C d") == [0, 2, 3, 1]
+        assert tree_order(self.TREE, "B") == [0, 2, 1]
+        paths = class_paths(self.TREE, "C d")
         assert paths == [[0, 0, 0], [1, 1, 1], [0, 0, 2], [0, 2, 3]]
-        assert evaluate["blocks"](paths, [0, 2, 3, 1], 0) == [(0, 3, 0), (3, 4, 1)]
-        assert evaluate["blocks"](paths, [0, 2, 3, 1], 1) == [(0, 2, 0), (2, 3, 2), (3, 4, 1)]
-        assert evaluate["landings"](self.TREE) == ["correct", "same B", "same A", "elsewhere"]
+        assert blocks(paths, [0, 2, 3, 1], 0) == [(0, 3, 0), (3, 4, 1)]
+        assert blocks(paths, [0, 2, 3, 1], 1) == [(0, 2, 0), (2, 3, 2), (3, 4, 1)]
+        assert name_heights(self.TREE) == ["correct", "same B", "same A", "elsewhere"]
 
     def test_all_are_written(self, tmp_path: Path) -> None:
         heights = {"joint": [5, 2, 1, 0], "top_down": [4, 2, 1, 1]}
@@ -194,9 +142,9 @@ class TestFiles:
 
     def test_many_classes_can_be_drawn(self, tmp_path: Path) -> None:
         tree = load_hierarchy("cub")
-        order = evaluate["tree_order"](tree, "species")
+        order = tree_order(tree, "species")
         assert sorted(order) == list(range(200))
-        evaluate["plot_confusion"](torch.eye(200), tree, "species", order, tmp_path / "x.png")
+        plot_confusion(torch.eye(200), tree, "species", order, tmp_path / "x.png")
         assert (tmp_path / "x.png").stat().st_size > 10_000
 
 
@@ -222,7 +170,7 @@ def test_two_processes_score_a_part_of_the_tree_once(cub_folder: Path, tmp_path:
     assert done.returncode == 0, done.stderr[-3000:]
     written = json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text())
     alone = results_of(model.eval(), create_dataset("cub", "test", root=str(cub_folder)))
-    for key, expected in evaluate["without_nan"](alone).items():
+    for key, expected in without_nan(alone).items():
         assert flat(written[key]) == pytest.approx(flat(expected), abs=1e-6), key
     assert (written["processes"], written["images"]) == (2, 9)
     assert written["labelled"] == {"family": 9, "genus": 9, "species": 9}
@@ -247,8 +195,8 @@ def flat(value: object, name: str = "") -> dict[str, object]:
 
 
 def test_the_runs_own_dataset_is_the_default(tmp_path: Path) -> None:
-    choose = evaluate["chosen_dataset"]
-    with pytest.raises(FileNotFoundError, match=r"holds no config.yaml that names a dataset; name one: --dataset NAME"):
+    choose = evaluate["choose_dataset"]
+    with pytest.raises(FileNotFoundError, match=r"has no config.yaml that names a dataset; name one: --dataset NAME"):
         choose(tmp_path, None, None)
     (tmp_path / "config.yaml").write_text("dataset: critters\ndataset_options: {per_class: 4}\n")
     assert choose(tmp_path, None, None) == ("critters", {"per_class": 4})
@@ -259,8 +207,8 @@ def test_the_runs_own_dataset_is_the_default(tmp_path: Path) -> None:
 
 def test_an_unknown_decoding_is_named() -> None:
     with pytest.raises(ValueError, match="unknown decoding 'topdown'; did you mean 'top_down'"):
-        evaluate["chosen_decodings"]("topdown")
-    assert evaluate["chosen_decodings"]("joint") == ("joint",)
+        evaluate["choose_decodings"]("topdown")
+    assert evaluate["choose_decodings"]("joint") == ("joint",)
 
 
 def test_what_cannot_be_read_is_as_if_it_were_not_there(cub_folder: Path, tmp_path: Path) -> None:

@@ -1,14 +1,65 @@
-"""Tables of accuracies, as the recipes print them."""
+"""Tables of metrics and of accuracies, as the recipes print them, and `metrics.json`."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from c2f_zoo.config import format_resolution
+from c2f_zoo.io.files import atomic_write
+from c2f_zoo.metrics import metric_info
+
+
+def format_metric(name: str, value: float) -> str:
+    """Format a metric's value: fractions in %, heights in levels of the tree; "-" if it is undefined.
+
+    Examples:
+        >>> format_metric("species/top1", 0.987), format_metric("hd@5", 1.355), format_metric("fpa", math.nan)
+        ('98.7', '1.355', '-')
+    """
+    if math.isnan(value):
+        return "-"
+    return f"{value:.3f}" if metric_info(name).unit == "levels" else f"{100 * value:.1f}"
+
+
+def metrics_table(title: str, any_decoding: Mapping[str, float], decodings: Mapping[str, Mapping[str, float]]) -> Table:
+    """Tabulate all metrics, with a column for each decoding.
+
+    Args:
+        title: title of the table.
+        any_decoding: names and values of the metrics that do not depend on the decoding.
+        decodings: for each decoding, names and values of its metrics.
+
+    Examples:
+        >>> table = metrics_table("Test", {"species/top1": 0.9}, {"joint": {"fpa": 0.8}})
+        >>> [column.header for column in table.columns], table.row_count
+        (['metric', 'any', 'joint'], 2)
+    """
+    table = Table(
+        title=escape(f"{title}: fractions in %, heights in levels of the tree"),
+        caption="any: does not depend on the decoding. ↑ higher is better, ↓ lower",
+    )
+    table.add_column("metric")
+    for column in ("any", *decodings):
+        table.add_column(column, justify="right")
+    for name, value in any_decoding.items():
+        table.add_row(escape(_with_arrow(name)), format_metric(name, value))
+    table.add_section()
+    for name in next(iter(decodings.values())):
+        values = [format_metric(name, report[name]) for report in decodings.values()]
+        table.add_row(escape(_with_arrow(name)), "", *values)
+    return table
+
+
+def _with_arrow(name: str) -> str:
+    return f"{name} {'↑' if metric_info(name).higher_is_better else '↓'}"
 
 
 def accuracy_table(
@@ -51,3 +102,26 @@ def print_tables(*tables: Table) -> None:
     console = Console(width=max(Console().width, 100))
     for table in tables:
         console.print(table)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file atomically; an undefined number (nan) becomes null.
+
+    Args:
+        path: the file to create or replace; its folder must exist.
+        values: the file's content.
+
+    Examples:
+        >>> write_json(Path("metrics.json"), {"fpa": 0.5, "mistake_severity": math.nan})
+        >>> json.loads(Path("metrics.json").read_text())
+        {'fpa': 0.5, 'mistake_severity': None}
+    """
+    text = json.dumps(without_nan(values), indent=2, ensure_ascii=False, allow_nan=False)
+    atomic_write(path, lambda part: part.write_text(text + "\n", encoding="utf-8"))
+
+
+def without_nan(value: Any) -> Any:
+    """Replace nan by None in a nested dictionary."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,116 @@
+"""Confusion matrices, their classes in the order of the tree: CSV files and plots."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import torch
+from torch import Tensor
+
+from c2f_zoo.evaluation.plots import saved_figure
+from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.io.files import write_csv
+
+MAX_CLASSES = 2000  # a larger confusion matrix has millions of cells, and its plot shows nothing
+MAX_NAMES = 60  # on an axis
+
+
+def has_confusion(num_classes: int) -> bool:
+    """Return whether a level with so many classes has a confusion matrix."""
+    return 2 <= num_classes <= MAX_CLASSES
+
+
+def write_confusions(folder: Path, confusions: Mapping[str, Tensor], tree: Hierarchy) -> None:
+    """Write each level's confusion matrix to `confusion_<level>.csv` and `.png`.
+
+    Args:
+        folder: an existing folder.
+        confusions: for some levels the counts (classes, classes), int64; a row is a true class.
+        tree: the class tree.
+    """
+    for level, matrix in confusions.items():
+        stem = "confusion_" + re.sub(r"[^\w.]+", "_", level)
+        order = tree_order(tree, level)
+        write_confusion_csv(matrix, tree, level, order, folder / f"{stem}.csv")
+        plot_confusion(matrix, tree, level, order, folder / f"{stem}.png")
+
+
+def tree_order(tree: Hierarchy, level: str) -> list[int]:
+    """Order a level's labels so that the children of a parent are neighbors, at every level above.
+
+    Examples:
+        >>> tree = Hierarchy(("kind", "shape"), (("round", "edged"), ("disc", "box", "ring")), ((0, 1, 0),))
+        >>> tree_order(tree, "shape")
+        [0, 2, 1]
+    """
+    paths = class_paths(tree, level)
+    return sorted(range(len(paths)), key=paths.__getitem__)
+
+
+def class_paths(tree: Hierarchy, level: str) -> list[list[int]]:
+    """Return the path of labels from the coarsest level to each class of a level."""
+    truncated = tree.truncate(level)
+    return truncated.ancestors(torch.arange(truncated.num_classes[level])).tolist()
+
+
+def write_confusion_csv(matrix: Tensor, tree: Hierarchy, level: str, order: Sequence[int], path: Path) -> None:
+    """Write a row for each true class, with a column for each predicted class."""
+    names = tree.class_names(level)
+    header = level if level not in names else f"true {level}"
+    rows = [
+        {header: names[true], **{names[predicted]: int(matrix[true, predicted]) for predicted in order}}
+        for true in order
+    ]
+    write_csv(path, rows)
+
+
+def plot_confusion(matrix: Tensor, tree: Hierarchy, level: str, order: Sequence[int], path: Path) -> None:
+    """Plot fractions of each true class in the order of the tree, with lines between the classes of coarser levels."""
+    counts = matrix[order][:, order].double()
+    side = min(5 + 0.16 * len(order), 14)
+    colors = matplotlib.colormaps["magma_r"].with_extremes(bad="0.85")  # grey: the class has no images
+    paths = class_paths(tree, level)
+    depth = len(paths[0]) - 1
+    with saved_figure(path, side + 1, side) as figure:
+        ax = figure.subplots()
+        fractions = (counts / counts.sum(dim=1, keepdim=True)).numpy()
+        image = ax.imshow(fractions, colors, vmin=0, vmax=1, interpolation="none")
+        figure.colorbar(image, label="fraction of the true class", shrink=0.7)
+        for above in reversed(range(depth)):
+            width, alpha = 0.4 + 0.6 * (depth - 1 - above), 0.9 if above == 0 else 0.4
+            for block in blocks(paths, order, above)[1:]:
+                for line in (ax.axhline, ax.axvline):
+                    line(block.start - 0.5, color="tab:blue", linewidth=width, alpha=alpha)
+        # Name the classes, or the coarsest ones above them, where there is room.
+        named = depth if len(order) <= MAX_NAMES else 0
+        large = [block for block in blocks(paths, order, named) if (block.end - block.start) * MAX_NAMES >= len(order)]
+        centers = [(block.start + block.end - 1) / 2 for block in large]
+        names = [tree.class_names(tree.levels[named])[block.label] for block in large]
+        ax.set_xticks(centers, names, rotation=90, fontsize=7)
+        ax.set_yticks(centers, names, fontsize=7)
+        ax.set(title=f"{level} by itself, at its own resolution", xlabel="predicted", ylabel="true")
+
+
+class Block(NamedTuple):
+    """The places `start` to `end - 1` in an order of labels, whose classes lie below the class `label`."""
+
+    start: int
+    end: int
+    label: int
+
+
+def blocks(paths: Sequence[Sequence[int]], order: Sequence[int], depth: int) -> list[Block]:
+    """Find the classes of a coarser level in an order of labels.
+
+    Args:
+        paths: the path of each label.
+        order: the labels, ordered by the tree.
+        depth: the depth of the coarser level.
+    """
+    above = [paths[label][depth] for label in order]
+    starts = [i for i, label in enumerate(above) if i == 0 or above[i - 1] != label]
+    return [Block(start, end, above[start]) for start, end in zip(starts, [*starts[1:], len(order)], strict=True)]

@@ -1,0 +1,163 @@
+"""Reports of a search for resolutions: sentences, `resolutions.yaml`, tables and CSV rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import yaml
+from rich.markup import escape
+from rich.table import Table
+
+from c2f_zoo.config import format_resolution
+from c2f_zoo.evaluation.resolution_search import Curves, starts_below
+
+
+def findings(curves: Curves) -> list[str]:
+    """Describe the result: a sentence for each level above the leaf level, and one for each non-monotone level."""
+    levels, thresholds, accuracy = curves.levels, curves.thresholds, curves.accuracy
+    first, last = format_resolution(curves.grid[0]), format_resolution(curves.grid[-1])
+    if len(levels) == 1:
+        return [f"{levels[0]} is the only level and is seen at {first}: there is nothing to find"]
+    if starts_below(accuracy, thresholds):
+        reason = f"{levels[0]} is below {thresholds[0]} at {first} already ({accuracy[0, 0]:.3f})"
+        return [
+            f"{reason}: no resolution of {', '.join(levels[1:])} follows. Train a better model, or lower the threshold."
+        ]
+    sentences = []
+    for above, (threshold, point) in enumerate(zip(thresholds, curves.points[1:], strict=True)):
+        if point is None:
+            reason = f"{levels[above]} stays at {threshold} or more down to {last} ({accuracy[-1, above]:.3f})"
+            rest = ", ".join(levels[above + 1 :])
+            sentences.append(f"{reason}: no resolution of {rest} follows. Extend the grid, or raise the threshold.")
+            break
+        sentences.append(_describe_choice(curves, above + 1, point))
+    return sentences + non_monotone_levels(curves)
+
+
+def _describe_choice(curves: Curves, level: int, point: int) -> str:
+    """Describe the resolution of a level, given its index in `curves.levels` and its grid point."""
+    finer, threshold = curves.levels[level - 1], curves.thresholds[level - 1]
+    value, low, high = (part[point, level - 1] for part in (curves.accuracy, curves.low, curves.high))
+    sentence = (
+        f"{curves.levels[level]}: {format_resolution(curves.grid[point])}, where {finer} falls below {threshold} "
+        f"({value:.3f}, 95 % interval {low:.3f} to {high:.3f})"
+    )
+    if level > 1 and point == curves.points[level - 1]:
+        sentence += f"; that is {finer}'s own resolution: {finer} is below its threshold there already"
+    names = [*map(format_resolution, curves.grid), "none of these"]
+    chosen = zip(names, curves.fractions[level], strict=True)
+    return f"{sentence}; resamples choose " + ", ".join(f"{name} {100 * part:.1f} %" for name, part in chosen if part)
+
+
+def non_monotone_levels(curves: Curves) -> list[str]:
+    """Describe each level that is below its threshold at a grid point and not at a lower one."""
+    sentences = []
+    for column, (level, threshold) in enumerate(zip(curves.levels, curves.thresholds, strict=False)):
+        below = curves.accuracy[:, column] < threshold
+        again = [point for point in np.flatnonzero(~below) if below[:point].any()]
+        if again:
+            first = format_resolution(curves.grid[int(below.argmax())])
+            places = ", ".join(format_resolution(curves.grid[point]) for point in again)
+            sentences.append(
+                f"{level} is not monotone: below {threshold} at {first}, but not at {places}; the first grid point "
+                "below the threshold counts"
+            )
+    return sentences
+
+
+def warn_trained_below_full_size(resolutions: Mapping[str, int | None]) -> list[str]:
+    """Warn about a model to be tested that was not trained on full-size images alone.
+
+    Args:
+        resolutions: the resolution at which each level was trained.
+
+    Returns:
+        One sentence or none.
+
+    Examples:
+        >>> warn_trained_below_full_size({"species": None, "genus": None})
+        []
+    """
+    if not any(resolutions.values()):
+        return []
+    trained = ", ".join(f"{level} at {format_resolution(resolution)}" for level, resolution in resolutions.items())
+    return [f"The run was trained with {trained}: these are not the curves of a model trained at full size."]
+
+
+def resolutions_yaml(curves: Curves, title: str, comments: Sequence[str]) -> str:
+    """Write `resolutions.yaml`: the resolutions found, which `recipes/train.py` reads, below comments on their origin.
+
+    Levels without a resolution are left out.
+
+    Args:
+        curves: the result of the search.
+        title: how the resolutions were found.
+        comments: further lines, without `#`.
+    """
+    lines = [title]
+    if curves.missing:
+        missing = ", ".join(curves.missing)
+        lines.insert(0, f"INCOMPLETE: no resolution was found for {missing}; train.py would use full size")
+    thresholds = zip(curves.levels, curves.thresholds, strict=False)
+    lines += [
+        f"thresholds: {', '.join(f'{level} {threshold}' for level, threshold in thresholds) or 'none'}",
+        f"measured: {', '.join(map(format_resolution, curves.grid))}; the images' median size is {curves.side} px",
+        *comments,
+    ]
+    return "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(
+        {"resolutions": curves.resolutions}, sort_keys=False
+    )
+
+
+def curve_rows(curves: Curves, mode: str) -> list[dict[str, Any]]:
+    """Tabulate the curves: a row for each grid point and level, with its accuracy and 95 % interval."""
+    return [
+        {
+            "mode": mode,
+            "resolution": _csv_resolution(resolution),
+            "level": level,
+            "accuracy": curves.accuracy[point, column],
+            "low": curves.low[point, column],
+            "high": curves.high[point, column],
+            "images": curves.images[column],
+        }
+        for point, resolution in enumerate(curves.grid)
+        for column, level in enumerate(curves.levels)
+    ]
+
+
+def chosen_rows(curves: Curves, mode: str) -> list[dict[str, Any]]:
+    """Tabulate the choices: a row for each level and grid point, with the fraction of resamples that choose it."""
+    names = [*map(_csv_resolution, curves.grid), "none"]
+    return [
+        {
+            "mode": mode,
+            "level": level,
+            "resolution": name,
+            "fraction": fraction,
+            "resolution_of_level": curves.points[column] == point,
+        }
+        for column, level in enumerate(curves.levels)
+        for point, (name, fraction) in enumerate(zip(names, curves.fractions[column], strict=True))
+    ]
+
+
+def _csv_resolution(resolution: int | None) -> int | str:
+    return "full" if resolution is None else resolution
+
+
+def curves_table(curves: Curves, title: str) -> Table:
+    """Tabulate accuracies in % with their intervals, a row for each grid point, a mark at each level's resolution."""
+    table = Table(title=title, caption="◂ the level's resolution")
+    table.add_column("resolution", justify="right")
+    for level in curves.levels:
+        table.add_column(escape(level), justify="right")
+    for point, resolution in enumerate(curves.grid):
+        cells = []
+        for column, chosen in enumerate(curves.points):
+            value, low, high = (100 * part[point, column] for part in (curves.accuracy, curves.low, curves.high))
+            cells.append(f"{value:.1f} ({low:.1f} to {high:.1f}) {'◂' if point == chosen else ' '}")
+        table.add_row(format_resolution(resolution), *cells)
+    return table
