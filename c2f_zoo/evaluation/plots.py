@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from c2f_zoo.config import format_resolution
-from c2f_zoo.evaluation.resolution_search import Curves
+from c2f_zoo.evaluation.resolution_curves import Curves
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.io.files import atomic_write
 

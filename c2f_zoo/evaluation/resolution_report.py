@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from c2f_zoo.config import format_resolution
-from c2f_zoo.evaluation.resolution_search import Curves, starts_below
+from c2f_zoo.evaluation.resolution_curves import Curves
+from c2f_zoo.evaluation.resolution_search import starts_below
+from c2f_zoo.inference.resolutions import own_resolutions
+from c2f_zoo.model import C2FModel
 
 
 def findings(curves: Curves) -> list[str]:
@@ -67,22 +70,17 @@ def non_monotone_levels(curves: Curves) -> list[str]:
     return sentences
 
 
-def warn_trained_below_full_size(resolutions: Mapping[str, int | None]) -> list[str]:
-    """Warn about a model to be tested that was not trained on full-size images alone.
-
-    Args:
-        resolutions: the resolution at which each level was trained.
-
-    Returns:
-        One sentence or none.
+def warn_trained_below_full_size(model: C2FModel) -> list[str]:
+    """Warn, in one sentence, if a model to be tested was not trained on full-size images at every level.
 
     Examples:
-        >>> warn_trained_below_full_size({"species": None, "genus": None})
+        >>> warn_trained_below_full_size(create_model("mlph_tiny_critters", resolutions={}))
         []
     """
-    if not any(resolutions.values()):
+    own = own_resolutions(model)
+    trained = ", ".join(f"{level} at {format_resolution(own[level])}" for level in reversed(model.levels))
+    if not any(own.values()):
         return []
-    trained = ", ".join(f"{level} at {format_resolution(resolution)}" for level, resolution in resolutions.items())
     return [f"The run was trained with {trained}: these are not the curves of a model trained at full size."]
 
 

@@ -6,14 +6,23 @@ point at which the accuracy of the level before falls below its threshold (Huo e
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from PIL import Image
 
+from c2f_zoo.config import Preprocessing
+from c2f_zoo.data import LabelledImages, load_image
+from c2f_zoo.data.transformed_images import UNREADABLE
+from c2f_zoo.evaluation.scoring import predict_labels
+from c2f_zoo.model import C2FModel
 from c2f_zoo.registry import unknown_name
 
 THRESHOLD = 0.8  # the paper's t_med and t_low
@@ -36,45 +45,40 @@ class Measurement:
     unreadable: list[int]
 
 
-@dataclass(frozen=True)
-class Curves:
-    """Accuracy against resolution, and the resolutions found; levels are in order from fine to coarse.
+def median_side(dataset: LabelledImages, indices: Sequence[int], preprocessing: Preprocessing) -> int:
+    """Return the images' median size, in the measure of a resolution: shorter side, or square root of the area.
+
+    It is at most the size that images are resized to: above it, no resolution removes detail.
 
     Args:
-        levels: names of the levels, L of them.
-        thresholds: thresholds of all levels but the coarsest, L - 1.
-        grid: the R resolutions that were measured, in pixels, highest first; None is full size.
-        side: the images' median size in pixels, at which full size is plotted.
-        accuracy: accuracies in [0, 1], (R, L).
-        low: lower ends of the 95 % intervals, (R, L).
-        high: upper ends of the 95 % intervals, (R, L).
-        images: number of images with a known label, (L,).
-        points: for each level the index in `grid` of its resolution, or None.
-        fractions: for each level the fraction of resamples that choose each grid point, and last the fraction that
-            choose none of them, (L, R + 1).
+        dataset: the dataset.
+        indices: the images; unreadable ones do not count.
+        preprocessing: the model's preprocessing, which chooses the measure.
+
+    Raises:
+        ValueError: all images are unreadable.
+
+    Examples:
+        >>> median_side(create_dataset("critters", "train", per_class=1), [0, 1], Preprocessing())
+        96
     """
+    sizes = []
+    for index in indices:
+        with contextlib.suppress(*UNREADABLE):  # such an image is reported when it is scored
+            sizes.append(_image_size(dataset, index))
+    if not sizes:
+        raise ValueError("all validation images are unreadable; check the data with `c2f-zoo data check`")
+    in_side = preprocessing.resolution_of == "side"
+    median = statistics.median(min(size) if in_side else math.sqrt(math.prod(size)) for size in sizes)
+    return min(round(median), preprocessing.resize)
 
-    levels: tuple[str, ...]
-    thresholds: tuple[float, ...]
-    grid: tuple[int | None, ...]
-    side: int
-    accuracy: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    images: np.ndarray
-    points: tuple[int | None, ...]
-    fractions: np.ndarray
 
-    @property
-    def resolutions(self) -> dict[str, int | None]:
-        """The resolutions found, from fine to coarse; levels without one are missing."""
-        found = zip(self.levels, self.points, strict=True)
-        return {level: self.grid[point] for level, point in found if point is not None}
-
-    @property
-    def missing(self) -> list[str]:
-        """The levels for which no resolution was found."""
-        return [level for level, point in zip(self.levels, self.points, strict=True) if point is None]
+def _image_size(dataset: LabelledImages, index: int) -> tuple[int, int]:
+    paths = getattr(dataset, "paths", None)
+    if not paths:
+        return load_image(dataset, index).size
+    with Image.open(paths[index]) as image:  # reads only the header
+        return image.size
 
 
 def default_grid(side: int) -> list[int | None]:
@@ -152,6 +156,36 @@ def sweep(
     return measurements
 
 
+def measure(
+    model: C2FModel, dataset: LabelledImages, indices: Sequence[int], resolution: int | None, **how: Any
+) -> Measurement:
+    """Predict the labels of validation images at one resolution and compare them with the true ones.
+
+    The rows of a measurement are in the order of the indices, the same at every resolution.
+
+    Args:
+        model: a model on the accelerator's device.
+        dataset: the dataset.
+        indices: the validation images' indices in it.
+        resolution: the resolution in pixels; None is full size.
+        **how: the other arguments of `c2f_zoo.evaluation.scoring.score_images`.
+
+    Raises:
+        ValueError: no readable image has a label at some level.
+    """
+    predictions = predict_labels(model, dataset, indices, {resolution: model.levels}, **how)
+    levels = model.levels[::-1]
+    predicted = torch.stack([predictions.labels[resolution][level] for level in levels], dim=1)
+    truth = predictions.truth[:, [dataset.hierarchy.depth(level) for level in levels]]
+    known = truth >= 0
+    for level, count in zip(levels, known.sum(dim=0).tolist(), strict=True):
+        if count == 0:
+            raise ValueError(
+                f"no readable validation image has a label at {level!r}; check the data with `c2f-zoo data check`"
+            )
+    return Measurement(((predicted == truth) & known).numpy(), known.numpy(), predictions.unreadable)
+
+
 def mean_accuracy(correct: Any, known: Any) -> Any:
     """Average correctness (..., images, levels) over the images with a known label: accuracy (..., levels)."""
     return correct.sum(-2) / known.sum(-2)
@@ -196,82 +230,3 @@ def is_settled(accuracy: np.ndarray, thresholds: Sequence[float]) -> bool:
 def starts_below(accuracy: np.ndarray, thresholds: Sequence[float]) -> bool:
     """Return whether the leaf level is below its threshold at the first grid point."""
     return len(thresholds) > 0 and bool(accuracy[0, 0] < thresholds[0])
-
-
-def bootstrap(correct: np.ndarray, known: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Compute accuracies of resamples of the images, each the same for all grid points and levels.
-
-    Args:
-        correct: whether predictions are correct, bool (grid points, images, levels).
-        known: whether labels are known, bool (images, levels).
-        resamples: number of resamples, drawn with replacement.
-        seed: seed of the draws.
-
-    Returns:
-        float64 (resamples, grid points, levels); nan where a resample has no image with a known label.
-    """
-    rng = np.random.default_rng(seed)
-    images, levels = known.shape
-    hits = (correct & known).swapaxes(0, 1).reshape(images, -1).astype(np.float64)
-    samples = np.empty((resamples, len(correct), levels))
-    with np.errstate(invalid="ignore"):
-        for sample in samples:
-            counts = np.bincount(rng.integers(images, size=images), minlength=images).astype(np.float64)
-            sample[:] = (counts @ hits).reshape(-1, levels) / (counts @ known)
-    return samples
-
-
-def chosen_fractions(samples: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
-    """Compute the fraction of resamples that choose each grid point, or none, for each level.
-
-    Args:
-        samples: accuracies (resamples, grid points, levels).
-        thresholds: thresholds of all levels but the coarsest.
-
-    Returns:
-        float64 (levels, grid points + 1).
-    """
-    _, points, levels = samples.shape
-    counts = np.zeros((levels, points + 1))
-    for accuracy in samples:
-        for level, point in enumerate(search(accuracy, thresholds)):
-            counts[level, points if point is None else point] += 1
-    return counts / len(samples)
-
-
-def analyze(
-    levels: Sequence[str],
-    thresholds: Sequence[float],
-    grid: Sequence[int | None],
-    side: int,
-    measurements: Sequence[Measurement],
-    resamples: int,
-    seed: int,
-) -> Curves:
-    """Search for the resolutions and bootstrap their uncertainty.
-
-    Args:
-        levels: names of the levels, from fine to coarse.
-        thresholds: thresholds of all levels but the coarsest.
-        grid: the resolutions that were measured, or more.
-        side: the size in pixels at which full size is plotted.
-        measurements: the measurement at each grid point.
-        resamples: number of bootstrap resamples.
-        seed: seed of the bootstrap.
-    """
-    correct, known = np.stack([found.correct for found in measurements]), measurements[0].known
-    accuracy = mean_accuracy(correct, known)
-    samples = bootstrap(correct, known, resamples, seed)
-    low, high = np.nanquantile(samples, (0.025, 0.975), axis=0)
-    return Curves(
-        levels=tuple(levels),
-        thresholds=tuple(thresholds),
-        grid=tuple(grid[: len(correct)]),
-        side=side,
-        accuracy=accuracy,
-        low=low,
-        high=high,
-        images=known.sum(axis=0),
-        points=search(accuracy, thresholds),
-        fractions=chosen_fractions(samples, thresholds),
-    )
