@@ -75,6 +75,13 @@ class TestExtract:
             extract(archive, tmp_path / "other", inner="bottom")
         assert sorted(os.listdir(tmp_path)) == ["out", "x.tgz"]
 
+    def test_permissions_of_a_tar_are_restricted(self, tmp_path: Path) -> None:
+        info, data = member("a.txt", data=b"one")
+        info.mode = 0o6777
+        extract(write_tar(tmp_path / "x.tgz", (info, data)), tmp_path / "out")
+        mode = (tmp_path / "out" / "a.txt").stat().st_mode
+        assert mode & (stat.S_ISUID | stat.S_ISGID | stat.S_IWGRP | stat.S_IWOTH) == 0
+
     def test_links_to_files_in_the_archive(self, tmp_path: Path) -> None:
         links = [member("a/soft", tarfile.SYMTYPE, "../b/file"), member("hard", tarfile.LNKTYPE, "b/file")]
         extract(write_tar(tmp_path / "x.tgz", member("b/file", data=b"one"), *links), tmp_path / "out")

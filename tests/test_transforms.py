@@ -1,4 +1,4 @@
-"""Degrading images, and what the network is given."""
+"""Degrade, Normalize, create_transform, create_views and Preprocessing."""
 
 from __future__ import annotations
 

@@ -92,8 +92,8 @@ def extract(archive: str | Path, folder: str | Path, inner: str = "") -> None:
         raise RuntimeError("unpacking needs tarfile's data filter; use Python 3.10.12, 3.11.4 or later")
     if folder.exists():
         raise FileExistsError(f"{folder} exists; move it away, or choose another folder")
-    is_zip = zipfile.is_zipfile(archive) and not tarfile.is_tarfile(archive)  # a tar may contain a zip
     try:
+        is_zip = zipfile.is_zipfile(archive) and not tarfile.is_tarfile(archive)  # a tar may contain a zip
         with zipfile.ZipFile(archive) if is_zip else tarfile.open(archive) as file:
             _unpack(file, archive, folder, inner)
     except (*_BAD_ARCHIVE, NotImplementedError) as error:  # zipfile raises it for an unknown compression
