@@ -300,7 +300,7 @@ class TestDownload:
 class TestDownloadOfCUB:
     @pytest.fixture
     def published(self, server: Server, cub_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
-        """Return a server of an archive like the published one: the folder and a file beside it."""
+        """Return a server of an archive with the same layout as the published one."""
         archive = cub_folder.parent / "made.tgz"
         with tarfile.open(archive, "w:gz") as file:
             file.add(cub_folder, "CUB_200_2011")

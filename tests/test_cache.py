@@ -1,4 +1,4 @@
-"""The cache of decoded images: its content, when it is rebuilt, and incomplete files."""
+"""The cache of decoded images: content, rebuilding and incomplete files."""
 
 from __future__ import annotations
 

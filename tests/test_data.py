@@ -171,7 +171,7 @@ class TestCUB:
 
 
 def write_fashion_mnist(folder: Path, zipped: bool) -> np.ndarray:
-    """Write ten training and ten test images as idx files (MNIST's page describes the format)."""
+    """Write ten training and ten test images as idx files."""
     folder.mkdir(parents=True, exist_ok=True)
     images = np.random.default_rng(0).integers(0, 256, (10, 28, 28), dtype=np.uint8)
     for split in ("train", "t10k"):

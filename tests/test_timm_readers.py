@@ -157,7 +157,7 @@ class TestHuggingFace:
 
 
 def write_shards(root: Path, images: dict[str, bytes], labels: list[int], info: bool = True) -> None:
-    """Write two training shards, the first with two images, and a test shard with the first image."""
+    """Write two training shards, the first with two images, and a test shard."""
     webdataset = pytest.importorskip("webdataset")
     root.mkdir(parents=True, exist_ok=True)
     samples = [

@@ -1,4 +1,4 @@
-"""Datasets opened by torchvision: Stanford Cars, FGVC-Aircraft, iNaturalist 2021, CIFAR-100."""
+"""Datasets opened by torchvision: Cars, Aircraft, iNaturalist 2021, CIFAR-100."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SMART, HUMMER, RAM = "smart fortwo Convertible 2012", "AM General Hummer SUV 200
 
 
 def write_cars(root: Path, names: tuple[str, ...] = (SMART, HUMMER, RAM)) -> None:
-    """Write two training and two test images with the devkit's structs: box, class from 1, file name."""
+    """Write two training and two test images with the devkit's structs."""
     savemat = pytest.importorskip("scipy.io").savemat
     folder = root / "stanford_cars"
     (folder / "devkit").mkdir(parents=True)
@@ -241,7 +241,7 @@ class TestINaturalist:
 
 
 def write_cifar100(root: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
-    """Write three images for each split, replace the published checksums, and return the pixels."""
+    """Write three images for each split with their checksums; return the pixels."""
     folder = root / "cifar-100-python"
     folder.mkdir(parents=True)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)

@@ -38,7 +38,7 @@ def cubic(x: float) -> float:
 
 
 def resampling(before: int, after: int, kernel: Callable[[float], float]) -> np.ndarray:
-    """Return the matrix (after, before) that resizes a line with a kernel, stretched when it shrinks."""
+    """Return the matrix (after, before) that resizes a line with a kernel."""
     scale = before / after
     stretch = max(scale, 1)
     rows = [[kernel((j + 0.5 - (i + 0.5) * scale) / stretch) for j in range(before)] for i in range(after)]
