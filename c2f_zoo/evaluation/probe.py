@@ -158,7 +158,7 @@ def fit_head(
         return torch.stack(losses).sum() + penalty * torch.stack([weight.square().sum() for weight in weights]).sum()
 
     minimize(loss, list(head.parameters()), max_iter)
-    return head
+    return head.requires_grad_(False)
 
 
 def head_log_probs(head: nn.Module, features: Features) -> dict[str, Tensor]:
@@ -216,7 +216,7 @@ def fit_logistic_regression(x: Tensor, labels: Tensor, num_classes: int, penalty
         list(linear.parameters()),
         max_iter,
     )
-    return linear
+    return linear.requires_grad_(False)
 
 
 def _classify_each(classifiers: Mapping[str, nn.Module], features: Features) -> dict[str, Tensor]:
@@ -247,7 +247,6 @@ def minimize(loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter], max
     optimizer.step(closure)  # type: ignore[arg-type]
 
 
-@torch.no_grad()
 def score_probe(classify: Classifier, images: LabelledFeatures, tree: Hierarchy) -> TreeMetrics:
     """Compute all metrics of a classifier."""
     metrics = TreeMetrics(tree)
@@ -255,7 +254,6 @@ def score_probe(classify: Classifier, images: LabelledFeatures, tree: Hierarchy)
     return metrics
 
 
-@torch.no_grad()
 def level_accuracies(classify: Classifier, images: LabelledFeatures, tree: Hierarchy) -> dict[str, float]:
     """Compute each level's accuracy by itself, in [0, 1]."""
     log_probs = classify(images.features)
