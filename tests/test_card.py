@@ -206,13 +206,13 @@ def test_the_card_names_the_revision(run: Path, tmp_path: Path) -> None:
 
 
 def test_errors_of_the_recipe(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="name the licence under which the model is given away"):
+    with pytest.raises(ValueError, match="the model has no licence; name one"):
         push_to_hub.main(str(run), "me/birds")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(ValueError, match="full is not empty; choose another folder for --dry_run"):
         push_to_hub.main(str(run), "me/birds", "mit", dry_run=str(tmp_path / "full"))
-    with pytest.raises(ValueError, match="name the owner too: 'owner/birds'"):
+    with pytest.raises(ValueError, match="name the owner: 'owner/birds'"):
         push_to_hub.main(str(run), "birds", "mit", dry_run=str(tmp_path / "dry"))
     (run / "test.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"has no test.csv: the run is not finished"):

@@ -20,10 +20,12 @@ from c2f_zoo import C2FModel, Hierarchy, create_dataset, create_model, list_head
 from c2f_zoo.config import ModelConfig
 from c2f_zoo.data import DATASETS, HideLabels, LabelledImages, labels_of, stratified_split
 from c2f_zoo.heads import create_head
+from c2f_zoo.training import launch
+from c2f_zoo.training.objective import create_objective, select_targets
+from c2f_zoo.training.options import Stage, TrainOptions
+from c2f_zoo.training.stages import train_epoch
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "train.py"
-train = runpy.run_path(str(RECIPE))
-Options, Stage = train["Options"], train["Stage"]
 
 TREE = Hierarchy.from_rows(
     ("family", "genus", "species"), [("F1", "A", "a1"), ("F1", "A", "a2"), ("F1", "B", "b"), ("F2", "C", "c")]
@@ -140,19 +142,19 @@ class TestTargets:
 
     def test_each_image_has_its_deepest_label_at_or_above_the_level(self) -> None:
         model = vector_model("marginal", 3, TREE)
-        at = {level: train["targets_of"](self.ROWS, level, model) for level in TREE.levels}
+        at = {level: select_targets(self.ROWS, level, model) for level in TREE.levels}
         shown = {level: {a: y.tolist() for a, y in targets.items()} for level, targets in at.items()}
         assert shown["species"] == {"species": [1, -1, -1, -1], "genus": [-1, 1, -1, -1], "family": [-1, -1, 1, -1]}
         assert shown["genus"] == {"genus": [0, 1, -1, -1], "family": [-1, -1, 1, -1]}
         assert shown["family"] == {"family": [0, 0, 1, -1]}
 
     def test_only_the_levels_needed_are_asked_for(self) -> None:
-        targets = train["targets_of"](self.ROWS[[0, 2]], "species", vector_model("hex", 3, TREE))
+        targets = select_targets(self.ROWS[[0, 2]], "species", vector_model("hex", 3, TREE))
         assert list(targets) == ["species", "family"]
 
     @pytest.mark.parametrize("head", ["levels", "disentangled"])
     def test_a_head_without_a_distribution_leaves_them_out(self, head: str) -> None:
-        targets = train["targets_of"](self.ROWS, "species", vector_model(head, 3, TREE))
+        targets = select_targets(self.ROWS, "species", vector_model(head, 3, TREE))
         assert {level: y.tolist() for level, y in targets.items()} == {"species": [1, -1, -1, -1]}
 
     def test_a_step_by_hand(self) -> None:
@@ -161,9 +163,9 @@ class TestTargets:
         p = model.head.classifier(v).softmax(dim=1)  # type: ignore[operator]
         # a2; genus B, which is b; family F2, which is c; nothing is known of the last, which does not count.
         expected = -(p[0, 1].log() + p[1, 2].log() + p[2, 3].log()) / 3
-        objective = train["create_objective"](options(), model)
+        objective = create_objective(options(), model)
         torch.testing.assert_close(objective(model, v, self.ROWS, "species"), expected)
-        weighted = train["create_objective"](options(level_weights={"species": 0.5}), model)
+        weighted = create_objective(options(level_weights={"species": 0.5}), model)
         torch.testing.assert_close(weighted(model, v, self.ROWS, "species"), expected / 2)
         torch.testing.assert_close(weighted(model, v, self.ROWS, "family"), objective(model, v, self.ROWS, "family"))
 
@@ -172,7 +174,7 @@ class TestTargets:
         with torch.no_grad():
             model.head.get_classifier("species").weight.fill_(1.0)  # type: ignore[operator]
         v = torch.randn(4, 3)
-        plain, prior = (train["create_objective"](options(tree_prior=w), model) for w in (0.0, 0.1))
+        plain, prior = (create_objective(options(tree_prior=w), model) for w in (0.0, 0.1))
         with torch.no_grad():
             difference = {
                 level: float(prior(model, v, self.ROWS, level) - plain(model, v, self.ROWS, level))
@@ -200,7 +202,7 @@ class TestTargets:
     )
     def test_mistakes_are_named(self, values: dict[str, object], complaint: str) -> None:
         with pytest.raises(ValueError, match=complaint):
-            train["create_objective"](options(**values), vector_model("levels", 3, TREE))
+            create_objective(options(**values), vector_model("levels", 3, TREE))
 
 
 @pytest.mark.parametrize("name", list_heads())
@@ -209,7 +211,7 @@ def test_every_head_learns_a_batch_of_mixed_depth(name: str) -> None:
     model = create_model("mlph", hierarchy="critters", head=name, **SMALL)  # type: ignore[arg-type]
     labels = CRITTERS.ancestors(torch.tensor([0, 8, 17, 30]))
     labels[2, 2:], labels[3, 1:] = -1, -1
-    objective = train["create_objective"](options(), model)
+    objective = create_objective(options(), model)
     images = torch.randn(4, 3, 64, 64)
     with torch.no_grad():
         v = model.forward_pool(model.forward_features(images))
@@ -265,7 +267,7 @@ def critter_features() -> tuple[Tensor, Tensor]:
 def species_accuracy(x: Tensor, labels: Tensor, test_x: Tensor) -> float:
     """Fits a marginal head by the recipe's step of the finest level, to the end, and scores it."""
     model = vector_model("marginal", x.shape[1])
-    objective = train["create_objective"](options(), model)
+    objective = create_objective(options(), model)
     parameters = list(model.parameters())
     with torch.no_grad():
         for parameter in parameters:
@@ -319,9 +321,7 @@ def test_steps_that_follow_one_another_see_other_images() -> None:
 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     accelerator = Accelerator(cpu=True)
-    losses, unreadable = train["train_epoch"](
-        model, Stage(epochs=1, lr=0.0), batches, objective, optimizer, "", accelerator
-    )
+    losses, unreadable = train_epoch(model, Stage(epochs=1, lr=0.0), batches, objective, optimizer, "", accelerator)
     assert steps == [
         ("species", 0),
         *[("species", 1), ("genus", 0)],
@@ -339,7 +339,7 @@ def mixed_critters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A dataset by name, of whose two images of each species one is labelled by its genus, and a folder to run in."""
     monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS._entries))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(train["main"].__globals__, "usable_cores", lambda: 1)  # or later tests had more threads
+    monkeypatch.setattr(launch, "usable_cores", lambda: 1)  # or later tests would have more threads
 
     @register_dataset("mixed_critters")
     def mixed_critters(split: str) -> LabelledImages:
@@ -347,7 +347,11 @@ def mixed_critters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         return HideLabels(dataset, "genus", range(1, 72, 2))
 
 
-def recipe_options(**values: object) -> object:
+def run_recipe(options: TrainOptions, name: str) -> None:
+    runpy.run_path(str(RECIPE))["main"](options, name)
+
+
+def recipe_options(**values: object) -> TrainOptions:
     defaults: dict[str, object] = {
         "dataset": "mixed_critters",
         "model": "mlph",
@@ -357,12 +361,12 @@ def recipe_options(**values: object) -> object:
         "batch_size": 16,
         "val_fraction": 0.0,
     }
-    return Options(**defaults | values)
+    return TrainOptions(**defaults | values)  # type: ignore[arg-type]
 
 
 def test_the_recipe_trains_and_scores_it(mixed_critters: None, tmp_path: Path) -> None:
     chosen = {"loss": "hxe", "loss_options": {"alpha": 0.2}, "level_weights": {"family": 0.5}, "tree_prior": 1e-4}
-    train["main"](recipe_options(**chosen), "mixed")
+    run_recipe(recipe_options(**chosen), "mixed")
     run = tmp_path / "runs" / "mixed-1"
     tables = {}
     for name in ("metrics", "test", "test_predictions"):
@@ -388,6 +392,6 @@ def test_a_level_that_no_image_has_is_named(mixed_critters: None, tmp_path: Path
         dataset = create_dataset("critters", split, per_class=2)
         return HideLabels(dataset, "genus", range(len(dataset)))
 
-    with pytest.raises(ValueError, match="no training image has a label at 'species'; name the levels that"):
-        train["main"](recipe_options(dataset="genera"), "genera")
+    with pytest.raises(ValueError, match="no training image has a label at 'species'; set "):
+        run_recipe(recipe_options(dataset="genera"), "genera")
     assert not (tmp_path / "runs").exists()

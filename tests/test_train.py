@@ -177,9 +177,9 @@ def test_an_odd_number_of_images_is_scored_once_by_two_processes(cub_folder: Pat
     assert [int(row["index"]) for row in predictions] == list(range(9))
 
 
-def test_a_batch_that_cannot_be_shared_is_named(tmp_path: Path) -> None:
+def test_a_batch_that_cannot_be_split_is_named(tmp_path: Path) -> None:
     complaint = train(tmp_path, *SMOKE, "--batch_size", "3", launcher=TWO_PROCESSES, ok=False)
-    assert "batch_size 3 cannot be shared by 2 processes" in complaint
+    assert "batch_size 3 cannot be split between 2 processes; choose a multiple of 2" in complaint
     assert not (tmp_path / "runs").exists()
 
 
@@ -217,7 +217,7 @@ def test_unreadable_images_are_skipped_and_listed(launcher: Sequence[str], cub_f
 
     printed = train(tmp_path, *options, "--on_error", "skip", "--output", "skipped", launcher=launcher)
     rows = rows_of(tmp_path / "skipped" / "unreadable.csv")
-    assert [(row["part"], row["index"]) for row in rows] == [("training", "2"), ("test", "2")]
+    assert [(row["split"], row["index"]) for row in rows] == [("training", "2"), ("test", "2")]
     complaint = train(tmp_path, *options, "--num_workers", "1", "--output", "by_a_worker", ok=False)
     assert f"image 2 ({torn[0]}) cannot be used" in complaint
     assert "on_error: skip" in complaint
@@ -242,7 +242,7 @@ def test_a_level_without_a_readable_validation_image_is_named(tmp_path: Path) ->
     options = [*SMOKE, "--dataset", "folder", "--dataset_options", f"{{root: {tmp_path / 'data'}}}"]
     options += ["--batch_size", "4", "--on_error", "skip"]
     complaint = train(tmp_path, *options, ok=False)
-    assert "no validation image with a label at 'family' can be read; look with `c2f-zoo data check`" in complaint
+    assert "no readable validation image has a label at 'family'; check the data with `c2f-zoo data check`" in complaint
 
 
 def test_cached_images_are_the_same_images(cub_folder: Path, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def create_objective(options: TrainOptions, model: C2FModel) -> Objective:
             loss = loss + counts[at] / total * mean
         loss = options.level_weights.get(level, 1.0) * loss
         if options.tree_prior > 0 and level == model.levels[-1]:
-            weight: Tensor = model.head.get_classifier(level).weight  # type: ignore[operator]
+            weight = model.head.get_classifier(level).weight
             loss = loss + options.tree_prior * tree_prior(weight, trees[level])
         return loss
 
@@ -75,7 +75,7 @@ def check_objective(options: TrainOptions, model: C2FModel) -> None:
     if options.tree_prior < 0:
         raise ValueError(f"tree_prior is a weight of 0 or more, not {options.tree_prior}")
     if options.tree_prior > 0:
-        model.head.get_classifier(leaf)  # type: ignore[operator]  # raises where the head has none
+        model.head.get_classifier(leaf)  # raises where the head has none
 
 
 def select_targets(labels: Tensor, level: str, model: C2FModel) -> dict[str, Tensor]:
@@ -93,7 +93,7 @@ def select_targets(labels: Tensor, level: str, model: C2FModel) -> dict[str, Ten
         For each level with a target, and for `level`, labels (N,); -1 where an image has no target there.
     """
     depth = model.levels.index(level)
-    marginals = getattr(model.head, "levels_are_marginals", False)
+    marginals = model.head.levels_are_marginals
     targets, is_open = {}, torch.ones(len(labels), dtype=torch.bool, device=labels.device)
     for at in reversed(model.levels[0 if marginals else depth : depth + 1]):
         here = labels[:, model.hierarchy.depth(at)]
