@@ -1,8 +1,7 @@
-"""Images labelled at any level: what a dataset says of them, and what is learnt from them."""
+"""Images labelled at any level: in datasets and in training."""
 
 from __future__ import annotations
 
-import csv
 import math
 import runpy
 from pathlib import Path
@@ -20,6 +19,7 @@ from c2f_zoo import C2FModel, Hierarchy, create_dataset, create_model, list_head
 from c2f_zoo.config import ModelConfig
 from c2f_zoo.data import DATASETS, HideLabels, LabelledImages, labels_of, stratified_split
 from c2f_zoo.heads import create_head
+from c2f_zoo.io.files import read_csv
 from c2f_zoo.training import launch
 from c2f_zoo.training.objective import create_objective, select_targets
 from c2f_zoo.training.options import Stage, TrainOptions
@@ -34,7 +34,7 @@ CRITTERS = load_hierarchy("critters")
 
 
 def labelled(labels: list[list[int]] | Tensor, targets: list[int] | None = None) -> LabelledImages:
-    """A dataset without images."""
+    """Return a dataset without images."""
 
     class Labelled:
         def __init__(self) -> None:
@@ -63,7 +63,7 @@ class TestLabels:
         assert labels_of(labelled(torch.tensor(rows, dtype=torch.uint8))).tolist() == rows
 
     @pytest.mark.parametrize(
-        ("rows", "complaint"),
+        ("rows", "error"),
         [
             (
                 [[0, 0, 0], [0, 3, -1]],
@@ -80,11 +80,11 @@ class TestLabels:
             (torch.zeros(1, 3), r"labels of the dataset are torch.float32 of shape \(1, 3\)"),
         ],
     )
-    def test_mistakes_are_named(self, rows: list[list[int]] | Tensor, complaint: str) -> None:
-        with pytest.raises(ValueError, match=complaint):
+    def test_errors(self, rows: list[list[int]] | Tensor, error: str) -> None:
+        with pytest.raises(ValueError, match=error):
             labels_of(labelled(rows))
 
-    def test_targets_must_say_the_same(self) -> None:
+    def test_targets_must_agree_with_labels(self) -> None:
         with pytest.raises(
             ValueError, match=r"image 1 of the dataset has different labels at .* in targets and labels"
         ):
@@ -105,7 +105,7 @@ class TestHideLabels:
         once = HideLabels(whole, "genus", [0, 35])
         twice = HideLabels(once, "family", [35])
         assert labels_of(twice)[[0, 1, 35]].tolist() == [[0, 0, -1], [0, 0, 1], [3, -1, -1]]
-        assert labels_of(once)[35].tolist() == [3, 11, -1], "the one below is as it was"
+        assert labels_of(once)[35].tolist() == [3, 11, -1], "the inner dataset is unchanged"
         assert twice.targets == [-1, *range(1, 35), -1]
         image, label = twice[35]
         assert (image.tobytes(), label) == (whole[35][0].tobytes(), -1)
@@ -125,14 +125,14 @@ class TestHideLabels:
 
 
 def vector_model(head: str, features: int, tree: Hierarchy = CRITTERS) -> C2FModel:
-    """A model whose images are vectors: a head and nothing before it."""
+    """Return a model of a head alone, whose images are vectors."""
     torch.manual_seed(0)
     config = ModelConfig("none", (), "none", head, tree, tree.levels)
     return C2FModel(nn.Identity(), nn.Identity(), create_head(head, features, tree, tree.levels), config)  # type: ignore[arg-type]
 
 
 def options(**values: object) -> SimpleNamespace:
-    """The recipe's options as far as a step reads them."""
+    """Return the options that an objective reads."""
     defaults = {"loss": "cross_entropy", "loss_options": {}, "level_weights": {}, "tree_prior": 0.0}
     return SimpleNamespace(**defaults | values)
 
@@ -148,12 +148,12 @@ class TestTargets:
         assert shown["genus"] == {"genus": [0, 1, -1, -1], "family": [-1, -1, 1, -1]}
         assert shown["family"] == {"family": [0, 0, 1, -1]}
 
-    def test_only_the_levels_needed_are_asked_for(self) -> None:
+    def test_only_levels_with_targets_are_selected(self) -> None:
         targets = select_targets(self.ROWS[[0, 2]], "species", vector_model("hex", 3, TREE))
         assert list(targets) == ["species", "family"]
 
     @pytest.mark.parametrize("head", ["levels", "disentangled"])
-    def test_a_head_without_a_distribution_leaves_them_out(self, head: str) -> None:
+    def test_levels_that_are_no_marginals_ignore_labels_above(self, head: str) -> None:
         targets = select_targets(self.ROWS, "species", vector_model(head, 3, TREE))
         assert {level: y.tolist() for level, y in targets.items()} == {"species": [1, -1, -1, -1]}
 
@@ -161,7 +161,7 @@ class TestTargets:
         model = vector_model("marginal", 3, TREE).double()
         v = torch.randn(4, 3, dtype=torch.float64)
         p = model.head.classifier(v).softmax(dim=1)  # type: ignore[operator]
-        # a2; genus B, which is b; family F2, which is c; nothing is known of the last, which does not count.
+        # a2; genus B, which is b; family F2, which is c; nothing is known of the last, which is not counted.
         expected = -(p[0, 1].log() + p[1, 2].log() + p[2, 3].log()) / 3
         objective = create_objective(options(), model)
         torch.testing.assert_close(objective(model, v, self.ROWS, "species"), expected)
@@ -169,7 +169,7 @@ class TestTargets:
         torch.testing.assert_close(weighted(model, v, self.ROWS, "species"), expected / 2)
         torch.testing.assert_close(weighted(model, v, self.ROWS, "family"), objective(model, v, self.ROWS, "family"))
 
-    def test_the_prior_counts_once_a_round(self) -> None:
+    def test_the_prior_is_added_at_the_leaf_level_only(self) -> None:
         model = vector_model("levels", 3, TREE)
         with torch.no_grad():
             model.head.get_classifier("species").weight.fill_(1.0)  # type: ignore[operator]
@@ -186,7 +186,7 @@ class TestTargets:
         assert difference["species"] == pytest.approx(0.1 * 3 * (7 / 13 + 1 / 3) / 2, rel=1e-4)
 
     @pytest.mark.parametrize(
-        ("values", "complaint"),
+        ("values", "error"),
         [
             ({"loss": "hex"}, "unknown loss 'hex'; did you mean 'hxe'"),
             (
@@ -200,13 +200,13 @@ class TestTargets:
             ({"tree_prior": -1.0}, "tree_prior is a weight of 0 or more, not -1.0"),
         ],
     )
-    def test_mistakes_are_named(self, values: dict[str, object], complaint: str) -> None:
-        with pytest.raises(ValueError, match=complaint):
+    def test_errors(self, values: dict[str, object], error: str) -> None:
+        with pytest.raises(ValueError, match=error):
             create_objective(options(**values), vector_model("levels", 3, TREE))
 
 
 @pytest.mark.parametrize("name", list_heads())
-def test_every_head_learns_a_batch_of_mixed_depth(name: str) -> None:
+def test_every_head_learns_from_labels_of_mixed_depth(name: str) -> None:
     torch.manual_seed(0)
     model = create_model("mlph", hierarchy="critters", head=name, **SMALL)  # type: ignore[arg-type]
     labels = CRITTERS.ancestors(torch.tensor([0, 8, 17, 30]))
@@ -238,7 +238,7 @@ PER_CLASS, LABELLED = 30, 3
 
 
 def texture_features(images: Tensor) -> Tensor:
-    """How strongly 24 random filters answer at each of three scales: mean and root mean square over an image."""
+    """Return mean and root mean square over each image of 24 random filters at each of three scales."""
     generator = torch.Generator().manual_seed(0)
     banks = []
     for _ in range(3):
@@ -254,7 +254,7 @@ def texture_features(images: Tensor) -> Tensor:
 
 @pytest.fixture(scope="module")
 def critter_features() -> tuple[Tensor, Tensor]:
-    """Standardised features of the training images and of 20 test images of each species."""
+    """Return standardised features of the training images and of 20 test images of each species."""
     found = []
     for split, per_class in (("train", PER_CLASS), ("test", 20)):
         dataset = create_dataset("critters", split, per_class=per_class)
@@ -265,7 +265,7 @@ def critter_features() -> tuple[Tensor, Tensor]:
 
 
 def species_accuracy(x: Tensor, labels: Tensor, test_x: Tensor) -> float:
-    """Fits a marginal head by the recipe's step of the finest level, to the end, and scores it."""
+    """Fit a marginal head with the objective of the leaf level until it converges, and return its accuracy."""
     model = vector_model("marginal", x.shape[1])
     objective = create_objective(options(), model)
     parameters = list(model.parameters())
@@ -287,7 +287,7 @@ def species_accuracy(x: Tensor, labels: Tensor, test_x: Tensor) -> float:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_images_of_a_known_genus_help_to_tell_species(seed: int, critter_features: tuple[Tensor, Tensor]) -> None:
+def test_images_labelled_by_genus_improve_species(seed: int, critter_features: tuple[Tensor, Tensor]) -> None:
     # 3 images of each species are labelled; of the other 27 only the genus is known. Seeds 0 to 11 gave 13.2 to
     # 17.1 % of the species right without the others and 21.4 to 26.2 % with them, a gain of 6.0 to 12.9 points each.
     x, test_x = critter_features
@@ -301,7 +301,7 @@ def test_images_of_a_known_genus_help_to_tell_species(seed: int, critter_feature
     assert species_accuracy(x, labels, test_x) > without + 0.04
 
 
-def test_steps_that_follow_one_another_see_other_images() -> None:
+def test_consecutive_steps_see_different_images() -> None:
     model = create_model("mlph", hierarchy="critters", **SMALL)  # type: ignore[arg-type]
     black = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
     batches = [
@@ -336,7 +336,7 @@ def test_steps_that_follow_one_another_see_other_images() -> None:
 
 @pytest.fixture
 def mixed_critters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A dataset by name, of whose two images of each species one is labelled by its genus, and a folder to run in."""
+    """Register a dataset with one of two images of each species labelled by genus only; change to a new folder."""
     monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS._entries))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(launch, "usable_cores", lambda: 1)  # or later tests would have more threads
@@ -364,14 +364,11 @@ def recipe_options(**values: object) -> TrainOptions:
     return TrainOptions(**defaults | values)  # type: ignore[arg-type]
 
 
-def test_the_recipe_trains_and_scores_it(mixed_critters: None, tmp_path: Path) -> None:
+def test_the_recipe_trains_on_it(mixed_critters: None, tmp_path: Path) -> None:
     chosen = {"loss": "hxe", "loss_options": {"alpha": 0.2}, "level_weights": {"family": 0.5}, "tree_prior": 1e-4}
     run_recipe(recipe_options(**chosen), "mixed")
     run = tmp_path / "runs" / "mixed-1"
-    tables = {}
-    for name in ("metrics", "test", "test_predictions"):
-        with open(run / f"{name}.csv", newline="", encoding="utf-8") as file:
-            tables[name] = list(csv.DictReader(file))
+    tables = {name: read_csv(run / f"{name}.csv") for name in ("metrics", "test", "test_predictions")}
     assert all(float(tables["metrics"][0][f"loss_{level}"]) > 0 for level in CRITTERS.levels)
     images = {row["level"]: row["images"] for row in tables["test"]}
     assert images == {"family": "72", "genus": "72", "species": "36"}
@@ -386,7 +383,7 @@ def test_the_recipe_trains_and_scores_it(mixed_critters: None, tmp_path: Path) -
     assert model.config.head == "hex"
 
 
-def test_a_level_that_no_image_has_is_named(mixed_critters: None, tmp_path: Path) -> None:
+def test_a_level_without_labels_is_named(mixed_critters: None, tmp_path: Path) -> None:
     @register_dataset("genera")
     def genera(split: str) -> LabelledImages:
         dataset = create_dataset("critters", split, per_class=2)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import SMALL
-from test_views import Counting
+from test_transformed_images import Counting
 
 from c2f_zoo import C2FModel, create_dataset, create_model
 from c2f_zoo.data import HideLabels, create_transform, labels_of

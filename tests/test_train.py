@@ -1,8 +1,7 @@
-"""The training recipe, run as a user runs it: in processes of its own, on real files."""
+"""The training recipe, run as a user runs it: in its own processes, on real files."""
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import signal
@@ -18,6 +17,7 @@ from PIL import Image
 from test_data import write_fashion_mnist
 
 from c2f_zoo import Predictor, create_dataset, create_model
+from c2f_zoo.io.files import read_csv
 
 ROOT = Path(__file__).parents[1]
 RECIPE = str(ROOT / "recipes" / "train.py")
@@ -28,27 +28,22 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def train(folder: Path, *options: str, launcher: Sequence[str] = (), ok: bool = True) -> str:
-    """Runs the recipe in a folder; gives what it printed, or where it is to fail, its complaint."""
+    """Run the recipe in a folder and return its standard output, or if it must fail, its error output."""
     command = [sys.executable, *launcher, RECIPE, *options]
     done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert (done.returncode == 0) == ok, done.stderr[-3000:]
     return done.stdout if ok else done.stderr
 
 
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """One whole run of the smoke configuration: its folder and what it printed."""
+    """A run of the smoke configuration: its folder and its output."""
     folder = tmp_path_factory.mktemp("smoke")
     printed = train(folder, *SMOKE, launcher=LAUNCH)
     return folder / "runs" / "smoke-1", printed
 
 
-def test_a_run_leaves_its_files(smoke: tuple[Path, str]) -> None:
+def test_a_run_writes_its_files(smoke: tuple[Path, str]) -> None:
     run, printed = smoke
     names = {path.name for path in run.iterdir()}
     assert names == {
@@ -69,7 +64,7 @@ def test_a_run_leaves_its_files(smoke: tuple[Path, str]) -> None:
 
 
 def test_every_epoch_is_recorded(smoke: tuple[Path, str]) -> None:
-    rows = rows_of(smoke[0] / "metrics.csv")
+    rows = read_csv(smoke[0] / "metrics.csv")
     assert [(row["epoch"], row["stage"]) for row in rows] == [("1", "1"), ("2", "2")]
     for row in rows:
         for level in ("family", "genus", "species"):
@@ -77,11 +72,11 @@ def test_every_epoch_is_recorded(smoke: tuple[Path, str]) -> None:
             assert 0 <= float(row[f"val_{level}"]) <= 1
 
 
-def test_the_table_is_what_the_predictions_say(smoke: tuple[Path, str]) -> None:
+def test_the_table_agrees_with_the_predictions(smoke: tuple[Path, str]) -> None:
     run, _ = smoke
-    predictions = rows_of(run / "test_predictions.csv")
+    predictions = read_csv(run / "test_predictions.csv")
     assert [int(row["index"]) for row in predictions] == list(range(144)), "every image once"
-    table = rows_of(run / "test.csv")
+    table = read_csv(run / "test.csv")
     assert len(table) == 3 * 3
     for row in table:
         assert row["images"] == "144"
@@ -91,13 +86,13 @@ def test_the_table_is_what_the_predictions_say(smoke: tuple[Path, str]) -> None:
             assert float(row["accuracy"]) == pytest.approx(right / 144)
 
 
-def test_the_saved_model_is_the_one_that_was_scored(smoke: tuple[Path, str]) -> None:
+def test_the_saved_model_is_the_scored_model(smoke: tuple[Path, str]) -> None:
     run, _ = smoke
     model = create_model(f"local-dir:{run}").eval()
     assert dict(model.config.resolutions) == {"species": 48, "genus": 32, "family": 12}
     dataset = create_dataset("critters", "test", per_class=4)
     predictor = Predictor(model)
-    predictions = rows_of(run / "test_predictions.csv")
+    predictions = read_csv(run / "test_predictions.csv")
     for index in (0, 71, 143):
         log_probs = predictor._log_probs([dataset[index][0]])
         for level in model.levels:
@@ -105,15 +100,15 @@ def test_the_saved_model_is_the_one_that_was_scored(smoke: tuple[Path, str]) -> 
             assert name == predictions[index][f"predicted_{level}"]
 
 
-def test_options_go_over_the_file_and_are_kept(tmp_path: Path) -> None:
+def test_options_override_the_file_and_are_saved(tmp_path: Path) -> None:
     one_epoch = "[{epochs: 1, lr: 0.1}]"
     options = ["--dataset_options.per_class", "2", "--batch_size", "12", "--stages", one_epoch, "--output", "here"]
     train(tmp_path, *SMOKE, *options)
     kept = yaml.safe_load((tmp_path / "here" / "config.yaml").read_text())
     assert (kept["batch_size"], kept["dataset_options"], kept["momentum"]) == (12, {"per_class": 2}, 0.9)
-    assert rows_of(tmp_path / "here" / "test.csv")[0]["images"] == "72"
+    assert read_csv(tmp_path / "here" / "test.csv")[0]["images"] == "72"
     assert "here is not empty" in train(tmp_path, *SMOKE, *options, ok=False)
-    assert len(rows_of(tmp_path / "here" / "metrics.csv")) == 1, "and nothing there was touched"
+    assert len(read_csv(tmp_path / "here" / "metrics.csv")) == 1, "nothing was overwritten"
 
 
 def test_runs_are_numbered(tmp_path: Path) -> None:
@@ -123,7 +118,7 @@ def test_runs_are_numbered(tmp_path: Path) -> None:
     assert "writing to runs/smoke-10" in train(tmp_path, *SMOKE, *options)
 
 
-def test_a_killed_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
+def test_a_killed_run_resumes_and_ends_the_same(tmp_path: Path) -> None:
     # Killed within a stage, so that momentum and learning rate must be restored as well as the weights.
     options = [*SMOKE, "--stages", "[{epochs: 4, lr: 0.5, backbone_lr: 0.1, halve_every: 1}]"]
     options += ["--dataset_options.per_class", "2"]
@@ -139,51 +134,51 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     assert not (run / "test.csv").exists()
 
     assert "resumed after epoch" in train(tmp_path, *options, "--resume", "auto")
-    assert rows_of(run / "metrics.csv") == rows_of(tmp_path / "whole" / "metrics.csv")
-    assert rows_of(run / "test.csv") == rows_of(tmp_path / "whole" / "test.csv")
+    assert read_csv(run / "metrics.csv") == read_csv(tmp_path / "whole" / "metrics.csv")
+    assert read_csv(run / "test.csv") == read_csv(tmp_path / "whole" / "test.csv")
     assert "this run is finished" in train(tmp_path, *options, "--resume", "auto")
 
 
 def test_a_run_is_not_resumed_with_other_options(smoke: tuple[Path, str], tmp_path: Path) -> None:
     output = ["--output", str(smoke[0])]
-    complaint = train(tmp_path, *SMOKE, *output, "--resume", "auto", "--batch_size", "8", ok=False)
-    assert "was started with other options: batch_size" in complaint
+    error = train(tmp_path, *SMOKE, *output, "--resume", "auto", "--batch_size", "8", ok=False)
+    assert "was started with other options: batch_size" in error
 
 
-def test_two_processes_give_the_table_of_one(smoke: tuple[Path, str], tmp_path: Path) -> None:
-    # 144 test images in batches of 64 over two processes leave 16 for the last: none may be lost or doubled.
+def test_two_processes_agree_with_one(smoke: tuple[Path, str], tmp_path: Path) -> None:
+    # 144 test images in batches of 64 over two processes leave 16 for the last one: none may be lost or scored twice.
     train(tmp_path, *SMOKE, launcher=TWO_PROCESSES)
     run = tmp_path / "runs" / "smoke-1"
-    predictions = rows_of(run / "test_predictions.csv")
+    predictions = read_csv(run / "test_predictions.csv")
     assert [int(row["index"]) for row in predictions] == list(range(144))
-    one, two = (rows_of(folder / "metrics.csv") for folder in (smoke[0], run))
+    one, two = (read_csv(folder / "metrics.csv") for folder in (smoke[0], run))
     # The first stage has no batch norm and no dropout: the loss of a batch is the mean of its halves' losses,
-    # but images are cropped and flipped at random in each process on its own.
+    # but each process crops and flips its images at random.
     for level in ("family", "genus", "species"):
         assert float(two[0][f"loss_{level}"]) == pytest.approx(float(one[0][f"loss_{level}"]), rel=0.1)
-    for row_one, row_two in zip(rows_of(smoke[0] / "test.csv"), rows_of(run / "test.csv"), strict=True):
+    for row_one, row_two in zip(read_csv(smoke[0] / "test.csv"), read_csv(run / "test.csv"), strict=True):
         assert row_two["images"] == row_one["images"] == "144"
         assert abs(float(row_two["accuracy"]) - float(row_one["accuracy"])) < 0.2
 
 
 def test_an_odd_number_of_images_is_scored_once_by_two_processes(cub_folder: Path, tmp_path: Path) -> None:
-    # Nine images for the test and three for training; batches of 8 leave one, for one process alone.
+    # Nine test images and three training images; batches of 8 leave one image, for one process only.
     split = cub_folder / "train_test_split.txt"
     split.write_text("\n".join(f"{image_id} {int(image_id % 4 == 1)}" for image_id in range(1, 13)))
     options = ["--dataset", "cub", "--dataset_options", f"{{root: {cub_folder}}}", "--batch_size", "2"]
     options += ["--resolutions", "{}", "--stages", "[{epochs: 1, lr: 0.1}]", "--val_fraction", "0"]
     train(tmp_path, *SMOKE, *options, launcher=TWO_PROCESSES)
-    predictions = rows_of(tmp_path / "runs" / "smoke-1" / "test_predictions.csv")
+    predictions = read_csv(tmp_path / "runs" / "smoke-1" / "test_predictions.csv")
     assert [int(row["index"]) for row in predictions] == list(range(9))
 
 
 def test_a_batch_that_cannot_be_split_is_named(tmp_path: Path) -> None:
-    complaint = train(tmp_path, *SMOKE, "--batch_size", "3", launcher=TWO_PROCESSES, ok=False)
-    assert "batch_size 3 cannot be split between 2 processes; choose a multiple of 2" in complaint
+    error = train(tmp_path, *SMOKE, "--batch_size", "3", launcher=TWO_PROCESSES, ok=False)
+    assert "batch_size 3 cannot be split between 2 processes; choose a multiple of 2" in error
     assert not (tmp_path / "runs").exists()
 
 
-def test_birds_are_trained_on(cub_folder: Path, tmp_path: Path) -> None:
+def test_training_on_birds(cub_folder: Path, tmp_path: Path) -> None:
     config = {
         "dataset": "cub",
         "dataset_options": {"root": str(cub_folder)},
@@ -200,34 +195,34 @@ def test_birds_are_trained_on(cub_folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "birds-1"
     saved = json.loads((run / "config.json").read_text())
     assert saved["levels"] == ["species"]
-    assert len(saved["hierarchy"]["classes"][2]) == 4, "the tree is the part that the folder holds"
-    assert len(rows_of(run / "test_predictions.csv")) == 4
+    assert len(saved["hierarchy"]["classes"][2]) == 4, "only the classes in the folder"
+    assert len(read_csv(run / "test_predictions.csv")) == 4
 
 
 @pytest.mark.parametrize("launcher", [(), TWO_PROCESSES], ids=["one process", "two processes"])
 def test_unreadable_images_are_skipped_and_listed(launcher: Sequence[str], cub_folder: Path, tmp_path: Path) -> None:
-    # One image of each class is for the test. Headers are whole, so that nothing is seen before the pixels are read.
-    torn = [cub_folder / "images" / name for name in ("003.Sooty_Albatross/0.jpg", "004.Groove_billed_Ani/2.jpg")]
-    for path in torn:
+    # One image of each class is a test image. Headers are intact, so that only decoding the pixels fails.
+    truncated = [cub_folder / "images" / name for name in ("003.Sooty_Albatross/0.jpg", "004.Groove_billed_Ani/2.jpg")]
+    for path in truncated:
         path.write_bytes(path.read_bytes()[:700])
     options = [*SMOKE, "--dataset", "cub", "--dataset_options", f"{{root: {cub_folder}}}", "--batch_size", "4"]
     options += ["--resolutions", "{}", "--val_fraction", "0"]
-    complaint = train(tmp_path, *options, launcher=launcher, ok=False)
-    assert f"image 2 ({torn[0]}) cannot be used: cannot read the image {torn[0]}" in complaint
+    error = train(tmp_path, *options, launcher=launcher, ok=False)
+    assert f"image 2 ({truncated[0]}) cannot be used: cannot read the image {truncated[0]}" in error
 
     printed = train(tmp_path, *options, "--on_error", "skip", "--output", "skipped", launcher=launcher)
-    rows = rows_of(tmp_path / "skipped" / "unreadable.csv")
+    rows = read_csv(tmp_path / "skipped" / "unreadable.csv")
     assert [(row["split"], row["index"]) for row in rows] == [("training", "2"), ("test", "2")]
-    complaint = train(tmp_path, *options, "--num_workers", "1", "--output", "by_a_worker", ok=False)
-    assert f"image 2 ({torn[0]}) cannot be used" in complaint
-    assert "on_error: skip" in complaint
-    assert "Traceback" not in complaint
-    for row, path in zip(rows, torn, strict=True):
+    error = train(tmp_path, *options, "--num_workers", "1", "--output", "by_a_worker", ok=False)
+    assert f"image 2 ({truncated[0]}) cannot be used" in error
+    assert "on_error: skip" in error
+    assert "Traceback" not in error
+    for row, path in zip(rows, truncated, strict=True):
         assert str(path) in row["name"]
         assert "truncated" in row["reason"]
         assert str(path) in printed
-    assert [row["index"] for row in rows_of(tmp_path / "skipped" / "test_predictions.csv")] == ["0", "1", "3"]
-    assert {row["images"] for row in rows_of(tmp_path / "skipped" / "test.csv")} == {"3"}
+    assert [row["index"] for row in read_csv(tmp_path / "skipped" / "test_predictions.csv")] == ["0", "1", "3"]
+    assert {row["images"] for row in read_csv(tmp_path / "skipped" / "test.csv")} == {"3"}
 
 
 def test_a_level_without_a_readable_validation_image_is_named(tmp_path: Path) -> None:
@@ -241,8 +236,8 @@ def test_a_level_without_a_readable_validation_image_is_named(tmp_path: Path) ->
                     file.write_bytes(file.read_bytes()[:500])
     options = [*SMOKE, "--dataset", "folder", "--dataset_options", f"{{root: {tmp_path / 'data'}}}"]
     options += ["--batch_size", "4", "--on_error", "skip"]
-    complaint = train(tmp_path, *options, ok=False)
-    assert "no readable validation image has a label at 'family'; check the data with `c2f-zoo data check`" in complaint
+    error = train(tmp_path, *options, ok=False)
+    assert "no readable validation image has a label at 'family'; check the data with `c2f-zoo data check`" in error
 
 
 def test_cached_images_are_the_same_images(cub_folder: Path, tmp_path: Path) -> None:
@@ -250,12 +245,12 @@ def test_cached_images_are_the_same_images(cub_folder: Path, tmp_path: Path) -> 
     options += ["--resolutions", "{genus: 24}", "--val_fraction", "0.5", "--stages", "[{epochs: 1, lr: 0.1}]"]
     train(tmp_path, *options, "--output", "files")
     train(tmp_path, *options, "--output", "cached", "--cache", "decoded")
-    assert len(list((tmp_path / "decoded").glob("*.cache"))) == 2, "of the training and of the test images"
+    assert len(list((tmp_path / "decoded").glob("*.cache"))) == 2, "training and test images"
     for name in ("metrics.csv", "test.csv", "test_predictions.csv"):
-        assert rows_of(tmp_path / "cached" / name) == rows_of(tmp_path / "files" / name)
+        assert read_csv(tmp_path / "cached" / name) == read_csv(tmp_path / "files" / name)
 
 
-def test_a_second_file_goes_over_the_first(tmp_path: Path) -> None:
+def test_a_second_file_overrides_the_first(tmp_path: Path) -> None:
     (tmp_path / "resolutions.yaml").write_text("resolutions: {species: null, genus: 40, family: 20}\n")
     options = ["--dataset_options.per_class", "1", "--val_fraction", "0", "--stages", "[{epochs: 1, lr: 0.1}]"]
     train(tmp_path, *SMOKE, "--config", "resolutions.yaml", *options)
@@ -263,17 +258,17 @@ def test_a_second_file_goes_over_the_first(tmp_path: Path) -> None:
     assert kept["resolutions"] == {"species": None, "genus": 40, "family": 20}
 
 
-def test_fashion_mnist_is_trained_on_where_its_files_are(tmp_path: Path) -> None:
+def test_fashion_mnist_is_read_from_its_files(tmp_path: Path) -> None:
     write_fashion_mnist(tmp_path / "idx", zipped=True)
     options = ["--config", str(ROOT / "recipes" / "configs" / "fashion_mnist.yaml"), "--batch_size", "5"]
     options += ["--dataset_options", f"{{root: {tmp_path / 'idx'}}}", "--stages", "[{epochs: 1, lr: 0.1}]"]
     train(tmp_path, *options)
-    rows = rows_of(tmp_path / "runs" / "fashion_mnist-1" / "test.csv")
+    rows = read_csv(tmp_path / "runs" / "fashion_mnist-1" / "test.csv")
     assert [row["level"] for row in rows if row["own"] == "True"] == ["article", "group", "division"]
 
 
-def test_the_first_stage_leaves_the_backbone_alone(tmp_path: Path) -> None:
-    # A backbone with batch norm, whose running statistics would move if it were not in evaluation mode.
+def test_the_first_stage_freezes_the_backbone(tmp_path: Path) -> None:
+    # Batch norm must be in evaluation mode, or its running statistics would change.
     options = ["--dataset_options.per_class", "1", "--val_fraction", "0", "--seed", "5"]
     options += ["--model_options.backbone", "resnet18", "--stages", "[{epochs: 1, lr: 0.1}]"]
     train(tmp_path, *SMOKE, *options)
@@ -283,12 +278,12 @@ def test_the_first_stage_leaves_the_backbone_alone(tmp_path: Path) -> None:
     fresh = create_model(config["model"], hierarchy="critters", **config["model_options"])
     for name, weight in fresh.backbone.state_dict().items():
         assert torch.equal(trained.backbone.state_dict()[name], weight), name
-    moved = trained.pooling.state_dict()["projections.0.weight"] != fresh.pooling.state_dict()["projections.0.weight"]
-    assert moved.any()
+    changed = trained.pooling.state_dict()["projections.0.weight"] != fresh.pooling.state_dict()["projections.0.weight"]
+    assert changed.any()
 
 
 @pytest.mark.parametrize(
-    ("options", "complaint"),
+    ("options", "error"),
     [
         (["--batch_sise", "4"], "batch_sise"),
         (["--dataset", "critter"], "unknown dataset 'critter'; did you mean 'critters'"),
@@ -304,8 +299,8 @@ def test_the_first_stage_leaves_the_backbone_alone(tmp_path: Path) -> None:
         (["--stages", "[{epochs: 1, lr: 0.1, halve: 2}]"], "halve"),
     ],
 )
-def test_mistakes_are_named_before_any_training(options: list[str], complaint: str, tmp_path: Path) -> None:
-    assert complaint in train(tmp_path, *SMOKE, *options, ok=False)
+def test_invalid_options_are_named_before_any_training(options: list[str], error: str, tmp_path: Path) -> None:
+    assert error in train(tmp_path, *SMOKE, *options, ok=False)
     assert not (tmp_path / "runs").exists()
 
 

@@ -1,4 +1,4 @@
-"""Images as a training sees them: one decode, labels at every level, unreadable files, splits."""
+"""Transformed images: one decode, labels at every level, unreadable files."""
 
 from __future__ import annotations
 
@@ -12,25 +12,20 @@ from PIL import Image
 from c2f_zoo import create_dataset, load_hierarchy
 from c2f_zoo.config import Preprocessing
 from c2f_zoo.data import (
-    DATASETS,
     HideLabels,
-    Joined,
     TransformedImages,
     create_transform,
     create_views,
     labels_of,
     name_of,
     read_error,
-    register_dataset,
-    stratified_split,
-    train_and_val,
 )
 
 SMALL = Preprocessing((3, 16, 16), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), crop_pct=0.8)
 
 
 class Counting:
-    """Grey images of the critters' tree, which note each time that one is read, and how."""
+    """Grey images of the critters' tree that record each read: the index and `shorter_side`."""
 
     def __init__(self, size: int) -> None:
         self.hierarchy = load_hierarchy("critters")
@@ -48,22 +43,16 @@ class Counting:
         return Image.new("RGB", (40, 30), (index, index, index))
 
 
-class OfAnotherTree(Counting):
-    def __init__(self, size: int) -> None:
-        super().__init__(size)
-        self.hierarchy = load_hierarchy("fashion_mnist")
-
-
 @pytest.fixture
-def torn(cub_folder: Path) -> Path:
-    """The birds' folder; of training image 2 only half is left."""
+def truncated_folder(cub_folder: Path) -> Path:
+    """Return the birds' folder with half of training image 2."""
     path = cub_folder / "images" / "003.Sooty_Albatross" / "0.jpg"
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
     return cub_folder
 
 
-class TestViews:
+class TestTransformedImages:
     def test_items_have_labels_at_every_level(self) -> None:
         views = TransformedImages(Counting(36), lambda image: image.size, indices=[35, 0, 4])
         items = [(size, labels.tolist(), *rest) for size, labels, *rest in (views[i] for i in range(len(views)))]
@@ -87,16 +76,16 @@ class TestViews:
         for level, resolution in (("species", None), ("family", 4)):
             assert torch.equal(views[level], create_transform(SMALL, resolution, train=False)(image))
 
-    def test_an_unreadable_image_is_named(self, torn: Path) -> None:
+    def test_an_unreadable_image_is_named(self, truncated_folder: Path) -> None:
         views = TransformedImages(
-            create_dataset("cub", "train", root=str(torn)), create_transform(SMALL, None, train=False)
+            create_dataset("cub", "train", root=str(truncated_folder)), create_transform(SMALL, None, train=False)
         )
         assert views[1][2:] == (1, True)
         with pytest.raises(ValueError, match=r"image 2 \(.*003.Sooty_Albatross/0.jpg\) cannot be used: .*truncated"):
             views[2]
 
-    def test_or_comes_as_a_black_one_without_labels(self, torn: Path) -> None:
-        dataset = create_dataset("cub", "train", root=str(torn))
+    def test_a_skipped_image_is_black_and_without_labels(self, truncated_folder: Path) -> None:
+        dataset = create_dataset("cub", "train", root=str(truncated_folder))
         transform = create_views(SMALL, {"species": None, "genus": 8}, train=True)
         loader = torch.utils.data.DataLoader(TransformedImages(dataset, transform, on_error="skip"), batch_size=8)
         views, labels, index, readable = next(iter(loader))
@@ -107,19 +96,19 @@ class TestViews:
         for images in views.values():
             assert (images[2] == -1).all(), "black, normalised with mean and deviation 0.5"
 
-    def test_an_unknown_policy_is_named(self) -> None:
+    def test_an_unknown_on_error_is_named(self) -> None:
         with pytest.raises(ValueError, match="unknown on_error 'skp'; did you mean 'skip'"):
             TransformedImages(Counting(1), lambda image: image, on_error="skp")
 
-    def test_a_mistake_in_the_transform_is_not_taken_for_a_bad_image(self) -> None:
+    def test_an_error_in_the_transform_is_raised(self) -> None:
         def broken(image: Image.Image) -> Any:
-            raise ValueError("a mistake")
+            raise ValueError("a bug")
 
-        with pytest.raises(ValueError, match=r"^a mistake$"):
+        with pytest.raises(ValueError, match=r"^a bug$"):
             TransformedImages(Counting(1), broken, on_error="skip")[0]
 
-    def test_a_part_with_fewer_labels_reads_as_the_whole(self, torn: Path) -> None:
-        whole = create_dataset("cub", "train", root=str(torn))
+    def test_hidden_labels_leave_reading_unchanged(self, truncated_folder: Path) -> None:
+        whole = create_dataset("cub", "train", root=str(truncated_folder))
         hidden = HideLabels(whole, "genus", [2])
         assert name_of(hidden, 2) == name_of(whole, 2)
         assert "truncated" in read_error(hidden, 2)
@@ -131,44 +120,3 @@ class TestViews:
     def test_images_have_names(self, cub_folder: Path) -> None:
         assert name_of(Counting(3), 2) == "image 2"
         assert name_of(create_dataset("cub", "train", root=str(cub_folder)), 0).endswith("Albatross/0.jpg)")
-
-
-class TestSplits:
-    def test_a_split_is_stratified_and_seeded(self) -> None:
-        targets = [0] * 10 + [1] * 5 + [2] + [3] * 2
-        first, second = stratified_split(targets, 0.2, seed=3)
-        assert sorted(first + second) == list(range(18))
-        assert [sum(targets[i] == label for i in second) for label in range(4)] == [2, 1, 0, 1]
-        assert stratified_split(targets, 0.2, seed=3) == (first, second)
-        assert stratified_split(targets, 0.2, seed=4) != (first, second)
-        assert stratified_split(targets, 0.0, seed=0) == (list(range(18)), [])
-        with pytest.raises(ValueError, match=r"in \[0, 1\), not 1"):
-            stratified_split(targets, 1.0, seed=0)
-
-    def test_joined_datasets_come_one_behind_the_other(self) -> None:
-        first, second = Counting(2), HideLabels(Counting(4), "genus", [3])
-        joined = Joined(first, second)
-        assert len(joined) == 6
-        assert labels_of(joined)[:, -1].tolist() == [0, 1, 0, 1, 2, -1]
-        assert joined[3][0].getpixel((0, 0)) == (1, 1, 1)
-        joined.read(1, 17)
-        assert first.reads == [(1, 17)]
-        with pytest.raises(ValueError, match="differ in their class trees"):
-            Joined(first, OfAnotherTree(2))
-
-    def test_a_datasets_own_validation_images_are_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS._entries))
-
-        @register_dataset("parted")
-        def parted(split: str) -> Counting:
-            dataset = Counting({"train": 5, "val": 3, "test": 2}[split])
-            dataset.splits = ("train", "val", "test")  # type: ignore[attr-defined]
-            return dataset
-
-        dataset, train, val = train_and_val("parted", 0.5, seed=0)
-        assert (train, val) == ([0, 1, 2, 3, 4], [5, 6, 7])
-        assert [dataset.targets[index] for index in val] == [0, 1, 2]
-
-    def test_others_give_a_share_of_the_training_images(self) -> None:
-        dataset, train, val = train_and_val("critters", 0.25, seed=1, per_class=4)
-        assert (train, val) == stratified_split(dataset.targets, 0.25, seed=1)
