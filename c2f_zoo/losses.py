@@ -1,8 +1,8 @@
-"""Losses on the log-probabilities of one level, given the tree down to it; and a prior on a classifier's weights.
+"""Losses on the log-probabilities of one level, and their registry; a prior on a classifier's weights.
 
-A loss takes what `C2FModel.log_probs` gives for a level, labels of that level, and `hierarchy.truncate(level)`. Labels
-of -1 are unknown: such images are left out of the mean. No loss normalises: where a level's probabilities sum to
-less than 1, as a hex head's do, it takes them as they are.
+A loss is a function `(log_probs, labels, tree, **options) -> scalar` of the log-probabilities and labels of one level
+and of `hierarchy.truncate(level)`. A label of -1 is unknown, and is left out of the mean. Losses do not normalize:
+probabilities that sum to less than 1, like those of a hex head, are used as they are.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ def list_losses(pattern: str = "*") -> list[str]:
 
 @register_loss("cross_entropy")
 def cross_entropy(log_probs: Tensor, labels: Tensor, tree: Hierarchy, label_smoothing: float = 0.0) -> Tensor:
-    """The mean of `-log p(label)`, with or without label smoothing (Szegedy et al., CVPR 2016).
+    """Return the mean of `-log p(label)`, with optional label smoothing (Szegedy et al., CVPR 2016).
 
     Args:
         log_probs: log-probabilities (N, C) of the tree's finest level.
         labels: integer tensor (N,), values in `[0, C)`, or -1 for unknown.
         tree: the class tree down to the level of the labels.
-        label_smoothing: the share of the target that is spread evenly over all classes, in [0, 1].
+        label_smoothing: the fraction of the target that is spread evenly over all classes, in [0, 1].
 
     Returns:
-        A scalar; 0, with a gradient of 0, where no label is known.
+        A scalar; 0 with zero gradient if no label is known.
 
     Raises:
-        ValueError: a label or the number of classes does not fit the tree, or `label_smoothing` is outside [0, 1].
+        ValueError: a label or the number of classes does not match the tree, or `label_smoothing` is outside [0, 1].
 
     Examples:
         >>> tree = load_hierarchy("fashion_mnist").truncate("division")
@@ -53,7 +53,7 @@ def cross_entropy(log_probs: Tensor, labels: Tensor, tree: Hierarchy, label_smoo
         tensor(0.2877)
     """
     if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing is a share in [0, 1], not {label_smoothing}")
+        raise ValueError(f"label_smoothing must be in [0, 1], not {label_smoothing}")
     log_probs, labels = _known(log_probs, labels, tree)
     if len(labels) == 0:
         return log_probs.sum()
@@ -63,23 +63,23 @@ def cross_entropy(log_probs: Tensor, labels: Tensor, tree: Hierarchy, label_smoo
 
 @register_loss("soft_labels")
 def soft_labels(log_probs: Tensor, labels: Tensor, tree: Hierarchy, beta: float = 10.0) -> Tensor:
-    """Cross-entropy with targets that classes share by how near they are in the tree (Bertinetto et al., CVPR 2020).
+    """Return the cross-entropy with soft labels by distance in the tree (Bertinetto et al., CVPR 2020).
 
-    A class has the share `exp(-beta d(class, label))` of the target, over the sum of all shares; d is the height of
-    their lowest common ancestor (`Hierarchy.lca_height`) over that of the tree, the number of levels. A large `beta`
-    gives cross-entropy, 0 the same target for every image. The paper tries 4 to 30.
+    The target of a class is proportional to `exp(-beta d(class, label))`, where d is the height of their lowest common
+    ancestor (`Hierarchy.lca_height`), divided by the number of levels. A large `beta` gives cross-entropy; 0 gives the
+    uniform target. The paper uses 4 to 30.
 
     Args:
         log_probs: log-probabilities (N, C) of the tree's finest level.
         labels: integer tensor (N,), values in `[0, C)`, or -1 for unknown.
         tree: the class tree down to the level of the labels.
-        beta: how much the label stands out, >= 0.
+        beta: how sharply the target peaks at the label, >= 0.
 
     Returns:
-        A scalar; 0, with a gradient of 0, where no label is known.
+        A scalar; 0 with zero gradient if no label is known.
 
     Raises:
-        ValueError: a label or the number of classes does not fit the tree, or `beta` is negative.
+        ValueError: a label or the number of classes does not match the tree, or `beta` is negative.
 
     Examples:
         >>> tree = load_hierarchy("fashion_mnist")
@@ -87,36 +87,35 @@ def soft_labels(log_probs: Tensor, labels: Tensor, tree: Hierarchy, beta: float 
         tensor(2.3026)
     """
     if not 0 <= beta < math.inf:
-        raise ValueError(f"beta is a number of 0 or more, not {beta}")
+        raise ValueError(f"beta must be a finite number >= 0, not {beta}")
     log_probs, labels = _known(log_probs, labels, tree)
     if len(labels) == 0:
         return log_probs.sum()
     distances = _lca_heights(labels, tree).to(log_probs.dtype) / len(tree.levels)
-    shares = (-beta * distances).softmax(dim=1)
-    return -(shares * log_probs).sum(dim=1).mean()
+    targets = (-beta * distances).softmax(dim=1)
+    return -(targets * log_probs).sum(dim=1).mean()
 
 
 @register_loss("hxe")
 def hxe(log_probs: Tensor, labels: Tensor, tree: Hierarchy, alpha: float = 0.1) -> Tensor:
-    """Hierarchical cross-entropy: mistakes high up in the tree weigh more (Bertinetto et al., CVPR 2020).
+    """Return the hierarchical cross-entropy, weighted by depth (Bertinetto et al., CVPR 2020).
 
-    `-log p(label)` is the sum of `-log p(class | parent)` over the label's path. Here each term is weighted by
-    `exp(-alpha h)`. The paper calls h the height of the class, and counts it from the root: 1 for the coarsest level, 2
-    for the next, and so on, so that a large `alpha` prefers what is generic. An `alpha` of 0 gives cross-entropy;
-    the paper tries 0.1 to 0.6. The conditional probabilities come from sums of the finest ones; those of the
-    coarsest level are not divided by their own sum.
+    `-log p(label)` is the sum of `-log p(class | parent)` over the label's path. This loss weights each term by
+    `exp(-alpha h)`, where h is 1 for the coarsest level, 2 for the next, and so on: a large `alpha` emphasizes mistakes
+    at coarse levels, 0 gives cross-entropy. The paper uses 0.1 to 0.6. The conditional probabilities are ratios of sums
+    over leaf classes; those of the coarsest level are not divided by their sum.
 
     Args:
         log_probs: log-probabilities (N, C) of the tree's finest level.
         labels: integer tensor (N,), values in `[0, C)`, or -1 for unknown.
         tree: the class tree down to the level of the labels.
-        alpha: how fast weights fall from level to level, >= 0.
+        alpha: how fast the weights decrease from level to level, >= 0.
 
     Returns:
-        A scalar; 0, with a gradient of 0, where no label is known.
+        A scalar; 0 with zero gradient if no label is known.
 
     Raises:
-        ValueError: a label or the number of classes does not fit the tree, or `alpha` is negative.
+        ValueError: a label or the number of classes does not match the tree, or `alpha` is negative.
 
     Examples:
         >>> log_probs = torch.full((1, 10), 0.1).log()  # 0.6 for clothes, 0.3 for tops, 0.1 for T-shirts
@@ -124,13 +123,13 @@ def hxe(log_probs: Tensor, labels: Tensor, tree: Hierarchy, alpha: float = 0.1) 
         tensor(0.8100)
     """
     if not 0 <= alpha < math.inf:
-        raise ValueError(f"alpha is a number of 0 or more, not {alpha}")
+        raise ValueError(f"alpha must be a finite number >= 0, not {alpha}")
     log_probs, labels = _known(log_probs, labels, tree)
     if len(labels) == 0:
         return log_probs.sum()
     heights = _lca_heights(labels, tree)
     loss = log_probs.new_zeros(len(labels))
-    above = log_probs.new_zeros(len(labels))  # log 1: all that there is
+    above = log_probs.new_zeros(len(labels))  # log 1, of the root
     for depth in range(1, len(tree.levels) + 1):
         is_elsewhere = heights > len(tree.levels) - depth
         here = log_probs.masked_fill(is_elsewhere, -torch.inf).logsumexp(dim=1)
@@ -140,15 +139,14 @@ def hxe(log_probs: Tensor, labels: Tensor, tree: Hierarchy, alpha: float = 0.1) 
 
 
 def tree_prior(weight: Tensor, tree: Hierarchy) -> Tensor:
-    """How far a classifier's weights are from those of a tree (Srivastava & Salakhutdinov, NIPS 2013).
+    """Return the negative log-prior of a classifier's weights (Srivastava & Salakhutdinov, NIPS 2013).
 
-    Every class of the tree has a vector, drawn from a Gaussian of variance 1 around its parent's; those of the
-    coarsest level are drawn around 0. The finest level's are the classifier's weights. This is the negative logarithm
-    of the prior but for a constant, `1/2 sum |w(class) - w(parent)|^2`, with the vectors of all other levels at their
-    best. They are not stored: from the finest level upwards, what lies below a class of vector w costs
-    `1/2 precision |mean - w|^2` and a constant, so that the minimum is exact.
+    Each class of the tree has a vector with a Gaussian prior of variance 1 around its parent's vector, and around 0 at
+    the coarsest level. The vectors of the leaf classes are the classifier's weights; the others are those that
+    minimize `1/2 sum |w(class) - w(parent)|^2`, the value of the loss. The minimum is exact, and the vectors are not
+    stored: from the finest level upwards, the cost of a subtree is `1/2 precision |mean - w(root)|^2` and a constant.
 
-    Classes with few images so borrow from their siblings. For a tree of one level it is `1/2 |weight|^2`.
+    With this prior, classes with few images borrow from their siblings. For a tree of one level it is `1/2 |weight|^2`.
 
     Args:
         weight: weights (C, D) of a linear classifier of the tree's finest level.
@@ -158,11 +156,11 @@ def tree_prior(weight: Tensor, tree: Hierarchy) -> Tensor:
         A scalar >= 0.
 
     Raises:
-        ValueError: the number of rows is not the number of classes.
+        ValueError: the number of rows differs from the number of classes.
 
     Examples:
         >>> tree = Hierarchy.from_rows(("kind", "shape"), [("round", "disc"), ("round", "ring")])
-        >>> tree_prior(torch.tensor([[3.0], [3.0]]), tree)  # at best w(round) = 2: (1 + 1 + 4) / 2
+        >>> tree_prior(torch.tensor([[3.0], [3.0]]), tree)  # with w(round) = 2: (1 + 1 + 4) / 2
         tensor(3.)
     """
     if len(weight) != len(tree.classes[-1]):
@@ -183,19 +181,19 @@ def _cost(precision: Tensor, offset: Tensor) -> Tensor:
 
 
 def _lca_heights(labels: Tensor, tree: Hierarchy) -> Tensor:
-    """The height of each label's lowest common ancestor with each class, int64 (N, C)."""
+    """Return the height of the lowest common ancestor of each label and each class, int64 (N, C)."""
     return tree.lca_height(labels[:, None], torch.arange(len(tree.classes[-1]), device=labels.device))
 
 
 def _known(log_probs: Tensor, labels: Tensor, tree: Hierarchy) -> tuple[Tensor, Tensor]:
-    """The rows whose label is known, and those labels as int64; both are checked against the tree."""
+    """Return the rows of known label and these labels as int64, checked against the tree."""
     count = len(tree.classes[-1])
     if log_probs.shape != (len(labels), count):
         raise ValueError(
-            f"log-probabilities of shape {tuple(log_probs.shape)} do not fit {len(labels)} labels of the tree's "
-            f"{count} {tree.finest} classes; truncate the tree to the labels' level"
+            f"log-probabilities of shape {tuple(log_probs.shape)} do not match {len(labels)} labels of the tree's "
+            f"{count} {tree.finest} classes; truncate the tree to the level of the labels"
         )
-    labels = labels.long()  # uint8 would compare with -1 as with 255
+    labels = labels.long()  # in uint8, -1 is 255
     outside = (labels < -1) | (labels >= count)
     if outside.any():
         bad = labels[outside][0].item()

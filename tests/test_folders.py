@@ -297,7 +297,7 @@ class TestCSV:
                 ["images/a.jpg,Gull"],
                 "expected the header 'path,label' or 'path,label,split', not 'images/a.jpg,Gull'",
             ),
-            (["path;label", "images/a.jpg;Gull"], "line 1: semicolons part the cells; save it with commas"),
+            (["path;label", "images/a.jpg;Gull"], "line 1: cells are separated by semicolons; use commas"),
             (["path,label"], "there is no row below the header"),
             ([], "expected the header 'path,label' or 'path,label,split', not ''"),
         ],

@@ -228,7 +228,7 @@ def test_a_csv_file_is_read(tmp_path: Path, tree: Hierarchy) -> None:
             [*ROWS, ("Beasts", "Gulls", "Gull-cat")],
             r"line 6: group 'Gulls' has two parents: 'Birds' \(line 2\) and 'Beasts' \(line 6\)",
         ),
-        ([*ROWS, ROWS[0]], "line 6: species 'Ivory gull' is named before, in line 2"),
+        ([*ROWS, ROWS[0]], "line 6: species 'Ivory gull' is already in line 2"),
         ([*ROWS, ("Birds", "", "Dodo")], "line 6: group is empty"),
         ([*ROWS, ("Birds", "Dodo")], "line 6: the path 'Birds > Dodo' has 2 names, the tree has 3 levels"),
         ([], "needs a header"),
@@ -249,11 +249,11 @@ def test_a_broken_csv_file_is_named_with_its_fault(tmp_path: Path, rows: list[tu
         (("a", "b"), (("x", "w"), ("y",)), ((0,),), "a 'w' has no b"),
         (("a", "b"), (("x",), ("y", "y")), ((0, 0),), "b 'y' is named twice"),
         (("a", "b"), (("x",), ("y", " ")), ((0, 0),), "b has a class with an empty name"),
-        (("a", "b"), (("x",), ("y", " z")), ((0, 0),), "b ' z' has white space around it"),
-        (("a", "b "), (("x",), ("y", "z")), ((0, 0),), "level 'b ' has white space around it"),
+        (("a", "b"), (("x",), ("y", " z")), ((0, 0),), "b ' z' has surrounding white space"),
+        (("a", "b "), (("x",), ("y", "z")), ((0, 0),), "level 'b ' has surrounding white space"),
         (("a", "b"), (("x",), ("y", "z")), ((0,),), "b has 2 classes but 1 parents"),
         (("a", "a"), (("x",), ("y",)), ((0,),), "level 'a' is named twice"),
-        (("a", "b"), (("x",),), ((0,),), "2 levels need as many lists of classes"),
+        (("a", "b"), (("x",),), ((0,),), "2 levels need 2 lists of classes and 1 lists of parents, not 1 and 1"),
         (("a",), ((),), (), "a has no classes"),
         ((), (), (), "0 levels need"),
     ],
@@ -299,11 +299,11 @@ def test_a_tree_is_built_once_until_its_name_is_registered_anew(
 
 
 def test_a_model_reads_the_file_of_its_tree_once_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    from c2f_zoo.hierarchy import reading, shipped
+    from c2f_zoo.hierarchy import builtin, reading
 
-    monkeypatch.setattr(shipped, "_BUILT", {})
-    reads, read = [], reading.csv_rows
-    monkeypatch.setattr(reading, "csv_rows", lambda path: reads.append(path) or read(path))
+    monkeypatch.setattr(builtin, "_BUILT", {})
+    reads, read = [], reading.read_csv_rows
+    monkeypatch.setattr(reading, "read_csv_rows", lambda path: reads.append(path) or read(path))
     for _ in range(2):
         create_model("mlph_tiny_critters")
     assert [path.name for path in reads] == ["critters.csv"]

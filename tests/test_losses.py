@@ -160,16 +160,16 @@ def test_labels_that_do_not_fit_are_named(name: str) -> None:
     for bad in (6, -2):
         with pytest.raises(ValueError, match=rf"label {bad} is outside the tree: species has 6 classes \(0..5"):
             LOSSES[name](log_probs, torch.tensor([0, 1, bad, 0, 0]), TREE)
-    with pytest.raises(ValueError, match="do not fit 5 labels of the tree's 3 genus classes; truncate the tree"):
+    with pytest.raises(ValueError, match="do not match 5 labels of the tree's 3 genus classes; truncate the tree"):
         LOSSES[name](log_probs, torch.zeros(5, dtype=torch.long), TREE.truncate("genus"))
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("cross_entropy", {"label_smoothing": 1.1}, r"label_smoothing is a share in \[0, 1\], not 1.1"),
-        ("soft_labels", {"beta": -1.0}, "beta is a number of 0 or more, not -1.0"),
-        ("hxe", {"alpha": math.nan}, "alpha is a number of 0 or more, not nan"),
+        ("cross_entropy", {"label_smoothing": 1.1}, r"label_smoothing must be in \[0, 1\], not 1.1"),
+        ("soft_labels", {"beta": -1.0}, "beta must be a finite number >= 0, not -1.0"),
+        ("hxe", {"alpha": math.nan}, "alpha must be a finite number >= 0, not nan"),
     ],
 )
 def test_options_that_mean_nothing_are_named(name: str, options: dict[str, float], message: str) -> None:

@@ -23,7 +23,7 @@ def write(path: Path, *lines: str, end: str = "\n") -> Path:
 
 def faults(error: pytest.ExceptionInfo[ValueError], source: object) -> list[str]:
     head, *lines = str(error.value).splitlines()
-    assert head == f"no hierarchy in {source}:"
+    assert head == f"invalid hierarchy in {source}:"
     return [line.removeprefix("  ") for line in lines]
 
 
@@ -38,17 +38,17 @@ class TestCSV:
         rows += ["Beasts,Gulls,Gull-cat", "Beasts,Gulls,Sea cat", "Beasts,,Lynx", "Birds,Gulls,Ivory gull"]
         rows += ["Beasts,Cats", "Beasts,Cats,Blue jay"]
         assert self.faults(write(tmp_path / "tree.csv", *rows)) == [
-            "line 5: group ' Jays' has white space around it; write 'Jays'",
+            "line 5: group ' Jays' has surrounding white space; write 'Jays'",
             "line 6: group 'Gulls' has two parents: 'Birds' (line 2) and 'Beasts' (line 6)",
             "line 8: group is empty",
-            "line 9: species 'Ivory gull' is named before, in line 2",
+            "line 9: species 'Ivory gull' is already in line 2",
             "line 10: the path 'Beasts > Cats' has 2 names, the tree has 3 levels (class, group, species)",
             "line 11: species 'Blue jay' has two parents: 'Jays' (line 5) and 'Cats' (line 11)",
         ]
 
     def test_faults_of_the_header(self, tmp_path: Path) -> None:
         assert self.faults(write(tmp_path / "tree.csv", "kind,kind, shape,", "a,b,c,d")) == [
-            "line 1: a level ' shape' has white space around it; write 'shape'",
+            "line 1: a level ' shape' has surrounding white space; write 'shape'",
             "line 1: a level is empty",
             "line 1: level 'kind' is named twice",
         ]
@@ -61,11 +61,11 @@ class TestCSV:
     @pytest.mark.parametrize(("delimiter", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", "bars")])
     def test_another_delimiter(self, tmp_path: Path, delimiter: str, name: str) -> None:
         path = write(tmp_path / "tree.csv", delimiter.join(LEVELS), delimiter.join(TREE.path(0)))
-        assert self.faults(path) == [f"line 1: {name} part the cells; save it with commas"]
+        assert self.faults(path) == [f"line 1: cells are separated by {name}; use commas"]
 
     def test_a_byte_order_mark_further_down(self, tmp_path: Path) -> None:
         (fault,) = self.faults(write(tmp_path / "tree.csv", "kind,shape", "round,disc", "\ufeffround,ring"))
-        assert fault.startswith(r"line 3: kind '\ufeffround' has a byte-order mark in it")
+        assert fault.startswith(r"line 3: kind '\ufeffround' contains a byte-order mark")
 
     @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
     def test_utf16(self, tmp_path: Path, encoding: str) -> None:
@@ -80,18 +80,18 @@ class TestCSV:
         path.write_bytes("kind,shape\nround,Möwe\nround, disc\n".encode("latin-1"))
         first, second = self.faults(path)
         assert first.startswith(r"line 2: b'round,M\xf6we' is not UTF-8; save the file as UTF-8")
-        assert second == "line 3: shape ' disc' has white space around it; write 'disc'"
+        assert second == "line 3: shape ' disc' has surrounding white space; write 'disc'"
 
     def test_a_quote_left_open(self, tmp_path: Path) -> None:
         (fault,) = self.faults(write(tmp_path / "tree.csv", "kind,shape", 'round,"disc', "round,ring"))
-        assert fault.startswith("line 2: shape runs over several lines, 'disc\\nround,ring\\n'")
+        assert fault.startswith("line 2: shape spans several lines, 'disc\\nround,ring\\n'")
         (fault,) = self.faults(write(tmp_path / "tree.csv", "kind,shape", "round,disc", 'round,"' + 200_000 * "x"))
         assert fault.startswith("line 3: field larger")
 
     @pytest.mark.parametrize("text", ["", "\n", "kind,shape\n"])
     def test_too_little(self, tmp_path: Path, text: str) -> None:
         path = write(tmp_path / "tree.csv", text, end="")
-        assert self.faults(path) == ["it needs a header with the levels, and a row for each finest class"]
+        assert self.faults(path) == ["it needs a header with the levels, and a row for each leaf class"]
 
     def test_what_spreadsheets_write_is_read(self, tmp_path: Path) -> None:
         rows = [",".join(f'"{name}"' for name in TREE.path(label)) for label in range(4)]
@@ -149,8 +149,8 @@ class TestParents:
         rows += ["Blue jay,Jays", ",Jays", "Lynx,Cats", "egg,hen", "hen,egg", "chick,hen", "Dodo,Birds", "a,b,c"]
         assert self.faults(write(tmp_path / "a.csv", "child,parent", *rows)) == [
             "line 5: 'Gulls' has two parents: 'Birds' (line 3) and 'Beasts' (line 5)",
-            "line 6: 'Ivory gull' is named before, in line 4",
-            "line 7: child 'Jays ' has white space around it; write 'Jays'",
+            "line 6: 'Ivory gull' is already in line 4",
+            "line 7: child 'Jays ' has surrounding white space; write 'Jays'",
             "line 9: child is empty",
             "line 15: 3 cells, not a child and a parent: ['a', 'b', 'c']",
             "line 10: the parent 'Cats' of 'Lynx' has no row of its own",
@@ -176,7 +176,7 @@ class TestParents:
 
     def test_another_delimiter(self, tmp_path: Path) -> None:
         assert self.faults(write(tmp_path / "a.csv", "child;parent", "Birds;")) == [
-            "line 1: semicolons part the cells; save it with commas"
+            "line 1: cells are separated by semicolons; use commas"
         ]
 
 
@@ -237,7 +237,7 @@ class TestFolders:
             "folder Birds/Owls is empty",
             f"folder Beasts/Yeti: the path 'Beasts > Yeti' {shape}",
             f"{birds}: genus 'Gulls' has two parents: 'Beasts' ({beasts}) and 'Birds' ({birds})",
-            "folder Birds/Jays/Grey jay : species 'Grey jay ' has white space around it; write 'Grey jay'",
+            "folder Birds/Jays/Grey jay : species 'Grey jay ' has surrounding white space; write 'Grey jay'",
             f"folder Birds/Owls: the path 'Birds > Owls' {shape}",
         ]
 
@@ -246,7 +246,7 @@ class TestFolders:
             Hierarchy.from_folders(self.make(tmp_path, *PATHS), ("kind", "shape"))
 
     def test_no_folders(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="it holds no folders"):
+        with pytest.raises(ValueError, match="it contains no folders"):
             Hierarchy.from_folders(self.make(tmp_path, "1.jpg"))
         with pytest.raises(FileNotFoundError, match="nowhere"):
             Hierarchy.from_folders(tmp_path / "nowhere")
@@ -254,12 +254,12 @@ class TestFolders:
     def test_paths_that_name_no_classes(self) -> None:
         with pytest.raises(ValueError) as error:
             Hierarchy.from_paths(["/data/Birds/1.jpg", "1.jpg", "../Birds/1.jpg", "Birds/1.jpg"])
-        assert [re.findall("'(.*)' must be its", fault) for fault in faults(error, "the paths")] == [
+        assert [re.findall("'(.*)' must consist", fault) for fault in faults(error, "the paths")] == [
             ["/data/Birds/1.jpg"],
             ["1.jpg"],
             ["../Birds/1.jpg"],
         ]
-        with pytest.raises(ValueError, match="there are none"):
+        with pytest.raises(ValueError, match="no paths are given"):
             Hierarchy.from_paths([])
 
 
@@ -293,8 +293,8 @@ class TestINaturalist:
             Hierarchy.from_inaturalist(["Aves", self.BIRD, self.BIRD, self.BIRD.replace("00001", "00007"), "1_a_b"])
         told = faults(error, "the categories")
         assert [fault.split(" ", 2)[1] for fault in told] == ["'Aves'", f"'{self.BIRD}'", "'1_a_b'", told[3].split()[1]]
-        assert told[1].endswith("is named twice")
-        assert told[3].endswith(f"species 'Prunella modularis' is named before, in category '{self.BIRD}'")
+        assert told[1].endswith("appears twice")
+        assert told[3].endswith(f"species 'Prunella modularis' is already in category '{self.BIRD}'")
 
 
 LISTS = {
@@ -338,16 +338,16 @@ class TestAircraft:
         lines = ["0000001 A320", "0000002 Boeing 707", "0000003 Boeing 737", "0000004 Spitfir", "0000005 Boeing 737"]
         write(folder / "images_family_trainval.txt", *lines, "0000005 A320", "0000006 A320")
         assert set(self.faults(folder)) == {
-            "families.txt, line 5: 'A320' is named before, in families.txt, line 2",
-            "images_family_trainval.txt, line 4: '0000004 Spitfir' must be an image's number and one of families.txt",
+            "families.txt, line 5: 'A320' is already in families.txt, line 2",
+            "images_family_trainval.txt, line 4: '0000004 Spitfir' must be an image number and a class of families.txt",
             "images_family_trainval.txt, line 6: image 0000005 is 'Boeing 737' on an earlier line",
             "families.txt: images_family_trainval.txt has no image of 'Concorde'",
             "families.txt: images_family_trainval.txt has no image of 'Spitfire'",
-            "images_family_trainval.txt lacks 1 of the other files' images, 0000004 first",
+            "images_family_trainval.txt: 1 images of the other files are missing, first 0000004",
             "image 0000005: family 'Boeing 737' has two parents: 'Airbus' (image 0000003) and 'Boeing' (image 0000005)",
         }
 
     def test_a_missing_file_is_named(self, folder: Path) -> None:
         (folder / "variants.txt").unlink()
-        with pytest.raises(FileNotFoundError, match=r"it lacks variants.txt; name 'fgvc-aircraft-2013b/data'"):
+        with pytest.raises(FileNotFoundError, match=r"missing variants.txt; pass 'fgvc-aircraft-2013b/data'"):
             Hierarchy.from_aircraft(folder)

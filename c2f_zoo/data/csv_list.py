@@ -22,7 +22,7 @@ from c2f_zoo.data.files import (
 )
 from c2f_zoo.data.registry import SPLITS, register_dataset
 from c2f_zoo.hierarchy import Hierarchy
-from c2f_zoo.hierarchy.reading import Row, csv_rows
+from c2f_zoo.hierarchy.reading import Row, read_csv_rows
 from c2f_zoo.registry import unknown_name
 
 
@@ -80,7 +80,7 @@ def list_csv(
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}")
     listing = Listing(file, open_hierarchy(hierarchy, levels))
-    rows, errors = csv_rows(file)
+    rows, errors = read_csv_rows(file)
     listing.errors["errors in the file"] = errors
     header = [cell.strip().lower() for cell in rows[0][1]] if rows else []
     if sorted(header) not in (["label", "path"], ["label", "path", "split"]):

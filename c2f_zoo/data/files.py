@@ -17,7 +17,7 @@ from c2f_zoo.data.images import read_image
 from c2f_zoo.data.registry import SPLITS
 from c2f_zoo.data.splits import stratified_split
 from c2f_zoo.hierarchy import HIERARCHIES, Hierarchy, load_hierarchy
-from c2f_zoo.hierarchy.reading import csv_rows
+from c2f_zoo.hierarchy.reading import read_csv_rows
 from c2f_zoo.registry import unknown_name
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -182,7 +182,7 @@ def open_hierarchy(hierarchy: str | Path | Hierarchy, levels: Sequence[str] | No
         ('family', 'genus', 'species')
     """
     if not isinstance(hierarchy, Hierarchy) and Path(hierarchy).is_file():
-        rows, _ = csv_rows(hierarchy)
+        rows, _ = read_csv_rows(hierarchy)
         if rows and sorted(cell.strip().lower() for cell in rows[0][1]) == ["child", "parent"]:
             if levels is None:
                 raise ValueError(f"{hierarchy} has the header 'child,parent'; name its levels with the option 'levels'")

@@ -1,4 +1,4 @@
-"""How trees are read from the lists that two datasets come with: iNaturalist and FGVC-Aircraft."""
+"""Reading the trees of iNaturalist and FGVC-Aircraft from the datasets' own lists."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from c2f_zoo.hierarchy.reading import RANKS, Parts, parts_of, path_faults, refuse
+from c2f_zoo.hierarchy.reading import RANKS, Fields, build_fields, find_path_faults, raise_faults
 
 _AIRCRAFT = {"manufacturer": "manufacturers.txt", "family": "families.txt", "variant": "variants.txt"}
 
 
-def read_inaturalist(categories: Iterable[str]) -> Parts:
-    """What `Hierarchy.from_inaturalist` is made of."""
+def read_inaturalist(categories: Iterable[str]) -> Fields:
+    """Read the fields of `Hierarchy.from_inaturalist`."""
     paths: dict[str, tuple[str, ...]] = {}
     faults = []
     for category in categories:
@@ -20,17 +20,17 @@ def read_inaturalist(categories: Iterable[str]) -> Parts:
         if not number.isdigit() or len(names) != len(RANKS):
             faults.append(f"category {category!r} must be a number and 7 names, {', '.join(RANKS)}, joined by '_'")
         elif f"category {category!r}" in paths:
-            faults.append(f"category {category!r} is named twice")
+            faults.append(f"category {category!r} appears twice")
         else:
             *above, genus, epithet = names
             paths[f"category {category!r}"] = (*above, genus, f"{genus} {epithet}")
     rows = list(zip(paths, _qualify(list(paths.values())), strict=True))
-    refuse("the categories", faults + path_faults(RANKS, rows))
-    return parts_of(RANKS, rows)
+    raise_faults("the categories", faults + find_path_faults(RANKS, rows))
+    return build_fields(RANKS, rows)
 
 
 def _qualify(paths: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Homonyms, which stand under several parents, get the parent's name in brackets."""
+    """Append the parent's name in brackets to names that have several parents."""
     nodes = {path[: depth + 1] for path in paths for depth in range(len(path))}
     count = Counter((len(node), node[-1]) for node in nodes)
     qualified = []
@@ -42,55 +42,56 @@ def _qualify(paths: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     return qualified
 
 
-def read_aircraft(folder: str | Path) -> Parts:
-    """What `Hierarchy.from_aircraft` is made of."""
+def read_aircraft(folder: str | Path) -> Fields:
+    """Read the fields of `Hierarchy.from_aircraft`."""
     folder = Path(folder)
     files = {level: f"images_{level}_trainval.txt" for level in _AIRCRAFT}
     missing = [name for name in (*_AIRCRAFT.values(), *files.values()) if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{folder} is no FGVC-Aircraft folder: it lacks {', '.join(missing)}; name 'fgvc-aircraft-2013b/data'"
+            f"{folder} is not an FGVC-Aircraft folder: missing {', '.join(missing)}; pass 'fgvc-aircraft-2013b/data'"
         )
     faults: list[str] = []
-    classes = [_class_list(folder / file, faults) for file in _AIRCRAFT.values()]
-    shown = [
-        _images(folder / files[level], names, _AIRCRAFT[level], faults)
+    classes = [_read_classes(folder / file, faults) for file in _AIRCRAFT.values()]
+    tables = [
+        _read_images(folder / files[level], names, _AIRCRAFT[level], faults)
         for level, names in zip(_AIRCRAFT, classes, strict=True)
     ]
-    images = dict.fromkeys(image for table in shown for image in table)
-    for file, table in zip(files.values(), shown, strict=True):
-        lacking = [image for image in images if image not in table]
-        faults += [f"{file} lacks {len(lacking)} of the other files' images, {lacking[0]} first"] if lacking else []
-    first: dict[tuple[str, ...], str] = {}  # each path, and the first image of it
+    images = dict.fromkeys(image for table in tables for image in table)
+    for file, table in zip(files.values(), tables, strict=True):
+        unlisted = [image for image in images if image not in table]
+        if unlisted:
+            faults.append(f"{file}: {len(unlisted)} images of the other files are missing, first {unlisted[0]}")
+    first: dict[tuple[str, ...], str] = {}  # of each path the first image
     for image in images:
-        if all(image in table for table in shown):
-            first.setdefault(tuple(table[image] for table in shown), f"image {image}")
+        if all(image in table for table in tables):
+            first.setdefault(tuple(table[image] for table in tables), f"image {image}")
     rows = [(where, path) for path, where in first.items()]
-    refuse(folder, faults + path_faults(tuple(_AIRCRAFT), rows))
-    return parts_of(tuple(_AIRCRAFT), rows, classes)
+    raise_faults(folder, faults + find_path_faults(tuple(_AIRCRAFT), rows))
+    return build_fields(tuple(_AIRCRAFT), rows, classes)
 
 
-def _lines(path: Path) -> list[tuple[str, str]]:
-    """Where each line that is not blank stands, and the line."""
+def _read_lines(path: Path) -> list[tuple[str, str]]:
+    """Read the place and the text of each line that is not blank."""
     lines = path.read_text(encoding="utf-8", errors="backslashreplace").splitlines()
     return [(f"{path.name}, line {number}", line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
-def _class_list(path: Path, faults: list[str]) -> list[str]:
+def _read_classes(path: Path, faults: list[str]) -> list[str]:
     where: dict[str, str] = {}
-    for place, name in _lines(path):
+    for place, name in _read_lines(path):
         if where.setdefault(name, place) != place:
-            faults.append(f"{place}: {name!r} is named before, in {where[name]}")
+            faults.append(f"{place}: {name!r} is already in {where[name]}")
     return list(where)
 
 
-def _images(path: Path, names: Sequence[str], list_file: str, faults: list[str]) -> dict[str, str]:
-    """The class of each image."""
+def _read_images(path: Path, names: Sequence[str], list_file: str, faults: list[str]) -> dict[str, str]:
+    """Read the class of each image."""
     class_of: dict[str, str] = {}
-    for place, line in _lines(path):
+    for place, line in _read_lines(path):
         image, _, name = line.partition(" ")
         if name not in names:
-            faults.append(f"{place}: {line!r} must be an image's number and one of {list_file}")
+            faults.append(f"{place}: {line!r} must be an image number and a class of {list_file}")
         elif class_of.setdefault(image, name) != name:
             faults.append(f"{place}: image {image} is {class_of[image]!r} on an earlier line")
     faults += [

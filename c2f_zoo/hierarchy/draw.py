@@ -1,4 +1,4 @@
-"""A class tree as text and as an image."""
+"""Drawing a class tree as text and as an image."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def draw_text(tree: Hierarchy) -> str:
-    """Draws a tree in lines, as the command `tree` does.
+    """Draw a tree as text, like the Unix command `tree`.
 
-    In brackets: how many classes of the finest level lie below a class.
+    The number of leaf classes below a class is in brackets.
 
     Examples:
         >>> print(draw_text(load_hierarchy("fashion_mnist").truncate("group")))
@@ -32,7 +32,7 @@ def draw_text(tree: Hierarchy) -> str:
     children = _children(tree)
 
     def draw(depth: int, label: int) -> tuple[list[str], int]:
-        """The lines of a class and all below it, and how many of the finest there are."""
+        """Return the lines of a subtree, and its number of leaf classes."""
         name, below = tree.classes[depth][label], children[depth][label]
         if not below:
             return [name], 1
@@ -48,17 +48,17 @@ def draw_text(tree: Hierarchy) -> str:
 
 
 def draw_image(tree: Hierarchy, font_size: float = 6) -> Figure:
-    """Draws a tree as rings of names: the coarsest classes inside, the finest outside.
+    """Draw a tree as rings of class names, the coarsest level inside.
 
-    The figure is as large as its names need: 200 classes take some 13 inches. Colours only tell neighbouring classes
-    of the coarsest level apart.
+    The size of the figure follows from the names: 200 leaf classes take about 13 inches. Colours only separate
+    neighbouring classes of the coarsest level.
 
     Args:
         tree: the class tree.
         font_size: height of the names in points (1/72 inch).
 
     Returns:
-        a matplotlib figure, whose `savefig` writes PNG, SVG or PDF.
+        A matplotlib figure; its `savefig` writes PNG, SVG or PDF.
 
     Examples:
         >>> draw_image(load_hierarchy("critters")).savefig("critters.png")
@@ -67,7 +67,7 @@ def draw_image(tree: Hierarchy, font_size: float = 6) -> Figure:
 
     children = _children(tree)
     turn = 2 * math.pi / len(tree.classes[-1])
-    # Two names of a ring are one finest class apart or more: the innermost ring has room for that many lines of text.
+    # Names of a ring are at least one leaf class apart: the innermost ring has room for a line of text for each.
     rings = [max(1.3 * font_size / turn, 8 * font_size)]
     for names in tree.classes:
         rings.append(rings[-1] + max(_width(name, font_size) for name in names) + 3 * font_size)
@@ -78,7 +78,7 @@ def draw_image(tree: Hierarchy, font_size: float = 6) -> Figure:
     leaves = count()
 
     def draw(depth: int, label: int, colour: str) -> float:
-        """Draws a class and all below it; gives its angle."""
+        """Draw a subtree; return the angle of its root."""
         below = [draw(depth + 1, child, colour) for child in children[depth][label]]
         angle = (below[0] + below[-1]) / 2 if below else math.pi / 2 - turn * next(leaves)
         name = tree.classes[depth][label]
@@ -101,7 +101,7 @@ def draw_image(tree: Hierarchy, font_size: float = 6) -> Figure:
 
 
 def _children(tree: Hierarchy) -> list[list[list[int]]]:
-    """At each depth, for each class, the labels of its children."""
+    """Return the labels of the children of each class, at each depth."""
     children: list[list[list[int]]] = [[[] for _ in names] for names in tree.classes]
     for depth, parents in enumerate(tree.parents):
         for label, parent in enumerate(parents):
@@ -110,11 +110,12 @@ def _children(tree: Hierarchy) -> list[list[list[int]]]:
 
 
 def _width(name: str, font_size: float) -> float:
-    """How long a name is in points, at most."""
+    """Return an upper bound of the length of a name in points."""
     from matplotlib.textpath import TextPath
 
-    plain = name.replace("$", r"\$")  # no formula
-    return 1.08 * TextPath((0, 0), plain, size=font_size).get_extents().width  # fitted to pixels, letters get wider
+    plain = name.replace("$", r"\$")  # not a formula
+    # 1.08: letters get wider when they are fitted to pixels.
+    return 1.08 * TextPath((0, 0), plain, size=font_size).get_extents().width
 
 
 def _line(axes: Axes, points: list[tuple[float, float]], colour: str) -> None:
@@ -124,7 +125,7 @@ def _line(axes: Axes, points: list[tuple[float, float]], colour: str) -> None:
 
 
 def _write(axes: Axes, name: str, angle: float, radius: float, font_size: float, colour: str) -> None:
-    """Writes a name outwards along a ray, never upside down."""
+    """Write a name along a ray from the centre, never upside down."""
     left = math.cos(angle) < -1e-9
     axes.text(
         radius * math.cos(angle),

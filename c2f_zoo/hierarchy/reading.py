@@ -1,7 +1,7 @@
-"""How trees are read: from rows, CSV files, folders and paths.
+"""Reading trees from rows, CSV files, folders and paths.
 
-Each reader gives the parts that a `Hierarchy` is made of; `Hierarchy.from_...` says what it takes. A broken tree is
-refused once, with all its faults, one a line, each with the place where it stands.
+Each `read_` function returns the fields of a `Hierarchy`; `Hierarchy.from_...` documents its arguments. An invalid tree
+raises one ValueError that lists all faults, one per line, each with its place.
 """
 
 from __future__ import annotations
@@ -14,81 +14,81 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 
-Parts = tuple[tuple[str, ...], tuple[tuple[str, ...], ...], tuple[tuple[int, ...], ...]]  # levels, classes, parents
-Row = tuple[str, Sequence[str]]  # where it stands, e.g. "line 4"; what stands there
+Fields = tuple[tuple[str, ...], tuple[tuple[str, ...], ...], tuple[tuple[int, ...], ...]]  # levels, classes, parents
+Row = tuple[str, Sequence[str]]  # its place, e.g. "line 4", and its cells
 
 RANKS = ("kingdom", "phylum", "class", "order", "family", "genus", "species")
 SAVE_AS_UTF8 = "save the file as UTF-8 (spreadsheets call it 'CSV UTF-8')"
 
 
-def read_rows(levels: Sequence[str], rows: Iterable[Sequence[str]]) -> Parts:
-    """What `Hierarchy.from_rows` is made of."""
+def read_rows(levels: Sequence[str], rows: Iterable[Sequence[str]]) -> Fields:
+    """Read the fields of `Hierarchy.from_rows`."""
     numbered = [(f"row {number}", row) for number, row in enumerate(rows, start=1)]
-    refuse("the rows", path_faults(levels, numbered))
-    return parts_of(levels, numbered)
+    raise_faults("the rows", find_path_faults(levels, numbered))
+    return build_fields(levels, numbered)
 
 
-def read_csv(path: str | Path) -> Parts:
-    """What `Hierarchy.from_csv` is made of."""
-    rows, faults = csv_rows(path)
+def read_csv(path: str | Path) -> Fields:
+    """Read the fields of `Hierarchy.from_csv`."""
+    rows, faults = read_csv_rows(path)
     if len(rows) < 2:
-        refuse(path, faults or ["it needs a header with the levels, and a row for each finest class"])
+        raise_faults(path, faults or ["it needs a header with the levels, and a row for each leaf class"])
     (where, levels), *rows = rows
-    faults += [f"{where}: a level {fault}" for level in levels if (fault := _name_fault(level))]
+    faults += [f"{where}: a level {fault}" for level in levels if (fault := _find_name_fault(level))]
     faults += [f"{where}: level {level!r} is named twice" for level, count in Counter(levels).items() if count > 1]
-    refuse(path, faults + path_faults(levels, rows))
-    return parts_of(levels, rows)
+    raise_faults(path, faults + find_path_faults(levels, rows))
+    return build_fields(levels, rows)
 
 
-def read_parents(path: str | Path, levels: Sequence[str]) -> Parts:
-    """What `Hierarchy.from_parents` is made of."""
-    rows, faults = csv_rows(path)
+def read_parents(path: str | Path, levels: Sequence[str]) -> Fields:
+    """Read the fields of `Hierarchy.from_parents`."""
+    rows, faults = read_csv_rows(path)
     header = [cell.strip().lower() for cell in rows[0][1]] if rows else []
     if len(rows) < 2 or sorted(header) != ["child", "parent"]:
-        refuse(path, faults or ["it needs the header 'child,parent', and a row for each class of every level"])
-    parent_of, where, row_faults = _parents(rows[1:], header.index("child"))
-    chains = {name: _chain(name, parent_of) for name in parent_of}
+        raise_faults(path, faults or ["it needs the header 'child,parent', and a row for each class of every level"])
+    parent_of, where, row_faults = _read_parents(rows[1:], header.index("child"))
+    chains = {name: _follow_parents(name, parent_of) for name in parent_of}
     rooted = {name: chain for name, chain in chains.items() if parent_of.get(chain[0]) == ""}
     inner = set(parent_of.values())
     paths = [(where[name], chain) for name, chain in rooted.items() if name not in inner]
-    refuse(path, faults + row_faults + _parent_faults(parent_of, where, chains) + path_faults(levels, paths))
+    raise_faults(path, faults + row_faults + _find_cycles(parent_of, where, chains) + find_path_faults(levels, paths))
     classes = [[name for name, chain in rooted.items() if len(chain) == depth + 1] for depth in range(len(levels))]
-    return parts_of(levels, paths, classes)
+    return build_fields(levels, paths, classes)
 
 
-def read_folders(folder: str | Path, levels: Sequence[str] | None) -> Parts:
-    """What `Hierarchy.from_folders` is made of."""
-    found = dict(_finest_folders(Path(folder), ()))
+def read_folders(folder: str | Path, levels: Sequence[str] | None) -> Fields:
+    """Read the fields of `Hierarchy.from_folders`."""
+    found = dict(_find_leaf_folders(Path(folder), ()))
     if () in found:
-        refuse(folder, ["it holds no folders, and each class needs one"])
+        raise_faults(folder, ["it contains no folders; each class needs one"])
     faults = [f"folder {'/'.join(names)} is empty" for names, has_files in found.items() if not has_files]
-    return _from_folders(folder, list(found), levels, faults)
+    return _read_from_folders(folder, list(found), levels, faults)
 
 
-def read_paths(paths: Iterable[str | PurePath], levels: Sequence[str] | None) -> Parts:
-    """What `Hierarchy.from_paths` is made of."""
+def read_paths(paths: Iterable[str | PurePath], levels: Sequence[str] | None) -> Fields:
+    """Read the fields of `Hierarchy.from_paths`."""
     visible = [path for path in map(PurePath, paths) if not any(map(_is_hidden, path.parts))]
     faults = [
-        f"path {str(path)!r} must be its classes' folders, from the coarsest down, and a file's name"
+        f"path {str(path)!r} must consist of the folders of its classes, coarse to fine, and a file name"
         for path in visible
         if path.is_absolute() or ".." in path.parts or len(path.parts) < 2
     ]
     if not visible:
-        faults.append("there are none")
-    refuse("the paths", faults)
+        faults.append("no paths are given")
+    raise_faults("the paths", faults)
     folders = {path.parts[:-1] for path in visible}
-    above = {names[:depth] for names in folders for depth in range(len(names))}  # files there lie beside folders
-    return _from_folders("the paths", sorted(folders - above), levels, [])
+    above = {names[:depth] for names in folders for depth in range(len(names))}  # files there are next to folders
+    return _read_from_folders("the paths", sorted(folders - above), levels, [])
 
 
-def refuse(source: object, faults: Sequence[str]) -> None:
-    """Raises a ValueError with all faults, one a line, if there are any."""
+def raise_faults(source: object, faults: Sequence[str]) -> None:
+    """Raise a ValueError that lists all faults, if there are any."""
     if faults:
-        raise ValueError(f"no hierarchy in {source}:\n" + "\n".join(f"  {fault}" for fault in faults))
+        raise ValueError(f"invalid hierarchy in {source}:\n" + "\n".join(f"  {fault}" for fault in faults))
 
 
-def path_faults(levels: Sequence[str], rows: Sequence[Row]) -> list[str]:
-    """What keeps paths, each from a coarsest class down to a finest one, from making a tree."""
+def find_path_faults(levels: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    """Return the faults of paths, each from a class of the coarsest level down to a leaf class."""
     lengths = {len(cells) for _, cells in rows}
     shape = f"the tree has {len(levels)} levels ({', '.join(levels)})"
     if len(rows) > 1 and len(lengths) == 1 and lengths != {len(levels)}:
@@ -100,21 +100,21 @@ def path_faults(levels: Sequence[str], rows: Sequence[Row]) -> list[str]:
             faults.append(f"{where}: the path {' > '.join(cells)!r} has {len(cells)} names, {shape}")
             continue
         faults += [
-            f"{where}: {levels[depth]} {fault}" for depth, cell in enumerate(cells) if (fault := _name_fault(cell))
+            f"{where}: {levels[depth]} {fault}" for depth, cell in enumerate(cells) if (fault := _find_name_fault(cell))
         ]
         above = ""
         for depth, name in enumerate(cell.strip() for cell in cells):
             if name and (above or not depth):
-                fault = _place_fault(name, above, where, seen[depth], is_finest=depth == len(levels) - 1)
+                fault = _find_parent_fault(name, above, where, seen[depth], is_finest=depth == len(levels) - 1)
                 faults += [f"{where}: {levels[depth]} {name!r} {fault}"] if fault else []
             above = name
     return faults
 
 
-def parts_of(levels: Sequence[str], rows: Sequence[Row], classes: Sequence[Sequence[str]] | None = None) -> Parts:
-    """Puts paths without a fault together.
+def build_fields(levels: Sequence[str], rows: Sequence[Row], classes: Sequence[Sequence[str]] | None = None) -> Fields:
+    """Build the fields of a tree from valid paths.
 
-    Classes are labelled in the order of `classes`, one list a level, or as they first appear.
+    Labels follow the order of `classes`, one list for each level. Default: the order of first appearance.
     """
     above: list[dict[str, str]] = [{} for _ in levels]
     for _, names in rows:
@@ -129,23 +129,25 @@ def parts_of(levels: Sequence[str], rows: Sequence[Row], classes: Sequence[Seque
     return tuple(levels), tuple(map(tuple, classes)), tuple(parents)
 
 
-def _name_fault(name: str) -> str | None:
+def _find_name_fault(name: str) -> str | None:
     if not name.strip():
         return "is empty"
     if "\n" in name or "\r" in name:
-        return f"runs over several lines, {name[:40]!r}: is a quote left open?"
+        return f"spans several lines, {name[:40]!r}; is a quote left open?"
     if "\ufeff" in name:
-        return f"{name!r} has a byte-order mark in it, as where one file was put behind another; take it out"
+        return f"{name!r} contains a byte-order mark, as in concatenated files; remove it"
     if name != name.strip():
-        return f"{name!r} has white space around it; write {name.strip()!r}"
+        return f"{name!r} has surrounding white space; write {name.strip()!r}"
     return None
 
 
-def _place_fault(name: str, parent: str, where: str, seen: dict[str, dict[str, str]], is_finest: bool) -> str | None:
-    """Notes that a class stands under a parent; says what is wrong with that, once for each parent."""
+def _find_parent_fault(
+    name: str, parent: str, where: str, seen: dict[str, dict[str, str]], is_finest: bool
+) -> str | None:
+    """Record the parent of a class in `seen`; return the fault, once for each parent."""
     places = seen.setdefault(name, {})
     if parent in places:
-        return f"is named before, in {places[parent]}" if is_finest else None
+        return f"is already in {places[parent]}" if is_finest else None
     fault = None
     if places:
         first, place = next(iter(places.items()))
@@ -154,8 +156,8 @@ def _place_fault(name: str, parent: str, where: str, seen: dict[str, dict[str, s
     return fault
 
 
-def csv_rows(path: str | Path) -> tuple[list[Row], list[str]]:
-    """The rows of a CSV file but the blank ones, and what is wrong with the file as such."""
+def read_csv_rows(path: str | Path) -> tuple[list[Row], list[str]]:
+    """Read the rows of a CSV file that are not blank, and the faults of its encoding and format."""
     data = Path(path).read_bytes()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data:
         return [], [f"it is encoded as UTF-16; {SAVE_AS_UTF8}"]
@@ -163,7 +165,7 @@ def csv_rows(path: str | Path) -> tuple[list[Row], list[str]]:
     faults = [
         f"line {number}: {line!r} is not UTF-8; {SAVE_AS_UTF8}" for number, line in numbered if not _is_utf8(line)
     ]
-    # What is not UTF-8 is kept as escapes, so that the file's other faults are found in the same go.
+    # Bytes that are not UTF-8 are kept as escapes, to find the other faults of the file as well.
     reader = csv.reader(io.StringIO(data.decode("utf-8-sig", "backslashreplace"), newline=""))
     rows: list[Row] = []
     start = 1
@@ -176,7 +178,7 @@ def csv_rows(path: str | Path) -> tuple[list[Row], list[str]]:
         faults.append(f"line {start}: {error}; is a quote left open?")
     for delimiter, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
         if rows and any(delimiter in cell for cell in rows[0][1]):
-            return [], [*faults, f"{rows[0][0]}: {name} part the cells; save it with commas"]
+            return [], [*faults, f"{rows[0][0]}: cells are separated by {name}; use commas"]
     return rows, faults
 
 
@@ -188,8 +190,8 @@ def _is_utf8(line: bytes) -> bool:
     return True
 
 
-def _parents(rows: Sequence[Row], child: int) -> tuple[dict[str, str], dict[str, str], list[str]]:
-    """For each class its parent ("" for none) and where it stands, and the faults of single rows."""
+def _read_parents(rows: Sequence[Row], child: int) -> tuple[dict[str, str], dict[str, str], list[str]]:
+    """Read the parent ("" for none) and the line of each class, and the faults of single rows."""
     parent_of: dict[str, str] = {}
     where: dict[str, str] = {}
     faults = []
@@ -197,30 +199,30 @@ def _parents(rows: Sequence[Row], child: int) -> tuple[dict[str, str], dict[str,
         if len(cells) > 2:
             faults.append(f"{line}: {len(cells)} cells, not a child and a parent: {cells}")
             continue
-        pair = [*cells, ""][:2]  # a class of the coarsest level may stand alone
+        pair = [*cells, ""][:2]  # a class of the coarsest level may have no comma
         name, parent = pair[child], pair[1 - child]
-        faults += [f"{line}: child {fault}" for fault in [_name_fault(name)] if fault]
-        faults += [f"{line}: parent {fault}" for fault in [_name_fault(parent)] if fault and parent]
+        faults += [f"{line}: child {fault}" for fault in [_find_name_fault(name)] if fault]
+        faults += [f"{line}: parent {fault}" for fault in [_find_name_fault(parent)] if fault and parent]
         name, parent = name.strip(), parent.strip()
         if name not in parent_of:
             parent_of[name], where[name] = parent, line
         elif parent_of[name] == parent:
-            faults.append(f"{line}: {name!r} is named before, in {where[name]}")
+            faults.append(f"{line}: {name!r} is already in {where[name]}")
         else:
             two = f"{parent_of[name] or 'none'!r} ({where[name]}) and {parent or 'none'!r} ({line})"
             faults.append(f"{line}: {name!r} has two parents: {two}")
     return parent_of, where, faults
 
 
-def _chain(name: str, parent_of: Mapping[str, str]) -> list[str]:
-    """A class's ancestors from the top, and itself; it ends where a parent has no line, or comes again."""
+def _follow_parents(name: str, parent_of: Mapping[str, str]) -> list[str]:
+    """Return a class's ancestors, coarse to fine, and the class, as far as parents have a line of their own."""
     chain = [name]
     while (above := parent_of.get(chain[0])) and above not in chain:
         chain.insert(0, above)
     return chain
 
 
-def _parent_faults(
+def _find_cycles(
     parent_of: Mapping[str, str], where: Mapping[str, str], chains: Mapping[str, Sequence[str]]
 ) -> list[str]:
     faults = []
@@ -238,24 +240,24 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") and name != ".."
 
 
-def _finest_folders(folder: Path, names: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], bool]]:
-    """The paths of the folders that hold no folder, in order, and whether a file lies in each."""
+def _find_leaf_folders(folder: Path, names: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], bool]]:
+    """Yield the sorted paths of the folders without subfolders, and whether each contains a file."""
     with os.scandir(folder) as entries:
         visible = {entry.name: entry.is_dir() for entry in entries if not _is_hidden(entry.name)}
     folders = sorted(name for name, is_folder in visible.items() if is_folder)
     if not folders:
         yield names, bool(visible)
     for name in folders:
-        yield from _finest_folders(folder / name, (*names, name))
+        yield from _find_leaf_folders(folder / name, (*names, name))
 
 
-def _from_folders(
+def _read_from_folders(
     source: object, folders: Sequence[tuple[str, ...]], levels: Sequence[str] | None, faults: list[str]
-) -> Parts:
+) -> Fields:
     if levels is None:
         depths = Counter(map(len, folders))
-        depth = max(depths, key=lambda depth: (depths[depth], depth))  # the others are faults
+        depth = max(depths, key=lambda depth: (depths[depth], depth))  # folders of another depth are faults
         levels = RANKS[-depth:] if depth <= len(RANKS) else [f"level_{number}" for number in range(1, depth + 1)]
     rows = [(f"folder {'/'.join(names)}", names) for names in folders]
-    refuse(source, faults + path_faults(levels, rows))
-    return parts_of(levels, rows)
+    raise_faults(source, faults + find_path_faults(levels, rows))
+    return build_fields(levels, rows)

@@ -1,4 +1,4 @@
-"""The class tree: levels from coarse to fine, the classes of each, and every class's parent."""
+"""The class tree: levels from coarse to fine, the classes of each level, and the parent of each class."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 class Hierarchy:
     """A tree of classes whose leaves all lie at the same depth.
 
-    Labels are indices into a level's classes. Every class below the coarsest level has exactly one
-    parent, and every class above the finest level has at least one child.
+    Labels are indices into a level's classes. Every class below the coarsest level has exactly one parent, and every
+    class above the finest level has at least one child. The classes of the finest level are the leaf classes.
 
     Args:
         levels: names of the levels, coarse to fine, e.g. `("family", "genus", "species")`.
-        classes: for each level the names of its classes, in label order.
-        parents: for each level but the coarsest, for each of its classes, the label of its parent in
-            the level above.
-        version: which edition of the tree this is, e.g. `"1.0"`; empty where nobody said. A part of a tree keeps it.
+        classes: for each level, the names of its classes in label order.
+        parents: for each level but the coarsest, and for each of its classes, the label of its parent in the next
+            coarser level.
+        version: version of the tree, e.g. `"1.0"`; empty if unknown. Truncated trees and subtrees keep it.
 
     Raises:
-        ValueError: the tree has a fault; all faults are named at once.
+        ValueError: the tree is invalid; the message lists all faults.
 
     Examples:
         >>> tree = Hierarchy(("kind", "shape"), (("round", "edged"), ("disc", "ring", "box")), ((0, 0, 1),))
@@ -47,13 +47,13 @@ class Hierarchy:
     version: str = ""
 
     def __post_init__(self) -> None:
-        faults = _faults(self.levels, self.classes, self.parents)
+        faults = _find_faults(self.levels, self.classes, self.parents)
         if faults:
-            raise ValueError("not a hierarchy: " + "; ".join(faults))
+            raise ValueError("invalid hierarchy: " + "; ".join(faults))
 
     @property
     def finest(self) -> str:
-        """Name of the last level."""
+        """Name of the finest level."""
         return self.levels[-1]
 
     @property
@@ -62,10 +62,10 @@ class Hierarchy:
         return {level: len(names) for level, names in zip(self.levels, self.classes, strict=True)}
 
     def depth(self, level: str) -> int:
-        """The place of a level, from 0 for the coarsest.
+        """Return the index of a level, counted from 0 for the coarsest.
 
         Raises:
-            ValueError: the level is unknown; the message names the closest ones.
+            ValueError: the level is unknown; the message suggests close names.
 
         Examples:
             >>> load_hierarchy("cub").depth("genus")
@@ -76,7 +76,7 @@ class Hierarchy:
         return self.levels.index(level)
 
     def class_names(self, level: str) -> tuple[str, ...]:
-        """Names of a level's classes, in label order."""
+        """Return the names of a level's classes, in label order."""
         return self.classes[self.depth(level)]
 
     def parent_index(self, level: str, device: torch.device | str | None = None) -> torch.Tensor:
@@ -124,11 +124,11 @@ class Hierarchy:
         """
         return self._cached_tensor("ancestor", level, self._ancestors[self.depth(level)], device)
 
-    def to_parent(self, fine_labels: torch.Tensor, level: str) -> torch.Tensor:
+    def to_parent(self, leaf_labels: torch.Tensor, level: str) -> torch.Tensor:
         """Map leaf labels to the labels of their ancestors at a level.
 
         Args:
-            fine_labels: integer tensor of any shape, values in `[0, num_classes[finest])`.
+            leaf_labels: integer tensor of any shape, values in `[0, num_classes[finest])`.
             level: the level to map to; the finest level returns the labels unchanged.
 
         Returns:
@@ -137,13 +137,13 @@ class Hierarchy:
         Raises:
             ValueError: a label lies outside the tree, or the level is unknown.
         """
-        return self.ancestor_index(level, fine_labels.device)[self._checked(fine_labels)]
+        return self.ancestor_index(level, leaf_labels.device)[self._check_labels(leaf_labels)]
 
-    def ancestors(self, fine_labels: torch.Tensor) -> torch.Tensor:
+    def ancestors(self, leaf_labels: torch.Tensor) -> torch.Tensor:
         """Return the path of each leaf label: its ancestor at every level, and itself.
 
         Args:
-            fine_labels: integer tensor of any shape (...), values in `[0, num_classes[finest])`.
+            leaf_labels: integer tensor of any shape (...), values in `[0, num_classes[finest])`.
 
         Returns:
             int64 tensor (..., levels): the labels from the coarsest level down to the finest.
@@ -158,18 +158,18 @@ class Hierarchy:
         """
         import torch
 
-        labels = self._checked(fine_labels)
+        labels = self._check_labels(leaf_labels)
         return torch.stack([self.ancestor_index(level, labels.device)[labels] for level in self.levels], dim=-1)
 
     def lca_height(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """How far above the finest level the lowest common ancestor of two labels lies (Bertinetto et al., CVPR 2020).
+        """Return the height of the lowest common ancestor of leaf labels (Bertinetto et al., CVPR 2020).
 
-        0 for the same class, 1 for siblings, and so on; the number of levels for classes that share no ancestor, as
-        if one root stood above the coarsest level.
+        It is 0 for the same class, 1 for siblings, and so on; for classes without a common ancestor it is the number
+        of levels, the height of a root above the coarsest level.
 
         Args:
-            a: labels of the finest level, integer tensor.
-            b: other labels; both shapes are broadcast.
+            a: integer tensor of leaf labels.
+            b: integer tensor of leaf labels; the two shapes are broadcast.
 
         Returns:
             int64 tensor, values in `[0, number of levels]`.
@@ -204,23 +204,23 @@ class Hierarchy:
             self._truncated[level] = Hierarchy(*parts, self.version)
         return self._truncated[level]
 
-    def path(self, fine_label: int) -> tuple[str, ...]:
-        """Class names from the coarsest level down to the class of a finest-level label.
+    def path(self, leaf_label: int) -> tuple[str, ...]:
+        """Return the class names from the coarsest level down to a leaf class.
 
         Raises:
             ValueError: the label lies outside the tree.
         """
-        if not 0 <= fine_label < len(self.classes[-1]):
-            raise self._outside(fine_label)
-        return tuple(names[labels[fine_label]] for names, labels in zip(self.classes, self._ancestors, strict=True))
+        if not 0 <= leaf_label < len(self.classes[-1]):
+            raise self._outside_error(leaf_label)
+        return tuple(names[labels[leaf_label]] for names, labels in zip(self.classes, self._ancestors, strict=True))
 
-    def subtree(self, fine_classes: Iterable[str]) -> Hierarchy:
-        """Keeps some of the finest classes, their ancestors, and nothing else, in this tree's order.
+    def subtree(self, leaf_classes: Iterable[str]) -> Hierarchy:
+        """Return the tree of some leaf classes and their ancestors, in this tree's order.
 
         Raises:
             ValueError: a class is not in the tree.
         """
-        wanted = set(fine_classes)
+        wanted = set(leaf_classes)
         unknown = wanted.difference(self.classes[-1])
         if unknown:
             raise unknown_name(self.finest, min(unknown), self.classes[-1])
@@ -236,23 +236,23 @@ class Hierarchy:
 
     @classmethod
     def from_rows(cls, levels: Sequence[str], rows: Iterable[Sequence[str]]) -> Hierarchy:
-        """Builds a tree from paths: one row a finest class, one name a level, coarse to fine.
+        """Build a tree from paths: one row for each leaf class, one name for each level, coarse to fine.
 
-        Classes are labelled in the order in which they first appear.
+        Labels follow the order in which classes first appear.
 
         Raises:
-            ValueError: the rows are no tree; the message names every fault and its row.
+            ValueError: the rows are not a tree; the message lists every fault with its row.
         """
         return cls(*reading.read_rows(levels, rows))
 
     @classmethod
     def from_csv(cls, path: str | Path) -> Hierarchy:
-        """Reads a UTF-8 CSV file: the header names the levels, coarse to fine; one row a finest class.
+        """Read a UTF-8 CSV file: the header names the levels, coarse to fine, and each row is a leaf class.
 
-        Classes are labelled in the order in which they first appear.
+        Labels follow the order in which classes first appear.
 
         Raises:
-            ValueError: the file is no tree; the message names the file, every fault and its line.
+            ValueError: the file is not a tree; the message lists every fault with its line.
 
         Examples:
             >>> _ = Path("tree.csv").write_text("kind,shape\\nround,disc\\nround,ring\\nedged,box\\n")
@@ -263,7 +263,7 @@ class Hierarchy:
             ...     Hierarchy.from_csv("tree.csv")
             ... except ValueError as error:
             ...     print(error)
-            no hierarchy in tree.csv:
+            invalid hierarchy in tree.csv:
               line 3: shape is empty
               line 4: shape 'disc' has two parents: 'round' (line 2) and 'edged' (line 4)
         """
@@ -271,17 +271,17 @@ class Hierarchy:
 
     @classmethod
     def from_parents(cls, path: str | Path, levels: Sequence[str]) -> Hierarchy:
-        """Reads a UTF-8 CSV file with the header `child,parent` and a row for each class of every level.
+        """Read a UTF-8 CSV file with the header `child,parent` and a row for each class of every level.
 
-        The parent of a class of the coarsest level is left empty. Each level's classes are labelled in the order of
-        their rows. No name may stand at two levels: `from_csv` reads such a tree.
+        The parent of a class of the coarsest level is empty. Labels follow the order of the rows. A name can appear at
+        one level only; use `from_csv` for other trees.
 
         Args:
             path: the file.
             levels: names of the levels, coarse to fine.
 
         Raises:
-            ValueError: the file is no tree of that many levels; the message names the file, every fault and its line.
+            ValueError: the file is not a tree of that many levels; the message lists every fault with its line.
 
         Examples:
             >>> lines = ["child,parent", "round,", "edged,", "disc,round", "box,edged", "ring,round"]
@@ -293,21 +293,20 @@ class Hierarchy:
 
     @classmethod
     def from_folders(cls, folder: str | Path, levels: Sequence[str] | None = None) -> Hierarchy:
-        """Reads nested folders, `family/genus/species/*.jpg`: each folder is a class, those without folders the finest.
+        """Read nested folders such as `family/genus/species/*.jpg`: each folder is a class.
 
-        Classes are labelled in the order of their sorted paths. Hidden files and folders do not count, nor do files
-        beside folders. No file is opened.
+        Labels follow the order of the sorted paths. Hidden files, hidden folders and files next to folders are ignored.
+        No file is opened.
 
         Args:
-            folder: the folder that holds the coarsest classes' folders.
-            levels: names of the levels, coarse to fine. Without them they are the last of kingdom, phylum, class,
-                order, family, genus and species, as many as folders are deep; for more than 7, `level_1`, `level_2`
-                and so on.
+            folder: the root, which contains the folders of the coarsest classes.
+            levels: names of the levels, coarse to fine. Default: the last of kingdom, phylum, class, order, family,
+                genus and species; `level_1`, `level_2`, ... for more than 7 levels.
 
         Raises:
-            OSError: there is no such folder.
-            ValueError: the folders are no tree, are not equally deep everywhere, or one is empty; the message names
-                every fault and its folder.
+            OSError: the folder does not exist.
+            ValueError: the folders are not a tree, differ in depth, or one is empty; the message lists every fault
+                with its folder.
 
         Examples:
             >>> for name in ("round/disc", "round/ring", "edged/box"):
@@ -320,14 +319,14 @@ class Hierarchy:
 
     @classmethod
     def from_paths(cls, paths: Iterable[str | PurePath], levels: Sequence[str] | None = None) -> Hierarchy:
-        """The tree that `from_folders` would read, from the paths of its files; nothing need be there.
+        """Build the tree that `from_folders` would read, from file paths; the files need not exist.
 
         Args:
-            paths: relative to the folder that holds the coarsest classes' folders.
-            levels: names of the levels, coarse to fine; without them as in `from_folders`.
+            paths: paths relative to the root, which contains the folders of the coarsest classes.
+            levels: names of the levels, coarse to fine. Default: as in `from_folders`.
 
         Raises:
-            ValueError: the paths are no tree, or are not equally deep; the message names every fault.
+            ValueError: the paths are not a tree, or differ in depth; the message lists every fault.
 
         Examples:
             >>> tree = Hierarchy.from_paths(["round/disc/1.jpg", "round/disc/2.jpg", "edged/box/3.jpg"])
@@ -338,16 +337,16 @@ class Hierarchy:
 
     @classmethod
     def from_inaturalist(cls, categories: Iterable[str]) -> Hierarchy:
-        """Reads the names of iNaturalist 2021's categories: kingdom, phylum, class, order, family, genus, species.
+        """Build the tree of iNaturalist 2021 from its category names, from kingdom to species.
 
-        Species are labelled in the order of the categories and are named by genus and epithet. A name that stands
-        under several parents, as a genus of birds and a genus of mints do, gets its parent's in brackets.
+        Labels of species follow the order of the categories; a species is named by genus and epithet. A name with
+        several parents, such as a genus of birds and of mints, gets the parent's name in brackets.
 
         Args:
-            categories: the folders' names, e.g. `all_categories` of `torchvision.datasets.INaturalist`.
+            categories: names of the folders, e.g. `all_categories` of `torchvision.datasets.INaturalist`.
 
         Raises:
-            ValueError: a name is no category's; the message names every fault.
+            ValueError: a name is not a category; the message lists every fault.
 
         Examples:
             >>> birds = "00000_Animalia_Chordata_Aves_Passeriformes_Prunellidae_Prunella_modularis"
@@ -362,23 +361,22 @@ class Hierarchy:
 
     @classmethod
     def from_aircraft(cls, folder: str | Path) -> Hierarchy:
-        """Reads FGVC-Aircraft's own lists (Maji et al., arXiv:1306.5151): manufacturer, family, variant.
+        """Read the tree of FGVC-Aircraft (Maji et al., arXiv:1306.5151): manufacturer, family, variant.
 
-        Which variant is of which family, and which family of which manufacturer, is told by the images: each has
-        one of each. Every level's classes are labelled in the order of its list.
+        Parents follow from the labels of the images at the three levels. Labels follow the order of each level's list.
 
         Args:
-            folder: `fgvc-aircraft-2013b/data`, or another with `manufacturers.txt`, `families.txt`, `variants.txt` and
-                the three `images_{manufacturer,family,variant}_trainval.txt`.
+            folder: `fgvc-aircraft-2013b/data`, or a folder with `manufacturers.txt`, `families.txt`, `variants.txt`
+                and `images_{manufacturer,family,variant}_trainval.txt`.
 
         Raises:
-            FileNotFoundError: the folder lacks a file.
-            ValueError: the lists are no tree; the message names every fault, its file and line.
+            FileNotFoundError: a file is missing.
+            ValueError: the lists are not a tree; the message lists every fault with its file and line.
         """
         return cls(*datasets.read_aircraft(folder))
 
     def to_dict(self) -> dict[str, Any]:
-        """The tree as lists and strings, ready for `json.dumps`; `from_dict` reads it back."""
+        """Return the tree as lists and strings for `json.dumps`; see `from_dict`."""
         return {
             "version": self.version,
             "levels": list(self.levels),
@@ -388,14 +386,14 @@ class Hierarchy:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Hierarchy:
-        """Rebuilds the tree that `to_dict` wrote.
+        """Build a tree from the output of `to_dict`.
 
         Raises:
-            ValueError: a key is missing or unknown, or the tree has a fault.
+            ValueError: a key is missing or unexpected, or the tree is invalid.
         """
         expected = {"levels", "classes", "parents"}
         if set(data) - {"version"} != expected:
-            raise ValueError(f"a hierarchy has the keys {sorted(expected)} and perhaps 'version', not {sorted(data)}")
+            raise ValueError(f"a hierarchy has the keys {sorted(expected)} and may have 'version', not {sorted(data)}")
         return cls(
             tuple(data["levels"]),
             tuple(tuple(names) for names in data["classes"]),
@@ -403,9 +401,9 @@ class Hierarchy:
             str(data.get("version", "")),
         )
 
-    def _outside(self, fine_label: int) -> ValueError:
+    def _outside_error(self, leaf_label: int) -> ValueError:
         count = len(self.classes[-1])
-        return ValueError(f"label {fine_label} is outside the tree: {self.finest} has {count} classes (0..{count - 1})")
+        return ValueError(f"label {leaf_label} is outside the tree: {self.finest} has {count} classes (0..{count - 1})")
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}  # without the caches below
@@ -443,39 +441,41 @@ class Hierarchy:
             self._tensors[key] = tensor
         return self._tensors[key]
 
-    def _checked(self, fine_labels: torch.Tensor) -> torch.Tensor:
-        """The labels as int64.
+    def _check_labels(self, leaf_labels: torch.Tensor) -> torch.Tensor:
+        """Return leaf labels as int64.
 
         Raises:
             ValueError: a label lies outside the tree.
         """
-        labels = fine_labels.long()  # uint8 would compare with the number of classes modulo 256
+        labels = leaf_labels.long()  # uint8 would compare with the number of classes modulo 256
         outside = (labels < 0) | (labels >= len(self.classes[-1]))
         if outside.any():
-            raise self._outside(int(labels[outside].flatten()[0]))
+            raise self._outside_error(int(labels[outside].flatten()[0]))
         return labels
 
 
-def _faults(levels: Sequence[str], classes: Sequence[Sequence[str]], parents: Sequence[Sequence[int]]) -> list[str]:
+def _find_faults(
+    levels: Sequence[str], classes: Sequence[Sequence[str]], parents: Sequence[Sequence[int]]
+) -> list[str]:
     if not levels or len(classes) != len(levels) or len(parents) != len(levels) - 1:
         return [
-            f"{len(levels)} levels need as many lists of classes and one list of parents fewer, "
+            f"{len(levels)} levels need {len(levels)} lists of classes and {max(len(levels) - 1, 0)} lists of parents, "
             f"not {len(classes)} and {len(parents)}"
         ]
     faults = [f"level {name!r} is named twice" for name, count in Counter(levels).items() if count > 1]
     faults += ["a level has an empty name"] * any(not name.strip() for name in levels)
-    faults += [f"level {name!r} has white space around it" for name in levels if name.strip() not in ("", name)]
+    faults += [f"level {name!r} has surrounding white space" for name in levels if name.strip() not in ("", name)]
     for level, names in zip(levels, classes, strict=True):
         faults += [f"{level} has no classes"] * (not names)
         faults += [f"{level} has a class with an empty name"] * any(not name.strip() for name in names)
-        faults += [f"{level} {name!r} has white space around it" for name in names if name.strip() not in ("", name)]
+        faults += [f"{level} {name!r} has surrounding white space" for name in names if name.strip() not in ("", name)]
         faults += [f"{level} {name!r} is named twice" for name, count in Counter(names).items() if count > 1]
     for depth, labels in enumerate(parents):
         above, level, names = classes[depth], levels[depth + 1], classes[depth + 1]
         if len(labels) != len(names):
             faults.append(f"{level} has {len(names)} classes but {len(labels)} parents")
         faults += [
-            f"{level} {name!r} is an orphan: its parent {label} is none of the {len(above)} {levels[depth]} labels"
+            f"{level} {name!r} is an orphan: its parent {label} is not one of the {len(above)} {levels[depth]} labels"
             for name, label in zip(names, labels, strict=False)
             if not 0 <= label < len(above)
         ]

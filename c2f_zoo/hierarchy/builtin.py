@@ -1,4 +1,4 @@
-"""The trees that come with the package, one CSV file each."""
+"""The registry of class trees, and the built-in trees, one CSV file each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ register_hierarchy = HIERARCHIES.register
 _BUILT: dict[str, tuple[Callable[[], Hierarchy], Hierarchy]] = {}  # by name: the function, and the tree it returned
 _TREES = Path(__file__).parent / "trees"
 
-# Where each comes from: docs/reference/hierarchies.md. A file that changes gets a new version here.
+# Sources: docs/reference/hierarchies.md. A changed file gets a new version here.
 _VERSIONS = {
     "cars": "1.0",
     "cifar100": "1.0",
@@ -27,15 +27,15 @@ _VERSIONS = {
 }
 
 
-def _shipped(name: str) -> Hierarchy:
+def _read(name: str) -> Hierarchy:
     path = _TREES / f"{name}.csv"
-    # CIFAR-100's own order of both levels cannot be had from paths, whose first superclass would be the apple's.
+    # A list of paths would label CIFAR-100's superclasses in another order than the dataset.
     tree = Hierarchy.from_parents(path, ("superclass", "class")) if name == "cifar100" else Hierarchy.from_csv(path)
     return replace(tree, version=_VERSIONS[name])
 
 
 for _name in _VERSIONS:
-    register_hierarchy(_name)(partial(_shipped, _name))
+    register_hierarchy(_name)(partial(_read, _name))
 
 
 def load_hierarchy(name: str) -> Hierarchy:
@@ -47,7 +47,7 @@ def load_hierarchy(name: str) -> Hierarchy:
         name: one of `list_hierarchies()`.
 
     Raises:
-        ValueError: the name is unknown, or stands for no tree.
+        ValueError: the name is unknown, or its function does not return a Hierarchy.
 
     Examples:
         >>> load_hierarchy("cub").num_classes
@@ -63,5 +63,5 @@ def load_hierarchy(name: str) -> Hierarchy:
 
 
 def list_hierarchies(pattern: str = "*") -> list[str]:
-    """Lists the names that `load_hierarchy` knows, filtered by a wildcard."""
+    """List the names of the registered trees, filtered by a wildcard."""
     return HIERARCHIES.names(pattern)
