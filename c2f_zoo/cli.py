@@ -1,4 +1,4 @@
-"""The command line: `c2f-zoo list | info | predict | data check`."""
+"""Command line: `c2f-zoo list | info | predict | data check`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from c2f_zoo.model import C2FModel
 
 app = typer.Typer(help="Coarse-to-fine grained image classification.", no_args_is_help=True)
-data_app = typer.Typer(help="Look after data.", no_args_is_help=True)
+data_app = typer.Typer(help="Check data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 
 class Kind(str, Enum):
-    """What `c2f-zoo list` can list."""
+    """Kind of name for `c2f-zoo list`."""
 
     models = "models"
     backbones = "backbones"
@@ -36,16 +36,16 @@ class Kind(str, Enum):
 @app.command("list")
 def list_(
     kind: Annotated[Kind, typer.Argument(help="What to list.")] = Kind.models,
-    pattern: Annotated[str, typer.Argument(help="A shell-style wildcard, in quotes.")] = "*",
-    pretrained: Annotated[bool, typer.Option("--pretrained", help="Of models, the trained weights alone.")] = False,
+    pattern: Annotated[str, typer.Argument(help="A quoted shell-style wildcard.")] = "*",
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="List trained weights (arch.tag).")] = False,
 ) -> None:
-    """List what there is: models, backbones, poolings, heads, hierarchies or datasets."""
+    """List models, backbones, poolings, heads, hierarchies or datasets."""
     import c2f_zoo
 
     if pretrained and kind is not Kind.models:
-        raise ValueError(f"--pretrained lists models, not {kind.value}")
+        raise ValueError(f"--pretrained applies to models, not {kind.value}")
     if kind is Kind.poolings:
-        Console(width=max(Console().width, 130)).print(_pooling_table(pattern))  # into a file or a pipe it is 80
+        Console(width=max(Console().width, 130)).print(_pooling_table(pattern))  # a pipe has 80
         return
     lists: dict[Kind, Callable[[str], list[str]]] = {
         Kind.models: partial(c2f_zoo.list_models, pretrained=pretrained),
@@ -59,13 +59,13 @@ def list_(
 
 
 def _pooling_table(pattern: str) -> Table:
-    """What each pooling is and costs on maps of 512 x 28 x 28, those of VGG-16 at 448 pixels."""
+    """Build the table of poolings, with costs for VGG-16's maps at 448 pixels."""
     import c2f_zoo
     from c2f_zoo.pooling import describe_pooling
     from c2f_zoo.zoo import METHODS, num_taps_of
 
     table = Table(title="poolings; features, parameters and multiply-adds on maps of 512 x 28 x 28")
-    for column in ("name", "what", "source", "methods"):
+    for column in ("name", "description", "source", "methods"):
         table.add_column(column, overflow="fold", no_wrap=column == "name")
     for column in ("maps", "features", "parameters", "multiply-adds"):
         table.add_column(column, justify="right")
@@ -85,11 +85,11 @@ def _pooling_table(pattern: str) -> Table:
 @app.command()
 def info(
     name: Annotated[
-        str, typer.Argument(help="A model's name, perhaps with a tag, a saved one's folder, or a hierarchy's name.")
+        str, typer.Argument(help="Name of a model (with or without a tag) or hierarchy, or folder of a saved model.")
     ],
-    tree: Annotated[bool, typer.Option("--tree", help="Draw the class tree instead.")] = False,
+    tree: Annotated[bool, typer.Option("--tree", help="Draw the class tree.")] = False,
 ) -> None:
-    """Show a model's levels, taps, parameters, input, and where its weights live; or a hierarchy's levels."""
+    """Show levels, parts, parameters and weights of a model, or levels of a hierarchy."""
     import c2f_zoo
     from c2f_zoo.hierarchy import HIERARCHIES, draw_text
 
@@ -115,13 +115,14 @@ def _hierarchy_table(name: str, hierarchy: Hierarchy) -> Table:
 
 def _model_table(name: str, model: C2FModel) -> Table:
     from c2f_zoo.backbones import pretrained_cfg
+    from c2f_zoo.config import format_resolution
 
     config = model.config
     table = Table(title=name, show_header=False)
     for level, count in model.hierarchy.num_classes.items():
         resolution = config.resolutions.get(level)
-        seen = f", seen at {resolution} px" if resolution else ""
-        table.add_row(f"level {level}", f"{count} classes{seen}" + ("" if level in model.levels else ", not answered"))
+        at = f" at {format_resolution(resolution)}" if resolution else ""
+        table.add_row(f"level {level}", f"{count} classes{at}" + ("" if level in model.levels else ", not predicted"))
     table.add_row("backbone", config.backbone)
     for tap, shape in zip(config.taps, model.backbone.map_shapes, strict=True):
         table.add_row("  tap", f"{tap}: {' x '.join(map(str, shape))}")
@@ -132,50 +133,50 @@ def _model_table(name: str, model: C2FModel) -> Table:
         count = sum(weight.numel() for weight in model.get_submodule(part).parameters())
         table.add_row(f"{part} parameters", f"{count / 1e6:.2f} M")
     hub_id = pretrained_cfg(config.backbone).get("hf_hub_id")
-    backbone_weights = f"hf-hub:{hub_id} (pretrained_backbone=True)" if hub_id else "none known"
-    for about, text in _weights_rows(name):
-        table.add_row(about, text)
-    table.add_row("backbone weights", backbone_weights)
+    for row in _weights_rows(name):
+        table.add_row(*row)
+    table.add_row("backbone weights", f"hf-hub:{hub_id} (pretrained_backbone=True)" if hub_id else "none known")
     return table
 
 
 def _weights_rows(name: str) -> list[tuple[str, str]]:
-    """Where the trained weights of a model are, and what they scored; of all its tags, unless the name has one."""
+    """Return rows on the trained weights of a model: source, licence, accuracy."""
+    from c2f_zoo.config import format_resolution
     from c2f_zoo.registry import PluginError
     from c2f_zoo.zoo import WEIGHTS, default_tag, split_tag, tags_of
 
     if Path(name).is_dir():
         return [("weights", f"{name}/model.safetensors")]
-    arch, named = split_tag(name)
+    arch, chosen_tag = split_tag(name)
     rows = []
-    for tag in [named] if named else tags_of(arch):
+    for tag in [chosen_tag] if chosen_tag else tags_of(arch):
         try:
             weights = WEIGHTS[f"{arch}.{tag}"]
         except PluginError as error:
             rows.append((f"weights .{tag}", str(error)))
             continue
-        by_default = " (the default)" if tag == default_tag(arch) else ""
-        rows += [(f"weights .{tag}", weights.source + by_default), ("  licence", weights.licence)]
-        rows += [("  recipe", weights.recipe or "not told")]
+        suffix = " (default)" if tag == default_tag(arch) else ""
+        rows += [(f"weights .{tag}", weights.source + suffix), ("  licence", weights.licence)]
+        rows += [("  recipe", weights.recipe or "unknown")]
         for metrics in weights.metrics[:1]:
             scores = [
-                f"{row.level} {100 * row.accuracy:.1f} %" + (f" at {row.resolution} px" if row.resolution else "")
+                f"{row.level} {100 * row.accuracy:.1f} % at {format_resolution(row.resolution)}"
                 for row in metrics.accuracy
                 if row.own
             ]
-            where = f"{metrics.dataset}, {metrics.split} ({metrics.date}, {metrics.device})"
-            rows.append(("  accuracy", f"{', '.join(scores)}; {where}"))
+            provenance = f"{metrics.dataset}, {metrics.split} ({metrics.date}, {metrics.device})"
+            rows.append(("  accuracy", f"{', '.join(scores)}; {provenance}"))
     return rows or [("weights", "none trained")]
 
 
 @app.command()
 def predict(
     model: Annotated[
-        str, typer.Argument(help="The folder of a run or a saved model, a name with trained weights, or hf-hub:...")
+        str, typer.Argument(help="Folder of a run or saved model, name of trained weights, or hf-hub:OWNER/MODEL.")
     ],
     images: Annotated[list[Path], typer.Argument(help="One or more image files.")],
 ) -> None:
-    """Name what is in an image: its path in the tree, with a probability for each level."""
+    """Predict the path of each image in the class tree, with probabilities."""
     import c2f_zoo
     from c2f_zoo.data import read_image
     from c2f_zoo.zoo import MODELS, split_tag
@@ -191,20 +192,18 @@ def predict(
 
 @data_app.command()
 def check(
-    path: Annotated[Path, typer.Argument(help="Class folders, a folder in CUB-200-2011's layout, or a .csv file.")],
+    path: Annotated[Path, typer.Argument(help="Class folders, a folder with CUB-200-2011's layout, or a .csv file.")],
     hierarchy: Annotated[
-        str | None, typer.Option(help="The tree: a CSV file, or a name of `list hierarchies`.")
+        str | None, typer.Option(help="The class tree: a CSV file, or a name from `list hierarchies`.")
     ] = None,
-    root: Annotated[Path | None, typer.Option(help="The folder to which a .csv file's paths are relative.")] = None,
-    levels: Annotated[
-        str | None, typer.Option(help="Names of the levels, coarse to fine: family,genus,species.")
-    ] = None,
-    test_fraction: Annotated[float, typer.Option(help="Share for the test, where no splits are named.")] = 0.2,
-    seed: Annotated[int, typer.Option(help="Decides which images these are.")] = 0,
-    workers: Annotated[int | None, typer.Option(help="Threads that decode.", min=1)] = None,
-    show_all: Annotated[bool, typer.Option("--all", help="Do not cut long lists of classes and of warnings.")] = False,
+    root: Annotated[Path | None, typer.Option(help="Root folder of the paths in a .csv file.")] = None,
+    levels: Annotated[str | None, typer.Option(help="Level names, coarse to fine, e.g. family,genus,species.")] = None,
+    test_fraction: Annotated[float, typer.Option(help="Fraction for the test set, if there are no splits.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Seed of that random split.")] = 0,
+    workers: Annotated[int | None, typer.Option(help="Number of decoding threads.", min=1)] = None,
+    show_all: Annotated[bool, typer.Option("--all", help="Show long lists in full.")] = False,
 ) -> None:
-    """Read all images once and tell what is there and what is wrong; exit status 1 where training would fail."""
+    """Read all images once and report problems; exit with 1 if training would fail."""
     from c2f_zoo.data.check import check_images, list_images, print_report
 
     listing = list_images(path, hierarchy, root, levels.split(",") if levels else None)
@@ -215,7 +214,7 @@ def check(
 
 
 def main() -> None:
-    """Runs the command line; a user's mistake ends in one line, not in a traceback."""
+    """Run the command line; print a user's mistake in one line, without a traceback."""
     try:
         app()
     except (ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""The model card says what was measured, and the recipe that pushes writes it."""
+"""The model card reports measured results; push_to_hub.py writes it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def model() -> C2FModel:
 
 @pytest.fixture
 def run(model: C2FModel, tmp_path: Path) -> Path:
-    """A folder as a finished run of train.py leaves it."""
+    """The folder of a finished run of train.py."""
     folder = tmp_path / "run"
     model.save_pretrained(folder)
     (folder / "config.yaml").write_text(yaml.safe_dump(OPTIONS, sort_keys=False))
@@ -79,7 +79,7 @@ def run(model: C2FModel, tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_results_are_those_measured(model: C2FModel, run: Path) -> None:
+def test_the_card_has_the_measured_results(model: C2FModel, run: Path) -> None:
     text = model_card(model.config, "me/birds", "mit", read_run(run))
     assert "| level | 64 px | 32 px | full size |" in text
     assert "| family | 87.5 | 50.0 | **25.0** |" in text
@@ -179,7 +179,7 @@ def test_a_dry_run_writes_what_would_be_pushed(
     assert all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_a_run_is_pushed_and_its_card_is_true(run: Path, tmp_path: Path) -> None:
+def test_a_run_is_pushed_and_the_code_of_its_card_runs(run: Path, tmp_path: Path) -> None:
     Image.new("RGB", (80, 70), "teal").save(tmp_path / "image.jpg")
     with Hub({"mine": "me"}).serving() as hub:
         there = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "mine"}

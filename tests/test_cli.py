@@ -1,4 +1,4 @@
-"""The command line, as a user runs it."""
+"""The command line, in a process of its own."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ def test_list(kind: str, some: list[str]) -> None:
     assert set(some) <= set(c2f_zoo("list", kind).split())
 
 
-def test_list_poolings_is_a_table_of_what_they_cost() -> None:
+def test_list_poolings_is_a_table_of_costs() -> None:
     rows = {
         line.split("│")[1].strip(): line
         for line in c2f_zoo("list", "poolings", columns=220).splitlines()
         if "│" in line
     }
     assert set(list_poolings()) <= set(rows)
-    # Three projections of 512 x 8192 with bias; 784 locations of three projections, three products and a triple's.
+    # Three projections of 512 x 8192 with bias; at 784 locations three projections, three pairs and one triple.
     parts = [part.strip() for part in rows["mlp"].strip("│").split("│")]
-    multiply_adds = 784 * (3 * 512 * 8192 + (3 + 2) * 8192) + 4 * 8192  # and a root for each entry
+    multiply_adds = 784 * (3 * 512 * 8192 + (3 + 2) * 8192) + 4 * 8192  # and one root per entry
     assert parts[2:5] == ["Huo et al., SIGIR 2019, eq. 6", "mlp, mlph", "3"]
     assert parts[5:7] == ["32,768", f"{3 * (512 * 8192 + 8192) / 1e6:.2f} M"]
     assert float(parts[7].removesuffix(" M").replace(",", "")) == pytest.approx(multiply_adds / 1e6, rel=1e-4)
@@ -61,7 +61,7 @@ def test_info_shows_levels_taps_and_parameters() -> None:
     shown = c2f_zoo("info", "mlph_vgg16_cub")
     for part in ("36 classes", "113 classes", "200 classes", "features.25", "features.29", "14.71 M", "12.61 M"):
         assert part in shown
-    assert "timm/vgg16" in shown, "where the backbone's weights live"
+    assert "timm/vgg16" in shown, "the source of the backbone's weights"
 
 
 def test_info_shows_a_hierarchys_levels() -> None:
@@ -91,7 +91,7 @@ def test_predict_prints_a_path(small_model: C2FModel, tmp_path: Path) -> None:
     assert tuple(names) in {tree.path(label) for label in range(200)}
 
 
-def test_mistakes_end_in_one_line(small_model: C2FModel, tmp_path: Path) -> None:
+def test_errors_are_one_line(small_model: C2FModel, tmp_path: Path) -> None:
     assert "did you mean 'mlph_vgg16_cub'" in c2f_zoo("info", "mlph_vgg16_cup", ok=False)
     small_model.save_pretrained(tmp_path / "run")
     assert "there is no image none.jpg" in c2f_zoo("predict", str(tmp_path / "run"), "none.jpg", ok=False)
@@ -100,7 +100,7 @@ def test_mistakes_end_in_one_line(small_model: C2FModel, tmp_path: Path) -> None
     assert "norun holds no config.json" in c2f_zoo("predict", str(tmp_path / "norun"), "x.jpg", ok=False)
 
 
-def test_predict_takes_a_name_with_trained_weights(tmp_path: Path) -> None:
+def test_predict_accepts_a_name_with_trained_weights(tmp_path: Path) -> None:
     image, species = create_dataset("critters", "test", per_class=1)[7]
     image.save(tmp_path / "critter.png")
     expected = " > ".join(load_hierarchy("critters").path(species))

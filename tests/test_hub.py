@@ -1,4 +1,4 @@
-"""Push and pull by the real client, in processes of their own, against a server on loopback (hub_server.py)."""
+"""Push and download with the real client, in separate processes, from a local server (hub_server.py)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from c2f_zoo import C2FModel
 
-# What each client process starts with. A model's name is its seed.
+# The first lines of each client process. A model is identified by its seed.
 PRELUDE = """
 import json, sys, torch
 torch.set_num_threads(1)
@@ -41,7 +41,7 @@ def same(model, file):
     want, got = load_file(file), logits(model)
     return want.keys() == got.keys() and all(torch.equal(got[level], want[level]) for level in want)
 
-def complaint(call):
+def error_of(call):
     try:
         call()
     except Exception as error:
@@ -52,7 +52,7 @@ result = {}
 
 
 def start(code: str, endpoint: str, home: Path, **environment: str) -> subprocess.Popen[str]:
-    """Starts a client with a cache of its own; `environment` goes over this process's."""
+    """Start a client with its own cache; `environment` replaces variables of this process."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     hub = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     command = [sys.executable, "-c", PRELUDE + code + "\nprint(json.dumps(result))"]
@@ -61,8 +61,8 @@ def start(code: str, endpoint: str, home: Path, **environment: str) -> subproces
 
 
 def finish(client: subprocess.Popen[str]) -> dict[str, Any]:
-    printed, complaints = client.communicate(timeout=300)
-    assert client.returncode == 0, complaints[-3000:]
+    printed, errors = client.communicate(timeout=300)
+    assert client.returncode == 0, errors[-3000:]
     return json.loads(printed.splitlines()[-1])
 
 
@@ -78,7 +78,7 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture(scope="module")
 def pushed(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """Three models on the Hub; the folder with their logits, and what the client said."""
+    """Push three models; return the folder with their logits and the client's results."""
     folder = tmp_path_factory.mktemp("pushed")
     edited = hub.repos["me/edited"] = Repo("me", private=False)
     edited.commit("main", {"README.md": regular(b"mine"), "notes.txt": regular(b"mine too")}, "by hand")
@@ -93,11 +93,11 @@ make(2).push_to_hub("me/birds", max_shard_size=100_000)
 make(3).push_to_hub("me/birds", revision="experiment")
 make(1).push_to_hub("secret", private=True)  # of the token's owner
 make(1).push_to_hub("me/edited")
-result["not mine"] = complaint(lambda: make(1).push_to_hub("you/birds"))
-result["no token"] = complaint(lambda: make(1).push_to_hub("me/birds", token=False))
-result["bad token"] = complaint(lambda: make(1).push_to_hub("me/birds", token="wrong"))
-result["public"] = complaint(lambda: make(1).push_to_hub("me/birds", private=True))
-result["no name"] = complaint(lambda: make(1).push_to_hub("a/b/c"))
+result["not mine"] = error_of(lambda: make(1).push_to_hub("you/birds"))
+result["no token"] = error_of(lambda: make(1).push_to_hub("me/birds", token=False))
+result["bad token"] = error_of(lambda: make(1).push_to_hub("me/birds", token="wrong"))
+result["public"] = error_of(lambda: make(1).push_to_hub("me/birds", private=True))
+result["no name"] = error_of(lambda: make(1).push_to_hub("a/b/c"))
 """
     return folder, run(code, hub.endpoint, folder / "home", HF_TOKEN="mine")
 
@@ -110,13 +110,13 @@ def test_a_push_is_one_commit(hub: Hub, pushed: tuple[Path, dict[str, Any]]) -> 
     assert birds.commits[birds.tags["v1"]].keys() == whole | {"model.safetensors"}
     assert birds.commits[birds.branches["experiment"]].keys() == whole | {"model.safetensors"}
     shards = birds.commits[birds.branches["main"]].keys() - whole
-    assert "model.safetensors" not in shards, "the weights that the shards replace are gone"
+    assert "model.safetensors" not in shards, "the shards replace the single file"
     assert "model.safetensors.index.json" in shards and len(shards) > 2
     assert not birds.private and hub.repos["me/secret"].private
-    assert hub.leaked == [], "the file store sees no token"
+    assert hub.leaked == [], "the file store receives no token"
 
 
-def test_a_push_adds_a_card_where_there_is_none(hub: Hub, pushed: tuple[Path, dict[str, Any]]) -> None:
+def test_a_push_adds_a_missing_model_card(hub: Hub, pushed: tuple[Path, dict[str, Any]]) -> None:
     edited, secret = hub.repos["me/edited"], hub.repos["me/secret"]
     files = edited.commits[edited.branches["main"]]
     assert files["README.md"].data == b"mine"
@@ -125,21 +125,23 @@ def test_a_push_adds_a_card_where_there_is_none(hub: Hub, pushed: tuple[Path, di
     assert "Nothing was measured" in card and 'create_model("hf-hub:me/secret")' in card
 
 
-def test_what_a_push_complains_of(hub: Hub, pushed: tuple[Path, dict[str, Any]]) -> None:
-    _, said = pushed
-    assert said["not mine"].startswith(
+def test_errors_of_push(hub: Hub, pushed: tuple[Path, dict[str, Any]]) -> None:
+    _, result = pushed
+    assert result["not mine"].startswith(
         f"PermissionError: 'you/birds': {hub.endpoint} denied access (403: me has no rights"
     )
-    assert said["no token"].startswith(f"PermissionError: 'me/birds': {hub.endpoint} denied access (401: ")
-    assert said["bad token"].startswith(f"PermissionError: 'me/birds': {hub.endpoint} denied access (401: Invalid cred")
+    assert result["no token"].startswith(f"PermissionError: 'me/birds': {hub.endpoint} denied access (401: ")
+    assert result["bad token"].startswith(
+        f"PermissionError: 'me/birds': {hub.endpoint} denied access (401: Invalid cred"
+    )
     for key in ("not mine", "no token", "bad token"):
-        assert said[key].endswith("log in by `hf auth login`, set HF_TOKEN or pass token=")
-    assert said["public"].startswith("ValueError: 'me/birds' is public; nothing was pushed.")
-    assert said["no name"].startswith("ValueError: 'a/b/c' is not a repository name ('owner/model')")
-    assert all("\n" not in line for line in said.values())
+        assert result[key].endswith("log in by `hf auth login`, set HF_TOKEN or pass token=")
+    assert result["public"].startswith("ValueError: 'me/birds' is public; nothing was pushed.")
+    assert result["no name"].startswith("ValueError: 'a/b/c' is not a repository name ('owner/model')")
+    assert all("\n" not in line for line in result.values())
 
 
-def test_pull_in_a_fresh_process(hub: Hub, pushed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_download_in_a_new_process(hub: Hub, pushed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, _ = pushed
     code = f"""
 folder = {str(folder)!r}
@@ -149,45 +151,45 @@ result["main"] = same(main, f"{{folder}}/2.safetensors")
 result["config"] = main.config == make(2).config
 result["branch"] = same(create_model("hf-hub:me/birds@experiment"), f"{{folder}}/3.safetensors")
 result["token"] = same(C2FModel.from_pretrained("me/secret", token="mine"), f"{{folder}}/1.safetensors")
-result["private"] = complaint(lambda: C2FModel.from_pretrained("me/secret", cache_dir="elsewhere"))
-result["another's"] = complaint(lambda: C2FModel.from_pretrained("me/secret", token="yours", cache_dir="elsewhere"))
-result["none"] = complaint(lambda: create_model("hf-hub:me/bird"))
-result["revision"] = complaint(lambda: create_model("hf-hub:me/birds@v2"))
-result["not cached"] = complaint(lambda: C2FModel.from_pretrained("you/none", local_files_only=True))
+result["private"] = error_of(lambda: C2FModel.from_pretrained("me/secret", cache_dir="elsewhere"))
+result["another's"] = error_of(lambda: C2FModel.from_pretrained("me/secret", token="yours", cache_dir="elsewhere"))
+result["none"] = error_of(lambda: create_model("hf-hub:me/bird"))
+result["revision"] = error_of(lambda: create_model("hf-hub:me/birds@v2"))
+result["not cached"] = error_of(lambda: C2FModel.from_pretrained("you/none", local_files_only=True))
 result["cached"] = same(C2FModel.from_pretrained("me/birds", local_files_only=True), f"{{folder}}/2.safetensors")
 """
     home = tmp_path / "home"
-    said = run(code, hub.endpoint, home)
+    result = run(code, hub.endpoint, home)
     for key in ("tag", "main", "config", "branch", "token", "cached"):
-        assert said[key] is True, key
+        assert result[key] is True, key
     hidden = f"there is no such model on {hub.endpoint}, or it is private and you may not see it"
-    assert said["private"].startswith(f"FileNotFoundError: 'me/secret': {hidden}")
-    assert said["another's"].startswith(f"FileNotFoundError: 'me/secret': {hidden}")
-    assert said["none"].startswith(f"FileNotFoundError: 'me/bird': {hidden}")
+    assert result["private"].startswith(f"FileNotFoundError: 'me/secret': {hidden}")
+    assert result["another's"].startswith(f"FileNotFoundError: 'me/secret': {hidden}")
+    assert result["none"].startswith(f"FileNotFoundError: 'me/bird': {hidden}")
     missing = f"FileNotFoundError: 'me/birds' at 'v2': there is no such branch, tag or commit on {hub.endpoint}"
-    assert said["revision"] == missing
-    assert said["not cached"].startswith("FileNotFoundError: 'you/none' is not in the cache, and HF_HUB_OFFLINE or")
-    assert all("\n" not in str(line) for line in said.values())
+    assert result["revision"] == missing
+    assert result["not cached"].startswith("FileNotFoundError: 'you/none' is not in the cache, and HF_HUB_OFFLINE or")
+    assert all("\n" not in str(line) for line in result.values())
     assert hub.leaked == []
 
     offline = f"""
 result["main"] = same(create_model("hf-hub:me/birds"), {str(folder / "2.safetensors")!r})
-result["not cached"] = complaint(lambda: create_model("hf-hub:you/none"))
+result["not cached"] = error_of(lambda: create_model("hf-hub:you/none"))
 """
     before = len(hub.requests)
     there, gone = start(offline, hub.endpoint, home, HF_HUB_OFFLINE="1"), start(offline, "http://127.0.0.1:9", home)
-    said = finish(there)
-    assert said["main"] is True
-    assert said["not cached"].startswith("FileNotFoundError: 'you/none' is not in the cache, and HF_HUB_OFFLINE or")
+    result = finish(there)
+    assert result["main"] is True
+    assert result["not cached"].startswith("FileNotFoundError: 'you/none' is not in the cache, and HF_HUB_OFFLINE or")
     assert len(hub.requests) == before
-    said = finish(gone)
-    assert said["main"] is True, "without a network the cache serves"
+    result = finish(gone)
+    assert result["main"] is True, "the cache is used without a network"
     unreachable = "ConnectionError: 'you/none' is not in the cache, and http://127.0.0.1:9 cannot be reached ("
-    assert said["not cached"].startswith(unreachable)
-    assert "\n" not in said["not cached"]
+    assert result["not cached"].startswith(unreachable)
+    assert "\n" not in result["not cached"]
 
 
-def test_trouble_of_the_server_passes(hub: Hub, tmp_path: Path) -> None:
+def test_temporary_server_errors_are_retried(hub: Hub, tmp_path: Path) -> None:
     for method, path in (
         ("POST", "/api/repos/create"),
         ("GET", "/api/models/me/stubborn"),
@@ -207,20 +209,22 @@ large = make(2, dim=16384)  # the client writes 10 MiB at a time
 large.push_to_hub("me/stubborn")
 save_file(logits(large), {str(tmp_path / "large.safetensors")!r})
 result["same"] = same(create_model("hf-hub:me/stubborn"), {str(tmp_path / "large.safetensors")!r})
-result["cut"] = complaint(lambda: make(2).push_to_hub("me/cut"))
+result["cut"] = error_of(lambda: make(2).push_to_hub("me/cut"))
 make(2).push_to_hub("me/cut")
-result["broken"] = complaint(lambda: make(2).push_to_hub("me/broken"))
+result["broken"] = error_of(lambda: make(2).push_to_hub("me/broken"))
 """
-    said = run(code, hub.endpoint, tmp_path / "home", HF_TOKEN="mine")
-    assert said["same"] is True
+    result = run(code, hub.endpoint, tmp_path / "home", HF_TOKEN="mine")
+    assert result["same"] is True
     size = len(hub.repos["me/stubborn"].commits[hub.repos["me/stubborn"].branches["main"]]["model.safetensors"].data)
     resumed = [int(request.split(" from ")[1]) for request in hub.requests[before:] if " from " in request]
-    assert len(resumed) == 1 and 0 < resumed[0] <= size // 2, "the download goes on where it was cut"
-    assert said["cut"].startswith(f"ConnectionError: 'me/cut': the connection to {hub.endpoint} failed or was closed (")
-    assert "config.json" in hub.repos["me/cut"].commits[hub.repos["me/cut"].branches["main"]], "a second try goes well"
-    assert said["broken"].startswith(f"ConnectionError: 'me/broken': {hub.endpoint} failed with 503 (")
-    assert said["broken"].endswith("; try again later")
-    assert all(fault.times == 0 for fault in hub.faults if fault.times < 50), "every fault was met"
+    assert len(resumed) == 1 and 0 < resumed[0] <= size // 2, "the download is resumed"
+    assert result["cut"].startswith(
+        f"ConnectionError: 'me/cut': the connection to {hub.endpoint} failed or was closed ("
+    )
+    assert "config.json" in hub.repos["me/cut"].commits[hub.repos["me/cut"].branches["main"]], "a second push succeeds"
+    assert result["broken"].startswith(f"ConnectionError: 'me/broken': {hub.endpoint} failed with 503 (")
+    assert result["broken"].endswith("; try again later")
+    assert all(fault.times == 0 for fault in hub.faults if fault.times < 50), "every fault was triggered"
 
 
 def put(hub: Hub, name: str, files: dict[str, Blob], extra: Sequence[str] = ()) -> None:
@@ -230,9 +234,7 @@ def put(hub: Hub, name: str, files: dict[str, Blob], extra: Sequence[str] = ()) 
     hub.extra_names[name] = list(extra)
 
 
-def test_trouble_of_the_server_lets_no_trap_through(
-    hub: Hub, pushed: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
+def test_server_errors_do_not_skip_the_checks(hub: Hub, pushed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     birds = hub.repos["me/birds"]
     whole = birds.commits[birds.tags["v1"]]
     put(hub, "you/passing", whole, ["../../../evil.safetensors"])
@@ -249,17 +251,17 @@ want = {str(pushed[0] / "1.safetensors")!r}
     hub.fail("GET", "/api/models/you/cached$", 503, times=99)
     code += """
 for name in ("passing", "staying"):
-    result[name] = complaint(lambda: create_model(f"hf-hub:you/{name}"))
+    result[name] = error_of(lambda: create_model(f"hf-hub:you/{name}"))
 """
-    said = run(code + first, hub.endpoint, tmp_path / "home")
-    assert said["passing"].startswith("ValueError: 'you/passing' lists the file '../../../evil.safetensors', a path")
-    assert said["staying"].startswith(f"ConnectionError: 'you/staying': {hub.endpoint} failed with 503 (")
-    assert said["cached"] is True, "the cache serves while the server is in trouble"
+    result = run(code + first, hub.endpoint, tmp_path / "home")
+    assert result["passing"].startswith("ValueError: 'you/passing' lists the file '../../../evil.safetensors', a path")
+    assert result["staying"].startswith(f"ConnectionError: 'you/staying': {hub.endpoint} failed with 503 (")
+    assert result["cached"] is True, "the cache is used while the server fails"
     for name in ("passing", "staying"):
         assert not list(tmp_path.rglob(f"models--you--{name}/snapshots/*/*")), "nothing of it is in the cache"
 
 
-def test_only_the_files_of_one_model_are_fetched(hub: Hub, pushed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_only_files_of_the_model_are_downloaded(hub: Hub, pushed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     birds = hub.repos["me/birds"]
     whole, sharded = birds.commits[birds.tags["v1"]], birds.commits[birds.branches["main"]]
     below = {name: regular(b"junk") for name in ("sub/config.json", "model-x/y-of-3.safetensors")}
@@ -282,14 +284,14 @@ for name, seed in (("whole", 1), ("sharded", 2)):
     assert fetched == {"whole": ["config.json", "model.safetensors"], "sharded": sorted(shards)}
 
 
-def test_a_folder_that_is_not_there_is_no_repository(tmp_path: Path) -> None:
+def test_a_missing_folder_is_not_looked_up_on_the_hub(tmp_path: Path) -> None:
     for name in (str(tmp_path / "none"), "./none", "~/none", "../none", "a/b/c"):
         with pytest.raises(FileNotFoundError, match=f"there is no folder {name}; a model on the Hub is named"):
             C2FModel.from_pretrained(name)
 
 
 def test_two_pushes_at_once(hub: Hub, pushed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    # Both see the same last commit before either makes its own: one is refused (412), looks again and goes on.
+    # Both start from the same commit: one is rejected (412), and retries from the new one.
     hub.fail("GET", "/api/models/me/both$", threading.Barrier(2), times=2)
     clients = [
         start(f'make({seed}).push_to_hub("me/both"{options})', hub.endpoint, tmp_path / str(seed), HF_TOKEN="mine")
@@ -308,12 +310,12 @@ def test_two_pushes_at_once(hub: Hub, pushed: tuple[Path, dict[str, Any]], tmp_p
     with torch.inference_mode():
         logits = model(x)
     last = 1 if "model.safetensors" in files else 2
-    assert any("-of-" in name for name in files) == (last == 2), "the last push as a whole"
+    assert any("-of-" in name for name in files) == (last == 2), "all files are of the last push"
     for level, want in load_file(pushed[0] / f"{last}.safetensors").items():
         assert torch.equal(logits[level], want)
 
 
-def test_a_killed_download_leaves_nothing_that_is_trusted(
+def test_a_killed_download_leaves_no_usable_files(
     hub: Hub, pushed: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     hub.half_sent.clear()
@@ -327,12 +329,12 @@ result["same"] = same(C2FModel.from_pretrained("me/birds", revision="v1"), {str(
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     hub.let_go.set()
-    assert list(tmp_path.rglob("*.incomplete")), "it was killed in the middle"
+    assert list(tmp_path.rglob("*.incomplete")), "it was killed during the download"
     assert not list(tmp_path.rglob("snapshots/*/model.safetensors"))
     assert run(code, hub.endpoint, tmp_path)["same"] is True
 
 
-def test_a_strangers_repositories(hub: Hub, pushed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_untrusted_repositories(hub: Hub, pushed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     birds = hub.repos["me/birds"]
     whole, sharded = birds.commits[birds.tags["v1"]], birds.commits[birds.branches["main"]]
     shard = next(name for name in sharded if "-of-" in name)
@@ -353,18 +355,18 @@ def test_a_strangers_repositories(hub: Hub, pushed: tuple[Path, dict[str, Any]],
     hub.extra_names["you/listing"] = ["../../../evil.safetensors"]
     code = f"""
 for name in {list(repos)}:
-    result[name] = complaint(lambda: create_model(f"hf-hub:you/{{name}}"))
+    result[name] = error_of(lambda: create_model(f"hf-hub:you/{{name}}"))
 """
-    said = run(code, hub.endpoint, tmp_path / "home")
+    result = run(code, hub.endpoint, tmp_path / "home")
     listing = "ValueError: 'you/listing' lists the file '../../../evil.safetensors', a path outside of it"
-    assert said["listing"].startswith(listing)
-    assert said["nothing"].startswith("FileNotFoundError: 'you/nothing' has no config.json; it is not a model of")
-    assert said["large"].startswith("ValueError: the config.json of 'you/large' is larger than")
-    assert "model.safetensors is not a whole safetensors file" in said["truncated"]
-    assert said["pickle"].startswith("FileNotFoundError: ") and "holds no model.safetensors" in said["pickle"]
-    assert "names the file '../../other.safetensors'; shards lie beside it" in said["index"]
-    assert f"lacks {shard}, which its model.safetensors.index.json names" in said["shard"]
+    assert result["listing"].startswith(listing)
+    assert result["nothing"].startswith("FileNotFoundError: 'you/nothing' has no config.json; it is not a model of")
+    assert result["large"].startswith("ValueError: the config.json of 'you/large' is larger than")
+    assert "model.safetensors is not a whole safetensors file" in result["truncated"]
+    assert result["pickle"].startswith("FileNotFoundError: ") and "holds no model.safetensors" in result["pickle"]
+    assert "names the file '../../other.safetensors'; shards lie beside it" in result["index"]
+    assert f"lacks {shard}, which its model.safetensors.index.json names" in result["shard"]
     fetched = {path.name for path in tmp_path.rglob("snapshots/*/*")}
-    assert "pytorch_model.bin" not in fetched and "README.md" not in fetched, "only what is needed is fetched"
+    assert "pytorch_model.bin" not in fetched and "README.md" not in fetched, "only needed files are downloaded"
     assert not list(tmp_path.rglob("*evil*"))
     assert not list((tmp_path / "home").rglob("models--you--listing/snapshots/*/*")), "nothing of it is in the cache"

@@ -75,7 +75,7 @@ assert not {*c2f_zoo.list_models()} & {*timm.list_models("*")}
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_name_of_timms_own_stays_timms(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_of_timm_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MODELS, "_entries", dict(MODELS._entries))
     with pytest.warns(RuntimeWarning, match="timm has its own model 'resnet18'"):
         c2f_zoo.register_model("resnet18")(ModelSpec("mlph", "resnet50", "cub"))
@@ -108,20 +108,20 @@ def test_a_module_called_timm_of_another_package_adds_backbones(monkeypatch: pyt
     assert "tiny_body" in c2f_zoo.list_backbones()
 
 
-# Making
+# Building
 
 
 def test_the_default_is_the_finest_level() -> None:
     torch.manual_seed(3)
-    guest = timm.create_model(NAME, **SMALL).eval()
+    model_in_timm = timm.create_model(NAME, **SMALL).eval()
     torch.manual_seed(3)
     model = create_model(NAME, backbone="test_convnext", input_size=64, pooling_options={"dim": 8}).eval()
     x = torch.rand(2, 3, 64, 64)
-    assert guest.num_classes == 200
-    assert torch.equal(guest(x), model(x)["species"])
-    # nothing of the other levels: every parameter gets a gradient, as distributed training demands
-    guest(x).square().sum().backward()
-    assert all(weight.grad is not None for weight in guest.parameters())
+    assert model_in_timm.num_classes == 200
+    assert torch.equal(model_in_timm(x), model(x)["species"])
+    # no other level: every parameter gets a gradient, as distributed training requires
+    model_in_timm(x).square().sum().backward()
+    assert all(weight.grad is not None for weight in model_in_timm.parameters())
 
 
 def test_another_number_of_classes(small: LevelClassifier) -> None:
@@ -143,12 +143,12 @@ def test_another_number_of_classes(small: LevelClassifier) -> None:
         ({"num_classes": -1}, "num_classes is -1"),
     ],
 )
-def test_what_makes_no_sense_is_refused(options: dict[str, Any], message: str) -> None:
+def test_unsupported_options_are_errors(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         timm.create_model(NAME, **{**SMALL, **options})
 
 
-def test_what_timms_scripts_always_pass_is_taken() -> None:
+def test_options_that_timms_scripts_always_pass_are_accepted() -> None:
     model = timm.create_model(
         NAME, pretrained=False, in_chans=3, num_classes=4, drop_rate=0.0, drop_path_rate=0.1, drop_block_rate=None,
         global_pool=None, bn_momentum=None, bn_eps=None, scriptable=False, checkpoint_path="", **SMALL,
@@ -157,10 +157,10 @@ def test_what_timms_scripts_always_pass_is_taken() -> None:
     assert [type(m.drop_path).__name__ for m in model.backbone.body.stages[2].blocks][-1] == "DropPath"
 
 
-def test_what_timms_script_makes_of_its_options_is_taken() -> None:
+def test_options_resolved_by_timm_are_accepted() -> None:
     resolve = getattr(timm.models, "resolve_model_input_args", None)
     if resolve is None:
-        pytest.skip("this version of timm has none")
+        pytest.skip("this version of timm has no resolve_model_input_args")
     model = timm.create_model(**resolve(NAME, {}, num_classes=4, **SMALL))
     assert timm.data.resolve_data_config(model=model)["input_size"] == (3, 64, 64)
     assert model.pretrained_cfg["interpolation"] == timm.get_pretrained_cfg("test_convnext").interpolation
@@ -184,7 +184,7 @@ def test_timm_resolves_the_preprocessing() -> None:
 
 @pytest.fixture
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C2FModel:
-    """A model with weights of two tags, registered as `mlph_mine`; gives the one of the default tag."""
+    """Register `mlph_mine` with weights of two tags; return the model of the default tag."""
     for registry in (MODELS, WEIGHTS):
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     monkeypatch.setattr("c2f_zoo.zoo.pretrained._DEFAULTS", {})
@@ -238,7 +238,7 @@ def test_weights_registered_later_have_their_tags_in_timm(weights: C2FModel) -> 
 
 
 @pytest.mark.parametrize(("name", "classes"), [("mlph_tiny_critters", 36), ("mlph_tiny_fashion_mnist", 10)])
-def test_timm_knows_what_bundled_weights_take(name: str, classes: int) -> None:
+def test_timm_knows_the_settings_of_bundled_weights(name: str, classes: int) -> None:
     cfg = timm.get_pretrained_cfg(name)
     model = timm.create_model(name, pretrained=True)
     assert {key: getattr(cfg, key) for key in INPUT} == {key: model.pretrained_cfg[key] for key in INPUT}
@@ -246,15 +246,15 @@ def test_timm_knows_what_bundled_weights_take(name: str, classes: int) -> None:
     assert model.num_classes == classes
 
 
-def test_what_timm_knows_of_weights_says_nothing_of_an_untrained_model() -> None:
+def test_settings_of_weights_do_not_change_an_untrained_model() -> None:
     resolve = getattr(timm.models, "resolve_model_input_args", None)
     if resolve is None:
-        pytest.skip("this version of timm has none")
+        pytest.skip("this version of timm has no resolve_model_input_args")
     model = timm.create_model(**resolve("mlph_tiny_critters", {}, **TINY))
     assert model.pretrained_cfg["input_size"] == (3, 32, 32)
 
 
-def test_a_trained_classifier_is_not_dropped_in_silence() -> None:
+def test_replacing_a_trained_classifier_warns() -> None:
     saved = timm.create_model("mlph_tiny_critters", pretrained=True).get_classifier()
     for num_classes in (5, 0, 36, None):
         with warnings.catch_warnings(record=True) as seen:
@@ -270,7 +270,7 @@ def test_a_trained_classifier_is_not_dropped_in_silence() -> None:
         assert "head.bias: (36,) saved, (5,) here" in str(warning.message)
 
 
-def test_trained_weights_take_what_changes_nothing() -> None:
+def test_trained_weights_accept_options_that_change_nothing() -> None:
     x = torch.rand(1, 3, 96, 96)
     wanted = timm.create_model("mlph_tiny_critters", pretrained=True).eval()(x)
     for img_size in (96, (96, 96)):
@@ -281,7 +281,7 @@ def test_trained_weights_take_what_changes_nothing() -> None:
             timm.create_model("mlph_tiny_critters", pretrained=True, **options)
 
 
-def test_no_stochastic_depth_is_what_any_backbone_has() -> None:
+def test_every_backbone_accepts_no_stochastic_depth() -> None:
     options = {"backbone": "vgg11", "taps": ["features"], "pooling": "avg", "img_size": 64}
     assert timm.create_model(NAME, drop_path_rate=0.0, **options).num_classes == 200
     with pytest.raises(ValueError, match=f"the backbone of '{NAME}' has no stochastic depth; omit drop_path_rate=0.1"):
@@ -292,11 +292,11 @@ def test_no_stochastic_depth_is_what_any_backbone_has() -> None:
     assert not any(module.drop_prob for module in never.modules() if hasattr(module, "drop_prob"))
 
 
-# The classifier's contract, for a model of the user's as well
+# The level classifier, also of the user's own model
 
 
 @pytest.mark.parametrize("head", c2f_zoo.list_heads())
-def test_reset_classifier_leaves_the_model_it_came_from(head: str) -> None:
+def test_reset_classifier_does_not_change_the_model(head: str) -> None:
     model = create_model("mlph", hierarchy="critters", head=head, backbone="test_convnext", input_size=64,
                          pooling_options={"dim": 8}).eval()  # fmt: skip
     x = torch.rand(2, 3, 64, 64)
@@ -324,7 +324,7 @@ def test_reset_classifier_keeps_the_dtype(small: LevelClassifier) -> None:
 
 
 @pytest.mark.parametrize("backbone", ["test_convnext", "resnet18", "test_vit"])
-def test_checkpointing_changes_no_gradient_and_the_model_can_be_copied(backbone: str) -> None:
+def test_checkpointing_keeps_the_gradients_and_the_model_can_be_copied(backbone: str) -> None:
     size = 160 if backbone == "test_vit" else 64
     model = timm.create_model(NAME, **{**SMALL, "backbone": backbone, "img_size": size}).eval()
     x = torch.rand(2, 3, size, size)
@@ -343,7 +343,7 @@ def test_checkpointing_changes_no_gradient_and_the_model_can_be_copied(backbone:
     assert sum(kept) < sum(more)
 
 
-def test_a_backbone_without_checkpointing_says_so() -> None:
+def test_a_backbone_without_checkpointing_is_an_error() -> None:
     model = timm.create_model(NAME, backbone="dla46x_c", taps=["level4"], pooling="avg", img_size=64)
     model.set_grad_checkpointing(False)
     with pytest.raises(ValueError, match="the backbone DLA has no gradient checkpointing"):
@@ -361,7 +361,7 @@ def test_layers_are_the_backbones_then_the_new_ones(small: LevelClassifier) -> N
     assert set(modules[max(modules)]) == {"head", *(f"pooling.projections.{i}" for i in range(3))}
 
 
-def test_a_backbone_of_the_users_is_one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registered_backbone_is_one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch import nn
 
     from c2f_zoo.backbones import BACKBONES
@@ -394,8 +394,8 @@ def test_layer_decay_and_weight_decay_reach_the_right_weights() -> None:
     assert [later / earlier for earlier, later in pairwise(scales)] == [2.0] * 5
 
 
-def test_the_weights_of_a_checkpoint_fit_whatever_their_classes(tmp_path: Path, small: LevelClassifier) -> None:
-    """timm's own rule: where the number of classes differs, all but the classifier is loaded."""
+def test_a_checkpoint_of_other_classes_is_loaded_without_classifier(tmp_path: Path, small: LevelClassifier) -> None:
+    """timm's rule: if the number of classes differs, the classifier is not loaded."""
     path = tmp_path / "model.safetensors"
     save_file(small.state_dict(), path)
     for num_classes in (5, 7):
@@ -409,10 +409,10 @@ def test_the_weights_of_a_checkpoint_fit_whatever_their_classes(tmp_path: Path, 
     assert torch.equal(loaded(x), small.eval()(x))
 
 
-def test_a_folder_that_timm_saved_comes_back(tmp_path: Path, small: LevelClassifier) -> None:
+def test_a_folder_saved_by_timm_is_loaded(tmp_path: Path, small: LevelClassifier) -> None:
     args = {"img_size": 64, "backbone": "test_convnext", "pooling_options": {"dim": 8}}
     if not hasattr(timm.models, "save_for_hf"):
-        pytest.skip("this version of timm has no such function in public")
+        pytest.skip("this version of timm has no public save_for_hf")
     timm.models.save_for_hf(small, str(tmp_path), model_args=args, safe_serialization=True)
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
     x = torch.rand(1, 3, 64, 64)
@@ -433,7 +433,7 @@ def test_the_pages_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Drawn critters in folders, one a family, for timm's own reader of folders."""
+    """Critters in one folder for each family, for timm's folder reader."""
     root = tmp_path_factory.mktemp("critters")
     for split in ("train", "test"):
         critters = create_dataset("critters", split, per_class=4)
@@ -460,7 +460,7 @@ def _validate(model: torch.nn.Module, loader: Any) -> OrderedDict[str, float]:
 
 
 def test_timms_functions_train_it_save_it_and_resume_it(images: Path, tmp_path: Path) -> None:
-    """The body of timm's train.py: loader, optimiser, schedule, loss, moving average, checkpoints."""
+    """The body of timm's train.py: loader, optimizer, schedule, loss, moving average, checkpoints."""
     model = timm.create_model("mlph_tiny_critters", num_classes=4, drop_rate=0.05, **TINY)
     config = timm.data.resolve_data_config({}, model=model)
     loaders = {
@@ -516,7 +516,7 @@ def test_timms_task_takes_it(small: LevelClassifier) -> None:
 
 
 def test_weights_trained_by_timm_are_the_models(small_model: C2FModel) -> None:
-    """A model of the user's, trained as one level by timm, stays a model of its tree."""
+    """Training one level with timm trains the model's own weights."""
     species = small_model.at_level("species")
     optimizer = timm.optim.create_optimizer_v2(species, opt="sgd", lr=0.1)
     x, target = torch.rand(2, 3, 64, 64), torch.tensor([3, 150])

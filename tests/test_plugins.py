@@ -1,4 +1,4 @@
-"""What installed packages offer by entry points: found without being imported, and harmless where it is broken."""
+"""Plug-ins of installed packages: listed without an import, and harmless if broken."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Install = Callable[[str, str, str], None]
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Puts a package on the path: its distribution's name, its entry points, its one module's code."""
+    """Return a function that adds a package (name, entry points, code of its module) to the path."""
     for registry in (*REGISTRIES.values(), WEIGHTS):
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))  # type: ignore[attr-defined]
         monkeypatch.setattr(registry, "_plugins", None)
@@ -88,7 +88,7 @@ def test_a_plugin_is_listed_before_it_is_imported(kind: str, install: Install) -
     assert REGISTRIES[kind]["new_one"] is sys.modules["fine_code"].new  # type: ignore[index]
 
 
-def test_all_six_kinds_make_one_model(install: Install) -> None:
+def test_one_model_of_six_kinds_of_plugins(install: Install) -> None:
     code = """
 from torch import nn
 from c2f_zoo import Hierarchy
@@ -156,19 +156,19 @@ def test_decodings_and_metrics_of_packages_are_in_the_report_and_broken_ones_are
 BROKEN = {
     "ends the program": ("bad_code:std", "raise SystemExit('no licence')", "SystemExit: no licence"),
     "does not import": ("bad_code:std", "raise RuntimeError('no such driver')", "RuntimeError: no such driver"),
-    "lacks its module": ("no_such_module:std", "", "ModuleNotFoundError: No module named 'no_such_module'"),
+    "has no such module": ("no_such_module:std", "", "ModuleNotFoundError: No module named 'no_such_module'"),
     "names nothing": ("bad_code:nothing", "", "has no attribute 'nothing'"),
-    "is no function": ("bad_code:std", "std = 3", "it refers to 3, which is not a pooling"),
+    "is not a function": ("bad_code:std", "std = 3", "it refers to 3, which is not a pooling"),
     "is a module": ("bad_code", "", "which is not a pooling"),
 }
 
 
 @pytest.mark.parametrize("fault", BROKEN)
-def test_a_broken_plugin_warns_with_its_name_and_harms_nothing(fault: str, install: Install) -> None:
+def test_a_broken_plugin_warns_and_the_others_work(fault: str, install: Install) -> None:
     value, code, message = BROKEN[fault]
     install("bad", f"[c2f_zoo.poolings]\nstd = {value}\n", code)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # listing imports nothing, so that it has nothing to complain of
+        warnings.simplefilter("error")  # listing imports nothing, so there is no warning
         assert {"mlp", "avg"} < set(c2f_zoo.list_poolings())
     named = rf"cannot load the pooling plug-in 'std' \({value}\) of bad 1.2: .*{message}"
     for _ in range(2):
@@ -220,7 +220,7 @@ def test_the_first_of_two_plugins_wins(install: Install) -> None:
     assert "second_code" not in sys.modules
 
 
-def test_a_list_of_entry_points_that_cannot_be_read_hides_no_other(install: Install) -> None:
+def test_an_unreadable_list_of_entry_points_hides_no_other(install: Install) -> None:
     install("fine", "[c2f_zoo.poolings]\nstd = fine_code:new\n", NEW["poolings"])
     install("bad", "[c2f_zoo.poolings]\nthis is no entry point\n", "")
     with pytest.warns(RuntimeWarning, match="cannot read the entry points of bad"):
@@ -228,7 +228,7 @@ def test_a_list_of_entry_points_that_cannot_be_read_hides_no_other(install: Inst
     assert callable(POOLINGS["std"])
 
 
-def test_installed_packages_are_looked_through_once_and_late(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installed_packages_are_read_once_and_late(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr("c2f_zoo.registry.entry_points", lambda group: asked.append(group) or [])
     registry = Registry[int]("number", "numbers")
@@ -245,10 +245,10 @@ def test_installed_packages_are_looked_through_once_and_late(monkeypatch: pytest
 def test_subscribers_get_known_names_and_new_ones() -> None:
     registry = Registry[int]("number")
     registry.register("one")(1)
-    heard: list[str] = []
-    registry.subscribe(heard.append)
+    names: list[str] = []
+    registry.subscribe(names.append)
     registry.register("two")(2)
-    assert heard == ["one", "two"]
+    assert names == ["one", "two"]
 
 
 def test_a_broken_plugin_has_its_row_in_the_table_of_poolings(install: Install) -> None:
@@ -265,7 +265,7 @@ def test_a_broken_plugin_has_its_row_in_the_table_of_poolings(install: Install) 
     assert "512" in rows["avg"]
 
 
-def test_broken_weights_have_their_row_in_what_is_told_of_their_model(install: Install) -> None:
+def test_broken_weights_have_their_row_in_info(install: Install) -> None:
     from typer.testing import CliRunner
 
     from c2f_zoo.cli import app
@@ -312,7 +312,7 @@ assert "cracked" in str(seen[0].message)
 
 
 def test_the_example_is_built_installed_and_used(tmp_path: Path) -> None:
-    source = shutil.copytree(EXAMPLE, tmp_path / "source")  # a build leaves files beside what it builds
+    source = shutil.copytree(EXAMPLE, tmp_path / "source")  # a build writes files into its folder
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     offline = ["--no-deps", "--no-index", "--quiet"]
     _run([*pip, "wheel", "--no-build-isolation", *offline, "--wheel-dir", tmp_path, source])
@@ -329,7 +329,7 @@ def test_the_example_is_built_installed_and_used(tmp_path: Path) -> None:
 
 
 def _environment(folder: Path) -> tuple[Path, Path]:
-    """A virtual environment that also sees the packages of this one, torch among them: its python, its packages."""
+    """Create a virtual environment with this one's packages; return its python and packages."""
     venv.create(folder, with_pip=False)
     (site,) = folder.glob("lib/python*/site-packages")
     outer = next(path for path in sys.path if Path(path, "torch").is_dir())
@@ -338,7 +338,7 @@ def _environment(folder: Path) -> tuple[Path, Path]:
 
 
 def _break_a_copy(site: Path) -> None:
-    """Installs the example once more, under other names, with a slip of the pen in it."""
+    """Install the example again, under other names and with a typo in its code."""
     code = (site / "c2f_zoo_example.py").read_text().replace("import torch\n", "import torhc\n")
     (site / "c2f_zoo_broken.py").write_text(code)
     info = shutil.copytree(site / "c2f_zoo_example-0.1.dist-info", site / "c2f_zoo_broken-0.1.dist-info")

@@ -701,7 +701,7 @@ def shown(*arguments: str) -> str:
 
 def test_the_command_line_lists_weights() -> None:
     assert shown("list", "models", "*critters", "--pretrained").split() == [n for n in SHIPPED if "critters" in n]
-    assert "--pretrained lists models, not heads" in shown("list", "heads", "--pretrained")
+    assert "--pretrained applies to models, not heads" in shown("list", "heads", "--pretrained")
 
 
 @pytest.mark.skipif(not SHIPPED, reason="the package has no weights yet")
@@ -713,7 +713,7 @@ def test_the_command_line_tells_where_weights_are() -> None:
         for row in metrics.accuracy:
             at = f" at {row.resolution} px" if row.resolution else ""
             assert (f"{row.level} {100 * row.accuracy:.1f} %{at}" in text) or not row.own
-        for part in ("weights .scratch", "bundled (the default)", "apache-2.0", WEIGHTS[name].recipe, metrics.date):
+        for part in ("weights .scratch", "bundled (default)", "apache-2.0", WEIGHTS[name].recipe, metrics.date):
             assert part in text, part
     assert "none trained" in shown("info", "mlph_resnet18_cub")
 

@@ -1,9 +1,11 @@
+"""Registry: names, duplicates and unknown names."""
+
 import pytest
 
 from c2f_zoo.registry import Registry
 
 
-def test_a_registered_thing_is_found_and_listed() -> None:
+def test_a_registered_entry_is_found_and_listed() -> None:
     registry = Registry[int]("number")
     registry.register("two")(2)
     registry.register("ten")(10)
@@ -14,7 +16,7 @@ def test_a_registered_thing_is_found_and_listed() -> None:
     assert "six" not in registry
 
 
-def test_a_decorator_gives_back_what_it_registers() -> None:
+def test_the_decorator_returns_its_argument() -> None:
     registry = Registry[object]("function")
 
     @registry.register("f")
@@ -38,7 +40,7 @@ def test_an_empty_name_is_an_error() -> None:
         Registry[int]("number").register("")
 
 
-def test_an_unknown_name_offers_close_ones() -> None:
+def test_an_unknown_name_suggests_close_ones() -> None:
     registry = Registry[int]("backbone")
     registry.register("resnet50")(0)
     registry.register("vgg16")(0)
