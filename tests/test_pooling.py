@@ -1,45 +1,33 @@
-"""Every pooling against its formula, written out with loops in float64, in every dtype."""
+"""Every pooling against its contract and its formula, and what each promises beyond them."""
 
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
-import json
 import math
 import warnings
 from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from conftest import HARD
+from reference.poolings import PLAIN, REFERENCES
 from torch import Tensor, nn
 
-from c2f_zoo import create_pooling, list_poolings
+from c2f_zoo import Pooling, create_pooling, list_poolings
 from c2f_zoo.ops import tiled
+from c2f_zoo.pooling import POOLINGS
+from c2f_zoo.testing import DTYPES, HARD_INPUTS, check_pooling
 
-CHANNELS = {
-    "avg": (3, 2),
-    "bilinear": (4,),
-    "compact_bilinear": (4,),
-    "gem": (3, 2),
-    "hbp": (3, 4, 2),
-    "hbp_shared": (3, 3, 3),
-    "isqrt_cov": (4,),
-    "kernel": (4,),
-    "low_rank_bilinear": (4,),
-    "max": (3, 2),
-    "mlp": (3, 4, 2),
-    "trilinear": (3, 4, 2),
-}
-HAS_DIM = ("compact_bilinear", "hbp", "hbp_shared", "kernel", "low_rank_bilinear", "mlp", "trilinear")
-OPTIONS: dict[str, dict[str, int]] = {name: {"dim": 5} for name in HAS_DIM} | {"isqrt_cov": {"dim": 3}}
-# Those that multiply features, and so have a root whose gradient is bounded.
-HAS_ROOT = (*(name for name in HAS_DIM if name != "hbp_shared"), "bilinear", "isqrt_cov")
+VARIANTS = [name for name in REFERENCES if name not in list_poolings()]
+
+all_poolings = pytest.mark.parametrize("name", list_poolings())
 
 
-def make(name: str, dtype: torch.dtype = torch.float64, **options: object) -> nn.Module:
+def make(name: str, dtype: torch.dtype = torch.float64, **options: object) -> Pooling:
     torch.manual_seed(1)
-    pooling = create_pooling(name, CHANNELS[name], **{**OPTIONS.get(name, {}), **options})
+    reference = REFERENCES[name]
+    pooling = create_pooling(reference.pooling or name, reference.channels, **{**reference.options, **options})
     for bias in (p for key, p in pooling.named_parameters() if key.endswith("bias")):
         nn.init.normal_(bias)  # a bias of zero would hide a bias that is left out
     return pooling.to(dtype)
@@ -49,192 +37,33 @@ def make_maps(
     name: str, n: int = 2, height: int = 5, width: int = 3, dtype: torch.dtype = torch.float64
 ) -> list[Tensor]:
     generator = torch.Generator().manual_seed(2)
-    return [
-        torch.randn(n, c, height, width, generator=generator, dtype=torch.float64).to(dtype) for c in CHANNELS[name]
-    ]
+    shapes = [(n, c, height, width) for c in REFERENCES[name].channels]
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
 
 
-def _root_and_l2(vector: Sequence[float]) -> list[float]:
-    roots = [math.copysign(math.sqrt(abs(value)), value) for value in vector]
-    norm = math.sqrt(sum(root * root for root in roots))
-    return [root / norm if norm else 0.0 for root in roots]
+def has_option(name: str, option: str) -> bool:
+    return option in inspect.signature(POOLINGS[REFERENCES[name].pooling or name]).parameters
 
 
-def _locations(maps: Sequence[Tensor], n: int) -> list[list[list[float]]]:
-    """maps -> for each location, for each map, its channels."""
-    height, width = maps[0].shape[2:]
-    return [[m[n, :, y, x].tolist() for m in maps] for y in range(height) for x in range(width)]
-
-
-def _channel_values(maps: Sequence[Tensor], n: int) -> list[list[float]]:
-    """The values at all locations, for each channel of each map."""
-    places = _locations(maps, n)
-    return [[p[i][c] for p in places] for i, m in enumerate(maps) for c in range(m.shape[1])]
-
-
-def _avg(pooling: nn.Module, maps: Sequence[Tensor], n: int) -> list[float]:
-    return [sum(values) / len(values) for values in _channel_values(maps, n)]
-
-
-def _max(pooling: nn.Module, maps: Sequence[Tensor], n: int) -> list[float]:
-    return [max(values) for values in _channel_values(maps, n)]
-
-
-def _gem(pooling: nn.Module, maps: Sequence[Tensor], n: int) -> list[float]:
-    p = pooling.state_dict()["p"].item()
-    return [
-        (sum(max(value, 1e-6) ** p for value in values) / len(values)) ** (1 / p) for values in _channel_values(maps, n)
-    ]
-
-
-def _gram(maps: Sequence[Tensor], n: int) -> dict[tuple[int, int], float]:
-    places, rows, columns = _locations(maps, n), range(maps[0].shape[1]), range(maps[-1].shape[1])
-    return {(i, j): sum(p[0][i] * p[-1][j] for p in places) for i in rows for j in columns}
-
-
-def _bilinear(pooling: nn.Module, maps: Sequence[Tensor], n: int) -> list[float]:
-    return _root_and_l2(list(_gram(maps, n).values()))
-
-
-def _compact_bilinear(pooling: nn.Module, maps: Sequence[Tensor], n: int) -> list[float]:
-    state = {key: buffer.tolist() for key, buffer in pooling.state_dict().items()}
-    sketch = [0.0] * pooling.out_features
-    for (i, j), value in _gram(maps, n).items():
-        entry = (state["hashes_x"][i] + state["hashes_y"][j]) % len(sketch)
-        sketch[entry] += state["signs_x"][i] * state["signs_y"][j] * value
-    return _root_and_l2(sketch)
-
-
-def _random_maclaurin(pooling: nn.Module, maps: Sequence[Tensor], n: int) -> list[float]:
-    signs_x, signs_y = (pooling.state_dict()[f"signs_{name}"].tolist() for name in "xy")
-    sums = [
-        sum(row_x[i] * row_y[j] * value for (i, j), value in _gram(maps, n).items()) / math.sqrt(len(signs_x))
-        for row_x, row_y in zip(signs_x, signs_y, strict=True)
-    ]
-    return _root_and_l2(sums)
-
-
-def _kernel(pooling: nn.Module, maps: Sequence[Tensor], n: int) -> list[float]:
-    state = {key: tensor.tolist() for key, tensor in pooling.state_dict().items()}
-    vector: list[float] = []
-    places = [[value / math.sqrt(sum(v * v for v in p[0])) for value in p[0]] for p in _locations(maps, n)]
-    channels = range(len(places[0]))
-    for order, coefficient in enumerate(state["coefficients"], start=1):
-        sums = [0.0] * (len(channels) if order == 1 else 5)
-        for x, chosen in itertools.product(places, itertools.product(channels, repeat=order)):
-            entry, value = chosen[0], coefficient * math.prod(x[c] for c in chosen)
-            if order > 1:
-                entry = sum(state["hashes"][k][c] for k, c in enumerate(chosen)) % 5
-                value *= math.prod(state["signs"][k][c] for k, c in enumerate(chosen))
-            sums[entry] += value
-        vector += sums
-    return _root_and_l2(vector)
-
-
-def _hbp_shared(pooling: nn.Module, maps: Sequence[Tensor], n: int) -> list[float]:
-    state = {key: tensor.tolist() for key, tensor in pooling.state_dict().items()}
-    weight = pooling.state_dict()["projection.weight"][:, :, 0, 0].tolist()
-    active: list[list[list[float]]] = []  # map, unit, location
-    for i in range(3):
-        active.append([])
-        for k, row in enumerate(weight):
-            images = [
-                [sum(w * x for w, x in zip(row, place[i], strict=True)) for place in _locations(maps, m)]
-                for m in range(len(maps[0]))
-            ]
-            values = [value for image in images for value in image]
-            mean = sum(values) / len(values)
-            var = sum((value - mean) ** 2 for value in values) / len(values)
-            gain, offset = state["norm.weight"][k] / math.sqrt(var + 1e-5), state["norm.bias"][k]
-            active[i].append([max(gain * (value - mean) + offset, 0.0) for value in images[n]])
-    vector: list[float] = []
-    for i, j in ((0, 1), (0, 2), (1, 2)):
-        pairs = zip(active[i], active[j], strict=True)
-        vector += _root_and_l2([sum(a * b for a, b in zip(x, y, strict=True)) + pooling.root_eps for x, y in pairs])
-    return vector
-
-
-def _isqrt_cov(pooling: nn.Module, maps: Sequence[Tensor], n: int) -> list[float]:
-    weight = pooling.state_dict()["reduction.weight"][:, :, 0, 0]
-    vectors = torch.tensor([place[0] for place in _locations(maps, n)], dtype=torch.float64) @ weight.T
-    locations, dim = vectors.shape
-    # I-bar = 1/L (I - 1/L 11^T), then the coupled iteration as the paper writes it.
-    centring = (torch.eye(locations).double() - torch.ones(locations, locations).double() / locations) / locations
-    sigma = vectors.T @ centring @ vectors
-    if locations == 1:
-        return [0.0] * (dim * (dim + 1) // 2)
-    eye = torch.eye(dim, dtype=torch.float64)
-    y, z = sigma / sigma.trace(), eye
-    for _ in range(5):
-        y, z = y @ (3 * eye - z @ y) / 2, (3 * eye - z @ y) @ z / 2
-    root = sigma.trace().sqrt() * y
-    return [root[i, j].item() for i in range(dim) for j in range(i, dim)]
-
-
-def _multilinear(terms: Sequence[Sequence[int]], sources: Sequence[int] = (0, 1, 2)) -> Callable[..., list[float]]:
-    def reference(pooling: nn.Module, maps: Sequence[Tensor], n: int) -> list[float]:
-        state = pooling.state_dict()
-        weights = [state[f"projections.{i}.weight"][:, :, 0, 0].tolist() for i in range(len(sources))]
-        biases = [state[f"projections.{i}.bias"].tolist() for i in range(len(sources))]
-        vector: list[float] = []
-        for term in terms:
-            sums = [0.0] * len(biases[0])
-            for place, k in itertools.product(_locations(maps, n), range(len(sums))):
-                rows = [(weights[i][k], place[sources[i]], biases[i][k]) for i in term]
-                sums[k] += math.prod(sum(w * x for w, x in zip(row, xs, strict=True)) + b for row, xs, b in rows)
-            vector += _root_and_l2(sums)
-        return vector
-
-    return reference
-
-
-REFERENCES: dict[str, Callable[..., list[float]]] = {
-    "avg": _avg,
-    "bilinear": _bilinear,
-    "compact_bilinear": _compact_bilinear,
-    "gem": _gem,
-    "hbp": _multilinear([(0, 1), (0, 2), (1, 2)]),
-    "hbp_shared": _hbp_shared,
-    "isqrt_cov": _isqrt_cov,
-    "kernel": _kernel,
-    "low_rank_bilinear": _multilinear([(0, 1)], sources=(0, 0)),
-    "max": _max,
-    "mlp": _multilinear([(0, 1), (0, 2), (1, 2), (0, 1, 2)]),
-    "trilinear": _multilinear([(0, 1, 2)]),
-}
-
-all_poolings = pytest.mark.parametrize("name", list_poolings())
-
-
-def reference(formula: Callable[..., list[float]], pooling: nn.Module, maps: Sequence[Tensor]) -> Tensor:
-    return torch.tensor([formula(pooling, maps, n) for n in range(len(maps[0]))], dtype=torch.float64)
-
-
-def assert_close_to(
-    formula: Callable[..., list[float]], pooling: nn.Module, maps: Sequence[Tensor], found: Tensor
-) -> None:
-    # The FFT leaves 1e-17 where a sketch is zero, and the root makes 1e-8 of it.
-    atol = 1e-7 if formula is _kernel else 1e-11
-    torch.testing.assert_close(found, reference(formula, pooling, maps), rtol=1e-9, atol=atol)
-
-
-def test_every_pooling_has_a_reference() -> None:
-    assert set(REFERENCES) == set(list_poolings())
+def test_every_pooling_has_its_formulas() -> None:
+    assert set(list_poolings()) <= set(REFERENCES)
+    assert set(list_poolings()) == set(PLAIN)
+    assert {REFERENCES[name].pooling for name in VARIANTS} <= set(list_poolings())
 
 
 @all_poolings
-@pytest.mark.parametrize("size", [(5, 3), (1, 1), (1, 7)])
-def test_values_are_the_formulas(name: str, size: tuple[int, int]) -> None:
-    pooling, maps = make(name), make_maps(name, 2, *size)
+def test_a_pooling_keeps_the_contract(name: str) -> None:
+    reference = REFERENCES[name]
+    check_pooling(name, reference.channels, reference, atol=reference.atol, **reference.options)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_options_change_the_formula(name: str) -> None:
+    pooling, maps, reference = make(name), make_maps(name, 2, 3, 2), REFERENCES[name]
     found = pooling(maps)
     assert found.shape == (2, pooling.out_features)
-    assert_close_to(REFERENCES[name], pooling, maps, found)
-
-
-@all_poolings
-def test_gradients_are_the_formulas(name: str) -> None:
-    options = {"grad_eps": 0.0} if name in HAS_ROOT else {}  # the bound changes the gradient, on purpose
-    check_gradients(make(name, **options), make_maps(name, 2, 3, 2))
+    torch.testing.assert_close(found, reference(pooling, maps), rtol=1e-9, atol=reference.atol)
+    check_gradients(make(name, grad_eps=0.0), maps)  # the bound changes the gradient, on purpose
 
 
 def check_gradients(pooling: nn.Module, maps: Sequence[Tensor]) -> None:
@@ -248,17 +77,6 @@ def check_gradients(pooling: nn.Module, maps: Sequence[Tensor]) -> None:
 
 
 @all_poolings
-def test_memory_layout_does_not_matter(name: str) -> None:
-    pooling, maps = make(name), make_maps(name)
-    expected = pooling(maps)
-    channels_last = [x.contiguous(memory_format=torch.channels_last) for x in maps]
-    strided = [torch.stack([x, -x], dim=-1)[..., 0] for x in maps]
-    assert not any(x.is_contiguous() for x in strided)
-    torch.testing.assert_close(pooling(channels_last), expected)
-    torch.testing.assert_close(pooling(strided), expected)
-
-
-@all_poolings
 def test_the_order_of_locations_does_not_matter(name: str) -> None:
     pooling, maps = make(name), make_maps(name)
     order = torch.randperm(15, generator=torch.Generator().manual_seed(0))
@@ -268,57 +86,28 @@ def test_the_order_of_locations_does_not_matter(name: str) -> None:
 
 @all_poolings
 def test_seeing_everything_twice_does_not_matter(name: str) -> None:
-    options = {"root_eps": 0.0} if name == "hbp_shared" else {}  # that is added to the sums, few or many
+    options = {"root_eps": 0.0} if has_option(name, "root_eps") else {}  # that is added to the sums, few or many
     pooling, maps = make(name, **options), make_maps(name)
     torch.testing.assert_close(pooling([torch.cat([x, x], dim=2) for x in maps]), pooling(maps))
 
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-@all_poolings
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", [name for name in list_poolings() if REFERENCES[name].zero_at_zero])
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16], ids=["", "amp-bf16", "amp-fp16"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("hard", HARD)
-def test_hard_inputs_are_finite_forward_and_backward(
-    hard: str, dtype: torch.dtype, autocast: torch.dtype | None, training: bool, name: str
-) -> None:
-    # Biases are zero as at the start of training.
-    pooling = create_pooling(name, CHANNELS[name], **OPTIONS.get(name, {})).to(dtype).train(training)
-    maps = [HARD[hard](x).to(dtype).requires_grad_() for x in make_maps(name)]
-    with torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None):
-        out = pooling(maps)
-    (out.float() * torch.linspace(-1, 1, out.shape[1])).sum().backward()
-    assert out.dtype == dtype
-    assert out.isfinite().all()
-    if hard == "zeros" and name not in ("gem", "hbp_shared"):  # they have a least value
+def test_maps_of_zeros_give_zeros(dtype: torch.dtype, autocast: torch.dtype | None, name: str) -> None:
+    reference = REFERENCES[name]
+    pooling = create_pooling(name, reference.channels, **reference.options).to(dtype)  # its biases are zero
+    for training in (True, False):
+        with torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+            out = pooling.train(training)([HARD_INPUTS["zeros"](x) for x in make_maps(name, dtype=dtype)])
         assert out.eq(0).all()
-    for tensor in [*maps, *pooling.parameters()]:
-        assert tensor.grad is not None
-        assert tensor.grad.isfinite().all()
-    with torch.no_grad():
-        assert pooling.eval()(maps).isfinite().all(), "after a step of training, too"
-
-
-@all_poolings
-def test_an_empty_batch_gives_no_rows(name: str) -> None:
-    pooling = make(name, torch.float32).eval()
-    maps = [x[:0].requires_grad_() for x in make_maps(name, dtype=torch.float32)]
-    out = pooling(maps)
-    assert out.shape == (0, pooling.out_features)
-    out.sum().backward()
-    for weight in pooling.parameters():
-        assert weight.grad is None or weight.grad.eq(0).all()
 
 
 @all_poolings
 def test_one_channel_is_finite(name: str) -> None:
-    options = {key: value for key, value in OPTIONS.get(name, {}).items() if key != "dim"} | (
-        {"dim": 1} if name in OPTIONS else {}
-    )
+    options = {**REFERENCES[name].options, **({"dim": 1} if has_option(name, "dim") else {})}
     for dtype in DTYPES:
-        pooling = create_pooling(name, [1] * len(CHANNELS[name]), **options).to(dtype)
+        pooling = create_pooling(name, [1] * len(REFERENCES[name].channels), **options).to(dtype)
         maps = [x[:, :1].detach().clone().requires_grad_() for x in make_maps(name, dtype=dtype)]
         pooling(maps).sum().backward()
         for tensor in [*maps, *pooling.parameters()]:
@@ -329,7 +118,7 @@ def test_one_channel_is_finite(name: str) -> None:
 @pytest.mark.parametrize("name", ["hbp", "mlp", "trilinear"])
 def test_a_map_of_zeros_does_not_blow_up_gradients(name: str) -> None:
     # A branch with that map is zero, while the other maps of its product are not.
-    pooling = create_pooling(name, CHANNELS[name], **OPTIONS[name])
+    pooling = create_pooling(name, (3, 4, 2), dim=5)
     maps = make_maps(name, dtype=torch.float32)
     maps = [x.requires_grad_() for x in (torch.zeros_like(maps[0]), *maps[1:])]
     out = pooling(maps)
@@ -340,50 +129,12 @@ def test_a_map_of_zeros_does_not_blow_up_gradients(name: str) -> None:
 
 
 @all_poolings
-@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e4])
-@pytest.mark.parametrize(("autocast", "tolerance"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
-def test_autocast_stays_close(name: str, scale: float, autocast: torch.dtype, tolerance: float) -> None:
-    # Without biases, which are not to be compared with 1e-8 or 1e4.
-    pooling = create_pooling(name, CHANNELS[name], **OPTIONS.get(name, {}))
-    maps = [x * scale for x in make_maps(name, dtype=torch.float32)]
-    with torch.autocast("cpu", dtype=autocast):
-        found = pooling(maps).double()
-    assert found.norm() > 0, "1e-8 does not vanish in fp16"
-    expected = pooling.double()([x.double() for x in maps])
-    # The root doubles the relative error where sums cancel, so compare whole vectors.
-    assert (found - expected).norm() < tolerance * expected.norm()
-
-
-@all_poolings
-def test_a_state_dict_carries_everything(name: str) -> None:
-    # Another sketch and other weights, until the state is loaded.
-    options = {"seed": 7} if name in ("compact_bilinear", "kernel") else {}
+def test_another_seed_gives_another_vector(name: str) -> None:
+    reference, options = REFERENCES[name], {"seed": 7} if has_option(name, "seed") else {}
     pooling, maps = make(name), make_maps(name)
-    other = create_pooling(name, CHANNELS[name], **OPTIONS.get(name, {}), **options).double()
-    if pooling.state_dict():
-        assert not torch.equal(other(maps), pooling(maps)) or name == "gem"
-    other.load_state_dict(pooling.state_dict())
-    assert torch.equal(other(maps), pooling(maps))
-
-
-@all_poolings
-def test_options_are_jsonable_and_enough_to_build_it_again(name: str) -> None:
-    options = json.loads(json.dumps(OPTIONS.get(name, {})))
-    state = make(name).state_dict()
-    assert create_pooling(name, CHANNELS[name], **options).double().load_state_dict(state)
-
-
-@all_poolings
-def test_nobodys_generator_is_seeded(name: str) -> None:
-    draws = []
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        pooling = create_pooling(name, CHANNELS[name], **OPTIONS.get(name, {}))
-        draws.append(torch.rand(3))
-        if not any(key.endswith("weight") for key, _ in pooling.named_parameters()):
-            torch.manual_seed(seed)
-            assert torch.equal(torch.rand(3), draws[-1]), "a sketch draws from a generator of its own"
-    assert not torch.equal(*draws)
+    other = create_pooling(name, reference.channels, **reference.options, **options).double()
+    if pooling.state_dict() and name != "gem":  # whose p is no random number
+        assert not torch.equal(other(maps), pooling(maps))
 
 
 @all_poolings
@@ -421,7 +172,7 @@ def uneven_maps(channels: Sequence[int]) -> list[Tensor]:
 
 @pytest.mark.parametrize(("name", "channels"), MULTIPLIES_MAPS)
 def test_maps_of_different_sizes_are_refused(name: str, channels: Sequence[int]) -> None:
-    pooling = create_pooling(name, channels, **OPTIONS.get(name, {})).double()
+    pooling = create_pooling(name, channels, **REFERENCES[name].options).double()
     with pytest.raises(
         ValueError, match=r"differ in spatial size \(4 x 6, 2 x 6.*choose taps of one size.*align='pool'"
     ):
@@ -430,7 +181,7 @@ def test_maps_of_different_sizes_are_refused(name: str, channels: Sequence[int])
 
 @pytest.mark.parametrize(("name", "channels"), MULTIPLIES_MAPS)
 def test_maps_of_different_sizes_are_pooled_to_the_least_if_asked(name: str, channels: Sequence[int]) -> None:
-    pooling = create_pooling(name, channels, align="pool", **OPTIONS.get(name, {})).double()
+    pooling = create_pooling(name, channels, align="pool", **REFERENCES[name].options).double()
     maps = uneven_maps(channels)
     height, width = min(x.shape[2] for x in maps), min(x.shape[3] for x in maps)
     shrunk = [torch.zeros(*x.shape[:2], height, width).double() for x in maps]
@@ -455,52 +206,6 @@ def test_maps_of_other_channels_are_refused(name: str) -> None:
     maps = make_maps(name)
     with pytest.raises(ValueError, match=r"made for maps of \[.*\] channels, not \[1"):
         make(name)([maps[0][:, :1], *maps[1:]])
-
-
-# Options that change the formula: name, channels, options, the formula.
-MACLAURIN: dict[str, object] = {"dim": 4, "sketch": "random_maclaurin"}
-VARIANTS: dict[str, tuple[str, Sequence[int], dict[str, object], Callable[..., list[float]]]] = {
-    "bilinear of two": ("bilinear", (2, 3), {}, _bilinear),
-    "compact bilinear of two": ("compact_bilinear", (2, 3), {"dim": 4}, _compact_bilinear),
-    "random maclaurin": ("compact_bilinear", (3,), {"dim": 4, "sketch": "random_maclaurin"}, _random_maclaurin),
-    "random maclaurin of two": (
-        "compact_bilinear",
-        (2, 3),
-        {"dim": 4, "sketch": "random_maclaurin"},
-        _random_maclaurin,
-    ),
-    "kernel of order 1": ("kernel", (3,), {"max_order": 1}, _kernel),
-    "kernel of two orders": ("kernel", (4,), {"coefficients": [0.5, 2.0], "max_order": 2, "dim": 5}, _kernel),
-    "kernel that is not learned": ("kernel", (4,), {"learn_coefficients": False, "dim": 5}, _kernel),
-    "mlp of two": ("mlp", (2, 3), {"dim": 4}, _multilinear([(0, 1)], (0, 1))),
-    "mlp of four, pairs only": (
-        "mlp",
-        (2, 3, 2, 1),
-        {"dim": 4, "max_order": 2},
-        _multilinear([(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)], (0, 1, 2, 3)),
-    ),
-    "mlp of four, to the end": (
-        "mlp",
-        (2, 3, 2, 1),
-        {"dim": 4, "max_order": 4},
-        _multilinear(
-            [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3), (0, 1, 2), (0, 1, 3), (0, 2, 3), (1, 2, 3), (0, 1, 2, 3)],
-            (0, 1, 2, 3),
-        ),
-    ),
-}
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_variants_are_their_formulas(variant: str) -> None:
-    name, channels, options, formula = VARIANTS[variant]
-    generator = torch.Generator().manual_seed(0)
-    maps = [torch.randn(2, c, 3, 2, generator=generator, dtype=torch.float64) for c in channels]
-    pooling = create_pooling(name, channels, **options).double()
-    found = pooling(maps)
-    assert found.shape == (2, pooling.out_features)
-    assert_close_to(formula, pooling, maps, found)
-    check_gradients(create_pooling(name, channels, grad_eps=0.0, **options).double(), maps)
 
 
 @pytest.mark.parametrize("name", ["hbp", "mlp"])
