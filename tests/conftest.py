@@ -20,18 +20,6 @@ SMALL = {"backbone": "test_convnext", "input_size": 64, "pooling_options": {"dim
 # Two families, three genera, four species of CUB, numbered anew as a part of it would be.
 BIRDS = ["001.Black_footed_Albatross", "003.Sooty_Albatross", "004.Groove_billed_Ani", "002.Laysan_Albatross"]
 
-# The inputs that break second-order poolings elsewhere; constants and one location have no covariance.
-HARD = {
-    "zeros": lambda x: torch.zeros_like(x),
-    "constant": lambda x: torch.full_like(x, 0.7),
-    "large constant": lambda x: torch.full_like(x, 1e4),
-    "one location": lambda x: x[:, :, :1, :1],
-    "tiny": lambda x: 1e-8 * x,
-    "large": lambda x: 1e4 * x.clamp(-3, 3),
-    "large and tiny": lambda x: x * 10.0 ** torch.linspace(-8, 4, x.shape[3], dtype=x.dtype),
-    "dead channel": lambda x: torch.cat([torch.zeros_like(x[:, :1]), x[:, 1:]], dim=1),
-}
-
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave the soak tests out unless `-m` asks for them."""

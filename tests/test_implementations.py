@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import HARD
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -22,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from c2f_zoo import create_pooling
 from c2f_zoo.ops import IMPLEMENTATIONS, cross_gram, explain, multilinear, multilinear_sums, tiled
 from c2f_zoo.ops.choice import SMALL, SumsShape, choose
+from c2f_zoo.testing import HARD_INPUTS
 
 MLP = ((0, 1), (0, 2), (1, 2), (0, 1, 2))
 HBP = MLP[:3]
@@ -309,12 +309,14 @@ def test_an_export_may_leave_the_batch_open() -> None:
 
 @pytest.mark.parametrize("impl", ["tiled", "gram", "saved"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("hard", HARD)
+@pytest.mark.parametrize("hard", HARD_INPUTS)
 def test_hard_inputs_are_finite(hard: str, dtype: torch.dtype, impl: str) -> None:
     name = "hbp" if impl == "gram" else "mlp"
     pooling = create_pooling(name, (3, 4, 2), dim=5, impl=impl).to(dtype)
     generator = torch.Generator().manual_seed(2)
-    maps = [HARD[hard](torch.randn(2, c, 5, 3, generator=generator)).to(dtype).requires_grad_() for c in (3, 4, 2)]
+    maps = [
+        HARD_INPUTS[hard](torch.randn(2, c, 5, 3, generator=generator)).to(dtype).requires_grad_() for c in (3, 4, 2)
+    ]
     out = pooling(maps)
     (out.float() * torch.linspace(-1, 1, out.shape[1])).sum().backward()
     for x in (out, *(x.grad for x in (*maps, *pooling.parameters()))):
