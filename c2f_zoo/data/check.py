@@ -242,7 +242,7 @@ def _print_labels(report: Report, tree: Hierarchy, console: Console, show_all: b
 
     leaf, splits = _printable(tree.finest), nonempty_splits(report.entries)
     counts = {split: Counter(e.label[-1] for e in report.entries if e.split == split) for split in splits}
-    table = _table("split", "images", f"{leaf} classes", "min", "median", "max of a class")
+    table = _table("split", "images", f"{leaf} classes", "min per class", "median", "max per class")
     for split, count in counts.items():
         known_counts = [number for label, number in count.items() if label >= 0]
         table.add_row(split, str(count.total()), str(len(known_counts)), *_min_median_max(known_counts))

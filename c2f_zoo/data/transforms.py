@@ -34,7 +34,7 @@ class Degrade(nn.Module):
     With the bilinear filter all types, batched or not, on CPU and GPU, agree within 2/255 at any pixel and 0.5/255 in
     the mean: 8-bit values are rounded after each pass. With bicubic the bounds are 3/255 and 0.5/255, unless values
     overshoot the 8 bits: they are clipped after each pass, but floating tensors are not. `"nearest"` chooses the same
-    pixel, unless two are equally near. The tests compare all of these, on a GPU if there is one.
+    pixel, unless two are equally near. The tests compare all of these; the test on a GPU has not been run yet.
 
     Args:
         resolution: shorter side in pixels to shrink to, >= 1; None does not shrink.
