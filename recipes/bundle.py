@@ -96,7 +96,7 @@ def to_half(name: str, weight: torch.Tensor) -> torch.Tensor:
 
 
 def score(model: C2FModel, options: TrainOptions, command: str) -> tuple[Metrics, ...]:
-    """Score every level at every level's resolution, on all test images and on every fifth."""
+    """Score every level at every resolution, on all test images and on every fifth."""
     accelerator, own = create_accelerator(), own_resolutions(model)
     dataset = create_dataset(options.dataset, "test", **options.dataset_options)
     levels_at = {resolution: model.levels for resolution in reversed(own.values())}

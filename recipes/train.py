@@ -102,7 +102,7 @@ def set_up(
 
 
 def save_scores(predictions: Predictions, model: C2FModel, output: Path) -> None:
-    """Save test.csv, every level's accuracy at every resolution, and test_predictions.csv, every image's classes."""
+    """Save the accuracy of every level and the predictions of every image."""
     own = own_resolutions(model)
     write_csv(output / "test_predictions.csv", list(prediction_rows(predictions, own)))
     write_csv(output / "test.csv", accuracy_rows(predictions, own))

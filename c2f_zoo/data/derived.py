@@ -12,7 +12,7 @@ from c2f_zoo.data.transformed_images import load_image
 
 
 class HideLabels:
-    """A dataset in which some images are labelled down to a certain level only, as in much real data.
+    """A dataset with some images labelled down to a certain level only.
 
     Args:
         dataset: the images and their labels.
@@ -51,7 +51,9 @@ class HideLabels:
 
 
 class Joined:
-    """Datasets with the same tree, one after the other; their `paths`, `labels` and `read` are kept.
+    """Datasets with the same tree, one after the other, as one dataset.
+
+    Their `paths`, `labels` and `read` are kept.
 
     Args:
         *datasets: the datasets.

@@ -42,7 +42,7 @@ def train_and_val(
 
 
 def stratified_split(targets: Sequence[int] | Tensor, fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """Split indices in two so that each class gives the same fraction to the second set.
+    """Split indices in two, with the same fraction of each class in the second set.
 
     Args:
         targets: the label of each index, (n,); or its labels at every level, (n, levels), as returned by `labels_of`:

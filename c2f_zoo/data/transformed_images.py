@@ -17,7 +17,7 @@ UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  #
 
 
 class TransformedImages(Dataset[tuple[Any, Tensor, int, bool]]):
-    """Images of a dataset, each decoded once and transformed, with their labels at every level.
+    """Images of a dataset, decoded and transformed, with labels at every level.
 
     Args:
         dataset: the images.

@@ -49,7 +49,7 @@ def score_images(
     num_workers: int = 0,
     on_error: str = "raise",
 ) -> Iterator[ScoredBatch]:
-    """Score images of a dataset: each is decoded once and seen once at each resolution.
+    """Score images of a dataset: one decode, one forward pass per resolution.
 
     Each process iterates over its own images; all processes must iterate to the end.
 
@@ -80,18 +80,15 @@ def score_images(
     with torch.no_grad():
         broadcast(list(unwrapped.buffers()))  # batch norm's statistics are each process's own in training
     preprocessing = unwrapped.config.preprocessing
+    transform = create_views(preprocessing, {at: at for at in levels_at}, train=False, normalize=False)
     normalize = Normalize(preprocessing.mean, preprocessing.std).to(accelerator.device)
-    views_at = {resolution: resolution for resolution in levels_at}
-    transform = create_views(preprocessing, views_at, train=False, normalize=False)
     # Not the loader of accelerator.prepare, which scores some images twice to give each process as many.
     own = list(indices)[accelerator.process_index :: accelerator.num_processes]
     images = TransformedImages(dataset, transform, own, on_error, shorter_side=preprocessing.resize)
-    loader = DataLoader(images, batch_size, num_workers=num_workers)
+    hide_bar = None if accelerator.is_main_process else True  # None: a bar on a terminal, none in a log file
     seen: list[int] = []
-    # None: a bar on a terminal, none in a log file.
-    for views, truth, index, readable in tqdm(
-        loader, desc="scoring", disable=None if accelerator.is_main_process else True, leave=False
-    ):
+    loader = DataLoader(images, batch_size, num_workers=num_workers)
+    for views, truth, index, readable in tqdm(loader, desc="scoring", disable=hide_bar, leave=False):
         with torch.no_grad():
             logits = {
                 resolution: unwrapped(normalize(x.to(accelerator.device)), levels=tuple(levels_at[resolution]))
@@ -127,7 +124,7 @@ class Predictions:
         return self.index[~self.readable].tolist()
 
     def accuracy(self, level: str, resolution: int | None) -> tuple[float, int]:
-        """Return a level's accuracy in [0, 1] at a resolution, and the number of images with a known label there."""
+        """Return a level's accuracy in [0, 1], and the number of images with a label."""
         truth = self.truth[:, self.hierarchy.depth(level)]
         known = truth >= 0
         return (self.labels[resolution][level][known] == truth[known]).double().mean().item(), int(known.sum())
@@ -144,10 +141,10 @@ def predict_labels(
     """Predict the labels of images of a dataset; every process gets all of them.
 
     Args:
-        model: as in `score_images`, and so are the others.
+        model: a `C2FModel` on the accelerator's device, wrapped or not.
         dataset: the dataset.
-        indices: which images.
-        levels_at: for each resolution the levels to predict at it.
+        indices: which images, by their index in the dataset.
+        levels_at: for each resolution in pixels (None: full size) the levels to predict at it.
         **how: the other arguments of `score_images`.
     """
     batches = gather_object(
@@ -174,10 +171,12 @@ def _argmax(logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def validate(
     model: nn.Module, dataset: LabelledImages, indices: Sequence[int], *, accelerator: Accelerator, **how: Any
 ) -> tuple[dict[str, float], list[int]]:
-    """Return every level's validation accuracy at its own resolution, and the indices of unreadable images.
+    """Return every level's validation accuracy, and the unreadable images.
+
+    Each level is scored at its own resolution; the unreadable images are given by their indices.
 
     Args:
-        model: as in `score_images`.
+        model: a `C2FModel` on the accelerator's device, wrapped or not.
         dataset: the dataset that holds the validation images.
         indices: the validation images' indices in it.
         accelerator: the processes.
@@ -216,9 +215,9 @@ def accuracy_rows(predictions: Predictions, own: Mapping[str, int | None]) -> li
 
 
 def prediction_rows(predictions: Predictions, own: Mapping[str, int | None]) -> Iterator[dict[str, Any]]:
-    """Yield a row for each readable image: for each level its true class and its class predicted at its own resolution.
+    """Yield a row for each readable image: its true and predicted classes.
 
-    An unknown true class is empty.
+    Each level is predicted at its own resolution. An unknown true class is empty.
     """
     tree = predictions.hierarchy
     columns = {

@@ -79,7 +79,7 @@ class Predictor:
 
     @torch.inference_mode()
     def _log_probs(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """Return float64 log-probabilities (N, classes) of each level that is predicted or follows from one."""
+        """Return float64 log-probabilities (N, classes) of the predicted levels and above."""
         weight = next(self.model.parameters())
         views = [self._transform(image.convert("RGB")) for image in images]
         logits: dict[str, Tensor] = {}

@@ -27,7 +27,9 @@ def own_resolutions(model: C2FModel) -> dict[str, int | None]:
 
 
 def levels_by_resolution(model: C2FModel) -> dict[int | None, tuple[str, ...]]:
-    """Return the distinct resolutions, each with the levels that the model predicts at it: one forward pass each.
+    """Return the distinct resolutions, each with the levels predicted at it.
+
+    A forward pass for each predicts all levels.
 
     Examples:
         >>> model = create_model("mlph_tiny_critters", resolutions={"family": 32, "genus": 32})

@@ -36,7 +36,7 @@ class Progress:
     unreadable: list[int] = field(default_factory=list)
 
     def add_epoch(self, row: dict[str, Any], unreadable: Sequence[int]) -> None:
-        """Add an epoch: its row of `metrics.csv`, and the indices of the images that it skipped."""
+        """Add an epoch: its row of `metrics.csv` and the images that it skipped."""
         self.epoch += 1
         self.rows.append(row)
         self.unreadable = sorted({*self.unreadable, *unreadable})
@@ -48,7 +48,7 @@ class Progress:
 def save_checkpoint(
     model: C2FModel, optimizer: Optimizer, schedule: LRScheduler, progress: Progress, output: Path
 ) -> None:
-    """Save an epoch's state into `output`, and the model itself if the epoch is the best so far.
+    """Save a checkpoint into `output`, and the model if the epoch is the best.
 
     The earlier checkpoint is removed last: a kill at any time leaves a whole one.
     """

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 
 def plot_curves(rows: Sequence[Mapping[str, Any]], levels: Sequence[str], path: Path) -> None:
-    """Plot training loss and validation accuracy of every level against the epoch, as a PNG file.
+    """Plot every level's training loss and validation accuracy as a PNG file.
 
     Args:
         rows: the rows of `metrics.csv`.

@@ -9,7 +9,7 @@ from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataPara
 
 
 def create_accelerator() -> Accelerator:
-    """Create the recipes' accelerator and give a single process all the cores that it may use.
+    """Create the accelerator of a recipe, with threads for all usable cores.
 
     Batches are split between processes, so that the batch size does not depend on their number.
     """
@@ -25,12 +25,14 @@ def create_accelerator() -> Accelerator:
 
 
 def usable_cores() -> int:
-    """Count the CPU cores that this process may use: taskset, Slurm and containers allow fewer than there are."""
+    """Count the CPU cores that this process may use; taskset or Slurm may limit them."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def error_message(error: BaseException) -> str:
-    """Return an error's text; for an error from a loader's worker, whose text is a traceback, the last line.
+    """Return an error's text in a line.
+
+    The text of an error from a loader's worker is a traceback: then it is the last line.
 
     Examples:
         >>> error_message(ValueError("no images"))

@@ -10,7 +10,9 @@ from c2f_zoo.training.options import Stage, TrainOptions
 
 
 def create_optimizer(model: C2FModel, stage: Stage, options: TrainOptions) -> tuple[SGD, StepLR]:
-    """Create the optimizer of a stage and its schedule, and freeze the backbone if the stage does not train it.
+    """Create the optimizer and the schedule of a stage.
+
+    The backbone is frozen if the stage does not train it.
 
     Args:
         model: the model.

@@ -13,7 +13,7 @@ from jsonargparse import auto_cli
 
 @dataclass
 class Stage:
-    """A stage of the training: its length, and the learning rates of the weights that it trains.
+    """A stage of a training run: its length and its learning rates.
 
     Args:
         epochs: passes over the training images, each at every level's resolution.
@@ -85,9 +85,9 @@ Options = TypeVar("Options", bound=TrainOptions)
 
 
 def parse(kind: type[Options], args: Sequence[str], default: str | Path) -> tuple[Options, str]:
-    """Parse a command line: YAML files, each after `--config`, and options that override them.
+    """Parse a command line of YAML files and options that override them.
 
-    A later file overrides an earlier one; the first names the run.
+    Each file follows a `--config`. A later file overrides an earlier one; the first names the run.
 
     Args:
         kind: the dataclass of the options.

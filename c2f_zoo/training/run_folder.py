@@ -19,7 +19,7 @@ FREE_TO_CHANGE = ("output", "resume", "num_workers", "on_error", "cache")  # whe
 
 
 def open_run_folder(options: TrainOptions, name: str, accelerator: Accelerator) -> Path:
-    """Choose the run's folder on the main process, create it and write the options into its `config.yaml`.
+    """Choose and create the run's folder and write its `config.yaml`.
 
     Args:
         options: the options; `output` and `resume` decide.
@@ -70,7 +70,9 @@ def choose_run_folder(options: TrainOptions, name: str) -> Path:
 
 
 def list_unreadable(splits: Mapping[str, tuple[LabelledImages, Sequence[int]]], output: Path) -> None:
-    """List the skipped images, with the reasons, on the terminal and in `unreadable.csv`.
+    """List skipped images, with the reasons, on the terminal and in a file.
+
+    The file is `unreadable.csv`; without skipped images there is none.
 
     Args:
         splits: for each split its dataset and the indices of the skipped images.

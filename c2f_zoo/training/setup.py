@@ -22,7 +22,7 @@ def build_model(options: TrainOptions, hierarchy: Hierarchy) -> C2FModel:
 
 
 def cache_images(dataset: LabelledImages, folder: str | None, preprocessing: Preprocessing) -> LabelledImages:
-    """Cache a dataset's decoded, resized images in a folder; without a folder return the dataset itself."""
+    """Cache a dataset's decoded, resized images in a folder, if there is one."""
     if folder is None:
         return dataset
     return CachedImages(dataset, folder, preprocessing.resize, preprocessing.interpolation)

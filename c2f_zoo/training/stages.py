@@ -42,7 +42,7 @@ def fit(
     output: Path,
     accelerator: Accelerator,
 ) -> Progress:
-    """Train a model through all stages, from the folder's latest checkpoint on if it has one.
+    """Train a model through all stages, or resume it from its latest checkpoint.
 
     After each epoch the model is validated and saved: `output` holds the model of the best epoch.
 
@@ -91,7 +91,7 @@ def fit(
 def create_loader(
     model: C2FModel, dataset: LabelledImages, indices: Sequence[int], options: TrainOptions
 ) -> DataLoader:
-    """Create the loader of the training images: each decoded once, with a view at each level's resolution."""
+    """Create the loader of the training images, with a view for each level."""
     preprocessing, own = model.config.preprocessing, own_resolutions(model)
     resolutions = {level: own[level] for level in reversed(model.levels)}
     transform = create_views(preprocessing, resolutions, train=True, normalize=False)
@@ -154,7 +154,7 @@ def train_epoch(
 
 
 def set_train_mode(model: nn.Module, unwrapped: C2FModel, stage: Stage) -> None:
-    """Put a model into training mode, but for the parts of the backbone that the stage freezes."""
+    """Set a model to training mode, except what the stage freezes."""
     model.train()
     for module in unwrapped.backbone.modules():
         if stage.backbone_lr == 0 or (stage.freeze_batch_norm and isinstance(module, nn.BatchNorm2d)):
@@ -162,7 +162,7 @@ def set_train_mode(model: nn.Module, unwrapped: C2FModel, stage: Stage) -> None:
 
 
 def interleave_levels(batches: Iterable[Any], levels: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Pair every batch with every level, each level one batch behind the level before it.
+    """Pair every batch with every level, each level one batch behind the last.
 
     Consecutive steps then see different images, as they would if each level had a loader of its own; on the same images
     the critters' species were learnt far worse (docs/results.md).
@@ -186,7 +186,7 @@ def save_epoch(
     progress: Progress,
     output: Path,
 ) -> None:
-    """Write metrics, curves and checkpoint of the epoch that has just finished, and print a line about it."""
+    """Save metrics, curves and a checkpoint after an epoch, and print a summary."""
     row = progress.rows[-1]
     write_csv(output / "metrics.csv", progress.rows)
     atomic_write(output / "curves.png", partial(plot_curves, progress.rows, model.levels))
