@@ -30,7 +30,7 @@ from c2f_zoo.io.weights import (
     write_weights,
 )
 from c2f_zoo.pooling import Pooling, create_pooling
-from c2f_zoo.pooling.registry import check_one_size
+from c2f_zoo.pooling.checks import check_one_size
 from c2f_zoo.registry import unknown_name
 
 README_FILE = "README.md"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from c2f_zoo import Head, Pooling
 from c2f_zoo.heads.levels import LevelsHead
 from c2f_zoo.ops import at_least_float32
-from c2f_zoo.pooling.registry import check_channels
+from c2f_zoo.pooling.checks import check_channels
 from c2f_zoo.testing import check_head, check_pooling
 
 

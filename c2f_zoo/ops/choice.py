@@ -13,7 +13,6 @@ from c2f_zoo.registry import unknown_name
 IMPLEMENTATIONS = {
     "plain": "projections, products and sums as PyTorch operations; everything is kept for the backward pass",
     "tiled": "tile by tile, in float32; the backward pass projects again; memory flat in d and N",
-    "saved": "tile by tile, in float32; the projections are kept in float32",
     "saved_bf16": "tile by tile, in float32; the projections are kept in bfloat16, which rounds gradients",
     "gram": "pairs only: products with the cross-Gram matrix of the maps instead of projections, in float32",
     "triton": "fused GPU kernels, in the dtype that autocast or the weights ask for; the backward pass projects again",
@@ -56,7 +55,7 @@ class Choice:
     refused: str | None = None
 
 
-def choose(problem: SumsShape, impl: str | None = None) -> Choice:
+def choose(shape: SumsShape, impl: str | None = None) -> Choice:
     """Chooses an implementation; the table is in `docs/explanation/fast-pooling.md`.
 
     Raises:
@@ -64,12 +63,12 @@ def choose(problem: SumsShape, impl: str | None = None) -> Choice:
     """
     if impl is not None and impl not in IMPLEMENTATIONS:
         raise unknown_name("impl", impl, IMPLEMENTATIONS)
-    fault = None if impl is None else _unsupported_reason(impl, problem)
+    fault = None if impl is None else _unsupported_reason(impl, shape)
     if impl is not None and fault is None:
         return Choice(impl, "asked for")
     refused = None if fault is None else f"impl={impl!r} cannot serve: {fault}"
-    for candidate, applies, reason in _table(problem):
-        if applies and _unsupported_reason(candidate, problem) is None:
+    for candidate, applies, reason in _table(shape):
+        if applies and _unsupported_reason(candidate, shape) is None:
             return Choice(candidate, reason, refused)
     return Choice("plain", "nothing else can serve", refused)
 
@@ -102,49 +101,50 @@ def explain(
     """
     batch, channels, height, width = shape
     maps = 1 + max(index for term in terms for index in term)
-    problem = SumsShape(batch, (channels,) * maps, height * width, dim, tuple(terms), (dtype,), device)
-    choice = choose(problem, impl)
+    sums = SumsShape(batch, (channels,) * maps, height * width, dim, tuple(terms), (dtype,), device)
+    choice = choose(sums, impl)
     print(f"{choice.impl}: {choice.reason}" + (f" ({choice.refused})" if choice.refused else ""))
-    print(f"the projections hold {_numbers(problem) / 2**20:.2f} x 2^20 numbers; C / L + C / d = {_share(problem):.2f}")
+    numbers, cost = _projected_numbers(sums) / 2**20, _gram_cost(sums)
+    print(f"the projections hold {numbers:.2f} x 2^20 numbers; C / L + C / d = {cost:.2f}")
 
 
-def _numbers(problem: SumsShape) -> int:
-    """Of all projections together."""
-    return problem.batch * problem.dim * problem.locations * len(problem.channels)
+def _projected_numbers(shape: SumsShape) -> int:
+    """Return how many numbers all projections hold together."""
+    return shape.batch * shape.dim * shape.locations * len(shape.channels)
 
 
-def _share(problem: SumsShape) -> float:
-    """The multiplications by cross-Gram matrices as a share of those by projections."""
-    widest = max(problem.channels)
-    return widest / problem.locations + widest / problem.dim
+def _gram_cost(shape: SumsShape) -> float:
+    """Return the multiplications by cross-Gram matrices as a fraction of those by projections."""
+    widest = max(shape.channels)
+    return widest / shape.locations + widest / shape.dim
 
 
-def _table(problem: SumsShape) -> Iterator[tuple[str, bool, str]]:
+def _table(shape: SumsShape) -> Iterator[tuple[str, bool, str]]:
     """Rows of (implementation, whether it is preferred, why); the first that applies and can serve is taken."""
     # No arithmetic before this: in an export the numbers may be symbols.
-    yield "plain", problem.exporting, "an exported program holds PyTorch's own operations only"
-    on_gpu_in_half = problem.device == "cuda" and problem.dtypes[0] in (torch.float16, torch.bfloat16)
-    yield "plain", _numbers(problem) <= SMALL, "the projections are small, 2^22 numbers or fewer"
+    yield "plain", shape.exporting, "an exported program holds PyTorch's own operations only"
+    on_gpu_in_half = shape.device == "cuda" and shape.dtypes[0] in (torch.float16, torch.bfloat16)
+    yield "plain", _projected_numbers(shape) <= SMALL, "the projections are small, 2^22 numbers or fewer"
     yield "triton", on_gpu_in_half, "half precision on a GPU"
     yield "plain", on_gpu_in_half, "half precision on a GPU, whose matrix units float32 would not use"
-    yield "gram", _share(problem) < 1, "pairs only, and C / L + C / d < 1"
+    yield "gram", _gram_cost(shape) < 1, "pairs only, and C / L + C / d < 1"
     yield "tiled", True, "the projections are large"
 
 
-def _unsupported_reason(impl: str, problem: SumsShape) -> str | None:
+def _unsupported_reason(impl: str, shape: SumsShape) -> str | None:
     """Why an implementation cannot serve; None where it can."""
     if impl == "plain":
         return None
-    if problem.exporting:
+    if shape.exporting:
         return "an exported program holds PyTorch's own operations only"
-    if any(len(set(term)) < len(term) for term in problem.terms):
+    if any(len(set(term)) < len(term) for term in shape.terms):
         return "a term multiplies a map with itself; give the map twice"
-    if torch.float64 in problem.dtypes and len(set(problem.dtypes)) > 1:
+    if torch.float64 in shape.dtypes and len(set(shape.dtypes)) > 1:
         return "float64 beside other dtypes"
-    if impl == "gram" and any(len(term) != 2 for term in problem.terms):
+    if impl == "gram" and any(len(term) != 2 for term in shape.terms):
         return "not every term is a pair"
     if impl == "triton":
-        if problem.batch == 0 or len(problem.channels) > triton_multilinear.MAX_PROJECTIONS:
-            return f"{problem.batch} images and {len(problem.channels)} projections"
-        return triton_multilinear.unsupported_kind(problem.terms, problem.dtypes[0], problem.device)
+        if shape.batch == 0 or len(shape.channels) > triton_multilinear.MAX_PROJECTIONS:
+            return f"{shape.batch} images and {len(shape.channels)} projections"
+        return triton_multilinear.unsupported_kind(shape.terms, shape.dtypes[0], shape.device)
     return None

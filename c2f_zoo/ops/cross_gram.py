@@ -25,7 +25,7 @@ def _forward(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     masks: Sequence[int],
-    keep: str,
+    keep: bool,
     rectify: bool,
 ) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(maps[0].dtype, torch.float32)
@@ -46,7 +46,7 @@ def _forward(
 
 
 def _fake_kept(
-    maps: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor], masks: Sequence[int], keep: str
+    maps: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor], masks: Sequence[int], keep: bool
 ) -> Tensor:
     dtype = torch.promote_types(maps[0].dtype, torch.float32)
     size = sum(maps[i].shape[1] * maps[j].shape[1] for i, j in map(members, masks)) if keep else 0
@@ -55,7 +55,7 @@ def _fake_kept(
 
 def _grams(maps: Sequence[Tensor], masks: Sequence[int]) -> Tensor:
     """The cross-Gram matrices of all terms and images, one after the other."""
-    packed = _fake_kept(maps, (), (), masks, "grams")
+    packed = _fake_kept(maps, (), (), masks, keep=True)
     for mask, matrices in zip(masks, _split(packed, maps, masks), strict=True):
         i, j = members(mask)
         for n, out in enumerate(matrices):

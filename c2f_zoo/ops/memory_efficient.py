@@ -14,10 +14,12 @@ from torch import Tensor
 from c2f_zoo.ops.precision import without_autocast
 
 SumsOperator = Callable[
-    [Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Sequence[int], str, bool], tuple[Tensor, Tensor]
+    [Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Sequence[int], bool, bool], tuple[Tensor, Tensor]
 ]
 
-_FORWARD = "(Tensor[] maps, Tensor[] weights, Tensor[] biases, int[] masks, str keep, bool rectify) -> (Tensor, Tensor)"
+_FORWARD = (
+    "(Tensor[] maps, Tensor[] weights, Tensor[] biases, int[] masks, bool keep, bool rectify) -> (Tensor, Tensor)"
+)
 _BACKWARD = (
     "(Tensor[] maps, Tensor[] weights, Tensor[] biases, int[] masks, bool rectify, Tensor kept, Tensor grad,"
     " bool[] needed)"
@@ -52,7 +54,7 @@ def register_sums(
     )
 
     @operator.register_fake
-    def _(maps: Any, weights: Any, biases: Any, masks: Any, keep: str, rectify: bool) -> tuple[Tensor, Tensor]:
+    def _(maps: Any, weights: Any, biases: Any, masks: Any, keep: bool, rectify: bool) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(maps[0].dtype, torch.float32)
         sums = maps[0].new_empty(len(masks), maps[0].shape[0], weights[0].shape[0], dtype=dtype)
         return sums, fake_kept(maps, weights, biases, masks, keep)

@@ -53,7 +53,7 @@ def multilinear_sums(
     first = maps[0].shape
     if any(x.shape[0] != first[0] or x.shape[2:] != first[2:] for x in maps):
         raise ValueError(f"the maps differ in batch or size: {[tuple(x.shape) for x in maps]}; they must share both")
-    choice = choose(_problem(maps, weights, terms), impl)
+    choice = choose(_sums_shape(maps, weights, terms), impl)
     # An export is not the place to say it: torch 2.6 cannot trace a warning.
     if choice.refused is not None and choice.refused not in _said and not is_exporting():
         _said.add(choice.refused)
@@ -75,7 +75,7 @@ def _plain(
         return [reduce(mul, [projected[index] for index in term]).sum(dim=2) for term in terms]
 
 
-def _lean(operator: SumsOperator, keep: str = "") -> Callable[..., list[Tensor]]:
+def _memory_efficient(operator: SumsOperator, keep: bool = False) -> Callable[..., list[Tensor]]:
     """An operator on flat maps and bit masks as a function like `_plain`; it computes in float32 at the least."""
 
     def run(
@@ -89,22 +89,21 @@ def _lean(operator: SumsOperator, keep: str = "") -> Callable[..., list[Tensor]]
         trained = torch.is_grad_enabled() and any(x.requires_grad for x in (*maps, *weights, *given))
         flat = [x.flatten(2) for x in maps]
         with without_autocast(maps[0]):
-            return list(operator(flat, list(weights), given, masks, keep if trained else "", False)[0])
+            return list(operator(flat, list(weights), given, masks, keep and trained, False)[0])
 
     return run
 
 
 _RUN: dict[str, Callable[..., list[Tensor]]] = {
     "plain": _plain,
-    "tiled": _lean(tiled_sums),
-    "saved": _lean(tiled_sums, "float32"),
-    "saved_bf16": _lean(tiled_sums, "bfloat16"),
-    "gram": _lean(cross_gram_sums, "grams"),
+    "tiled": _memory_efficient(tiled_sums),
+    "saved_bf16": _memory_efficient(tiled_sums, keep=True),
+    "gram": _memory_efficient(cross_gram_sums, keep=True),
     "triton": triton_multilinear_sums,
 }
 
 
-def _problem(maps: Sequence[Tensor], weights: Sequence[Tensor], terms: Sequence[tuple[int, ...]]) -> SumsShape:
+def _sums_shape(maps: Sequence[Tensor], weights: Sequence[Tensor], terms: Sequence[tuple[int, ...]]) -> SumsShape:
     return SumsShape(
         batch=maps[0].shape[0],
         channels=tuple(x.shape[1] for x in maps),

@@ -61,7 +61,7 @@ def shared_projection_sums(
     masks = [sum(1 << index for index in term) for term in terms]
     if is_exporting():
         return list(plain_sums(flat, weights, biases, masks, rectify=True)), means, variances
-    return list(tiled_sums(flat, weights, biases, masks, "", True)[0]), means, variances
+    return list(tiled_sums(flat, weights, biases, masks, False, True)[0]), means, variances
 
 
 class _BatchStatistics(torch.autograd.Function):

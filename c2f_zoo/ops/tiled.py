@@ -17,7 +17,6 @@ from c2f_zoo.ops.memory_efficient import accumulators, finished, register_sums
 from c2f_zoo.ops.products import add_product, matmul
 
 _TILE_ROWS = 512
-_KEPT = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def plain_sums(
@@ -55,7 +54,7 @@ def _forward(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     masks: Sequence[int],
-    keep: str,
+    keep: bool,
     rectify: bool,
 ) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(maps[0].dtype, torch.float32)
@@ -73,12 +72,12 @@ def _forward(
 
 
 def _fake_kept(
-    maps: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor], masks: Sequence[int], keep: str
+    maps: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor], masks: Sequence[int], keep: bool
 ) -> Tensor:
     if not keep:
         return maps[0].new_empty(0)
     shape = (len(maps), maps[0].shape[0], weights[0].shape[0], maps[0].shape[2])
-    return maps[0].new_empty(shape, dtype=_KEPT[keep])
+    return maps[0].new_empty(shape, dtype=torch.bfloat16)
 
 
 def _backward(

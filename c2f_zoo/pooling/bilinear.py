@@ -9,7 +9,8 @@ from torch import Tensor
 
 from c2f_zoo.ops import gram, signed_sqrt_l2
 from c2f_zoo.pooling.base import Pooling
-from c2f_zoo.pooling.registry import Align, align_maps, check_choice, check_num_maps, register_pooling
+from c2f_zoo.pooling.checks import Align, align_maps, check_choice, check_num_maps
+from c2f_zoo.pooling.registry import register_pooling
 
 
 @register_pooling("bilinear")

@@ -17,7 +17,8 @@ from c2f_zoo.ops import (
     sketch_matrix,
 )
 from c2f_zoo.pooling.base import Pooling
-from c2f_zoo.pooling.registry import Align, align_maps, check_choice, check_num_maps, register_pooling
+from c2f_zoo.pooling.checks import Align, align_maps, check_choice, check_num_maps
+from c2f_zoo.pooling.registry import register_pooling
 
 Sketch = Literal["tensor_sketch", "random_maclaurin"]
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from c2f_zoo.pooling.checks import Align, check_num_maps
 from c2f_zoo.pooling.multilinear import L2, MultilinearPooling
-from c2f_zoo.pooling.registry import Align, check_num_maps, register_pooling
+from c2f_zoo.pooling.registry import register_pooling
 
 
 @register_pooling("hbp")

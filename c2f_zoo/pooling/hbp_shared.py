@@ -15,8 +15,9 @@ from c2f_zoo.ops import (
     without_autocast,
 )
 from c2f_zoo.pooling.base import Pooling
+from c2f_zoo.pooling.checks import Align, align_maps, check_choice, check_num_maps
 from c2f_zoo.pooling.multilinear import projection
-from c2f_zoo.pooling.registry import Align, align_maps, check_choice, check_num_maps, register_pooling
+from c2f_zoo.pooling.registry import register_pooling
 
 _PAIRS = ((0, 1), (0, 2), (1, 2))
 

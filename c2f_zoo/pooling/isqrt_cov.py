@@ -10,8 +10,9 @@ from torch import Tensor
 
 from c2f_zoo.ops import at_least_float32, covariance, matrix_sqrt, project
 from c2f_zoo.pooling.base import Pooling
+from c2f_zoo.pooling.checks import check_channels, check_num_maps
 from c2f_zoo.pooling.multilinear import projection
-from c2f_zoo.pooling.registry import check_channels, check_num_maps, register_pooling
+from c2f_zoo.pooling.registry import register_pooling
 
 
 @register_pooling("isqrt_cov")

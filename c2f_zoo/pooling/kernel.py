@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from c2f_zoo.ops import at_least_float32, draw_hashes, signed_sqrt_l2, tensor_sketch_sums
 from c2f_zoo.pooling.base import Pooling
-from c2f_zoo.pooling.registry import check_channels, check_num_maps, register_pooling
+from c2f_zoo.pooling.checks import check_channels, check_num_maps
+from c2f_zoo.pooling.registry import register_pooling
 
 _SHORTEST = 1e-2  # the gradient of a location's unit vector is that of a vector no shorter than this: bounded
 

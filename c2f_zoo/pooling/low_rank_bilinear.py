@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from c2f_zoo.pooling.checks import check_num_maps
 from c2f_zoo.pooling.multilinear import MultilinearPooling
-from c2f_zoo.pooling.registry import check_num_maps, register_pooling
+from c2f_zoo.pooling.registry import register_pooling
 
 
 @register_pooling("low_rank_bilinear")

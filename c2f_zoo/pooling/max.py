@@ -9,7 +9,8 @@ from torch import Tensor
 
 from c2f_zoo.ops import at_least_float32
 from c2f_zoo.pooling.base import Pooling
-from c2f_zoo.pooling.registry import check_channels, register_pooling
+from c2f_zoo.pooling.checks import check_channels
+from c2f_zoo.pooling.registry import register_pooling
 
 
 @register_pooling("max")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 
+from c2f_zoo.pooling.checks import Align
 from c2f_zoo.pooling.multilinear import L2, MultilinearPooling
-from c2f_zoo.pooling.registry import Align, register_pooling
+from c2f_zoo.pooling.registry import register_pooling
 
 
 @register_pooling("mlp")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from c2f_zoo.ops import IMPLEMENTATIONS, multilinear_sums, signed_sqrt_l2
 from c2f_zoo.pooling.base import Pooling
-from c2f_zoo.pooling.registry import Align, align_maps, check_choice
+from c2f_zoo.pooling.checks import Align, align_maps, check_choice
 
 L2 = Literal["branch", "vector"]
 
@@ -32,7 +32,7 @@ class MultilinearPooling(Pooling):
         dim: width d of the projections.
         grad_eps: bound on the root's gradient, see `c2f_zoo.ops.signed_sqrt`.
         l2: `"branch"` normalises each term by itself, as in HBP; `"vector"` the concatenation of all.
-        align: what to do with maps of different sizes, see `c2f_zoo.pooling.registry.align_maps`.
+        align: what to do with maps of different sizes, see `c2f_zoo.pooling.checks.align_maps`.
         impl: one of `c2f_zoo.ops.IMPLEMENTATIONS`, which differ in speed, memory and rounding; None chooses.
 
     Raises:

@@ -1,0 +1,68 @@
+"""Checks of options and maps that poolings share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from c2f_zoo.ops import at_least_float32
+from c2f_zoo.registry import unknown_name
+
+Align = Literal["error", "pool"]
+
+
+def check_num_maps(name: str, in_channels: Sequence[int], allowed: Sequence[int]) -> None:
+    """Raises a ValueError unless a pooling of this name can take that many maps."""
+    if len(in_channels) not in allowed:
+        wanted = " or ".join(str(number) for number in allowed)
+        noun = "map" if list(allowed) == [1] else "maps"
+        raise ValueError(f"{name} pools {wanted} {noun}, not {len(in_channels)}; name that many taps")
+
+
+def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
+    """Raises a ValueError, with close names, unless an option has one of the values that it may have."""
+    if value not in choices:
+        raise unknown_name(option, value, choices)
+
+
+def check_channels(maps: Sequence[Tensor], in_channels: Sequence[int]) -> None:
+    """Raises a ValueError unless the maps have the promised numbers of channels."""
+    channels = [x.shape[1] for x in maps]
+    if channels != list(in_channels):
+        raise ValueError(f"the pooling was made for maps of {list(in_channels)} channels, not {channels}")
+
+
+def align_maps(maps: Sequence[Tensor], in_channels: Sequence[int], align: Align) -> list[Tensor]:
+    """Brings maps to one spatial size, by the rule that the user chose.
+
+    Args:
+        maps: the feature maps (N, C_i, H_i, W_i).
+        in_channels: the numbers of channels C_i that they must have.
+        align: `"error"`: they must be of one size. `"pool"`: each is average-pooled to the least height and
+            the least width among them (`adaptive_avg_pool2d`); a map of that size stays as it is.
+
+    Raises:
+        ValueError: other numbers of channels, or another size under `"error"`.
+    """
+    check_channels(maps, in_channels)
+    sizes = [(x.shape[2], x.shape[3]) for x in maps]
+    if align == "error":
+        check_one_size(sizes)
+        return list(maps)
+    least = (min(height for height, _ in sizes), min(width for _, width in sizes))
+    return [
+        x if size == least else F.adaptive_avg_pool2d(at_least_float32(x), least).to(x.dtype)
+        for x, size in zip(maps, sizes, strict=True)
+    ]
+
+
+def check_one_size(sizes: Sequence[tuple[int, int]]) -> None:
+    """Raises a ValueError unless all (height, width) are the same."""
+    if any(size != sizes[0] for size in sizes):  # not a set: under torch.export sizes may be symbols
+        shown = ", ".join(f"{height} x {width}" for height, width in sizes)
+        raise ValueError(
+            f"the maps differ in spatial size ({shown}); choose taps of one size, or a pooling's option align='pool'"
+        )
