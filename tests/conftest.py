@@ -1,4 +1,4 @@
-"""What several tests need: a small saved model, and a folder of birds in CUB's layout."""
+"""Shared fixtures: a small model, and a small folder in CUB's layout; soak tests are left out by default."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from PIL import Image
 
 from c2f_zoo import C2FModel, create_model
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))  # as python does for a script there
-torch.set_num_threads(1)  # small tensors: two threads only wait for each other
+sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))  # as for a script in this folder
+torch.set_num_threads(1)  # faster for small tensors
 
 SMALL = {"backbone": "test_convnext", "input_size": 64, "pooling_options": {"dim": 8}}
 
-# Two families, three genera, four species of CUB, numbered anew as a part of it would be.
+# Two families, three genera and four species of CUB, renumbered as in a subset.
 BIRDS = ["001.Black_footed_Albatross", "003.Sooty_Albatross", "004.Groove_billed_Ani", "002.Laysan_Albatross"]
 
 
@@ -32,9 +32,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    """Weights and sums do not depend on which tests ran before, nor in which of pytest's processes."""
+    """Make random numbers and sums independent of the tests that ran before."""
     torch.manual_seed(0)
-    torch.set_num_threads(1)  # a recipe that ran in this process takes more
+    torch.set_num_threads(1)  # a recipe that ran in this process may have set another number
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def small_model() -> C2FModel:
 
 @pytest.fixture
 def cub_folder(tmp_path: Path) -> Path:
-    """Four species, three images each: two for training, one for the test."""
+    """Write four species with three images each: two for training, one for testing."""
     root = tmp_path / "birds"
     lines: dict[str, list[str]] = {"images": [], "image_class_labels": [], "train_test_split": []}
     rng = np.random.default_rng(0)

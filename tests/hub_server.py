@@ -1,9 +1,9 @@
-"""The part of the Hugging Face Hub's protocol that huggingface_hub's client uses, served on 127.0.0.1 from memory.
+"""A Hugging Face Hub in memory, served on 127.0.0.1: the endpoints that huggingface_hub's client uses.
 
-    python tests/hub_server.py TOKEN    # prints its address, and serves until it is stopped; the token's owner is "me"
+    python tests/hub_server.py TOKEN    # prints its address and serves until it is stopped; the token's owner is "me"
 
-Files that a real Hub keeps by git LFS go up and come down by addresses of another server, as there: no token is sent
-with them. Faults are made on demand, see `Hub.fail`.
+Like the real Hub, it uploads and downloads LFS files through a second server, to which the client must send no token.
+Requests fail on demand, see `Hub.fail`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LFS_SUFFIXES = (".safetensors", ".bin", ".png")
 
 @dataclass(frozen=True)
 class Blob:
-    """A file's content; `oid` is git's name of it, `sha256` is set where it is kept by LFS."""
+    """A file's content, its git object id, and its SHA-256 if it is an LFS file."""
 
     data: bytes
     oid: str
@@ -42,7 +42,7 @@ class Blob:
 
 @dataclass
 class Repo:
-    """A repository: its commits (id -> path -> file), and what branches and tags point to."""
+    """A repository: its commits (id -> path -> file), and the commits of branches and tags."""
 
     owner: str
     private: bool
@@ -66,7 +66,7 @@ class Repo:
 
 @dataclass
 class Fault:
-    """What happens to requests: a status in place of the answer, half a body, or waiting for one another."""
+    """A failure of requests: a status instead of the response, half a body, or a barrier."""
 
     method: str
     path: str
@@ -74,8 +74,8 @@ class Fault:
     times: int
 
 
-class RefusedError(Exception):
-    """An answer that is an error, as the Hub gives it."""
+class ResponseError(Exception):
+    """An error response, as the Hub sends it."""
 
     def __init__(self, status: int, code: str = "", message: str = "") -> None:
         super().__init__(message)
@@ -86,13 +86,14 @@ class Hub:
     """The server's state.
 
     Args:
-        tokens: token -> the name of its owner.
+        tokens: token -> name of its owner.
 
     Attributes:
-        requests: "METHOD path" of all requests, in the order of their coming, with " from N" where a range was asked.
+        requests: "METHOD path" of all requests in order, followed by " from N" for a range from byte N.
         leaked: requests to the file store that carried a token.
-        extra_names: for a repository, names that it claims to have beside its files.
-        half_sent: set when half a body has been sent because of the fault "hang", which ends by `let_go`.
+        extra_names: repository -> file names that it lists without having them.
+        half_sent: set when the fault "hang" has sent half a body.
+        let_go: ends the fault "hang" when set.
     """
 
     def __init__(self, tokens: dict[str, str]) -> None:
@@ -108,18 +109,18 @@ class Hub:
         self.endpoint = self.cdn = ""
 
     def fail(self, method: str, path: str, kind: int | str | threading.Barrier, times: int = 1) -> None:
-        """Lets the next requests whose path matches go wrong.
+        """Make the next matching requests fail.
 
         Args:
             method: "GET", "HEAD", "POST" or "PUT".
-            path: a regular expression that is searched in the path.
-            kind: an HTTP status; "drop": the connection breaks in the middle of the body; "hang": it sends half the
-                body and waits; a barrier: requests are answered as usual, when all have come.
-            times: how many requests.
+            path: regular expression to search in the path.
+            kind: an HTTP status; "drop": close the connection in the middle of the body; "hang": send half the body
+                and wait; a barrier: respond as usual once all requests have arrived.
+            times: number of requests that fail.
         """
         self.faults.append(Fault(method, path, kind, times))
 
-    def read_error(self, method: str, path: str) -> int | str | threading.Barrier | None:
+    def take_fault(self, method: str, path: str) -> int | str | threading.Barrier | None:
         with self.lock:
             for fault in self.faults:
                 if fault.times > 0 and fault.method == method and re.search(fault.path, path):
@@ -129,7 +130,7 @@ class Hub:
 
     @contextmanager
     def serving(self) -> Iterator[Hub]:
-        """Serves in threads of this process; `endpoint` is the address."""
+        """Serve in threads of this process; `endpoint` is the address."""
         handler = type("Handler", (_Handler,), {"hub": self})
         servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler) for _ in range(2)]
         self.endpoint, self.cdn = (f"http://127.0.0.1:{server.server_address[1]}" for server in servers)
@@ -172,16 +173,16 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self.answer()
+        self.respond()
 
     do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815
 
-    def answer(self) -> None:
+    def respond(self) -> None:
         split = urlsplit(self.path)
         self.query = parse_qs(split.query)
         start = re.search(r"bytes=(\d+)", self.headers.get("Range", ""))
         self.hub.requests.append(f"{self.command} {split.path}" + (f" from {start[1]}" if start else ""))
-        self.fault = self.hub.read_error(self.command, split.path)
+        self.fault = self.hub.take_fault(self.command, split.path)
         if self.fault == "drop" and self.command != "GET":
             return self.break_off()
         self.body = self.read_body()
@@ -189,16 +190,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.fault.wait(300)
         try:
             if isinstance(self.fault, int):
-                raise RefusedError(self.fault, message="a fault on demand")
+                raise ResponseError(self.fault, message="a fault on demand")
             for methods, pattern, name in self.ROUTES:
                 match = re.fullmatch(pattern, split.path)
                 if match and self.command in methods.split("|"):
                     getattr(self, name)(**{key: unquote(value) for key, value in match.groupdict().items()})
                     return None
-            raise RefusedError(404, message=f"no such address: {split.path}")
-        except RefusedError as refused:
-            headers = {"X-Error-Code": refused.code, "X-Error-Message": refused.message}
-            self.send_json({"error": refused.message}, refused.status, {k: v for k, v in headers.items() if v})
+            raise ResponseError(404, message=f"no such address: {split.path}")
+        except ResponseError as error:
+            headers = {"X-Error-Code": error.code, "X-Error-Message": error.message}
+            self.send_json({"error": error.message}, error.status, {k: v for k, v in headers.items() if v})
 
     def read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
@@ -235,32 +236,32 @@ class _Handler(BaseHTTPRequestHandler):
     def send_json(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         self.send(json.dumps(value).encode(), status, {"Content-Type": "application/json", **(headers or {})})
 
-    # Who may do what
+    # Permissions
 
     def user(self) -> str | None:
         given = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if given and given not in self.hub.tokens:
-            raise RefusedError(401, message="Invalid credentials in Authorization header")
+            raise ResponseError(401, message="Invalid credentials in Authorization header")
         return self.hub.tokens.get(given)
 
     def readable(self, repo: str) -> Repo:
         user, found = self.user(), self.hub.repos.get(repo)
         if found is None or (found.private and user != found.owner):
-            raise RefusedError(404 if user else 401, "RepoNotFound", "Repository not found")
+            raise ResponseError(404 if user else 401, "RepoNotFound", "Repository not found")
         return found
 
     def writable(self, repo: str) -> Repo:
         found, user = self.readable(repo), self.user()
         if user is None:
-            raise RefusedError(401, message="Invalid username or password.")
+            raise ResponseError(401, message="Invalid username or password.")
         if user != found.owner:
-            raise RefusedError(403, message=f"{user} may not write to {repo}")
+            raise ResponseError(403, message=f"{user} may not write to {repo}")
         return found
 
     def files(self, repo: Repo, revision: str) -> tuple[str, dict[str, Blob]]:
         sha = repo.resolve(revision)
         if sha is None:
-            raise RefusedError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            raise ResponseError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return sha, repo.commits[sha]
 
     # Routes
@@ -268,24 +269,24 @@ class _Handler(BaseHTTPRequestHandler):
     def whoami(self) -> None:
         user = self.user()
         if user is None:
-            raise RefusedError(401, message="Invalid username or password.")
+            raise ResponseError(401, message="Invalid username or password.")
         self.send_json({"type": "user", "name": user, "orgs": [], "auth": {"accessToken": {"role": "write"}}})
 
     def create_repo(self) -> None:
-        asked, user = json.loads(self.body), self.user()
+        request, user = json.loads(self.body), self.user()
         if user is None:
-            raise RefusedError(401, message="Invalid username or password.")
-        owner = asked.get("organization") or user
+            raise ResponseError(401, message="Invalid username or password.")
+        owner = request.get("organization") or user
         if owner != user:
-            raise RefusedError(403, message=f"{user} has no rights to create a model in {owner}")
-        repo_id = f"{owner}/{asked['name']}"
+            raise ResponseError(403, message=f"{user} has no rights to create a model in {owner}")
+        repo_id = f"{owner}/{request['name']}"
         url = {"url": f"{self.hub.endpoint}/{repo_id}", "name": repo_id}
         with self.hub.lock:
             if repo_id in self.hub.repos:
                 return self.send_json({**url, "error": "You already created this model repo"}, 409)
-            private = asked.get("visibility") == "private" or asked.get("private") is True
+            private = request.get("visibility") == "private" or request.get("private") is True
             repo = self.hub.repos[repo_id] = Repo(owner, private)
-            repo.commit("main", {".gitattributes": regular(b"*.safetensors filter=lfs\n")}, "initial commit")
+            repo.commit("main", {".gitattributes": plain_file(b"*.safetensors filter=lfs\n")}, "initial commit")
         return self.send_json(url)
 
     def validate_yaml(self) -> None:
@@ -293,8 +294,8 @@ class _Handler(BaseHTTPRequestHandler):
         match = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
         try:
             metadata = yaml.safe_load(match[1]) if match else {}
-            errors = [] if isinstance(metadata, dict) else ["metadata is no mapping"]
-            errors += faults_of_model_index(metadata.get("model-index", [])) if not errors else []
+            errors = [] if isinstance(metadata, dict) else ["metadata is not a mapping"]
+            errors += model_index_errors(metadata.get("model-index", [])) if not errors else []
         except yaml.YAMLError as error:
             errors = [str(error)]
         found = {"errors": [{"message": error} for error in errors], "warnings": []}
@@ -306,7 +307,7 @@ class _Handler(BaseHTTPRequestHandler):
         extra = self.hub.extra_names.get(repo, [])
         siblings: list[dict[str, Any]] = [{"rfilename": name} for name in (*files, *extra)]
         if "blobs" in self.query:
-            siblings = [{"rfilename": name, **described(blob, "blobId")} for name, blob in files.items()]
+            siblings = [{"rfilename": name, **describe(blob, "blobId")} for name, blob in files.items()]
             siblings += [{"rfilename": name, "size": 9, "blobId": "0" * 40} for name in extra]
         info = {"id": repo, "modelId": repo, "sha": sha, "private": found.private, "siblings": siblings, "tags": []}
         self.send_json(info)
@@ -314,7 +315,7 @@ class _Handler(BaseHTTPRequestHandler):
     def tree(self, repo: str, revision: str) -> None:
         _, files = self.files(self.readable(repo), revision)
         extra = self.hub.extra_names.get(repo, [])
-        entries = [{"type": "file", "path": name, **described(blob, "oid")} for name, blob in files.items()]
+        entries = [{"type": "file", "path": name, **describe(blob, "oid")} for name, blob in files.items()]
         entries += [{"type": "file", "path": name, "size": 9, "oid": "0" * 40} for name in extra]
         self.send_json(entries)
 
@@ -328,7 +329,7 @@ class _Handler(BaseHTTPRequestHandler):
         found = self.writable(repo)
         sha, _ = self.files(found, json.loads(self.body or b"{}").get("startingPoint", "main"))
         if found.branches.setdefault(branch, sha) != sha:
-            raise RefusedError(409, message=f"Reference {branch} exists already")
+            raise ResponseError(409, message=f"Reference {branch} exists already")
         self.send_json({})
 
     def create_tag(self, repo: str, revision: str) -> None:
@@ -338,39 +339,39 @@ class _Handler(BaseHTTPRequestHandler):
 
     def preupload(self, repo: str, revision: str) -> None:
         _, files = self.files(self.writable(repo), revision)
-        answers = []
+        modes = []
         for file in json.loads(self.body)["files"]:
             mode = "lfs" if file["path"].endswith(LFS_SUFFIXES) else "regular"
             oid = files[file["path"]].etag if file["path"] in files else None
-            answers.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
-        self.send_json({"files": answers})
+            modes.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+        self.send_json({"files": modes})
 
     def lfs_batch(self, repo: str) -> None:
         self.writable(repo)
         objects = []
-        for asked in json.loads(self.body)["objects"]:
-            answer = {"oid": asked["oid"], "size": asked["size"]}
-            if asked["oid"] not in self.hub.store:
-                upload = {"href": f"{self.hub.cdn}/store/{asked['oid']}"}
-                answer["actions"] = {
+        for wanted in json.loads(self.body)["objects"]:
+            found = {"oid": wanted["oid"], "size": wanted["size"]}
+            if wanted["oid"] not in self.hub.store:
+                upload = {"href": f"{self.hub.cdn}/store/{wanted['oid']}"}
+                found["actions"] = {
                     "upload": upload,
                     "verify": {"href": f"{self.hub.endpoint}/{repo}.git/info/lfs/verify"},
                 }
-            objects.append(answer)
+            objects.append(found)
         self.send_json({"transfer": "basic", "objects": objects})
 
     def store_put(self, oid: str) -> None:
         self.note_leak()
         if hashlib.sha256(self.body).hexdigest() != oid:
-            raise RefusedError(400, message="the content is not what its name says")
+            raise ResponseError(400, message="the content does not match its SHA-256")
         self.hub.store[oid] = self.body
         self.send(b"")
 
     def lfs_verify(self, repo: str) -> None:
         self.writable(repo)
-        asked = json.loads(self.body)
-        if len(self.hub.store.get(asked["oid"], b"")) != asked["size"]:
-            raise RefusedError(404, message="the object did not arrive")
+        uploaded = json.loads(self.body)
+        if len(self.hub.store.get(uploaded["oid"], b"")) != uploaded["size"]:
+            raise ResponseError(404, message="the object was not uploaded")
         self.send_json({})
 
     def commit(self, repo: str, branch: str) -> None:
@@ -380,9 +381,9 @@ class _Handler(BaseHTTPRequestHandler):
         with self.hub.lock:
             sha, before = self.files(found, branch)
             if branch not in found.branches:
-                raise RefusedError(400, message=f"{branch} is no branch")
+                raise ResponseError(400, message=f"{branch} is not a branch")
             if head.get("parentCommit") not in (None, sha):
-                raise RefusedError(412, message="A commit has happened since. Please refresh and try again.")
+                raise ResponseError(412, message="A commit has happened since. Please refresh and try again.")
             files = dict(before)
             for line in lines:
                 self.change(files, line["key"], line["value"])
@@ -392,18 +393,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def change(self, files: dict[str, Blob], key: str, value: dict[str, Any]) -> None:
         if key == "file":
-            files[value["path"]] = regular(base64.b64decode(value["content"]))
+            files[value["path"]] = plain_file(base64.b64decode(value["content"]))
         elif key == "lfsFile":
             if value["oid"] not in self.hub.store:
-                raise RefusedError(400, message=f"the content of {value['path']} was not uploaded")
-            files[value["path"]] = by_lfs(self.hub.store[value["oid"]])
+                raise ResponseError(400, message=f"the content of {value['path']} was not uploaded")
+            files[value["path"]] = lfs_file(self.hub.store[value["oid"]])
         elif key == "deletedFile" and files.pop(value["path"], None) is None:
-            raise RefusedError(404, "EntryNotFound", "A file with this name doesn't exist")
+            raise ResponseError(404, "EntryNotFound", "A file with this name doesn't exist")
 
     def resolve(self, repo: str, revision: str, path: str) -> None:
         sha, files = self.files(self.readable(repo), revision)
         if path not in files:
-            raise RefusedError(404, "EntryNotFound", "Entry not found")
+            raise ResponseError(404, "EntryNotFound", "Entry not found")
         blob, headers = files[path], {"X-Repo-Commit": sha}
         if blob.sha256 is None:
             return self.send_ranged(blob.data, {**headers, "ETag": f'"{blob.oid}"'})
@@ -413,14 +414,14 @@ class _Handler(BaseHTTPRequestHandler):
     def store_get(self, oid: str) -> None:
         self.note_leak()
         if oid not in self.hub.store:
-            raise RefusedError(404, message="no such object")
+            raise ResponseError(404, message="no such object")
         self.send_ranged(self.hub.store[oid], {"ETag": f'"{oid}"'})
 
     def send_ranged(self, data: bytes, headers: dict[str, str]) -> None:
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if asked is None:
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if wanted is None:
             return self.send(data, 200, {**headers, "Accept-Ranges": "bytes"})
-        first, last = int(asked[1]), min(int(asked[2] or len(data)), len(data) - 1)
+        first, last = int(wanted[1]), min(int(wanted[2] or len(data)), len(data) - 1)
         if first > last:
             return self.send(b"", 416, {"Content-Range": f"bytes */{len(data)}"})
         part = {**headers, "Content-Range": f"bytes {first}-{last}/{len(data)}"}
@@ -431,18 +432,18 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.leaked.append(f"{self.command} {self.path}")
 
 
-def regular(data: bytes) -> Blob:
+def plain_file(data: bytes) -> Blob:
     return Blob(data, hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest())
 
 
-def by_lfs(data: bytes) -> Blob:
-    """A file kept by LFS, of which git itself keeps a pointer."""
+def lfs_file(data: bytes) -> Blob:
+    """Return a file that git LFS stores; git itself stores a pointer to it."""
     sha256 = hashlib.sha256(data).hexdigest()
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {len(data)}\n"
-    return Blob(data, regular(pointer.encode()).oid, sha256)
+    return Blob(data, plain_file(pointer.encode()).oid, sha256)
 
 
-def described(blob: Blob, oid_key: str) -> dict[str, Any]:
+def describe(blob: Blob, oid_key: str) -> dict[str, Any]:
     found: dict[str, Any] = {oid_key: blob.oid, "size": len(blob.data)}
     if blob.sha256 is not None:
         sha_key = "sha256" if oid_key == "blobId" else "oid"
@@ -450,19 +451,19 @@ def described(blob: Blob, oid_key: str) -> dict[str, Any]:
     return found
 
 
-def faults_of_model_index(index: list[dict[str, Any]]) -> list[str]:
-    """What the Hub would not show of the results, of https://github.com/paperswithcode/model-index."""
-    faults = []
+def model_index_errors(index: list[dict[str, Any]]) -> list[str]:
+    """Return the errors of a model card's results (https://github.com/paperswithcode/model-index)."""
+    errors = []
     for model in index:
         if not model.get("name"):
-            faults.append("a model of model-index has no name")
+            errors.append("a model of model-index has no name")
         for result in model.get("results", []):
             if "type" not in result.get("task", {}) or not {"name", "type"} <= result.get("dataset", {}).keys():
-                faults.append("a result has no type of task, or no name and type of dataset")
+                errors.append("a result has no task type, or no dataset name and type")
             for metric in result.get("metrics", []):
                 if "type" not in metric or not isinstance(metric.get("value"), (int, float)):
-                    faults.append("a metric has no type, or no number for a value")
-    return faults
+                    errors.append("a metric has no type, or its value is not a number")
+    return errors
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import timm
 import torch
 import yaml
 from conftest import SMALL
-from hub_server import Hub, faults_of_model_index
+from hub_server import Hub, model_index_errors
 from huggingface_hub import ModelCard
 from PIL import Image
 from timm.models._hub import load_model_config_from_path
@@ -112,7 +112,7 @@ def test_the_hub_can_read_the_metadata(model: C2FModel, run: Path) -> None:
         "accuracy of family (full size)": 0.25,
     }
     assert {result.dataset_name for result in card.data.eval_results} == {"cub"}
-    assert faults_of_model_index(card.data.to_dict()["model-index"]) == []
+    assert model_index_errors(card.data.to_dict()["model-index"]) == []
 
 
 def test_paths_are_reduced_to_their_last_part(model: C2FModel, run: Path) -> None:

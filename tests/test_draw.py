@@ -1,4 +1,4 @@
-"""Trees drawn as text and as an image."""
+"""Drawing a tree as text and as an image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TREE = Hierarchy(
 )
 
 
-def test_a_tree_as_text_by_hand() -> None:
+def test_text_by_hand() -> None:
     assert draw_text(TREE).splitlines() == [
         "Birds (3)",
         "├── Gulls (2)",
@@ -47,7 +47,7 @@ def test_text_has_a_line_for_each_class(name: str) -> None:
 
 
 @pytest.mark.parametrize("tree", [TREE, load_hierarchy("cifar100"), load_hierarchy("cub")], ids=["4", "100", "200"])
-def test_an_image_holds_every_name_and_none_runs_into_another(tree: Hierarchy) -> None:
+def test_an_image_has_every_name_without_overlaps(tree: Hierarchy) -> None:
     figure = draw_image(tree, font_size=5)
     *names, counts = figure.axes[0].texts
     assert sorted(text.get_text() for text in names) == sorted(name for names in tree.classes for name in names)
@@ -58,13 +58,13 @@ def test_an_image_holds_every_name_and_none_runs_into_another(tree: Hierarchy) -
         assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
         assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1
         assert -90 <= (text.get_rotation() + 180) % 360 - 180 <= 90, "upside down"
-    anchors = np.array([text.get_position() for text in names])  # the axes' unit is a point
-    apart = np.linalg.norm(anchors[:, None] - anchors, axis=-1) + 1e9 * np.eye(len(names))
-    assert apart.min() >= 5
+    anchors = np.array([text.get_position() for text in names])  # the axes are in points
+    distances = np.linalg.norm(anchors[:, None] - anchors, axis=-1) + 1e9 * np.eye(len(names))
+    assert distances.min() >= 5
 
 
 def test_an_image_is_saved(tmp_path: Path) -> None:
-    tree = Hierarchy.from_rows(["price"], [["$1"], ["$2"], ["a_b^c"], ["$x^$"]])  # no formulas, but names
+    tree = Hierarchy.from_rows(["price"], [["$1"], ["$2"], ["a_b^c"], ["$x^$"]])  # would be formulas to matplotlib
     figure = draw_image(tree)
     figure.savefig(tmp_path / "tree.png")
     assert Image.open(tmp_path / "tree.png").size == tuple(figure.get_size_inches() * figure.dpi // 1)

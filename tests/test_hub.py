@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from hub_server import Blob, Hub, Repo, by_lfs, regular
+from hub_server import Blob, Hub, Repo, lfs_file, plain_file
 from safetensors.torch import load_file
 
 from c2f_zoo import C2FModel
@@ -81,7 +81,7 @@ def pushed(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
     """Push three models; return the folder with their logits and the client's results."""
     folder = tmp_path_factory.mktemp("pushed")
     edited = hub.repos["me/edited"] = Repo("me", private=False)
-    edited.commit("main", {"README.md": regular(b"mine"), "notes.txt": regular(b"mine too")}, "by hand")
+    edited.commit("main", {"README.md": plain_file(b"mine"), "notes.txt": plain_file(b"mine too")}, "by hand")
     code = f"""
 from huggingface_hub import HfApi
 folder = {str(folder)!r}
@@ -227,9 +227,9 @@ result["broken"] = error_of(lambda: make(2).push_to_hub("me/broken"))
     assert all(fault.times == 0 for fault in hub.faults if fault.times < 50), "every fault was triggered"
 
 
-def put(hub: Hub, name: str, files: dict[str, Blob], extra: Sequence[str] = ()) -> None:
+def publish(hub: Hub, name: str, files: dict[str, Blob], extra: Sequence[str] = ()) -> None:
     hub.repos[name] = repo = Repo("you", private=False)
-    repo.commit("main", files, "a trap")
+    repo.commit("main", files, "a malicious model")
     hub.store |= {blob.sha256: blob.data for blob in files.values() if blob.sha256}
     hub.extra_names[name] = list(extra)
 
@@ -237,9 +237,9 @@ def put(hub: Hub, name: str, files: dict[str, Blob], extra: Sequence[str] = ()) 
 def test_server_errors_do_not_skip_the_checks(hub: Hub, pushed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     birds = hub.repos["me/birds"]
     whole = birds.commits[birds.tags["v1"]]
-    put(hub, "you/passing", whole, ["../../../evil.safetensors"])
-    put(hub, "you/staying", whole, ["../../../evil.safetensors"])
-    put(hub, "you/cached", whole)
+    publish(hub, "you/passing", whole, ["../../../evil.safetensors"])
+    publish(hub, "you/staying", whole, ["../../../evil.safetensors"])
+    publish(hub, "you/cached", whole)
     hub.fail("GET", "/api/models/you/passing$", 503)
     hub.fail("GET", "/api/models/you/staying$", 503, times=99)
     code = f"""
@@ -258,16 +258,16 @@ for name in ("passing", "staying"):
     assert result["staying"].startswith(f"ConnectionError: 'you/staying': {hub.endpoint} failed with 503 (")
     assert result["cached"] is True, "the cache is used while the server fails"
     for name in ("passing", "staying"):
-        assert not list(tmp_path.rglob(f"models--you--{name}/snapshots/*/*")), "nothing of it is in the cache"
+        assert not list(tmp_path.rglob(f"models--you--{name}/snapshots/*/*")), "none of its files is in the cache"
 
 
 def test_only_files_of_the_model_are_downloaded(hub: Hub, pushed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     birds = hub.repos["me/birds"]
     whole, sharded = birds.commits[birds.tags["v1"]], birds.commits[birds.branches["main"]]
-    below = {name: regular(b"junk") for name in ("sub/config.json", "model-x/y-of-3.safetensors")}
+    others = {name: plain_file(b"junk") for name in ("sub/config.json", "model-x/y-of-3.safetensors")}
     shards = [name for name in sharded if name.endswith((".safetensors", ".json"))]
-    put(hub, "you/whole", {**whole, **below, "model-00001-of-00009.safetensors": by_lfs(b"junk")})
-    put(hub, "you/sharded", {**sharded, **below})
+    publish(hub, "you/whole", {**whole, **others, "model-00001-of-00009.safetensors": lfs_file(b"junk")})
+    publish(hub, "you/sharded", {**sharded, **others})
     code = f"""
 folder = {str(pushed[0])!r}
 for name, seed in (("whole", 1), ("sharded", 2)):
@@ -344,14 +344,14 @@ def test_untrusted_repositories(hub: Hub, pushed: tuple[Path, dict[str, Any]], t
     repos = {
         "listing": whole,
         "nothing": {"README.md": whole["README.md"]},
-        "large": whole | {"config.json": regular(b" " * (33 * 2**20))},
-        "truncated": whole | {"model.safetensors": by_lfs(weights[:-100])},
-        "pickle": {"config.json": whole["config.json"], "pytorch_model.bin": by_lfs(b"cos\nsystem\n")},
-        "index": sharded | {"model.safetensors.index.json": regular(json.dumps({"weight_map": outside}).encode())},
+        "large": whole | {"config.json": plain_file(b" " * (33 * 2**20))},
+        "truncated": whole | {"model.safetensors": lfs_file(weights[:-100])},
+        "pickle": {"config.json": whole["config.json"], "pytorch_model.bin": lfs_file(b"cos\nsystem\n")},
+        "index": sharded | {"model.safetensors.index.json": plain_file(json.dumps({"weight_map": outside}).encode())},
         "shard": {name: blob for name, blob in sharded.items() if name != shard},
     }
     for name, files in repos.items():
-        put(hub, f"you/{name}", files)
+        publish(hub, f"you/{name}", files)
     hub.extra_names["you/listing"] = ["../../../evil.safetensors"]
     code = f"""
 for name in {list(repos)}:
@@ -369,4 +369,4 @@ for name in {list(repos)}:
     fetched = {path.name for path in tmp_path.rglob("snapshots/*/*")}
     assert "pytorch_model.bin" not in fetched and "README.md" not in fetched, "only needed files are downloaded"
     assert not list(tmp_path.rglob("*evil*"))
-    assert not list((tmp_path / "home").rglob("models--you--listing/snapshots/*/*")), "nothing of it is in the cache"
+    assert not list((tmp_path / "home").rglob("models--you--listing/snapshots/*/*")), "none is in the cache"

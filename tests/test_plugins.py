@@ -183,7 +183,7 @@ def test_a_model_plugin_must_be_a_model_spec(install: Install) -> None:
         c2f_zoo.create_model("mlph_mine")
 
 
-def test_a_hierarchy_plugin_must_give_a_hierarchy(install: Install) -> None:
+def test_a_hierarchy_plugin_must_return_a_hierarchy(install: Install) -> None:
     install("bad", "[c2f_zoo.hierarchies]\nmine = bad_code:tree\n", "def tree(): return {'bird': 1}")
     with pytest.raises(ValueError, match=r"hierarchy 'mine' returns \{'bird': 1\}, which is not a Hierarchy"):
         c2f_zoo.load_hierarchy("mine")
@@ -197,7 +197,7 @@ def test_a_hierarchy_plugin_must_give_a_hierarchy(install: Install) -> None:
         ("models", "mlph_vgg16_cub", r"model 'mlph_vgg16_cub' is registered already \(ModelSpec\("),
     ],
 )
-def test_a_built_in_wins_over_a_plugin(kind: str, name: str, owner: str, install: Install) -> None:
+def test_a_built_in_name_takes_precedence(kind: str, name: str, owner: str, install: Install) -> None:
     install("bold", f"[c2f_zoo.{kind}]\n{name} = bold_code:new\n", NEW[kind])
     singular = REGISTRIES[kind].kind  # type: ignore[attr-defined]
     with pytest.warns(RuntimeWarning, match=rf"{singular} plug-in '{name}' \(bold_code:new\) of bold 1.2 .*: {owner}"):
@@ -229,17 +229,17 @@ def test_an_unreadable_list_of_entry_points_hides_no_other(install: Install) -> 
 
 
 def test_installed_packages_are_read_once_and_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr("c2f_zoo.registry.entry_points", lambda group: asked.append(group) or [])
+    groups: list[str] = []
+    monkeypatch.setattr("c2f_zoo.registry.entry_points", lambda group: groups.append(group) or [])
     registry = Registry[int]("number", "numbers")
     registry.register("one")(1)
     assert registry["one"] == 1
     assert "one" in registry
-    assert asked == []
+    assert groups == []
     with pytest.raises(ValueError, match="unknown number 'two'"):
         registry["two"]
     assert registry.names() == ["one"]
-    assert asked == ["numbers"]
+    assert groups == ["numbers"]
 
 
 def test_subscribers_get_known_names_and_new_ones() -> None:
@@ -251,7 +251,7 @@ def test_subscribers_get_known_names_and_new_ones() -> None:
     assert names == ["one", "two"]
 
 
-def test_a_broken_plugin_has_its_row_in_the_table_of_poolings(install: Install) -> None:
+def test_the_table_of_poolings_has_a_row_for_a_broken_plugin(install: Install) -> None:
     from typer.testing import CliRunner
 
     from c2f_zoo.cli import app
@@ -321,11 +321,11 @@ def test_the_example_is_built_installed_and_used(tmp_path: Path) -> None:
     _run([*pip, "--python", python, "install", "--no-compile", *offline, wheel])
     _break_a_copy(site)
     page = (ROOT / "docs" / "how-to" / "write-a-plugin.md").read_text(encoding="utf-8")
-    shown = [block for block in re.findall(r"```\w+\n(.*?)```", page, re.DOTALL) if "--8<--" not in block]
-    said = _run([python, "-c", "\n".join([USE, *shown])], cwd=tmp_path)
-    assert "{'kind': (2, 2), 'shape': (2, 3)}" in said
-    assert "cannot load the pooling plug-in 'cracked' (c2f_zoo_broken:StdPooling) of c2f-zoo-broken 0.1" in said
-    assert "No module named 'torhc'" in said
+    blocks = [block for block in re.findall(r"```\w+\n(.*?)```", page, re.DOTALL) if "--8<--" not in block]
+    output = _run([python, "-c", "\n".join([USE, *blocks])], cwd=tmp_path)
+    assert "{'kind': (2, 2), 'shape': (2, 3)}" in output
+    assert "cannot load the pooling plug-in 'cracked' (c2f_zoo_broken:StdPooling) of c2f-zoo-broken 0.1" in output
+    assert "No module named 'torhc'" in output
 
 
 def _environment(folder: Path) -> tuple[Path, Path]:
