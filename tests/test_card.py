@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
@@ -24,6 +23,7 @@ from timm.models._hub import load_model_config_from_path
 
 from c2f_zoo import C2FModel, Hierarchy, create_model, load_hierarchy
 from c2f_zoo.io.card import CITATION, model_card, read_run
+from c2f_zoo.io.files import write_csv
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "push_to_hub.py"
 
@@ -47,13 +47,6 @@ METRICS = {
     "any_decoding": {"species/top5": 0.9375},
     "decodings": {"independent": {"tice": 0.3125, "fpa": None}, "joint": {"tice": 0.0, "fpa": 0.5}},
 }
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 @pytest.fixture

@@ -140,7 +140,7 @@ class ErrorRate(FullPathAccuracy):
 """
 
 
-def test_decodings_and_metrics_of_packages_are_in_the_report_and_broken_ones_are_not(install: Install) -> None:
+def test_the_report_has_the_working_decodings_and_metrics_of_plugins(install: Install) -> None:
     points = "[c2f_zoo.decodings]\nfirst = fine_code:first_path\n[c2f_zoo.metrics]\nerror_rate = fine_code:ErrorRate\n"
     install("fine", points, SCORING)
     install("bad", "[c2f_zoo.decodings]\nworst = bad_code:x\n[c2f_zoo.metrics]\nnothing = bad_code:x\n", "x = torch")
