@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RECIPES = sorted((ROOT / "recipes").rglob("*.py"))
+IMPORTING_FUNCTIONS = {"__import__", "import_module", "run_module", "run_path", "spec_from_file_location"}
 
 
 def run(*command: str) -> None:
@@ -59,3 +63,62 @@ def test_ci_runs_the_readmes_test_command() -> None:
     command = 'pip install -e ".[test]" && pytest'
     assert f"\n{command}\n" in README
     assert command in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def imported_names(tree: ast.AST) -> Iterator[str]:
+    """Yield the first part of every imported module's name, and the stem of every file that is run as a module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from [(node.module or "").split(".")[0]] if node.level == 0 else ["recipes"]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in IMPORTING_FUNCTIONS:
+            for child in ast.walk(node):
+                if isinstance(child, ast.Constant) and isinstance(child.value, str):
+                    yield Path(child.value).name.split(".")[0]
+
+
+def code_lines(path: Path) -> list[str]:
+    """Return the lines of a file without indentation, blank lines and imports."""
+    source = path.read_text(encoding="utf-8")
+    imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    skipped = {number for node in imports for number in range(node.lineno, (node.end_lineno or node.lineno) + 1)}
+    lines = enumerate(source.splitlines(), start=1)
+    return [line.strip() for number, line in lines if line.strip() and number not in skipped]
+
+
+def test_no_recipe_imports_another() -> None:
+    recipes = {path.stem for path in RECIPES} | {path.parent.name for path in RECIPES}
+    for path in RECIPES:
+        found = recipes & set(imported_names(ast.parse(path.read_text(encoding="utf-8"))))
+        assert not found, f"{path.relative_to(ROOT)} imports {sorted(found)}"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import train",
+        "def f():\n    from evaluate import main",
+        "from recipes.train import main",
+        "from . import train",
+        "importlib.import_module('train')",
+        "runpy.run_path(str(HERE / 'train.py'))",
+    ],
+)
+def test_imports_of_recipes_are_found(code: str) -> None:
+    assert {"train", "evaluate", "recipes"} & set(imported_names(ast.parse(code)))
+
+
+def test_recipes_are_short() -> None:
+    long = {path.name: count for path in RECIPES if (count := len(path.read_text().splitlines())) > 300}
+    assert not long
+
+
+def test_no_six_lines_are_twice_in_recipes() -> None:
+    first: dict[tuple[str, ...], str] = {}
+    for path in RECIPES:
+        lines = code_lines(path)
+        for start in range(len(lines) - 5):
+            block = tuple(lines[start : start + 6])
+            assert block not in first, f"{path.name} and {first[block]} have the same lines:\n" + "\n".join(block)
+            first[block] = path.name
