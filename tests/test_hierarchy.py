@@ -1,3 +1,5 @@
+"""Class trees: labels, levels, subtrees, caches, and the built-in trees."""
+
 import copy
 import dataclasses
 import json
@@ -66,14 +68,14 @@ def test_truncated_trees_and_index_tensors_are_cached(tree: Hierarchy) -> None:
     assert tree.parent_index("group").device.type == "cpu"
 
 
-def test_an_index_tensor_made_in_inference_mode_works_with_autograd(tree: Hierarchy) -> None:
+def test_index_tensor_from_inference_mode_works_with_autograd(tree: Hierarchy) -> None:
     with torch.inference_mode():
         tree.parent_index("species")
     scores = torch.zeros(3, requires_grad=True)
     (scores[tree.parent_index("species")] ** 2).sum().backward()
 
 
-def test_a_fake_tensor_is_not_cached(tree: Hierarchy) -> None:
+def test_fake_tensor_is_not_cached(tree: Hierarchy) -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
@@ -81,7 +83,7 @@ def test_a_fake_tensor_is_not_cached(tree: Hierarchy) -> None:
     assert type(tree.parent_index("species")) is torch.Tensor
 
 
-def test_caches_do_not_show(tree: Hierarchy) -> None:
+def test_caches_are_not_copied_or_compared(tree: Hierarchy) -> None:
     fresh, size, before = Hierarchy.from_rows(LEVELS, ROWS), len(pickle.dumps(tree)), dataclasses.asdict(tree)
     tree.truncate("group").parent_index("group")
     tree.ancestors(torch.tensor([0]))
@@ -97,13 +99,13 @@ def test_caches_do_not_show(tree: Hierarchy) -> None:
 
 
 @pytest.mark.parametrize("label", [-1, 4])
-def test_a_label_outside_the_tree_is_named(tree: Hierarchy, label: int) -> None:
+def test_label_outside_the_tree(tree: Hierarchy, label: int) -> None:
     with pytest.raises(ValueError, match=rf"label {label} is outside the tree: species has 4 classes"):
         tree.to_parent(torch.tensor([0, label]), "class")
 
 
 @pytest.mark.parametrize("label", [-1, 4])
-def test_the_path_of_a_label_outside_the_tree_is_refused(tree: Hierarchy, label: int) -> None:
+def test_path_of_a_label_outside_the_tree(tree: Hierarchy, label: int) -> None:
     with pytest.raises(ValueError, match=rf"label {label} is outside the tree: species has 4 classes"):
         tree.path(label)
 
@@ -115,25 +117,25 @@ def test_labels_of_small_integers_in_a_tree_of_more_classes(dtype: torch.dtype) 
     assert tree.ancestors(labels).tolist() == [[0, 7], [10, 100]]
 
 
-def test_an_unknown_level_is_named(tree: Hierarchy) -> None:
+def test_unknown_level(tree: Hierarchy) -> None:
     with pytest.raises(ValueError, match=r"unknown level 'specie'; did you mean 'species'\?"):
         tree.class_names("specie")
 
 
 @pytest.mark.parametrize("name", list_hierarchies())
-def test_shipped_trees_are_whole(name: str) -> None:
+def test_built_in_trees_are_complete(name: str) -> None:
     tree = load_hierarchy(name)
     assert Hierarchy.from_dict(json.loads(json.dumps(tree.to_dict()))) == tree
     fine = torch.arange(tree.num_classes[tree.finest])
     for level in tree.levels:
         names = tree.class_names(level)
         ancestors = tree.to_parent(fine, level)
-        assert set(ancestors.tolist()) == set(range(len(names))), "every class has a finest class below it"
+        assert set(ancestors.tolist()) == set(range(len(names))), "every class has a leaf class"
         for label in (0, len(fine) - 1):
             assert tree.path(label)[tree.levels.index(level)] == names[ancestors[label]]
 
 
-def test_sizes_are_those_published() -> None:
+def test_published_numbers_of_classes() -> None:
     # Huo et al. 2019, Table 2 (published), and Seo & Shin 2019.
     assert list(load_hierarchy("cub").num_classes.values()) == [36, 113, 200]
     assert list(load_hierarchy("cars").num_classes.values()) == [14, 113, 196]
@@ -143,7 +145,7 @@ def test_sizes_are_those_published() -> None:
     assert list(load_hierarchy("cifar100").num_classes.values()) == [20, 100]
 
 
-def test_known_places_in_the_shipped_trees() -> None:
+def test_known_paths_in_built_in_trees() -> None:
     assert load_hierarchy("cub").path(0) == ("Diomedeidae", "Phoebastria", "001.Black_footed_Albatross")
     assert load_hierarchy("cars").path(195) == ("Convertible", "smart Convertible", "smart fortwo Convertible 2012")
     fashion = load_hierarchy("fashion_mnist")
@@ -155,18 +157,18 @@ def test_known_places_in_the_shipped_trees() -> None:
     }
 
 
-def test_the_modern_tree_of_birds_has_the_same_species() -> None:
+def test_modern_tree_of_birds_has_the_same_species() -> None:
     modern, paper = load_hierarchy("cub_modern"), load_hierarchy("cub")
     assert modern.levels == ("order", "family", "genus", "species")
     assert modern.class_names("species") == paper.class_names("species")
-    # What changed since 2005: the chat has a family of its own, the frigatebirds an order without pelicans.
+    # Since 2005 the chat has its own family, and the frigatebirds an order without pelicans.
     assert modern.path(19) == ("Passeriformes", "Icteriidae", "Icteria", "020.Yellow_breasted_Chat")
     assert paper.path(19)[0] == "Parulidae"
     assert modern.path(43)[:2] == ("Suliformes", "Fregatidae")
     assert modern.path(35) == ("Piciformes", "Picidae", "Colaptes", "036.Northern_Flicker")
 
 
-# The coarse label of each fine label, as the files of CIFAR-100 have them.
+# The coarse label of each fine label in the files of CIFAR-100.
 CIFAR100 = [
     *(4, 1, 14, 8, 0, 6, 7, 7, 18, 3, 3, 14, 9, 18, 7, 11, 3, 9, 7, 11, 6, 11, 5, 10, 7, 6, 13, 15, 3, 15, 0, 11, 1),
     *(10, 12, 14, 16, 9, 11, 5, 5, 19, 8, 8, 15, 13, 14, 17, 18, 10, 16, 4, 17, 4, 2, 0, 17, 4, 18, 17, 10, 3, 2, 12),
@@ -187,37 +189,37 @@ def test_cifar100_has_the_labels_of_its_files() -> None:
 
 
 @pytest.mark.parametrize("name", list_hierarchies())
-def test_a_shipped_tree_has_a_version(name: str) -> None:
+def test_built_in_tree_has_a_version(name: str) -> None:
     assert load_hierarchy(name).version == "1.0"
     assert load_hierarchy(name).truncate(load_hierarchy(name).levels[0]).version == "1.0"
 
 
-def test_a_saved_model_carries_its_tree(small_model: C2FModel, tmp_path: Path) -> None:
+def test_saved_model_contains_its_tree(small_model: C2FModel, tmp_path: Path) -> None:
     small_model.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["hierarchy"]
     assert saved["version"] == "1.0"
     assert Hierarchy.from_dict(saved) == load_hierarchy("cub")
 
 
-def test_a_subtree_has_the_trees_order_not_that_of_its_rows() -> None:
+def test_subtree_keeps_the_order_of_the_tree() -> None:
     tree = Hierarchy.from_rows(("kind", "shape"), [("round", "disc"), ("edged", "box"), ("round", "ring")])
-    part = tree.subtree(["ring", "box"])
-    assert part.classes == (("round", "edged"), ("box", "ring"))
-    assert part.parents == ((1, 0),)
+    subtree = tree.subtree(["ring", "box"])
+    assert subtree.classes == (("round", "edged"), ("box", "ring"))
+    assert subtree.parents == ((1, 0),)
 
 
-def test_a_subtree_keeps_order_and_drops_the_childless(tree: Hierarchy) -> None:
-    part = tree.subtree(["Lynx", "Herring gull"])
-    assert part.classes == (("Birds", "Beasts"), ("Gulls", "Cats"), ("Herring gull", "Lynx"))
-    assert part.parents == ((0, 1), (0, 1))
+def test_subtree_drops_classes_without_children(tree: Hierarchy) -> None:
+    subtree = tree.subtree(["Lynx", "Herring gull"])
+    assert subtree.classes == (("Birds", "Beasts"), ("Gulls", "Cats"), ("Herring gull", "Lynx"))
+    assert subtree.parents == ((0, 1), (0, 1))
     with pytest.raises(ValueError, match=r"unknown species 'Linx'; did you mean 'Lynx'\?"):
         tree.subtree(["Linx"])
 
 
-def test_a_csv_file_is_read(tmp_path: Path, tree: Hierarchy) -> None:
+def test_csv_file_is_read(tmp_path: Path, tree: Hierarchy) -> None:
     path = tmp_path / "tree.csv"
     lines = [",".join(row) for row in [LEVELS, *ROWS]]
-    path.write_text("\n".join(lines) + "\n\n", encoding="utf-8-sig")  # with a byte-order mark, as spreadsheets do
+    path.write_text("\n".join(lines) + "\n\n", encoding="utf-8-sig")  # with a byte-order mark, as spreadsheets write
     assert Hierarchy.from_csv(path) == tree
 
 
@@ -234,7 +236,7 @@ def test_a_csv_file_is_read(tmp_path: Path, tree: Hierarchy) -> None:
         ([], "needs a header"),
     ],
 )
-def test_a_broken_csv_file_is_named_with_its_fault(tmp_path: Path, rows: list[tuple[str, ...]], message: str) -> None:
+def test_malformed_csv_file(tmp_path: Path, rows: list[tuple[str, ...]], message: str) -> None:
     path = tmp_path / "tree.csv"
     path.write_text("\n".join(",".join(row) for row in [LEVELS, *rows]))
     with pytest.raises(ValueError, match=message) as error:
@@ -258,37 +260,35 @@ def test_a_broken_csv_file_is_named_with_its_fault(tmp_path: Path, rows: list[tu
         ((), (), (), "0 levels need"),
     ],
 )
-def test_a_tree_with_a_fault_is_refused(levels: tuple, classes: tuple, parents: tuple, message: str) -> None:
+def test_malformed_tree(levels: tuple, classes: tuple, parents: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Hierarchy(levels, classes, parents)
 
 
-def test_all_faults_are_named_at_once() -> None:
+def test_all_errors_are_listed() -> None:
     with pytest.raises(ValueError, match=r"named twice.*orphan"):
         Hierarchy(("a", "b"), (("x",), ("y", "y")), ((0, 5),))
 
 
-def test_a_tree_may_have_one_level() -> None:
+def test_tree_with_one_level() -> None:
     tree = Hierarchy.from_rows(["digit"], [["0"], ["1"]])
     assert tree.parents == ()
     assert tree.to_parent(torch.tensor([1]), "digit").tolist() == [1]
 
 
-def test_a_dictionary_with_other_keys_is_refused(tree: Hierarchy) -> None:
+def test_dictionary_with_unexpected_keys(tree: Hierarchy) -> None:
     with pytest.raises(ValueError, match="has the keys"):
         Hierarchy.from_dict({**tree.to_dict(), "colour": []})
 
 
-def test_a_registered_tree_is_listed_and_loaded(tree: Hierarchy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_registered_tree_is_listed_and_loaded(tree: Hierarchy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HIERARCHIES, "_entries", dict(HIERARCHIES._entries))
     register_hierarchy("mine")(lambda: tree)
     assert "mine" in list_hierarchies()
     assert load_hierarchy("mine") is tree
 
 
-def test_a_tree_is_built_once_until_its_name_is_registered_anew(
-    tree: Hierarchy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tree_is_built_once_unless_it_is_registered_again(tree: Hierarchy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HIERARCHIES, "_entries", dict(HIERARCHIES._entries))
     built = []
     register_hierarchy("mine")(lambda: built.append(1) or tree)
@@ -298,7 +298,7 @@ def test_a_tree_is_built_once_until_its_name_is_registered_anew(
     assert load_hierarchy("mine") is tree.truncate("group")
 
 
-def test_a_model_reads_the_file_of_its_tree_once_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_of_a_tree_is_read_once_per_process(monkeypatch: pytest.MonkeyPatch) -> None:
     from c2f_zoo.hierarchy import builtin, reading
 
     monkeypatch.setattr(builtin, "_BUILT", {})

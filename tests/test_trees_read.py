@@ -1,4 +1,4 @@
-"""Trees read from files, folders and lists: what is read, and what a broken one is told."""
+"""Trees read from CSV files, folders and lists, and the errors of malformed ones."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ def write(path: Path, *lines: str, end: str = "\n") -> Path:
     return path
 
 
-def faults(error: pytest.ExceptionInfo[ValueError], source: object) -> list[str]:
+def errors_in(error: pytest.ExceptionInfo[ValueError], source: object) -> list[str]:
+    """Return the lines of a tree's error, without the first."""
     head, *lines = str(error.value).splitlines()
     assert head == f"invalid hierarchy in {source}:"
     return [line.removeprefix("  ") for line in lines]
 
 
 class TestCSV:
-    def faults(self, path: Path) -> list[str]:
+    def errors(self, path: Path) -> list[str]:
         with pytest.raises(ValueError) as error:
             Hierarchy.from_csv(path)
-        return faults(error, path)
+        return errors_in(error, path)
 
-    def test_all_faults_are_told_at_once_with_their_lines(self, tmp_path: Path) -> None:
+    def test_all_errors_are_listed_with_their_lines(self, tmp_path: Path) -> None:
         rows = ["class,group,species", "Birds,Gulls,Ivory gull", "", "Birds,Gulls,Herring gull", "Birds, Jays,Blue jay"]
         rows += ["Beasts,Gulls,Gull-cat", "Beasts,Gulls,Sea cat", "Beasts,,Lynx", "Birds,Gulls,Ivory gull"]
         rows += ["Beasts,Cats", "Beasts,Cats,Blue jay"]
-        assert self.faults(write(tmp_path / "tree.csv", *rows)) == [
+        assert self.errors(write(tmp_path / "tree.csv", *rows)) == [
             "line 5: group ' Jays' has surrounding white space; write 'Jays'",
             "line 6: group 'Gulls' has two parents: 'Birds' (line 2) and 'Beasts' (line 6)",
             "line 8: group is empty",
@@ -46,59 +47,59 @@ class TestCSV:
             "line 11: species 'Blue jay' has two parents: 'Jays' (line 5) and 'Cats' (line 11)",
         ]
 
-    def test_faults_of_the_header(self, tmp_path: Path) -> None:
-        assert self.faults(write(tmp_path / "tree.csv", "kind,kind, shape,", "a,b,c,d")) == [
+    def test_errors_in_the_header(self, tmp_path: Path) -> None:
+        assert self.errors(write(tmp_path / "tree.csv", "kind,kind, shape,", "a,b,c,d")) == [
             "line 1: a level ' shape' has surrounding white space; write 'shape'",
             "line 1: a level is empty",
             "line 1: level 'kind' is named twice",
         ]
 
-    def test_one_fault_where_every_row_has_it(self, tmp_path: Path) -> None:
-        assert self.faults(write(tmp_path / "tree.csv", "kind,shape", "a,b,c", "d,e,f", "g,h,i")) == [
+    def test_error_in_every_row_is_listed_once(self, tmp_path: Path) -> None:
+        assert self.errors(write(tmp_path / "tree.csv", "kind,shape", "a,b,c", "d,e,f", "g,h,i")) == [
             "every path has 3 names, the tree has 2 levels (kind, shape)"
         ]
 
     @pytest.mark.parametrize(("delimiter", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", "bars")])
     def test_another_delimiter(self, tmp_path: Path, delimiter: str, name: str) -> None:
         path = write(tmp_path / "tree.csv", delimiter.join(LEVELS), delimiter.join(TREE.path(0)))
-        assert self.faults(path) == [f"line 1: cells are separated by {name}; use commas"]
+        assert self.errors(path) == [f"line 1: cells are separated by {name}; use commas"]
 
-    def test_a_byte_order_mark_further_down(self, tmp_path: Path) -> None:
-        (fault,) = self.faults(write(tmp_path / "tree.csv", "kind,shape", "round,disc", "\ufeffround,ring"))
-        assert fault.startswith(r"line 3: kind '\ufeffround' contains a byte-order mark")
+    def test_byte_order_mark_below_the_header(self, tmp_path: Path) -> None:
+        (message,) = self.errors(write(tmp_path / "tree.csv", "kind,shape", "round,disc", "\ufeffround,ring"))
+        assert message.startswith(r"line 3: kind '\ufeffround' contains a byte-order mark")
 
     @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
     def test_utf16(self, tmp_path: Path, encoding: str) -> None:
         path = tmp_path / "tree.csv"
         path.write_text("kind,shape\nround,disc\n", encoding=encoding)
-        assert self.faults(path) == [
+        assert self.errors(path) == [
             "it is encoded as UTF-16; save the file as UTF-8 (spreadsheets call it 'CSV UTF-8')"
         ]
 
     def test_bytes_that_are_not_utf8(self, tmp_path: Path) -> None:
         path = tmp_path / "tree.csv"
         path.write_bytes("kind,shape\nround,Möwe\nround, disc\n".encode("latin-1"))
-        first, second = self.faults(path)
+        first, second = self.errors(path)
         assert first.startswith(r"line 2: b'round,M\xf6we' is not UTF-8; save the file as UTF-8")
         assert second == "line 3: shape ' disc' has surrounding white space; write 'disc'"
 
-    def test_a_quote_left_open(self, tmp_path: Path) -> None:
-        (fault,) = self.faults(write(tmp_path / "tree.csv", "kind,shape", 'round,"disc', "round,ring"))
-        assert fault.startswith("line 2: shape spans several lines, 'disc\\nround,ring\\n'")
-        (fault,) = self.faults(write(tmp_path / "tree.csv", "kind,shape", "round,disc", 'round,"' + 200_000 * "x"))
-        assert fault.startswith("line 3: field larger")
+    def test_unclosed_quote(self, tmp_path: Path) -> None:
+        (message,) = self.errors(write(tmp_path / "tree.csv", "kind,shape", 'round,"disc', "round,ring"))
+        assert message.startswith("line 2: shape spans several lines, 'disc\\nround,ring\\n'")
+        (message,) = self.errors(write(tmp_path / "tree.csv", "kind,shape", "round,disc", 'round,"' + 200_000 * "x"))
+        assert message.startswith("line 3: field larger")
 
     @pytest.mark.parametrize("text", ["", "\n", "kind,shape\n"])
-    def test_too_little(self, tmp_path: Path, text: str) -> None:
+    def test_empty_file(self, tmp_path: Path, text: str) -> None:
         path = write(tmp_path / "tree.csv", text, end="")
-        assert self.faults(path) == ["it needs a header with the levels, and a row for each leaf class"]
+        assert self.errors(path) == ["it needs a header with the levels, and a row for each leaf class"]
 
-    def test_what_spreadsheets_write_is_read(self, tmp_path: Path) -> None:
+    def test_file_of_a_spreadsheet(self, tmp_path: Path) -> None:
         rows = [",".join(f'"{name}"' for name in TREE.path(label)) for label in range(4)]
         path = write(tmp_path / "tree.csv", "\ufeff" + ",".join(LEVELS), *rows, end="\r\n")
         assert Hierarchy.from_csv(path) == TREE
 
-    def test_the_example_in_the_docs_is_true(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_example_in_the_docs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         text, message = re.findall(r"```(?:csv|text)\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
         Path("birds.csv").write_text(text, encoding="utf-8")
@@ -111,19 +112,19 @@ class TestParents:
     GOOD = ("Birds,", "Beasts,", "Gulls,Birds", "Jays,Birds", "Cats,Beasts", "Ivory gull,Gulls", "Herring gull,Gulls")
     GOOD += ("Blue jay,Jays", "Lynx,Cats")
 
-    def faults(self, path: Path, levels: tuple[str, ...] = LEVELS) -> list[str]:
+    def errors(self, path: Path, levels: tuple[str, ...] = LEVELS) -> list[str]:
         with pytest.raises(ValueError) as error:
             Hierarchy.from_parents(path, levels)
-        return faults(error, path)
+        return errors_in(error, path)
 
-    def test_a_tree_is_read(self, tmp_path: Path) -> None:
+    def test_tree_is_read(self, tmp_path: Path) -> None:
         assert Hierarchy.from_parents(write(tmp_path / "a.csv", "child,parent", *self.GOOD), LEVELS) == TREE
 
-    def test_the_coarsest_may_stand_alone_and_the_columns_change_places(self, tmp_path: Path) -> None:
+    def test_empty_parents_and_swapped_columns(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.csv", "child,parent", "Birds", "Beasts", *self.GOOD[2:], end="\r\n")
         assert Hierarchy.from_parents(path, LEVELS) == TREE
-        turned = [",".join(reversed(line.split(","))) for line in self.GOOD]
-        path = write(tmp_path / "b.csv", "\ufeffParent,Child", *turned)
+        swapped = [",".join(reversed(line.split(","))) for line in self.GOOD]
+        path = write(tmp_path / "b.csv", "\ufeffParent,Child", *swapped)
         assert Hierarchy.from_parents(path, LEVELS) == TREE
 
     def test_rows_in_any_order(self, tmp_path: Path) -> None:
@@ -132,7 +133,7 @@ class TestParents:
         assert {tree.path(label) for label in range(4)} == {TREE.path(label) for label in range(4)}
 
     @pytest.mark.parametrize("name", list_hierarchies())
-    def test_a_shipped_tree_survives(self, tmp_path: Path, name: str) -> None:
+    def test_built_in_tree(self, tmp_path: Path, name: str) -> None:
         tree = load_hierarchy(name)
         rows = [f'"0 {top}",' for top in tree.classes[0]]
         for depth, (names, parents) in enumerate(zip(tree.classes[1:], tree.parents, strict=True)):
@@ -144,10 +145,10 @@ class TestParents:
         assert read.parents == tree.parents
         assert [[name[2:] for name in names] for names in read.classes] == [list(names) for names in tree.classes]
 
-    def test_all_faults_are_told_at_once_with_their_lines(self, tmp_path: Path) -> None:
+    def test_all_errors_are_listed_with_their_lines(self, tmp_path: Path) -> None:
         rows = ["Birds,", "Gulls,Birds", "Ivory gull,Gulls", "Gulls,Beasts", "Ivory gull,Gulls", "Jays ,Birds"]
         rows += ["Blue jay,Jays", ",Jays", "Lynx,Cats", "egg,hen", "hen,egg", "chick,hen", "Dodo,Birds", "a,b,c"]
-        assert self.faults(write(tmp_path / "a.csv", "child,parent", *rows)) == [
+        assert self.errors(write(tmp_path / "a.csv", "child,parent", *rows)) == [
             "line 5: 'Gulls' has two parents: 'Birds' (line 3) and 'Beasts' (line 5)",
             "line 6: 'Ivory gull' is already in line 4",
             "line 7: child 'Jays ' has surrounding white space; write 'Jays'",
@@ -158,24 +159,24 @@ class TestParents:
             "line 14: the path 'Birds > Dodo' has 2 names, the tree has 3 levels (class, group, species)",
         ]
 
-    def test_a_class_under_itself(self, tmp_path: Path) -> None:
-        assert self.faults(write(tmp_path / "a.csv", "child,parent", *self.GOOD, "Lynx2,Lynx2")) == [
+    def test_class_with_itself_as_parent(self, tmp_path: Path) -> None:
+        assert self.errors(write(tmp_path / "a.csv", "child,parent", *self.GOOD, "Lynx2,Lynx2")) == [
             "line 11: a cycle: 'Lynx2' (line 11) under 'Lynx2'"
         ]
 
-    def test_the_wrong_number_of_levels(self, tmp_path: Path) -> None:
+    def test_wrong_number_of_levels(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.csv", "child,parent", *self.GOOD)
-        assert self.faults(path, ("group", "species")) == [
+        assert self.errors(path, ("group", "species")) == [
             "every path has 3 names, the tree has 2 levels (group, species)"
         ]
 
     @pytest.mark.parametrize("lines", [[], ["child,parent"], ["Birds,", "Gulls,Birds"], ["child,mother", "Birds,"]])
-    def test_another_header_or_none(self, tmp_path: Path, lines: list[str]) -> None:
-        (fault,) = self.faults(write(tmp_path / "a.csv", *lines))
-        assert fault.startswith("it needs the header 'child,parent'")
+    def test_wrong_header(self, tmp_path: Path, lines: list[str]) -> None:
+        (message,) = self.errors(write(tmp_path / "a.csv", *lines))
+        assert message.startswith("it needs the header 'child,parent'")
 
     def test_another_delimiter(self, tmp_path: Path) -> None:
-        assert self.faults(write(tmp_path / "a.csv", "child;parent", "Birds;")) == [
+        assert self.errors(write(tmp_path / "a.csv", "child;parent", "Birds;")) == [
             "line 1: cells are separated by semicolons; use commas"
         ]
 
@@ -197,7 +198,7 @@ class TestFolders:
         )
         assert {tree.path(label) for label in range(4)} == {TREE.path(label) for label in range(4)}
 
-    def test_hidden_files_and_files_beside_folders_do_not_count(self, tmp_path: Path) -> None:
+    def test_hidden_files_and_files_next_to_folders_are_ignored(self, tmp_path: Path) -> None:
         plain = Hierarchy.from_folders(self.make(tmp_path, *PATHS))
         more = ["README.txt", "Birds/list.csv", "Birds/Gulls/.DS_Store", ".cache/a/1.jpg", "Birds/.thumbs/1.jpg"]
         assert Hierarchy.from_folders(self.make(tmp_path, *more)) == plain
@@ -207,9 +208,9 @@ class TestFolders:
         assert Hierarchy.from_paths(reversed(PATHS)) == tree
         found = [path.relative_to(tmp_path) for path in tmp_path.rglob("*.jpg")]
         assert Hierarchy.from_paths([*found, Path("Birds/Gulls/.DS_Store")]) == tree
-        beside = ["Birds/list.csv", "Birds/Gulls/map.png"]
-        assert Hierarchy.from_folders(self.make(tmp_path, *beside)) == tree
-        assert Hierarchy.from_paths([*found, *beside]) == tree
+        others = ["Birds/list.csv", "Birds/Gulls/map.png"]
+        assert Hierarchy.from_folders(self.make(tmp_path, *others)) == tree
+        assert Hierarchy.from_paths([*found, *others]) == tree
 
     @pytest.mark.parametrize(
         ("depth", "levels"),
@@ -220,20 +221,20 @@ class TestFolders:
             (9, tuple(f"level_{number}" for number in range(1, 10))),
         ],
     )
-    def test_levels_without_a_name(self, tmp_path: Path, depth: int, levels: tuple[str, ...]) -> None:
+    def test_default_names_of_levels(self, tmp_path: Path, depth: int, levels: tuple[str, ...]) -> None:
         path = "/".join("abcdefghi"[:depth]) + "/1.jpg"
         tree = Hierarchy.from_folders(self.make(tmp_path, path))
         assert (tree.levels, tree.path(0)) == (levels, tuple("abcdefghi"[:depth]))
         assert Hierarchy.from_paths([path]) == tree
 
-    def test_all_faults_are_told_at_once(self, tmp_path: Path) -> None:
+    def test_all_errors_are_listed(self, tmp_path: Path) -> None:
         self.make(tmp_path, *PATHS, "Beasts/Gulls/Gull-cat/1.jpg", "Beasts/Yeti/1.jpg", "Birds/Jays/Grey jay /1.jpg")
         (tmp_path / "Birds" / "Owls").mkdir()
         with pytest.raises(ValueError) as error:
             Hierarchy.from_folders(tmp_path)
         shape = "has 2 names, the tree has 3 levels (family, genus, species)"
         beasts, birds = "folder Beasts/Gulls/Gull-cat", "folder Birds/Gulls/Herring gull"
-        assert faults(error, tmp_path) == [
+        assert errors_in(error, tmp_path) == [
             "folder Birds/Owls is empty",
             f"folder Beasts/Yeti: the path 'Beasts > Yeti' {shape}",
             f"{birds}: genus 'Gulls' has two parents: 'Beasts' ({beasts}) and 'Birds' ({birds})",
@@ -241,7 +242,7 @@ class TestFolders:
             f"folder Birds/Owls: the path 'Birds > Owls' {shape}",
         ]
 
-    def test_another_depth_than_the_levels(self, tmp_path: Path) -> None:
+    def test_wrong_depth(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"every path has 3 names, the tree has 2 levels \(kind, shape\)"):
             Hierarchy.from_folders(self.make(tmp_path, *PATHS), ("kind", "shape"))
 
@@ -251,10 +252,10 @@ class TestFolders:
         with pytest.raises(FileNotFoundError, match="nowhere"):
             Hierarchy.from_folders(tmp_path / "nowhere")
 
-    def test_paths_that_name_no_classes(self) -> None:
+    def test_paths_without_classes(self) -> None:
         with pytest.raises(ValueError) as error:
             Hierarchy.from_paths(["/data/Birds/1.jpg", "1.jpg", "../Birds/1.jpg", "Birds/1.jpg"])
-        assert [re.findall("'(.*)' must consist", fault) for fault in faults(error, "the paths")] == [
+        assert [re.findall("'(.*)' must consist", line) for line in errors_in(error, "the paths")] == [
             ["/data/Birds/1.jpg"],
             ["1.jpg"],
             ["../Birds/1.jpg"],
@@ -276,7 +277,7 @@ class TestINaturalist:
         assert tree.class_names("genus") == ("Prunella", "Lumbricus")
         assert list(tree.num_classes.values()) == [1, 2, 2, 2, 2, 2, 2]
 
-    def test_homonyms_get_their_parents_name(self) -> None:
+    def test_homonyms_get_the_name_of_their_parent(self) -> None:
         tree = Hierarchy.from_inaturalist([self.WORM, self.BIRD, self.MINT])
         assert tree.class_names("genus") == ("Lumbricus", "Prunella (Prunellidae)", "Prunella (Lamiaceae)")
         assert tree.class_names("species") == ("Lumbricus terrestris", "Prunella modularis", "Prunella vulgaris")
@@ -288,13 +289,18 @@ class TestINaturalist:
         assert tree.class_names("genus") == ("g (f (o1))", "g (f (o2))")
         assert len(set(tree.class_names("species"))) == 2
 
-    def test_all_faults_are_told_at_once(self) -> None:
+    def test_all_errors_are_listed(self) -> None:
         with pytest.raises(ValueError) as error:
             Hierarchy.from_inaturalist(["Aves", self.BIRD, self.BIRD, self.BIRD.replace("00001", "00007"), "1_a_b"])
-        told = faults(error, "the categories")
-        assert [fault.split(" ", 2)[1] for fault in told] == ["'Aves'", f"'{self.BIRD}'", "'1_a_b'", told[3].split()[1]]
-        assert told[1].endswith("appears twice")
-        assert told[3].endswith(f"species 'Prunella modularis' is already in category '{self.BIRD}'")
+        errors = errors_in(error, "the categories")
+        assert [line.split(" ", 2)[1] for line in errors] == [
+            "'Aves'",
+            f"'{self.BIRD}'",
+            "'1_a_b'",
+            errors[3].split()[1],
+        ]
+        assert errors[1].endswith("appears twice")
+        assert errors[3].endswith(f"species 'Prunella modularis' is already in category '{self.BIRD}'")
 
 
 LISTS = {
@@ -322,22 +328,22 @@ class TestAircraft:
             write(tmp_path / f"images_{level}_trainval.txt", *lines)
         return tmp_path
 
-    def faults(self, folder: Path) -> list[str]:
+    def errors(self, folder: Path) -> list[str]:
         with pytest.raises(ValueError) as error:
             Hierarchy.from_aircraft(folder)
-        return faults(error, folder)
+        return errors_in(error, folder)
 
-    def test_labels_have_the_order_of_the_lists(self, folder: Path) -> None:
+    def test_labels_follow_the_order_of_the_lists(self, folder: Path) -> None:
         tree = Hierarchy.from_aircraft(folder)
         assert tree.levels == ("manufacturer", "family", "variant")
         assert tree.classes == tuple(LISTS.values())
         assert {tree.path(label) for label in range(5)} == set(IMAGES.values())
 
-    def test_all_faults_are_told_at_once(self, folder: Path) -> None:
+    def test_all_errors_are_listed(self, folder: Path) -> None:
         write(folder / "families.txt", *LISTS["families"], "A320", "Concorde")
         lines = ["0000001 A320", "0000002 Boeing 707", "0000003 Boeing 737", "0000004 Spitfir", "0000005 Boeing 737"]
         write(folder / "images_family_trainval.txt", *lines, "0000005 A320", "0000006 A320")
-        assert set(self.faults(folder)) == {
+        assert set(self.errors(folder)) == {
             "families.txt, line 5: 'A320' is already in families.txt, line 2",
             "images_family_trainval.txt, line 4: '0000004 Spitfir' must be an image number and a class of families.txt",
             "images_family_trainval.txt, line 6: image 0000005 is 'Boeing 737' on an earlier line",
@@ -347,7 +353,7 @@ class TestAircraft:
             "image 0000005: family 'Boeing 737' has two parents: 'Airbus' (image 0000003) and 'Boeing' (image 0000005)",
         }
 
-    def test_a_missing_file_is_named(self, folder: Path) -> None:
+    def test_missing_file(self, folder: Path) -> None:
         (folder / "variants.txt").unlink()
         with pytest.raises(FileNotFoundError, match=r"missing variants.txt; pass 'fgvc-aircraft-2013b/data'"):
             Hierarchy.from_aircraft(folder)
