@@ -1,1 +1,1 @@
-"""Bridges to other libraries; each is imported explicitly."""
+"""Integrations with other libraries; import each explicitly."""
