@@ -194,13 +194,13 @@ def test_a_tap_that_does_not_exist_is_named() -> None:
 
 
 def test_a_tap_that_is_no_map_is_named() -> None:
-    with pytest.raises(ValueError, match=r"tap 'global_pool' gives no feature map"):
+    with pytest.raises(ValueError, match=r"tap 'global_pool' outputs no feature map"):
         build("resnet18", ("global_pool",))
 
 
 def test_a_tap_that_a_later_layer_writes_over_is_refused() -> None:
     # timm's ResNet adds the shortcut to the output of bn2, and its ReLU works, in place.
-    with pytest.raises(ValueError, match=r"tap 'layer4.1.bn2' gives no feature map, or one that a later layer writes"):
+    with pytest.raises(ValueError, match=r"tap 'layer4.1.bn2' outputs no feature map, or one that a later layer overwr"):
         build("resnet18", ("layer4.1.bn2",))
 
 

@@ -1,58 +1,89 @@
-"""Taking out of a network what its taps do not need."""
+"""Removing the modules of a network that its taps do not depend on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from c2f_zoo.backbones.trace import Trace, trace_maps
+from c2f_zoo.backbones.trace import RUN_ERRORS, Trace, run_features
 
 
 class Removed(nn.Module):
-    """Stands where a layer was that no tap depends on; lets its input through."""
+    """A placeholder for a removed layer; returns its input."""
 
     def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         return x
 
 
-def remove_unused(body: nn.Module, taps: Sequence[str], trace: Trace, input_size: tuple[int, int, int]) -> None:
-    """Removes the modules with weights of which no tap depends on any.
+def unused_modules(trace: Trace, taps: Sequence[str]) -> list[str]:
+    """Return the names of the largest modules that have weights, none of which a tap depends on."""
+    return list(_unused_modules(trace.probe, trace.unused_weights(taps)))
 
-    What the rest of the network cannot run without is put back: timm's `forward_features` runs on after
-    the last tap, and a few networks look into a later layer instead of calling it.
+
+def removable_modules(
+    trace: Trace, taps: Sequence[str], names: Sequence[str], input_size: tuple[int, int, int]
+) -> list[str]:
+    """Return those unused modules without which the network still runs.
+
+    timm's `forward_features` continues after the last tap, and a few networks read attributes of a later layer. So the
+    traced copy runs once more without the modules, or once for each module if it fails without all of them.
 
     Args:
-        body: the network; it is changed.
-        taps: names of the modules whose outputs count.
-        trace: the network's trace.
+        trace: the trace of the network. Its copy loses the modules.
+        taps: the tapped modules.
+        names: the unused modules.
         input_size: (channels, height, width) of the input.
     """
-    names = list(_unused_modules(body, trace.unused_weights(taps)))
-    removed = {name: body.get_submodule(name) for name in names}
-    for name in names:
-        body.set_submodule(name, Removed())
-    if _runs(body, taps, input_size):
-        return
-    for name in names:
-        body.set_submodule(name, removed[name])
-    for name in names:
-        body.set_submodule(name, Removed())
-        if not _runs(body, taps, input_size):
-            body.set_submodule(name, removed[name])
+    if not names:
+        return []
+    modules = {name: trace.probe.get_submodule(name) for name in names}
+    replace_modules(trace.probe, names)
+    if runs(trace.probe, taps, input_size):
+        return list(names)
+    for name, module in modules.items():
+        trace.probe.set_submodule(name, module)
+    removable = []
+    for name, module in modules.items():
+        replace_modules(trace.probe, [name])
+        if runs(trace.probe, taps, input_size):
+            removable.append(name)
+        else:
+            trace.probe.set_submodule(name, module)
+    return removable
 
 
-def _runs(body: nn.Module, taps: Sequence[str], input_size: tuple[int, int, int]) -> bool:
+def replace_modules(body: nn.Module, names: Iterable[str]) -> None:
+    """Replace modules of a network by placeholders without weights."""
+    for name in names:
+        body.set_submodule(name, Removed())
+
+
+@torch.no_grad()
+def runs(body: nn.Module, taps: Sequence[str], input_size: tuple[int, int, int]) -> bool:
+    """Return whether a network on the meta device runs, and no layer overwrites the output of a tap."""
+    outputs: dict[str, tuple[Tensor, int]] = {}
+
+    def record(name: str, output: Tensor) -> None:
+        outputs[name] = output, output._version
+
+    hooks = []
     try:
-        maps = trace_maps(body, input_size).maps
-    except ValueError:
+        for tap in set(taps):
+            hook = lambda _module, _args, output, tap=tap: record(tap, output)  # noqa: E731
+            hooks.append(body.get_submodule(tap).register_forward_hook(hook))
+        run_features(body, torch.empty(1, *input_size, device="meta"))
+    except RUN_ERRORS:
         return False
-    return all(tap in maps for tap in taps)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return outputs.keys() == set(taps) and all(output._version == version for output, version in outputs.values())
 
 
 def _unused_modules(module: nn.Module, unused: set[str], prefix: str = "") -> Iterator[str]:
-    """Names of the largest modules that have weights, all of them unused."""
     for name, child in module.named_children():
         weights = {f"{prefix}{name}.{key}" for key, _ in child.named_parameters()}
         if weights and weights <= unused:

@@ -1,37 +1,38 @@
-"""Any network as a list of feature maps."""
+"""A network as a list of feature maps."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from c2f_zoo.backbones.default_taps import default_taps
 from c2f_zoo.backbones.maps import to_map
-from c2f_zoo.backbones.prune import remove_unused
+from c2f_zoo.backbones.prune import removable_modules, replace_modules, unused_modules
 from c2f_zoo.backbones.trace import run_features, trace_maps
 from c2f_zoo.registry import unknown_name
 
 
 class TapBackbone(nn.Module):
-    """A network that gives the outputs of some of its modules as feature maps.
+    """A network that returns the outputs of some of its modules, the taps, as feature maps.
 
     Layers that no tap depends on are removed: VGG-16 loses its 124 M classifier parameters.
 
     Args:
-        body: the network, e.g. from `timm.create_model`; it is changed.
-        taps: names of the modules whose outputs to give, in the order to give them; None chooses
-            three, see `c2f_zoo.backbones.default_taps.default_taps`; an int takes that many of them
-            from the end.
+        body: the network, e.g. from `timm.create_model`; it is changed. It may be on the meta device.
+        taps: names of the modules, in the order of the maps; None for the three default taps, see
+            `c2f_zoo.backbones.default_taps.default_taps`; an int for that many of these, counted from the last.
         input_size: (channels, height, width) of the input.
+        saved_weights: names of the weights that a saved network has. Unused layers that are not among them are
+            removed; None: those without which the network still runs.
 
     Attributes:
         taps: the names of the tapped modules.
         map_shapes: (channels, height, width) of each map at that input size.
 
     Raises:
-        ValueError: a tap does not exist, gives no map, or one that a later layer writes over.
+        ValueError: a tap does not exist, or outputs no map, or one that a later layer overwrites.
 
     Examples:
         >>> backbone = TapBackbone(timm.create_model("resnet18"), ("layer4.0", "layer4.1"))
@@ -44,13 +45,19 @@ class TapBackbone(nn.Module):
         body: nn.Module,
         taps: Sequence[str] | int | None = None,
         input_size: tuple[int, int, int] = (3, 224, 224),
+        saved_weights: Collection[str] | None = None,
     ) -> None:
         super().__init__()
         trace = trace_maps(body, input_size)
         if taps is None or isinstance(taps, int):
             taps = default_taps(body, trace.maps)[-(taps or 0) :]
         _check_taps(taps, body, trace.maps)
-        remove_unused(body, taps, trace, input_size)
+        unused = unused_modules(trace, taps)
+        if saved_weights is None:
+            removed = removable_modules(trace, taps, unused, input_size)
+        else:
+            removed = [name for name in unused if not _has_any(body.get_submodule(name), name, saved_weights)]
+        replace_modules(body, removed)
         self.body = body
         self.taps = tuple(taps)
         self.map_shapes: list[tuple[int, int, int]] = [_shape(trace.maps[tap]) for tap in taps]
@@ -61,11 +68,11 @@ class TapBackbone(nn.Module):
 
     @property
     def out_channels(self) -> list[int]:
-        """Number of channels of each map."""
+        """The number of channels of each map."""
         return [shape[0] for shape in self.map_shapes]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Gives the maps (N, C_i, H_i, W_i) of images (N, channels, height, width), one a tap."""
+        """Map images (N, channels, height, width) to the taps' feature maps (N, C_i, H_i, W_i)."""
         run_features(self.body, x)
         outputs = dict(self._outputs)
         self._outputs.clear()
@@ -76,14 +83,16 @@ class TapBackbone(nn.Module):
         ]
 
     def __getstate__(self) -> dict[str, Any]:
-        # Gradient checkpointing runs hooks in the backward pass too, and what they record then cannot be copied.
+        # Gradient checkpointing runs the hooks in the backward pass too; tensors of that pass cannot be copied.
         self._outputs.clear()
         return self.__dict__
 
 
 class _Recorder:
-    """A forward hook that keeps a module's output. A class, not a closure, so that a deep copy of the
-    backbone records into the copy's own dictionary."""
+    """A forward hook that stores a module's output.
+
+    It is a class, not a closure, so that a deep copy of the backbone stores into the copy's own dictionary.
+    """
 
     def __init__(self, tap: str, outputs: dict[str, Tensor]) -> None:
         self.tap = tap
@@ -100,9 +109,13 @@ def _check_taps(taps: Sequence[str], body: nn.Module, maps: dict[str, Tensor]) -
             raise unknown_name("tap", tap, names)
         if tap not in maps:
             raise ValueError(
-                f"tap {tap!r} gives no feature map, or one that a later layer writes over; "
-                f"the last modules that do: {list(maps)[-12:]}"
+                f"tap {tap!r} outputs no feature map, or one that a later layer overwrites; "
+                f"the last modules to tap are {list(maps)[-12:]}"
             )
+
+
+def _has_any(module: nn.Module, prefix: str, names: Collection[str]) -> bool:
+    return any(f"{prefix}.{name}" in names for name, _ in module.named_parameters())
 
 
 def _shape(feature_map: Tensor) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""What happens inside a network, found by running it on the meta device: no memory, no arithmetic."""
+"""Tracing a network: one run on the meta device, which takes no memory and computes nothing."""
 
 from __future__ import annotations
 
@@ -12,70 +12,92 @@ from torch import Tensor, nn
 
 from c2f_zoo.backbones.maps import Layout, layout_of, to_map
 
+# What a network may raise on an input, or on a missing layer, that it does not support.
+RUN_ERRORS = (RuntimeError, AssertionError, ValueError, TypeError, AttributeError)
+
 
 @dataclass(frozen=True)
 class Trace:
-    """The maps that a network's modules put out, in the order in which they finish.
+    """The feature maps of a network's modules, in the order in which the modules finish.
 
-    An output that a later layer writes over (an in-place activation, say) is not among them.
+    A module is left out if a later layer overwrites its output, e.g. an in-place activation.
 
     Attributes:
         maps: module name -> its output as a map (1, C, H, W) on the meta device, with its autograd graph.
-        layouts: module name -> how that output was read.
-        weights: parameter name -> the parameter of the traced copy.
+        layouts: module name -> the layout of that output.
+        probe: the traced copy of the network, on the meta device, in evaluation mode.
     """
 
     maps: dict[str, Tensor]
     layouts: dict[str, Layout]
-    weights: dict[str, nn.Parameter]
+    probe: nn.Module
 
-    @torch.enable_grad()  # a model may be made under torch.no_grad
     def unused_weights(self, taps: Sequence[str]) -> set[str]:
-        """Names of the parameters that the taps' outputs do not depend on, as autograd sees it."""
-        trained = {name: weight for name, weight in self.weights.items() if weight.requires_grad}
-        total = torch.stack([self.maps[tap].sum() for tap in taps]).sum()
-        grads = torch.autograd.grad(total, list(trained.values()), allow_unused=True, retain_graph=True)
-        return {name for name, grad in zip(trained, grads, strict=True) if grad is None}
+        """Return the names of trainable parameters that no tap's output depends on, by the autograd graph."""
+        nodes, seen, used = [self.maps[tap].grad_fn for tap in taps], set(), set()
+        while nodes:
+            node = nodes.pop()
+            if node is not None and node not in seen:
+                seen.add(node)
+                used.add(id(getattr(node, "variable", None)))  # only a leaf's node has a variable
+                nodes += [following for following, _ in node.next_functions]
+        weights = self.probe.named_parameters(remove_duplicate=False)
+        return {name for name, weight in weights if weight.requires_grad and id(weight) not in used}
 
 
-@torch.enable_grad()
+@torch.enable_grad()  # a model may be built under torch.no_grad
 def trace_maps(body: nn.Module, input_size: tuple[int, int, int]) -> Trace:
-    """Runs a copy of the network on the meta device and records which modules give maps.
+    """Run a copy of the network on the meta device and record which modules output feature maps.
 
     Args:
-        body: the network; neither it nor its buffers are touched.
+        body: the network; neither it nor its buffers are changed.
         input_size: (channels, height, width) of the input.
 
     Raises:
-        ValueError: the network cannot take an input of that size.
+        ValueError: the network does not support an input of that size.
     """
-    probe = copy.deepcopy(body).to("meta").eval()
+    trace = Trace({}, {}, copy_to_meta(body).eval())
     aspect = input_size[1] / input_size[2]
-    trace = Trace({}, {}, dict(probe.named_parameters()))
     versions: dict[str, int] = {}
 
     def record(name: str, output: Any) -> None:
-        layout = layout_of(output, probe, aspect)
+        layout = layout_of(output, trace.probe, aspect)
         if layout is not None:
             trace.maps.pop(name, None)  # a module that runs twice counts by its last run
-            trace.maps[name] = to_map(output, layout, probe, aspect)
+            trace.maps[name] = to_map(output, layout, trace.probe, aspect)
             trace.layouts[name] = layout
             versions[name] = output._version
 
-    for name, module in probe.named_modules():
-        if name:
-            module.register_forward_hook(lambda _module, _args, output, name=name: record(name, output))
+    hooks = [
+        module.register_forward_hook(lambda _module, _args, output, name=name: record(name, output))
+        for name, module in trace.probe.named_modules()
+        if name
+    ]
     try:
-        run_features(probe, torch.empty(1, *input_size, device="meta"))
-    except (RuntimeError, AssertionError, ValueError, TypeError, AttributeError) as error:
+        run_features(trace.probe, torch.empty(1, *input_size, device="meta"))
+    except RUN_ERRORS as error:
         raise ValueError(f"{type(body).__name__} does not run on an input of {input_size}: {error}") from error
+    for hook in hooks:
+        hook.remove()
     for name, version in versions.items():
         if trace.maps[name]._version != version:
             del trace.maps[name]
     return trace
 
 
+def copy_to_meta(module: nn.Module) -> nn.Module:
+    """Copy a module to the meta device without copying the values of its tensors."""
+    memo: dict[int, Any] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        if type(tensor) in (Tensor, nn.Parameter):
+            # No function of the tensor itself: its initialization may be deferred.
+            meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+            is_weight = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = nn.Parameter(meta, requires_grad=tensor.requires_grad) if is_weight else meta
+    return copy.deepcopy(module, memo).to("meta")
+
+
 def run_features(body: nn.Module, x: Tensor) -> Any:
-    """Runs a network without its classifier, where it knows how (timm's `forward_features`)."""
+    """Run a network without its classifier if it offers that (timm's `forward_features`)."""
     run: Any = getattr(body, "forward_features", body)
     return run(x)
