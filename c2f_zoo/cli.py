@@ -124,7 +124,7 @@ def _model_table(name: str, model: C2FModel) -> Table:
         at = f" at {format_resolution(resolution)}" if resolution else ""
         table.add_row(f"level {level}", f"{count} classes{at}" + ("" if level in model.levels else ", not predicted"))
     table.add_row("backbone", config.backbone)
-    for tap, shape in zip(config.taps, model.backbone.map_shapes, strict=True):
+    for tap, shape in zip(model.backbone.taps, model.backbone.map_shapes, strict=True):
         table.add_row("  tap", f"{tap}: {' x '.join(map(str, shape))}")
     table.add_row("pooling", f"{config.pooling}: {model.pooling.out_features} features")
     table.add_row("head", config.head)

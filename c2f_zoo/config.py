@@ -103,7 +103,8 @@ class ModelConfig:
 
     Args:
         backbone: a timm model name, or one from `register_backbone`.
-        taps: names of the backbone's modules whose outputs are pooled.
+        taps: names of the backbone's modules whose outputs are pooled; or how many of its default taps, counted from
+            the last. The configuration of a model has the names.
         pooling: one of `list_poolings()`.
         head: one of `list_heads()`.
         hierarchy: the class tree.
@@ -117,7 +118,7 @@ class ModelConfig:
     """
 
     backbone: str
-    taps: tuple[str, ...]
+    taps: tuple[str, ...] | int
     pooling: str
     head: str
     hierarchy: Hierarchy
@@ -153,12 +154,13 @@ class ModelConfig:
         return _jsonable(asdict(self))
 
     def check(self) -> None:
-        """Makes sure that `from_dict` reads what `to_dict` gives.
+        """Check that the configuration can be saved and loaded again.
 
         Raises:
-            ValueError: it does not; the message names the value.
+            ValueError: it cannot; the message names the value.
         """
-        self.from_dict(self.to_dict())
+        _read(ModelConfig, self, ModelConfig.__name__)
+        _check_sizes(self)
 
     def to_json(self) -> str:
         """The text of a model's `config.json`.
@@ -240,6 +242,8 @@ def _read(hint: Any, value: Any, where: str) -> Any:
     """
     if is_dataclass(hint):
         return _read_dataclass(hint, value, where)
+    if hint == tuple[str, ...] | int:
+        return value if _is_number(value, whole=True) else _read(tuple[str, ...], value, where)
     origin, inner = get_origin(hint), get_args(hint)
     if origin is tuple and isinstance(value, (list, tuple)):
         hints = inner[:1] * len(value) if inner[-1] is ... else inner
@@ -263,6 +267,11 @@ def _read(hint: Any, value: Any, where: str) -> Any:
 
 
 def _read_dataclass(cls: Any, value: Any, where: str) -> Any:
+    at = "" if where == cls.__name__ else f"{where}."
+    if isinstance(value, cls):  # in a configuration that was not read from JSON
+        for name, hint in _hints(cls).items():
+            _read(hint, getattr(value, name), at + name)
+        return value
     if not isinstance(value, Mapping):
         raise ValueError(f"{where} is no mapping but a {type(value).__name__}")
     specs, hints = {spec.name: spec for spec in fields(cls)}, _hints(cls)
@@ -272,7 +281,6 @@ def _read_dataclass(cls: Any, value: Any, where: str) -> Any:
     missing = [name for name, spec in specs.items() if _is_required(spec) and name not in value]
     if missing:
         raise ValueError(f"{cls.__name__} lacks the keys {missing}")
-    at = "" if where == cls.__name__ else f"{where}."
     return cls(**{key: _read(hints[key], item, at + key) for key, item in value.items()})
 
 
@@ -325,7 +333,7 @@ def _check_sizes(config: ModelConfig) -> None:
     for what, number, most in (
         ("levels", len(tree.levels), MAX_LEVELS),
         ("classes", sum(tree.num_classes.values()), MAX_CLASSES),
-        ("taps", len(config.taps), MAX_TAPS),
+        ("taps", config.taps if isinstance(config.taps, int) else len(config.taps), MAX_TAPS),
         ("pixels on a side of the input", max(config.preprocessing.input_size), MAX_INPUT_SIZE),
     ):
         if number > most:

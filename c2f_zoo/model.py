@@ -9,31 +9,31 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from c2f_zoo.backbones import TapBackbone, create_body
-from c2f_zoo.config import ModelConfig
-from c2f_zoo.heads import Head, create_head
+from c2f_zoo.config import WEIGHT_SOURCES, ModelConfig
+from c2f_zoo.heads import HEADS, Head, create_head
 from c2f_zoo.heads.levels import LevelsHead
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.io import card, hub
+from c2f_zoo.io.deferred_init import DeferredInit
+from c2f_zoo.io.meta_build import MetaBuilder
 from c2f_zoo.io.weights import (
     CONFIG_FILE,
-    TooLargeError,
     atomic_save,
     find_file,
     load_weights,
-    no_larger_than,
     read_shapes,
     weight_files,
     write_weights,
 )
-from c2f_zoo.pooling import Pooling, create_pooling
+from c2f_zoo.pooling import POOLINGS, Pooling, create_pooling
 from c2f_zoo.pooling.checks import check_one_size
 from c2f_zoo.registry import unknown_name
 
 README_FILE = "README.md"
+_BODY = "backbone.body."  # prefix of the names of the backbone's weights
 
 
 class C2FModel(nn.Module):
@@ -230,50 +230,80 @@ class C2FModel(nn.Module):
             name = hub.download(str(name), revision, token, cache_dir, local_files_only)
         elif revision is not None:
             raise ValueError(f"{name} is a folder here, which has no revision {revision!r}")
-        return load_folder(Path(name))
+        return load_model(name)
 
 
-def assemble(backbone: TapBackbone, config: ModelConfig) -> C2FModel:
-    """Puts a new pooling and a new head on a backbone, as the configuration says.
+def build(config: ModelConfig, pretrained_backbone: bool = False) -> C2FModel:
+    """Build an untrained model from its configuration.
+
+    Args:
+        config: the configuration. `taps` may be a number. Backbone options that say where weights come from
+            (`c2f_zoo.config.WEIGHT_SOURCES`) are used and are not part of the model's own configuration.
+        pretrained_backbone: let timm download the backbone's weights.
 
     Raises:
-        ValueError: the parts do not fit.
+        ValueError: the configuration could not be saved, a name is unknown, or the parts do not fit each other.
+
+    Examples:
+        >>> config = create_model("mlph", backbone="resnet18", hierarchy="cub", input_size=64).config
+        >>> build(config).levels
+        ('family', 'genus', 'species')
     """
-    pooling = create_pooling(config.pooling, backbone.out_channels, **config.pooling_options)
-    if pooling.one_size:
-        check_one_size([(height, width) for _, height, width in backbone.map_shapes])
-    head = create_head(config.head, pooling.out_features, config.hierarchy, config.levels, **config.head_options)
-    return C2FModel(backbone, pooling, head, config)
+    options = {key: value for key, value in config.backbone_options.items() if key not in WEIGHT_SOURCES}
+    kept = replace(config, backbone_options=options)
+    kept.check()
+    POOLINGS[config.pooling], HEADS[config.head]  # an unknown name fails before the backbone is built
+    with DeferredInit() as init:
+        body = create_body(config.backbone, pretrained=pretrained_backbone, **config.backbone_options)
+    weights = list(body.parameters())
+    backbone = TapBackbone(body, config.taps, config.preprocessing.input_size)
+    still_used = {id(weight) for weight in body.parameters()}
+    init.discard(weight for weight in weights if id(weight) not in still_used)
+    init.run()
+    return _assemble(kept, backbone, lambda create, *args, **options: create(*args, **options))
 
 
-def load_folder(directory: Path) -> C2FModel:
-    """Rebuilds the model that `save_pretrained` wrote into a folder; see `C2FModel.from_pretrained`."""
+def load_model(directory: str | Path) -> C2FModel:
+    """Load a model that `C2FModel.save_pretrained` wrote, bit for bit.
+
+    The model is built on the meta device, where it takes no memory, and compared with the headers of the weights files
+    before its weights are allocated.
+
+    Args:
+        directory: the folder with `config.json` and `model.safetensors`, or its shards.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: the configuration is invalid, asks for a network that is far larger than its weights, or does not
+            fit the weights.
+    """
+    directory = Path(directory)
     path = find_file(directory, CONFIG_FILE)
     if not path.is_file():
-        raise FileNotFoundError(f"{directory} holds no {CONFIG_FILE}; name a folder that save_pretrained wrote")
+        raise FileNotFoundError(f"{directory} has no {CONFIG_FILE}; name a folder that save_pretrained wrote")
     config, files = ModelConfig.from_json(path), weight_files(directory)
-    shapes = read_shapes(files).values()
-    limits = sum(math.prod(shape) for shape in shapes), len(shapes)
+    shapes = read_shapes(files)
+    builder = MetaBuilder(shapes)
     try:
-        _rehearse(config, limits)
-        with no_larger_than(*limits):
-            body = create_body(config.backbone, **config.backbone_options)
-            model = assemble(TapBackbone(body, config.taps, config.preprocessing.input_size), config)
+        body = builder.build(create_body, config.backbone, **config.backbone_options)
+        saved = {name.removeprefix(_BODY) for name in shapes if name.startswith(_BODY)}
+        backbone = TapBackbone(body, config.taps, config.preprocessing.input_size, saved)
+        model = _assemble(config, backbone, builder.build)
     except Exception as error:  # a backbone's constructor may raise anything at an odd option
-        raise ValueError(f"{path} asks for a model that cannot be made: {error}") from error
+        raise ValueError(f"{path} asks for a model that cannot be built: {error}") from error
     load_weights(model, files)
+    builder.fill_in()
     return model
 
 
-def _rehearse(config: ModelConfig, limits: tuple[int, int]) -> None:
-    """Makes the backbone on the meta device, where it takes no memory, to see whether it is far too large."""
-    try:
-        with torch.device("meta"), no_larger_than(*limits):
-            create_body(config.backbone, **config.backbone_options)
-    except TooLargeError:
-        raise
-    except Exception:
-        pass  # a network that reads its numbers while it is made cannot be made there; it is told below what is wrong
+def _assemble(config: ModelConfig, backbone: TapBackbone, make: Callable[..., Any]) -> C2FModel:
+    """Add a pooling and a head to a backbone; `make` calls their constructors."""
+    pooling: Pooling = make(create_pooling, config.pooling, backbone.out_channels, **config.pooling_options)
+    if pooling.one_size:
+        check_one_size([(height, width) for _, height, width in backbone.map_shapes])
+    features, levels = pooling.out_features, config.levels
+    head: Head = make(create_head, config.head, features, config.hierarchy, levels, **config.head_options)
+    return C2FModel(backbone, pooling, head, replace(config, taps=backbone.taps))
 
 
 class LevelClassifier(nn.Module):
@@ -397,9 +427,6 @@ class LevelClassifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, channels, height, width) to logits (N, num_classes)."""
         return self.forward_head(self.forward_features(x))
-
-
-_BODY = "backbone.body."
 
 
 def _classifier_of(head: Head, level: str) -> nn.Module:

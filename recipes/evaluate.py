@@ -34,10 +34,9 @@ from c2f_zoo.evaluation.provenance import describe_machine
 from c2f_zoo.evaluation.report import accuracy_table, metrics_table, print_tables, write_json
 from c2f_zoo.evaluation.scoring import score_images
 from c2f_zoo.hierarchy import Hierarchy
-from c2f_zoo.model import C2FModel
+from c2f_zoo.model import C2FModel, load_model
 from c2f_zoo.registry import unknown_name
 from c2f_zoo.training.launch import create_accelerator, error_message
-from c2f_zoo.zoo.create import load_model
 
 
 def main(

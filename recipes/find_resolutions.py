@@ -53,14 +53,13 @@ from c2f_zoo.evaluation.resolution_search import (
 )
 from c2f_zoo.evaluation.scoring import validate
 from c2f_zoo.io.files import atomic_write, write_csv
-from c2f_zoo.model import C2FModel
+from c2f_zoo.model import C2FModel, load_model
 from c2f_zoo.training.launch import create_accelerator, error_message
 from c2f_zoo.training.objective import create_objective
 from c2f_zoo.training.options import TrainOptions, read_options
 from c2f_zoo.training.run_folder import list_unreadable, open_run_folder
 from c2f_zoo.training.setup import build_model, cache_images, check_batch_size, check_labels
 from c2f_zoo.training.stages import fit
-from c2f_zoo.zoo.create import load_model
 
 MODES = {
     "test_only": "one trained model is tested at each grid point",

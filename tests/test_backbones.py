@@ -200,7 +200,7 @@ def test_a_tap_that_is_no_map_is_named() -> None:
 
 def test_a_tap_that_a_later_layer_writes_over_is_refused() -> None:
     # timm's ResNet adds the shortcut to the output of bn2, and its ReLU works, in place.
-    with pytest.raises(ValueError, match=r"tap 'layer4.1.bn2' outputs no feature map, or one that a later layer overwr"):
+    with pytest.raises(ValueError, match=r"tap 'layer4.1.bn2' outputs no feature map, or one that a later layer"):
         build("resnet18", ("layer4.1.bn2",))
 
 

@@ -277,7 +277,7 @@ def test_trained_weights_accept_options_that_change_nothing() -> None:
         options = {"img_size": img_size, "drop_path_rate": 0.0, "global_pool": ""}
         assert torch.equal(timm.create_model("mlph_tiny_critters", pretrained=True, **options).eval()(x), wanted)
     for options in ({"img_size": 64}, {"drop_path_rate": 0.1}):
-        with pytest.raises(ValueError, match="is a saved model, which has its parts"):
+        with pytest.raises(ValueError, match="is a saved model, whose parts are fixed"):
             timm.create_model("mlph_tiny_critters", pretrained=True, **options)
 
 

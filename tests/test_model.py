@@ -89,7 +89,7 @@ def test_lists() -> None:
     [
         ({"name": "mlhp_vgg16_cub"}, "unknown model 'mlhp_vgg16_cub'; did you mean .*'mlph_vgg16_cub'"),
         ({"name": "mlph_resnet5O_cub"}, "unknown backbone.*'resnet5O'; did you mean 'resnet50'"),
-        ({"name": "mlph"}, "'mlph' is a method; name its parts too"),
+        ({"name": "mlph"}, "'mlph' is a method; name a backbone and a hierarchy too"),
         ({"name": "mlph", "backbone": "resnet18", "hierarchy": "cup"}, "unknown hierarchy 'cup'; did you mean 'cub'"),
         ({"name": "mlph_resnet18_cub", "pooling": "mlq"}, "unknown pooling 'mlq'; did you mean 'mlp'"),
         ({"name": "mlph_resnet18_cub", "head": "level"}, "unknown head 'level'; did you mean 'levels'"),
@@ -165,7 +165,7 @@ def test_a_heads_options_are_kept(tmp_path: Path) -> None:
     again = create_model(f"local-dir:{tmp_path}")
     assert again.config == model.config
     assert again.head.get_classifier("group").in_features == 2 * 3
-    with pytest.raises(ValueError, match="is a saved model, which has its parts"):
+    with pytest.raises(ValueError, match="is a saved model, whose parts are fixed"):
         create_model(f"local-dir:{tmp_path}", head_options={"dim": 3})
 
 
@@ -226,19 +226,19 @@ def test_weights_of_another_model_are_named(saved: Path) -> None:
     weights = load_file(saved / "model.safetensors")
     weights["head.classifiers.0.bias"] = torch.zeros(7)
     save_file(weights, saved / "model.safetensors")
-    with pytest.raises(ValueError, match=r"has other shapes: head.classifiers.0.bias \(7,\) for \(36,\)"):
+    with pytest.raises(ValueError, match=r"shape mismatch: head.classifiers.0.bias \(7,\), expected \(36,\)"):
         create_model(f"local-dir:{saved}")
 
 
 def test_a_saved_model_takes_no_other_parts(saved: Path) -> None:
-    with pytest.raises(ValueError, match="is a saved model, which has its parts"):
+    with pytest.raises(ValueError, match="is a saved model, whose parts are fixed"):
         create_model(f"local-dir:{saved}", input_size=32)
-    with pytest.raises(ValueError, match="is a saved model, which has its parts"):
+    with pytest.raises(ValueError, match="is a saved model, whose parts are fixed"):
         create_model("hf-hub:someone/model", pooling="avg")
 
 
 def test_an_empty_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"holds no config.json"):
+    with pytest.raises(FileNotFoundError, match=r"has no config.json"):
         create_model(f"local-dir:{tmp_path}")
 
 
@@ -257,7 +257,9 @@ def test_a_backbone_checkpoint_that_lacks_weights_is_named(tmp_path: Path) -> No
     weights = create_body("resnet18").state_dict()
     del weights["layer1.0.conv1.weight"]
     save_file(weights, tmp_path / "part.safetensors")
-    with pytest.raises(ValueError, match=r"part.safetensors does not fit the ResNet: it lacks layer1.0.conv1.weight"):
+    with pytest.raises(
+        ValueError, match=r"part.safetensors does not fit the ResNet: missing keys: layer1.0.conv1.weight"
+    ):
         create_model("mlph_resnet18_cub", backbone_checkpoint=tmp_path / "part.safetensors", input_size=64)
     with pytest.raises(FileNotFoundError, match="there is no weights file"):
         create_model("mlph_resnet18_cub", backbone_checkpoint=tmp_path / "none.safetensors", input_size=64)

@@ -194,9 +194,9 @@ def test_mistakes_in_names_are_named(saved: Path) -> None:
             create_model(name, pretrained=True)
     with pytest.raises(ValueError, match="no trained weights for 'mlph_vgg16_cub'"):
         create_model("mlph_vgg16_cub.paper")
-    with pytest.raises(ValueError, match=r"rehearsed' is a saved model, which has its parts.*not taps, input_size"):
+    with pytest.raises(ValueError, match=r"rehearsed' is a saved model, whose parts are fixed.*not taps, input_size"):
         create_model("mlph_tiny_critters.rehearsed", pretrained=True, taps=["layer4"], input_size=64)
-    with pytest.raises(ValueError, match=r"which has its parts.*not pretrained_backbone"):
+    with pytest.raises(ValueError, match=r"whose parts are fixed.*not pretrained_backbone"):
         create_model("mlph_tiny_critters.rehearsed", pretrained=True, pretrained_backbone=True)
     with pytest.raises(ValueError, match=r"'mlph_tiny_critters.rehearsed' is registered already"):
         register_weights(weights_in(saved, "mlph_tiny_critters.rehearsed"))

@@ -102,7 +102,7 @@ BAD = {
         {"pooling_options": {"dims": 8}},
         "unknown option of pooling 'mlp': 'dims'; did you mean 'di",
     ),
-    "an odd option": ({"backbone_options": {"depths": "deep"}}, "asks for a model that cannot be made"),
+    "an odd option": ({"backbone_options": {"depths": "deep"}}, "asks for a model that cannot be built"),
     "the hub as a backbone": ({"backbone": "hf-hub:timm/resnet18.a1_in1k"}, "unknown backbone 'hf-hub:timm/resn"),
     "a folder as a backbone": ({"backbone": "local-dir:/tmp"}, "unknown backbone 'local-dir:/tmp'"),
     "an unknown pooling": ({"pooling": "os.system"}, "unknown pooling 'os.system'"),
@@ -269,7 +269,7 @@ def test_a_large_seed_comes_back(tmp_path: Path) -> None:
 
 def test_more_memory_than_there_is_is_told(saved: Path) -> None:
     change(saved, pooling_options={"dim": 2**32})
-    with pytest.raises(ValueError, match=r"config.json asks for a (model that cannot be made|network of more than)"):
+    with pytest.raises(ValueError, match=r"config.json asks for a (model that cannot be built|network of more than)"):
         create_model(f"local-dir:{saved}")
 
 
@@ -318,11 +318,11 @@ def test_weights_that_do_not_fit_change_nothing(small_model: C2FModel, tmp_path:
     first, *_, last = own
     before = {name: tensor.clone() for name, tensor in own.items()}
     cases: dict[str, dict[str, Tensor]] = {
-        rf"it lacks {last}": {name: tensor for name, tensor in own.items() if name != last},
-        "it has too much: evil": {**own, "evil": torch.zeros(1)},
-        rf"it has other shapes: {last} \(1, 7\) for ": {**own, last: torch.zeros(1, 7)},
-        rf"other kinds of numbers: {last} torch.int64 for torch.float32": {**own, last: own[last].long()},
-        rf"other kinds of numbers: {last} torch.bool for torch.float32": {**own, last: own[last] > 0},
+        rf"missing keys: {last}": {name: tensor for name, tensor in own.items() if name != last},
+        "unexpected keys: evil": {**own, "evil": torch.zeros(1)},
+        rf"shape mismatch: {last} \(1, 7\), expected ": {**own, last: torch.zeros(1, 7)},
+        rf"incompatible dtypes: {last} torch.int64, expected torch.float32": {**own, last: own[last].long()},
+        rf"incompatible dtypes: {last} torch.bool, expected torch.float32": {**own, last: own[last] > 0},
     }
     for message, weights in cases.items():
         changed = {name: tensor + 1 if name == first else tensor for name, tensor in weights.items()}

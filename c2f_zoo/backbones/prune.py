@@ -72,8 +72,8 @@ def runs(body: nn.Module, taps: Sequence[str], input_size: tuple[int, int, int])
     hooks = []
     try:
         for tap in set(taps):
-            hook = lambda _module, _args, output, tap=tap: record(tap, output)  # noqa: E731
-            hooks.append(body.get_submodule(tap).register_forward_hook(hook))
+            module = body.get_submodule(tap)
+            hooks.append(module.register_forward_hook(lambda _module, _args, output, tap=tap: record(tap, output)))
         run_features(body, torch.empty(1, *input_size, device="meta"))
     except RUN_ERRORS:
         return False

@@ -189,13 +189,14 @@ def _format_metric(value: float | None) -> str:
 
 def _model(config: ModelConfig) -> str:
     p = config.preprocessing
+    taps = config.taps if isinstance(config.taps, tuple) else (f"the last {config.taps}",)
     levels = [
         [level, str(config.hierarchy.num_classes[level]), format_resolution(config.resolutions.get(level))]
         for level in config.levels
     ]
     rows = [
         ["backbone", f"`{config.backbone}`"],
-        ["taps", ", ".join(f"`{tap}`" for tap in config.taps)],
+        ["taps", ", ".join(f"`{tap}`" for tap in taps)],
         ["pooling", f"`{config.pooling}` {_options(config.pooling_options)}"],
         ["head", f"`{config.head}` {_options(config.head_options)}"],
         ["input", f"{p.input_size[1]} x {p.input_size[2]} pixels, cropped from {p.resize}"],

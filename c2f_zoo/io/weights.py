@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from c2f_zoo.io.meta_build import allocate
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -24,10 +22,6 @@ INDEX_FILE = "model.safetensors.index.json"
 SHARDS = "model-*-of-*.safetensors"
 
 MAX_INDEX_BYTES = 64 * 2**20
-# A network is built whole before what no tap needs is removed: VGG-16 has nine times the weights that are kept of it.
-FACTOR, SLACK_NUMBERS = 32, 2**28
-# The same in tensors; timm's deepest networks have 2000.
-TENSOR_FACTOR, SLACK_TENSORS = 10, 4000
 
 _NEW, _SAVED = ".saving", ".saved"  # folders: files that are being written; files that count, on their way out of it
 
@@ -173,120 +167,45 @@ def read_shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def load_weights(module: nn.Module, files: Sequence[Path], partly: bool = False) -> None:
-    """Loads safetensors files, cast to the module's dtypes; together they must hold every weight of the module.
+def load_weights(module: nn.Module, files: Sequence[Path], strict: bool = True) -> None:
+    """Load safetensors files into a module, cast to its dtypes; together they must hold every weight.
 
-    Names, shapes and kinds of numbers are compared before a weight is changed.
+    Names, shapes and dtypes are compared before a weight is changed. Weights on the meta device are allocated on the
+    CPU.
 
     Args:
-        module: what to load into.
+        module: the module to load into.
         files: one file, or the shards of one.
-        partly: let the files hold more than the module has (a backbone without its last layers).
+        strict: refuse weights that the module does not have. Use False for a backbone without its last layers.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is not a whole safetensors file, or they do not fit the module; the message names what.
+        ValueError: a file is not a complete safetensors file, or the weights do not fit the module; the message lists
+            missing keys, unexpected keys, shape mismatches and incompatible dtypes.
     """
-    shapes, own = read_shapes(files), module.state_dict()
+    shapes, own = read_shapes(files), module.state_dict(keep_vars=True)
     where = files[0] if len(files) == 1 else f"{files[0].parent} ({len(files)} shards)"
     missing = [name for name in own if name not in shapes and not name.endswith("num_batches_tracked")]
-    extra = [] if partly else [name for name in shapes if name not in own]
-    differing = [
-        f"{name} {shapes[name]} for {tuple(tensor.shape)}"
+    unexpected = [name for name in shapes if name not in own] if strict else []
+    mismatched = [
+        f"{name} {shapes[name]}, expected {tuple(tensor.shape)}"
         for name, tensor in own.items()
         if name in shapes and shapes[name] != tuple(tensor.shape)
     ]
-    for fault, names in (("lacks", missing), ("has too much:", extra), ("has other shapes:", differing)):
+    for fault, names in (("missing keys", missing), ("unexpected keys", unexpected), ("shape mismatch", mismatched)):
         _refuse(module, where, fault, names)
     weights = {name: tensor for file in files for name, tensor in load_file(file).items() if name in own}
-    mistyped = [
-        f"{name} {tensor.dtype} for {own[name].dtype}"
+    incompatible = [
+        f"{name} {tensor.dtype}, expected {own[name].dtype}"
         for name, tensor in weights.items()
         if tensor.dtype != own[name].dtype and not (tensor.is_floating_point() and own[name].is_floating_point())
     ]
-    _refuse(module, where, "has other kinds of numbers:", mistyped)
+    _refuse(module, where, "incompatible dtypes", incompatible)
+    allocate(own[name] for name in weights)
     module.load_state_dict(weights, strict=False)
 
 
 def _refuse(module: nn.Module, where: object, fault: str, names: Sequence[str]) -> None:
     if names:
         shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        raise ValueError(f"{where} does not fit the {type(module).__name__}: it {fault} {shown}")
-
-
-class TooLargeError(ValueError):
-    """A network is far larger than the weights there are for it."""
-
-
-@contextmanager
-def no_larger_than(numbers: int, tensors: int) -> Iterator[None]:
-    """Stops the making of a network that is far larger than the weights there are for it.
-
-    Each tensor is counted when a module takes it, before it is filled: what was never filled takes no memory. Tensors
-    that no module takes must be no larger than the whole network may be. Numbers of 8 bytes count twice. Under
-    `torch.device("meta")`, where nothing takes memory, tensors of the meta device count; elsewhere they do not.
-
-    Args:
-        numbers: how many numbers the files hold.
-        tensors: in how many tensors.
-
-    Raises:
-        TooLargeError: the network has more than some times as many numbers or tensors (its unused layers count), or
-            makes a tensor of that many numbers.
-
-    Examples:
-        >>> with no_larger_than(1000, 2):
-        ...     small = torch.nn.Linear(30, 30)
-        >>> with torch.device("meta"), no_larger_than(1000, 2):
-        ...     large = torch.ones(2**20).outer(torch.ones(2**20))
-        Traceback (most recent call last):
-        TooLargeError: the configuration asks for a network of more than 268467456 numbers, ...
-    """
-    budget, most = FACTOR * numbers + SLACK_NUMBERS, TENSOR_FACTOR * tensors + SLACK_TENSORS
-    taken = count = 0
-
-    def refuse(size: str, there: int) -> None:
-        raise TooLargeError(
-            f"the configuration asks for a network of more than {size}, but there are weights of {there}"
-        )
-
-    def check(size: int) -> None:
-        if size > budget:
-            refuse(f"{budget} numbers", numbers)
-
-    def register(module: nn.Module, name: str, tensor: Any) -> None:
-        nonlocal taken, count
-        taken, count = taken + (_size(tensor) if isinstance(tensor, Tensor) else 0), count + 1
-        check(taken)
-        if count > most:
-            refuse(f"{most} tensors", tensors)
-
-    with ExitStack() as stack:
-        for hook in (
-            torch_module.register_module_parameter_registration_hook,
-            torch_module.register_module_buffer_registration_hook,
-        ):
-            stack.callback(hook(register).remove)
-        stack.enter_context(_Watch(check))
-        yield
-
-
-class _Watch(TorchDispatchMode):
-    """Tells the size of each tensor that is made on the default device."""
-
-    def __init__(self, tell: Callable[[int], None]) -> None:
-        super().__init__()
-        self.tell = tell
-        self.kind = torch.get_default_device().type  # not asked below, where torch.device("meta") is out of sight
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in made if isinstance(made, (tuple, list)) else (made,):
-            if isinstance(tensor, Tensor) and tensor.device.type == self.kind:
-                self.tell(_size(tensor))
-        return made
-
-
-def _size(tensor: Tensor) -> int:
-    """How many float32 take as much memory."""
-    return tensor.numel() * tensor.element_size() // 4
+        raise ValueError(f"{where} does not fit the {type(module).__name__}: {fault}: {shown}")

@@ -1,0 +1,149 @@
+"""Building a network on the meta device, to know its size before it takes memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from c2f_zoo.io.deferred_init import DeferredInit
+
+# The whole network is built before unused layers are removed: VGG-16 has nine times the weights that are kept.
+FACTOR, SLACK_NUMBERS = 32, 2**28
+# The same for the number of tensors; the deepest networks of timm have 2000.
+TENSOR_FACTOR, SLACK_TENSORS = 10, 4000
+_NEW_TENSOR = frozenset(
+    (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.tensor, torch.arange)
+)
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class TooLargeError(ValueError):
+    """A network is far larger than its weights file."""
+
+
+class MetaBuilder:
+    """Build the parts of an untrusted network on the meta device, within a limit set by its weights file.
+
+    A network may have `FACTOR` times as many numbers as its weights file, plus `SLACK_NUMBERS`, in `TENSOR_FACTOR`
+    times as many tensors, plus `SLACK_TENSORS`. Numbers of 8 bytes count twice.
+
+    Args:
+        shapes: weight name -> shape, from the headers of the weights files.
+
+    Examples:
+        >>> builder = MetaBuilder({"weight": (4, 4)})
+        >>> layer = builder.build(torch.nn.Linear, 4, 4)
+        >>> layer.weight.device
+        device(type='meta')
+        >>> builder.build(torch.nn.Linear, 2**20, 2**20)
+        Traceback (most recent call last):
+        TooLargeError: the configuration asks for a network of more than 268435968 numbers, ...
+    """
+
+    def __init__(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        self.numbers, self.tensors = sum(math.prod(shape) for shape in shapes.values()), len(shapes)
+        self._built: list[tuple[nn.Module, Callable[[], nn.Module]]] = []
+
+    def build(self, function: Callable[..., M], *args: Any, **options: Any) -> M:
+        """Call the constructor of a part on the meta device.
+
+        A constructor that reads values of its tensors does not work there; it runs on the CPU, within the same limit.
+
+        Raises:
+            TooLargeError: the part is too large.
+        """
+        try:
+            with torch.device("meta"), _SizeLimit(self):
+                module = function(*args, **options)
+        except TooLargeError:
+            raise
+        except Exception:  # a constructor may raise anything; it raises it again here if the device is not the reason
+            with _SizeLimit(self):
+                module = function(*args, **options)
+        self.check_numbers(sum(map(_size, (*module.parameters(), *module.buffers()))))
+        self._built.append((module, lambda: function(*args, **options)))
+        return module
+
+    def fill_in(self) -> None:
+        """Copy the tensors that no weights file holds, e.g. index tables, from parts that are built on the CPU.
+
+        Call it after the weights are loaded. Only a part that has such tensors is built a second time.
+        """
+        for module, construct in self._built:
+            if any(_on_meta(vars(child)) for child in module.modules()):
+                with DeferredInit():  # the weights of this copy are not used
+                    complete = construct()
+                for name, child in module.named_modules():
+                    if _on_meta(vars(child)):
+                        source = complete.get_submodule(name)
+                        _replace_meta(child._buffers, source._buffers)
+                        _replace_meta(vars(child), vars(source))
+
+    def check_numbers(self, size: int) -> None:
+        """Raise a TooLargeError for a network of more numbers than the limit."""
+        most = FACTOR * self.numbers + SLACK_NUMBERS
+        if size > most:
+            raise TooLargeError(_too_large(f"{most} numbers", self.numbers))
+
+    def check_tensors(self, count: int) -> None:
+        """Raise a TooLargeError for a network of more tensors than the limit."""
+        most = TENSOR_FACTOR * self.tensors + SLACK_TENSORS
+        if count > most:
+            raise TooLargeError(_too_large(f"{most} tensors", self.tensors))
+
+
+class _SizeLimit(TorchFunctionMode):
+    """Check the tensors that this thread makes while a part is built."""
+
+    def __init__(self, builder: MetaBuilder) -> None:
+        super().__init__()
+        self.builder, self.numbers, self.tensors = builder, 0, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.builder.check_numbers(_size(result))
+            if func in _NEW_TENSOR:
+                self.numbers, self.tensors = self.numbers + _size(result), self.tensors + 1
+                self.builder.check_numbers(self.numbers)
+                self.builder.check_tensors(self.tensors)
+        return result
+
+
+def allocate(tensors: Iterable[Tensor]) -> None:
+    """Move weights and buffers on the meta device to the CPU, without values; references to them stay valid."""
+    for tensor in tensors:
+        if tensor.is_meta:
+            memory = torch.empty_like(tensor, device="cpu")
+            is_weight = isinstance(tensor, nn.Parameter)
+            torch.utils.swap_tensors(tensor, nn.Parameter(memory, tensor.requires_grad) if is_weight else memory)
+
+
+def _replace_meta(attributes: dict[str, Any], others: Mapping[str, Any]) -> None:
+    for name, value in attributes.items():
+        if _on_meta(value):
+            attributes[name] = others[name]
+
+
+def _on_meta(value: Any) -> bool:
+    """Return whether a value is a tensor on the meta device, or a collection that holds one."""
+    if isinstance(value, Mapping):
+        return any(map(_on_meta, value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(map(_on_meta, value))
+    return isinstance(value, Tensor) and value.is_meta
+
+
+def _size(tensor: Tensor) -> int:
+    """Return how many float32 numbers take as much memory."""
+    return tensor.numel() * tensor.element_size() // 4
+
+
+def _too_large(size: str, saved: int) -> str:
+    return f"the configuration asks for a network of more than {size}, but there are weights of {saved}"

@@ -1,0 +1,173 @@
+"""From the name of a model to its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from c2f_zoo.backbones import pretrained_cfg
+from c2f_zoo.config import ModelConfig, Preprocessing
+from c2f_zoo.hierarchy import Hierarchy, load_hierarchy
+from c2f_zoo.registry import check_options, unknown_name
+from c2f_zoo.zoo.methods import METHODS, Method
+from c2f_zoo.zoo.models import find_model
+
+PAPER_INPUT_SIZE = 448
+
+# Options of a named model that are dropped when the caller replaces the part they belong to.
+OPTIONS_OF_PART = {
+    "backbone": ("taps", "backbone_options"),
+    "pooling": ("pooling_options",),
+    "head": ("head_options",),
+    "hierarchy": ("levels", "resolutions"),
+}
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """Arguments of `create_model` that replace parts and options of a named model; None keeps the model's own."""
+
+    backbone: str | None = None
+    hierarchy: str | Hierarchy | None = None
+    taps: Sequence[str] | None = None
+    pooling: str | None = None
+    head: str | None = None
+    levels: Sequence[str] | None = None
+    input_size: int | None = None
+    resolutions: Mapping[str, int | None] | None = None
+    preprocessing_options: Mapping[str, Any] | None = None
+    backbone_options: Mapping[str, Any] | None = None
+    pooling_options: Mapping[str, Any] | None = None
+    head_options: Mapping[str, Any] | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Return the arguments that are not None, by name."""
+        values = {spec.name: getattr(self, spec.name) for spec in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def resolve(name: str, overrides: Overrides | None = None) -> ModelConfig:
+    """Return the configuration of a named model.
+
+    Args:
+        name: a named model, a `method_backbone_hierarchy`, or a method by itself.
+        overrides: parts and options to replace. Options are merged with the model's own, key by key; the model's own
+            options of a part are dropped when the part is replaced, see `OPTIONS_OF_PART`.
+
+    Returns:
+        The configuration. `taps` is a number unless taps are named; `c2f_zoo.model.build` replaces it by names.
+
+    Raises:
+        ValueError: a name or an option is unknown.
+
+    Examples:
+        >>> config = resolve("mlph_tiny_critters", Overrides(pooling_options={"dim": 64}))
+        >>> config.pooling, config.pooling_options
+        ('mlp', {'dim': 64, 'grad_eps': 0.1})
+        >>> resolve("mlph_tiny_critters", Overrides(pooling="avg")).pooling_options
+        {}
+    """
+    overrides = overrides or Overrides()
+    method, defaults = _defaults(name, overrides)
+    parts = _merge(defaults, overrides)
+    tree = parts["hierarchy"]
+    levels = tree.levels if method.every_level else (tree.finest,)
+    preprocessing, backbone_options = _preprocessing(
+        parts["backbone"],
+        parts.get("input_size"),
+        parts.get("preprocessing_options", {}),
+        parts.get("backbone_options", {}),
+    )
+    return ModelConfig(
+        backbone=parts["backbone"],
+        taps=tuple(parts.get("taps") or ()) or method.num_taps,
+        pooling=parts["pooling"],
+        head=parts["head"],
+        hierarchy=tree,
+        levels=tuple(parts.get("levels") or levels),
+        preprocessing=preprocessing,
+        resolutions=dict(parts.get("resolutions", {})),
+        backbone_options=backbone_options,
+        pooling_options=dict(parts.get("pooling_options", {})),
+        head_options=dict(parts.get("head_options", {})),
+    )
+
+
+def adapt(
+    config: ModelConfig,
+    hierarchy: str | Hierarchy | None = None,
+    levels: Sequence[str] | None = None,
+    resolutions: Mapping[str, int | None] | None = None,
+) -> ModelConfig:
+    """Return a saved model's configuration with another tree, other levels or other resolutions.
+
+    Without `levels`, the model predicts all levels of another tree, or only the leaf level if that was so before.
+
+    Raises:
+        ValueError: the tree or a level is unknown, or the configuration could not be saved.
+    """
+    tree = config.hierarchy if hierarchy is None else as_tree(hierarchy)
+    predicted, seen_at = config.levels, config.resolutions
+    if tree != config.hierarchy:
+        only_leaves = len(config.hierarchy.levels) > 1 and config.levels == (config.hierarchy.finest,)
+        predicted, seen_at = (tree.finest,) if only_leaves else tree.levels, {}
+    seen_at = seen_at if resolutions is None else dict(resolutions)
+    config = replace(config, hierarchy=tree, levels=tuple(levels or predicted), resolutions=seen_at)
+    config.check()
+    return config
+
+
+def as_tree(hierarchy: str | Hierarchy) -> Hierarchy:
+    """Return a tree, or the registered tree of that name."""
+    return load_hierarchy(hierarchy) if isinstance(hierarchy, str) else hierarchy
+
+
+def _defaults(name: str, overrides: Overrides) -> tuple[Method, Overrides]:
+    """Return the method of a named model, and its own parts and options."""
+    options: dict[str, Any]
+    if name in METHODS:
+        if overrides.backbone is None or overrides.hierarchy is None:
+            call = f"create_model({name!r}, backbone=..., hierarchy=...)"
+            raise ValueError(f"{name!r} is a method; name a backbone and a hierarchy too: {call}")
+        method, options = METHODS[name], {"backbone": overrides.backbone, "hierarchy": overrides.hierarchy}
+    else:
+        spec = find_model(name)
+        check_options(f"option of model {name!r}:", Overrides, spec.options)
+        method, options = METHODS[spec.method], {"backbone": spec.backbone, "hierarchy": spec.hierarchy, **spec.options}
+    return method, Overrides(**{"pooling": method.pooling, "head": "levels", **options})
+
+
+def _merge(defaults: Overrides, overrides: Overrides) -> dict[str, Any]:
+    """Return a named model's arguments with those of the caller in their place, trees for their names."""
+    parts, given = defaults.given(), overrides.given()
+    for arguments in (parts, given):
+        if "hierarchy" in arguments:
+            arguments["hierarchy"] = as_tree(arguments["hierarchy"])
+    for part, options in OPTIONS_OF_PART.items():
+        if given.get(part, parts[part]) != parts[part]:
+            parts = {key: value for key, value in parts.items() if key not in options}
+    for key, value in given.items():
+        parts[key] = {**parts.get(key, {}), **value} if key.endswith("_options") else value
+    return parts
+
+
+def _preprocessing(
+    backbone: str, input_size: int | None, overrides: Mapping[str, Any], backbone_options: Mapping[str, Any]
+) -> tuple[Preprocessing, dict[str, Any]]:
+    """Return a backbone's preprocessing, and its options with `img_size` if its input size is fixed (ViT)."""
+    cfg, options = pretrained_cfg(backbone), dict(backbone_options)
+    own_size = cfg.get("input_size", (3, PAPER_INPUT_SIZE, PAPER_INPUT_SIZE))
+    if cfg.get("fixed_input_size", False):
+        if input_size not in (None, own_size[1]):
+            options.setdefault("img_size", input_size)
+        size = input_size or own_size[1]
+    else:
+        size = input_size or PAPER_INPUT_SIZE
+    known = [spec.name for spec in fields(Preprocessing) if spec.name != "input_size"]
+    for key in overrides:
+        if key not in known:
+            raise unknown_name("key in preprocessing_options:", key, known)
+    values: dict[str, Any] = {key: cfg[key] for key in ("mean", "std", "interpolation") if key in cfg}
+    values |= {key: tuple(value) if isinstance(value, list) else value for key, value in overrides.items()}
+    return Preprocessing(input_size=(own_size[0], size, size), **values), options
