@@ -31,6 +31,9 @@ class Kind(str, Enum):
     heads = "heads"
     hierarchies = "hierarchies"
     datasets = "datasets"
+    losses = "losses"
+    decodings = "decodings"
+    metrics = "metrics"
 
 
 @app.command("list")
@@ -39,7 +42,7 @@ def list_(
     pattern: Annotated[str, typer.Argument(help="A quoted shell-style wildcard.")] = "*",
     pretrained: Annotated[bool, typer.Option("--pretrained", help="List trained weights (arch.tag).")] = False,
 ) -> None:
-    """List models, backbones, poolings, heads, hierarchies or datasets."""
+    """List models, parts of models, hierarchies, datasets, losses, decodings or metrics."""
     import c2f_zoo
 
     if pretrained and kind is not Kind.models:
@@ -53,6 +56,9 @@ def list_(
         Kind.heads: c2f_zoo.list_heads,
         Kind.hierarchies: c2f_zoo.list_hierarchies,
         Kind.datasets: c2f_zoo.list_datasets,
+        Kind.losses: c2f_zoo.list_losses,
+        Kind.decodings: c2f_zoo.list_decodings,
+        Kind.metrics: c2f_zoo.list_metrics,
     }
     for name in lists[kind](pattern):
         print(name)

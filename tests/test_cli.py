@@ -31,6 +31,7 @@ def c2f_zoo(*arguments: str, ok: bool = True, columns: int = 80) -> str:
         ("heads", ["levels"]),
         ("hierarchies", ["cars", "critters", "cub", "fashion_mnist"]),
         ("datasets", ["critters", "cub", "fashion_mnist"]),
+        ("metrics", ["ece", "fpa", "hd@5"]),
     ],
 )
 def test_list(kind: str, some: list[str]) -> None:
