@@ -1,4 +1,4 @@
-"""Decodings, against a case done by hand and a search over all paths."""
+"""Decodings against an example by hand and a search over all paths."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def logs(**levels: list[float]) -> dict[str, Tensor]:
 
 
 def random_tree(depth: int, seed: int) -> Hierarchy:
-    """An irregular tree: a class has one to three children, and labels of siblings lie apart."""
+    """Return an irregular tree of random labels; a class has one to three children."""
     generator = torch.Generator().manual_seed(seed)
     count = int(torch.randint(1, 4, (), generator=generator))
     counts, parents = [count], []
@@ -54,7 +54,7 @@ def paths_of(tree: Hierarchy) -> list[tuple[int, ...]]:
     ]
 
 
-def test_all_four_differ_on_a_case_done_by_hand() -> None:
+def test_decodings_differ_on_an_example_by_hand() -> None:
     log_probs = logs(A=[0.45, 0.55], B=[0.28, 0.47, 0.25], C=[0.45, 0.15, 0.34, 0.06])
     found = {how: decode(log_probs, TREE, how)[0].tolist() for how in list_decodings()}
     # independent: b, q, 0. top_down: b, whose only child is r, whose only child is 3. bottom_up: 0, so p, so a.
@@ -64,7 +64,7 @@ def test_all_four_differ_on_a_case_done_by_hand() -> None:
 
 
 @pytest.mark.parametrize("tree", TREES, ids=lambda tree: str(list(tree.num_classes.values())))
-def test_decodings_agree_with_a_search_over_all_paths(tree: Hierarchy) -> None:
+def test_decodings_equal_a_search_over_all_paths(tree: Hierarchy) -> None:
     log_probs = random_log_probs(tree, n=40, seed=0)
     found = {how: decode(log_probs, tree, how).tolist() for how in list_decodings()}
     paths = paths_of(tree)
@@ -73,13 +73,13 @@ def test_decodings_agree_with_a_search_over_all_paths(tree: Hierarchy) -> None:
         assert found["independent"][i] == [row.index(max(row)) for row in z]
         assert found["joint"][i] == list(max(paths, key=lambda path: sum(z[d][c] for d, c in enumerate(path))))
         assert found["bottom_up"][i] == list(max(paths, key=lambda path: z[-1][path[-1]]))
-        # Level by level among the paths that go on from what was chosen: an order by the coarsest, then the next...
+        # Top-down is the greatest path in lexicographic order, coarse to fine.
         assert found["top_down"][i] == list(max(paths, key=lambda path: [z[d][c] for d, c in enumerate(path)]))
 
 
 @pytest.mark.parametrize("how", list_decodings())
 @pytest.mark.parametrize("tree", TREES, ids=lambda tree: str(list(tree.num_classes.values())))
-def test_only_independent_may_leave_the_tree(tree: Hierarchy, how: str) -> None:
+def test_only_independent_may_not_be_a_path(tree: Hierarchy, how: str) -> None:
     labels = decode(random_log_probs(tree, n=200, seed=1), tree, how)
     assert labels.dtype == torch.int64
     paths = set(paths_of(tree))
@@ -88,34 +88,34 @@ def test_only_independent_may_leave_the_tree(tree: Hierarchy, how: str) -> None:
     assert all(legal) or how == "independent"
 
 
-def test_independent_does_leave_the_tree() -> None:
+def test_independent_is_rarely_a_path_for_random_scores() -> None:
     tree = load_hierarchy("cub")
     assert not is_path(decode(random_log_probs(tree, 50, 0), tree, "independent"), tree).any()
 
 
 @pytest.mark.parametrize("how", list_decodings())
-def test_no_samples_give_no_labels(how: str) -> None:
+def test_empty_batch(how: str) -> None:
     assert decode({"C": torch.zeros(0, 4)}, TREE, how).shape == (0, 3)
 
 
 @pytest.mark.parametrize("how", ["top_down", "bottom_up", "joint"])
-def test_a_path_even_where_nothing_below_is_possible(how: str) -> None:
-    # Certain of b at the first level, and of what is not under b at the others.
+def test_result_is_a_path_if_all_children_have_probability_zero(how: str) -> None:
+    # b is certain at the first level; only classes outside its subtree are possible at the others.
     log_probs = logs(A=[0, 1], B=[0.5, 0.5, 0], C=[0.5, 0.5, 0, 0])
     assert is_path(decode(log_probs, TREE, how), TREE).all()
     assert decode(log_probs, TREE, "top_down").tolist() == [[1, 2, 3]]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_joint_adds_half_precision_numbers_exactly(dtype: torch.dtype) -> None:
+def test_joint_sums_half_precision_scores_in_float32(dtype: torch.dtype) -> None:
     # The sums, 8 + 1/512 and 8 + 1/1024, are the same number at half precision.
     log_probs = {"A": torch.tensor([[-8.0, -16.0]]), "C": torch.tensor([[-1 / 512, -1 / 1024, -1.0, -1.0]])}
     assert decode({level: z.to(dtype) for level, z in log_probs.items()}, TREE, "joint").tolist() == [[0, 0, 1]]
 
 
 class TestMissingLevels:
-    def test_a_coarser_level_is_the_sum_of_its_children(self) -> None:
-        # The finest alone: p = .30 + .15, q = .35, r = .20; a = .80, b = .20.
+    def test_coarse_levels_are_sums_over_children(self) -> None:
+        # Leaf classes only: p = .30 + .15, q = .35, r = .20; a = .80, b = .20.
         log_probs = logs(C=[0.30, 0.15, 0.35, 0.20])
         every = marginalize(log_probs, TREE)
         assert list(every) == ["A", "B", "C"]
@@ -127,38 +127,38 @@ class TestMissingLevels:
         assert decode(log_probs, TREE, "bottom_up").tolist() == [[0, 1, 2]]
         assert decode(log_probs, TREE, "joint").tolist() == [[0, 1, 2]]
 
-    def test_the_next_finer_level_is_summed_up(self) -> None:
-        # a follows from the middle level (.1 + .2), not from the finest (.9 + 0 + 0).
+    def test_sums_are_over_the_next_finer_level(self) -> None:
+        # a is the sum over the middle level (.1 + .2), not over the finest (.9 + 0 + 0).
         every = marginalize(logs(B=[0.1, 0.2, 0.7], C=[0.9, 0, 0, 0.1]), TREE)
         assert every["A"].exp()[0].tolist() == pytest.approx([0.3, 0.7])
 
-    def test_joint_counts_each_answer_once(self) -> None:
-        # Only A and C: a p 0: .4 * .40 = .16; b r 3: .6 * .30 = .18. If B, which follows from C, counted as well,
+    def test_joint_uses_predicted_levels_only(self) -> None:
+        # Only A and C: a p 0: .4 * .40 = .16; b r 3: .6 * .30 = .18. If B, which is a sum over C, counted as well,
         # a p 0 would win: .4 * .60 * .40 = .096 > .6 * .30 * .30 = .054.
         log_probs = logs(A=[0.4, 0.6], C=[0.40, 0.20, 0.10, 0.30])
         assert decode(log_probs, TREE, "joint").tolist() == [[1, 2, 3]]
 
     @pytest.mark.parametrize("how", list_decodings())
-    def test_finer_levels_are_unknown(self, how: str) -> None:
+    def test_finer_levels_are_minus_one(self, how: str) -> None:
         labels = decode(logs(B=[0.1, 0.2, 0.7]), TREE, how)
         assert labels.tolist() == [[1, 2, -1]]
         assert is_path(labels, TREE).all()
 
-    def test_impossible_classes_sum_to_zero(self) -> None:
+    def test_sum_of_impossible_classes_is_zero(self) -> None:
         assert marginalize(logs(C=[0, 0, 0, 1]), TREE)["B"].exp().tolist() == [[0, 0, 1]]
 
-    def test_sums_less_than_one_stay(self) -> None:
+    def test_sums_below_one_are_not_normalized(self) -> None:
         every = marginalize(logs(B=[0.2, 0.1, 0.3], C=[0.1, 0.0, 0.1, 0.1]), TREE)
         assert every["A"].exp()[0].tolist() == pytest.approx([0.3, 0.3])
         assert every["B"].exp()[0].tolist() == pytest.approx([0.2, 0.1, 0.3])
 
 
-def test_paths_of_mixed_depth() -> None:
+def test_is_path_for_mixed_depth() -> None:
     labels = torch.tensor([[0, 0, 1], [0, 0, 2], [1, 0, 0], [0, 1, -1], [1, 1, -1], [1, -1, -1], [-1, 0, 0], [-1] * 3])
     assert is_path(labels, TREE).tolist() == [True, False, False, True, False, True, False, True]
 
 
-def test_mistakes_are_named() -> None:
+def test_invalid_arguments() -> None:
     with pytest.raises(ValueError, match="unknown decoding 'topdown'; did you mean 'top_down'"):
         decode(logs(A=[0.5, 0.5]), TREE, "topdown")
     with pytest.raises(ValueError, match="unknown level 'D'"):
@@ -169,7 +169,7 @@ def test_mistakes_are_named() -> None:
         marginalize({}, TREE)
 
 
-def test_a_registered_decoding_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_registered_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DECODINGS, "_entries", dict(DECODINGS._entries))
 
     @register_decoding("coarsest_only")

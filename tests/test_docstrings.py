@@ -1,4 +1,4 @@
-"""The examples in the docstrings run and give what they say."""
+"""The examples in the docstrings run, with the output that they show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses against their formulas by loops in float64, and the prior against a linear system."""
+"""Losses against loops in float64, and the prior against a linear system."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from c2f_zoo import Hierarchy, load_hierarchy
 from c2f_zoo.heads import create_head
 from c2f_zoo.losses import LOSSES, cross_entropy, hxe, list_losses, register_loss, soft_labels, tree_prior
 
-# A genus of one species, a family of one genus, and labels in no order of the tree.
+# With a genus of one species and a family of one genus; labels are not in tree order.
 ROWS = [
     ("F1", "A", "a1"),
     ("F2", "C", "c1"),
@@ -27,19 +27,19 @@ TREE = Hierarchy.from_rows(("family", "genus", "species"), ROWS)
 TREES = {"three levels": TREE, "two": TREE.truncate("genus"), "one": TREE.truncate("family")}
 
 
-def batch(tree: Hierarchy, normalised: bool = True) -> tuple[Tensor, Tensor]:
-    """Log-probabilities in float64 and labels, one of which is unknown."""
+def batch(tree: Hierarchy, normalized: bool = True) -> tuple[Tensor, Tensor]:
+    """Return float64 log-probabilities and labels; one label is unknown."""
     torch.manual_seed(0)
     count = len(tree.classes[-1])
     z = 2 * torch.randn(5, count, dtype=torch.float64)
     labels = torch.randint(count, (5,))
     labels[2] = -1
-    return (z.log_softmax(dim=1) if normalised else z - 9), labels
+    return (z.log_softmax(dim=1) if normalized else z - 9), labels
 
 
 def cross_entropy_reference(p: list[float], label: int, tree: Hierarchy, label_smoothing: float) -> float:
-    share = label_smoothing / len(p)
-    return -sum((share + (1 - label_smoothing) * (a == label)) * math.log(p[a]) for a in range(len(p)))
+    smooth = label_smoothing / len(p)
+    return -sum((smooth + (1 - label_smoothing) * (a == label)) * math.log(p[a]) for a in range(len(p)))
 
 
 def shared_levels(a: int, b: int, tree: Hierarchy) -> int:
@@ -71,12 +71,12 @@ REFERENCES: dict[str, tuple[Callable[..., float], str, tuple[float, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize("normalized", [True, False])
 @pytest.mark.parametrize("tree", TREES.values(), ids=TREES.keys())
 @pytest.mark.parametrize("name", list_losses())
-def test_a_loss_is_its_formula(name: str, tree: Hierarchy, normalised: bool) -> None:
+def test_losses_equal_their_formulas(name: str, tree: Hierarchy, normalized: bool) -> None:
     reference, option, values = REFERENCES[name]
-    log_probs, labels = batch(tree, normalised)
+    log_probs, labels = batch(tree, normalized)
     for value in values:
         terms = [
             reference(row.exp().tolist(), int(label), tree, value)
@@ -103,22 +103,22 @@ def test_special_cases_are_cross_entropy() -> None:
     torch.testing.assert_close(cross_entropy(log_probs, labels, TREE, label_smoothing=0.2), smoothed)
 
 
-def test_the_papers_loss_to_the_last_bit() -> None:
+def test_cross_entropy_is_bitwise_equal_to_pytorch() -> None:
     torch.manual_seed(0)
     z, labels = torch.randn(16, 6), torch.randint(6, (16,))
     assert torch.equal(cross_entropy(z.log_softmax(dim=1), labels, TREE), F.cross_entropy(z, labels))
 
 
 def test_a_mistake_within_the_genus_costs_less() -> None:
-    def wrongly(species: int) -> Tensor:  # the label is a1
+    def predict(species: int) -> Tensor:  # the label is a1
         return torch.full((1, 6), 0.04).index_fill(1, torch.tensor([species]), 0.8).log()
 
     a1, a2, c1, b1 = torch.tensor([0]), 3, 1, 2
     for loss in (lambda p: soft_labels(p, a1, TREE, beta=4.0), lambda p: hxe(p, a1, TREE, alpha=0.5)):
-        assert loss(wrongly(a2)) < loss(wrongly(b1)) < loss(wrongly(c1))
+        assert loss(predict(a2)) < loss(predict(b1)) < loss(predict(c1))
 
 
-def test_what_a_hex_head_leaves_out_is_not_given_back() -> None:
+def test_losses_do_not_normalize_hex_probabilities() -> None:
     torch.manual_seed(0)
     head = create_head("hex", 3, TREE, TREE.levels).double()
     log_probs = head.log_probs(head(torch.randn(2, 3).double(), ("species",)))["species"]  # type: ignore[operator]
@@ -130,7 +130,7 @@ def test_what_a_hex_head_leaves_out_is_not_given_back() -> None:
 
 
 @pytest.mark.parametrize("name", list_losses())
-def test_nothing_known_costs_nothing(name: str) -> None:
+def test_loss_and_gradient_are_zero_without_known_labels(name: str) -> None:
     log_probs = batch(TREE)[0].requires_grad_()
     loss = LOSSES[name](log_probs, torch.full((5,), -1), TREE)
     loss.backward()
@@ -139,7 +139,7 @@ def test_nothing_known_costs_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list_losses())
-def test_large_scores_give_a_finite_loss(name: str) -> None:
+def test_loss_is_finite_for_large_scores(name: str) -> None:
     z = torch.tensor([[1e4, -1e4, 0, 0, 0, 0]], requires_grad=True)
     loss = LOSSES[name](z.log_softmax(dim=1), torch.tensor([1]), TREE)
     loss.backward()
@@ -148,14 +148,14 @@ def test_large_scores_give_a_finite_loss(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list_losses())
-def test_labels_may_be_small_integers(name: str) -> None:
+def test_labels_of_small_integer_dtypes(name: str) -> None:
     log_probs, labels = batch(TREE)[0], torch.tensor([0, 1, 2, 5, 5])
     for dtype in (torch.uint8, torch.int32):
         assert LOSSES[name](log_probs, labels.to(dtype), TREE) == LOSSES[name](log_probs, labels, TREE)
 
 
 @pytest.mark.parametrize("name", list_losses())
-def test_labels_that_do_not_fit_are_named(name: str) -> None:
+def test_labels_outside_the_tree(name: str) -> None:
     log_probs, _ = batch(TREE)
     for bad in (6, -2):
         with pytest.raises(ValueError, match=rf"label {bad} is outside the tree: species has 6 classes \(0..5"):
@@ -172,13 +172,13 @@ def test_labels_that_do_not_fit_are_named(name: str) -> None:
         ("hxe", {"alpha": math.nan}, "alpha must be a finite number >= 0, not nan"),
     ],
 )
-def test_options_that_mean_nothing_are_named(name: str, options: dict[str, float], message: str) -> None:
+def test_invalid_options(name: str, options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LOSSES[name](*batch(TREE), TREE, **options)
 
 
-def solved(weight: Tensor, tree: Hierarchy) -> Tensor:
-    """The prior by one linear system for all inner vectors: 1/2 |E (w, theta)|^2, a row of E an edge of the tree."""
+def prior_reference(weight: Tensor, tree: Hierarchy) -> Tensor:
+    """Return the prior by a linear system: 1/2 |E (w, theta)|^2, where each row of E is an edge of the tree."""
     counts = [len(names) for names in tree.classes]
     start = [sum(counts[:depth]) for depth in range(len(counts))]
     edges = torch.zeros(sum(counts), sum(counts), dtype=weight.dtype)
@@ -194,30 +194,30 @@ def solved(weight: Tensor, tree: Hierarchy) -> Tensor:
 
 
 @pytest.mark.parametrize("tree", [*TREES.values(), load_hierarchy("fashion_mnist")], ids=[*TREES, "fashion_mnist"])
-def test_the_prior_is_the_minimum_over_the_inner_vectors(tree: Hierarchy) -> None:
+def test_prior_is_the_minimum_over_inner_vectors(tree: Hierarchy) -> None:
     torch.manual_seed(0)
     weight = torch.randn(len(tree.classes[-1]), 4, dtype=torch.float64, requires_grad=True)
-    expected = solved(weight, tree)
+    expected = prior_reference(weight, tree)
     torch.testing.assert_close(tree_prior(weight, tree), expected, rtol=1e-12, atol=0)
     (gradient,) = torch.autograd.grad(tree_prior(weight, tree), weight)
     torch.testing.assert_close(gradient, torch.autograd.grad(expected, weight)[0], rtol=1e-10, atol=1e-12)
     assert torch.autograd.gradcheck(lambda w: tree_prior(w, tree), weight)
 
 
-def test_the_prior_of_one_level_is_weight_decay() -> None:
+def test_prior_of_one_level_is_weight_decay() -> None:
     weight = torch.randn(2, 7, dtype=torch.float64)
     torch.testing.assert_close(tree_prior(weight, TREES["one"]), weight.square().sum() / 2)
     with pytest.raises(ValueError, match="2 rows of weights for 6 species classes"):
         tree_prior(weight, TREE)
 
 
-def test_siblings_may_be_alike_at_less_cost() -> None:
+def test_prior_is_smaller_for_similar_siblings() -> None:
     apart = torch.tensor([[1.0], [-1.0], [1.0], [1.0], [-1.0], [1.0]])  # by family
     mixed = torch.tensor([[1.0], [1.0], [1.0], [-1.0], [-1.0], [1.0]])  # as many of each, within genera
     assert tree_prior(apart, TREE) < tree_prior(mixed, TREE)
 
 
-def test_a_registered_loss_is_listed_and_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_registered_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LOSSES, "_entries", dict(LOSSES._entries))
 
     @register_loss("halved")

@@ -1,4 +1,4 @@
-"""Metrics, by hand on a small tree, against naive loops over sets, in uneven batches and over two processes."""
+"""Metrics by hand on a small tree, against naive loops, in uneven batches and over two processes."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ from c2f_zoo.metrics import (
 )
 
 # TREE: a has p and q, b has r; p has the species 0 and 1, q 2, r 3. Levels A, B, C.
-# Right; a sibling; the other genus of the family; elsewhere; the right species in the wrong family, which is no path.
+# Correct; a sibling; the other genus of the family; another family; the right species in the wrong family, which is not a path.
 PREDICTED = torch.tensor([[0, 0, 0], [0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 0, 0]])
 TRUE = torch.tensor([[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 2, 3], [0, 0, 0]])
-# Known to the genus, known to the family, not known at all.
+# True labels known down to the genus, down to the family, and unknown.
 PREDICTED_DEEPER = torch.tensor([[0, 1, 2], [0, 0, 0], [1, 0, 0]])
 TRUE_SHALLOW = torch.tensor([[0, 0, -1], [1, -1, -1], [-1, -1, -1]])
 
@@ -67,7 +67,7 @@ class TestByHand:
         of_level = (PROBABILITIES.log(), TRUE[:, -1])
         assert value(TopKAccuracy(TREE), *of_level) == pytest.approx(2 / 5)
         assert value(TopKAccuracy(TREE, 2), *of_level) == pytest.approx(4 / 5)
-        assert value(TopKAccuracy(TREE, 5), *of_level) == 1, "of four classes, all are among the first five"
+        assert value(TopKAccuracy(TREE, 5), *of_level) == 1, "a level of four classes"
 
     def test_balanced_accuracy(self) -> None:
         # Class 0: one of two; 1: none of one; 2: none of one; 3: one of one: (1/2 + 0 + 0 + 1) / 4.
@@ -83,17 +83,17 @@ class TestByHand:
         # In one bin: accuracy 2/5, mean confidence 2.86 / 5.
         assert value(CalibrationError(TREE, 1), PROBABILITIES.log(), TRUE[:, -1]) == pytest.approx(0.86 / 5)
 
-    def test_sums_less_than_one_are_confidences_as_they_are(self) -> None:
-        # An image may stop above this level: certain of nothing, and wrong, is well calibrated.
+    def test_probabilities_below_one_are_confidences(self) -> None:
+        # An image may stop above this level: a low confidence and a wrong class are well calibrated.
         log_probs = torch.tensor([[0.0, 0.0, 0.1, 0.0]]).log()
         assert value(CalibrationError(TREE), log_probs, torch.tensor([3])) == pytest.approx(0.1)
 
-    def test_a_confidence_is_not_rounded_to_half_precision(self) -> None:
+    def test_confidence_is_not_rounded_to_half_precision(self) -> None:
         # exp(-1/1024) is 1 in bfloat16.
         log_probs = torch.tensor([[-1 / 1024, -7.0]], dtype=torch.bfloat16)
         assert value(CalibrationError(TREE), log_probs, torch.tensor([0])) == pytest.approx(1 - math.exp(-1 / 1024))
 
-    def test_of_equals_the_lowest_label_is_the_answer_as_in_decoding(self) -> None:
+    def test_lowest_label_wins_among_equals(self) -> None:
         for count in (4, 5, 200):
             assert value(TopKAccuracy(TREE), torch.zeros(1, count), torch.tensor([0])) == 1, count
         assert value(HierarchicalDistance(TREE, 1), torch.zeros(1, 4), torch.tensor([0])) == 0
@@ -151,30 +151,30 @@ OF_LABELS = [LevelAccuracy, FullPathAccuracy, TreeInconsistency, HierarchicalF1,
 
 class TestLabelsOfMixedDepth:
     @pytest.mark.parametrize("name", OF_A_LEVEL)
-    def test_unknown_classes_are_left_out_of_a_level(self, name: str) -> None:
+    def test_unknown_classes_do_not_count(self, name: str) -> None:
         known = (PROBABILITIES.log(), TRUE[:, -1])
         log_probs = torch.cat([PROBABILITIES.flip(0), PROBABILITIES]).log()
         target = torch.cat([torch.full((5,), -1), TRUE[:, -1]])
         assert value(OF_A_LEVEL[name](), log_probs, target) == value(OF_A_LEVEL[name](), *known)
 
-    def test_levels_count_by_themselves(self) -> None:
-        # A: the first of two; B: none of one; C: nothing to count, so that there is no weighted mean either.
+    def test_levels_count_separately(self) -> None:
+        # A: the first of two; B: none of one; C: no sample, so that the weighted mean is undefined.
         found = value(LevelAccuracy(TREE), PREDICTED_DEEPER, TRUE_SHALLOW)
         assert isinstance(found, dict)
         assert (found["A/accuracy"], found["B/accuracy"]) == (0.5, 0.0)
         assert math.isnan(found["C/accuracy"]) and math.isnan(found["wap"])
 
-    def test_only_whole_paths_count_for_what_is_about_paths(self) -> None:
+    def test_only_known_paths_count_for_path_metrics(self) -> None:
         predicted, true = torch.cat([PREDICTED, PREDICTED_DEEPER]), torch.cat([TRUE, TRUE_SHALLOW])
         assert value(FullPathAccuracy(TREE), predicted, true) == pytest.approx(1 / 5)
         assert value(LCADistance(TREE), predicted, true) == pytest.approx(6 / 5)
         assert value(MistakeSeverity(TREE), predicted, true) == pytest.approx(6 / 3)
 
-    def test_consistency_does_not_ask_for_the_truth(self) -> None:
-        # The last of the three is no path.
+    def test_inconsistency_does_not_use_the_true_labels(self) -> None:
+        # The last of the three is not a path.
         assert value(TreeInconsistency(TREE), PREDICTED_DEEPER, TRUE_SHALLOW) == pytest.approx(1 / 3)
 
-    def test_what_lies_below_the_known_is_not_held_against_a_prediction(self) -> None:
+    def test_predictions_below_the_known_level_do_not_count(self) -> None:
         # {a, q} for {a, p}: 1 of 2 and 2; {a} for {b}: 0 of 1 and 1; nothing for nothing.
         assert value(HierarchicalF1(TREE), PREDICTED_DEEPER, TRUE_SHALLOW) == pytest.approx(
             {"hierarchical_precision": 1 / 3, "hierarchical_recall": 1 / 3, "hierarchical_f1": 1 / 3}
@@ -182,7 +182,7 @@ class TestLabelsOfMixedDepth:
 
 
 def some_batch(tree: Hierarchy, n: int, seed: int, mixed: bool = True) -> tuple[dict[str, Tensor], Tensor]:
-    """Log-probabilities that are often right, and labels, of which some are known to a part of their depth."""
+    """Return log-probabilities that are often correct, and labels, some of them of partial depth."""
     generator = torch.Generator().manual_seed(seed)
     target = tree.ancestors(torch.randint(tree.num_classes[tree.finest], (n,), generator=generator))
     log_probs = random_log_probs(tree, n, seed)
@@ -196,7 +196,7 @@ def some_batch(tree: Hierarchy, n: int, seed: int, mixed: bool = True) -> tuple[
 
 
 def ancestors_of(tree: Hierarchy, depth: int, label: int) -> list[tuple[int, int]]:
-    """A class and its ancestors as (depth, label)."""
+    """Return a class and its ancestors as (depth, label)."""
     found = [(depth, label)]
     for above in reversed(range(depth)):
         label = tree.parents[above][label]
@@ -214,7 +214,7 @@ def mean(values: list[float]) -> float:
 
 
 def naive_report(log_probs: dict[str, Tensor], target: Tensor, tree: Hierarchy, how: str) -> dict[str, float]:
-    """The metrics as one would say them, sample by sample."""
+    """Compute the metrics by their definitions, sample by sample."""
     predicted, true, levels = decode(log_probs, tree, how).tolist(), target.tolist(), tree.levels
     found: dict[str, float] = {}
     for d, level in enumerate(levels):
@@ -226,7 +226,7 @@ def naive_report(log_probs: dict[str, Tensor], target: Tensor, tree: Hierarchy, 
         found[f"{level}/balanced_accuracy"] = mean(recalls)
         found[f"{level}/accuracy"] = mean([predicted[i][d] == true[i][d] for i in known])
         probabilities, labels = log_probs[level][known].exp(), target[known, d]
-        count = max(2, probabilities.shape[1])  # torchmetrics wants two classes
+        count = max(2, probabilities.shape[1])  # torchmetrics needs at least two classes
         padded = torch.zeros(len(known), count, dtype=probabilities.dtype)
         padded[:, : probabilities.shape[1]] = probabilities
         found[f"{level}/ece"] = float(multiclass_calibration_error(padded, labels, num_classes=count, n_bins=15))
@@ -242,11 +242,17 @@ def naive_report(log_probs: dict[str, Tensor], target: Tensor, tree: Hierarchy, 
     heights = [height(tree, predicted[i][-1], true[i][-1]) for i in whole]
     found["lca_distance"] = mean(heights)
     found["mistake_severity"] = mean([h for h in heights if h > 0])
-    overlap = said_all = true_all = 0
+    overlap = predicted_all = true_all = 0
     for p, t in zip(predicted, true, strict=True):
-        said, right = ({(d, label) for d, label in enumerate(labels) if t[d] >= 0 and label >= 0} for labels in (p, t))
-        overlap, said_all, true_all = overlap + len(said & right), said_all + len(said), true_all + len(right)
-    precision, recall = overlap / said_all, overlap / true_all
+        claimed, right = (
+            {(d, label) for d, label in enumerate(labels) if t[d] >= 0 and label >= 0} for labels in (p, t)
+        )
+        overlap, predicted_all, true_all = (
+            overlap + len(claimed & right),
+            predicted_all + len(claimed),
+            true_all + len(right),
+        )
+    precision, recall = overlap / predicted_all, overlap / true_all
     found["hierarchical_precision"], found["hierarchical_recall"] = precision, recall
     found["hierarchical_f1"] = 2 * precision * recall / (precision + recall)
     return found
@@ -254,7 +260,7 @@ def naive_report(log_probs: dict[str, Tensor], target: Tensor, tree: Hierarchy, 
 
 @pytest.mark.parametrize("how", list_decodings())
 @pytest.mark.parametrize("tree", [TREE, *TREES], ids=lambda tree: str(list(tree.num_classes.values())))
-def test_all_metrics_agree_with_naive_loops(tree: Hierarchy, how: str) -> None:
+def test_all_metrics_equal_naive_loops(tree: Hierarchy, how: str) -> None:
     log_probs, target = some_batch(tree, 60, seed=3)
     report, naive = tree_report(log_probs, target, tree, how), naive_report(log_probs, target, tree, how)
     assert set(report) == set(naive)
@@ -262,7 +268,7 @@ def test_all_metrics_agree_with_naive_loops(tree: Hierarchy, how: str) -> None:
         assert report[name] == pytest.approx(expected, abs=1e-6, nan_ok=True), name
 
 
-def test_names_keep_their_order_and_a_level_may_have_a_dot() -> None:
+def test_order_of_names_and_a_level_with_a_dot() -> None:
     tree = Hierarchy(("a.b", "items"), (("x",), ("y", "z")), ((0, 0),))
     metrics = TreeMetrics(tree, ["joint"])
     metrics.update({"items": torch.zeros(2, 2)}, torch.tensor([[0, 0], [0, 1]]))
@@ -273,10 +279,10 @@ def test_names_keep_their_order_and_a_level_may_have_a_dot() -> None:
     assert list(metrics.report("joint")) == of_labels
 
 
-def test_a_report_says_how_to_read_each_value() -> None:
+def test_metric_info_of_every_name_in_a_report() -> None:
     metrics = TreeMetrics(Hierarchy(("a/b", "items"), (("x",), ("y", "z")), ((0, 0),)), ["joint"])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # nothing was added
+        warnings.simplefilter("ignore")  # compute before update
         names = [*metrics.report(), *metrics.report("joint")]
     info = {name: metric_info(name) for name in names}
     in_levels = {"hd@1", "hd@5", "hd@20", "lca_distance", "mistake_severity"}
@@ -289,7 +295,7 @@ def test_a_report_says_how_to_read_each_value() -> None:
         metric_info("wab")
 
 
-def test_a_registered_metric_is_in_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_registered_metric_is_in_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(METRICS, "_entries", dict(METRICS._entries))
 
     @register_metric("error")
@@ -306,9 +312,9 @@ def test_a_registered_metric_is_in_the_report(monkeypatch: pytest.MonkeyPatch) -
     assert metric_info("C/error") == (False, "fraction")
 
 
-def test_uneven_batches_give_what_one_batch_gives() -> None:
+def test_uneven_batches_equal_one_batch() -> None:
     log_probs, target = some_batch(TREES[7], 60, seed=5)
-    # The first batch is one sample that is right throughout: every share then looks the same.
+    # The first batch is one sample that is correct at every level: all fractions are equal.
     for depth, level in enumerate(TREES[7].levels):
         target[0, depth] = 0
         log_probs[level][0] = torch.tensor([1.0] + [-50.0] * (log_probs[level].shape[1] - 1)).log_softmax(dim=0)
@@ -320,7 +326,7 @@ def test_uneven_batches_give_what_one_batch_gives() -> None:
         assert parts.report(how) == pytest.approx(whole.report(how))
 
 
-def test_a_missing_coarse_level_follows_from_the_finer_one() -> None:
+def test_missing_coarse_level_is_marginalized() -> None:
     log_probs, target = some_batch(TREE, 40, seed=1)
     coarse = torch.stack([log_probs["C"][:, :3].exp().sum(dim=1), log_probs["C"][:, 3].exp()], dim=1)
     report = tree_report({"C": log_probs["C"]}, target, TREE, "joint")
@@ -328,7 +334,7 @@ def test_a_missing_coarse_level_follows_from_the_finer_one() -> None:
     assert report["A/top1"] == pytest.approx(float((coarse.argmax(dim=1) == target[:, 0])[known].double().mean()))
 
 
-def test_nothing_to_count_is_nan() -> None:
+def test_mean_over_no_samples_is_nan() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for metric in (OF_A_LEVEL["top1"](), OF_A_LEVEL["balanced_accuracy"](), OF_A_LEVEL["ece"](), LCADistance(TREE)):
@@ -336,38 +342,38 @@ def test_nothing_to_count_is_nan() -> None:
         assert all(math.isnan(float(v)) for v in HierarchicalF1(TREE).compute().values())
     assert any("was called before the ``update`` method" in str(warning.message) for warning in caught)
     right = tree_report({"C": 9 * torch.eye(4)}, TREE.ancestors(torch.arange(4)), TREE, "joint")
-    assert right["fpa"] == 1 and math.isnan(right["mistake_severity"]), "nothing is wrong: no mistakes to be severe"
+    assert right["fpa"] == 1 and math.isnan(right["mistake_severity"]), "there are no mistakes"
 
 
 @pytest.mark.parametrize("metric", OF_LABELS)
-def test_labels_of_another_shape_are_named(metric: type[Metric]) -> None:
+def test_labels_of_unexpected_shape(metric: type[Metric]) -> None:
     with pytest.raises(ValueError, match=r"predicted labels are \(5, 3\), one for each of .*, not \(5, 2\)"):
         metric(TREE).update(PREDICTED[:, :2], TRUE)
     with pytest.raises(ValueError, match=r"true labels are \(5, 3\), one for each of .*, not \(5,\)"):
         metric(TREE).update(PREDICTED, TRUE[:, 0])
 
 
-def test_mistakes_are_named() -> None:
+def test_invalid_arguments() -> None:
     with pytest.raises(ValueError, match=r"no log-probabilities for 'C'; use hierarchy.truncate\('B'\)"):
         tree_report({"B": torch.zeros(5, 3)}, TRUE, TREE, "joint")
     with pytest.raises(ValueError, match="unknown decoding 'jiont'; did you mean 'joint'"):
         tree_report({"C": torch.zeros(5, 4)}, TRUE, TREE, "jiont")
 
 
-def of_one_process(rank: int, folder: str) -> None:
-    """Adds a process's share (18, or 2) to all metrics, and writes what they are over both."""
+def run_process(rank: int, folder: str) -> None:
+    """Add 18 or 2 of 20 samples to all metrics, and write the values over both processes."""
     torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", world_size=2, rank=rank)
     log_probs, target = some_batch(TREE, 20, seed=2)
-    share = slice(0, 18) if rank == 0 else slice(18, 20)
+    own = slice(0, 18) if rank == 0 else slice(18, 20)
     metrics = TreeMetrics(TREE)
-    metrics.update({level: z[share] for level, z in log_probs.items()}, target[share])
+    metrics.update({level: z[own] for level, z in log_probs.items()}, target[own])
     reports = [metrics.report(how) for how in (None, *list_decodings())]
     Path(folder, f"{rank}.json").write_text(json.dumps(reports))
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(of_one_process, (str(tmp_path),), nprocs=2)
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(run_process, (str(tmp_path),), nprocs=2)
     metrics = TreeMetrics(TREE)
     metrics.update(*some_batch(TREE, 20, seed=2))
     for position, how in enumerate((None, *list_decodings())):
