@@ -37,7 +37,7 @@ from c2f_zoo.metrics import (
 )
 
 # TREE: a has p and q, b has r; p has the species 0 and 1, q 2, r 3. Levels A, B, C.
-# Correct; a sibling; the other genus of the family; another family; the right species in the wrong family, which is not a path.
+# Correct; a sibling; the other genus of the family; another family; the right species in the wrong family (not a path).
 PREDICTED = torch.tensor([[0, 0, 0], [0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 0, 0]])
 TRUE = torch.tensor([[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 2, 3], [0, 0, 0]])
 # True labels known down to the genus, down to the family, and unknown.
@@ -242,17 +242,15 @@ def naive_report(log_probs: dict[str, Tensor], target: Tensor, tree: Hierarchy, 
     heights = [height(tree, predicted[i][-1], true[i][-1]) for i in whole]
     found["lca_distance"] = mean(heights)
     found["mistake_severity"] = mean([h for h in heights if h > 0])
-    overlap = predicted_all = true_all = 0
+    overlap = count_p = count_t = 0
     for p, t in zip(predicted, true, strict=True):
-        claimed, right = (
-            {(d, label) for d, label in enumerate(labels) if t[d] >= 0 and label >= 0} for labels in (p, t)
+        p_set, t_set = ({(d, label) for d, label in enumerate(labels) if t[d] >= 0 and label >= 0} for labels in (p, t))
+        overlap, count_p, count_t = (
+            overlap + len(p_set & t_set),
+            count_p + len(p_set),
+            count_t + len(t_set),
         )
-        overlap, predicted_all, true_all = (
-            overlap + len(claimed & right),
-            predicted_all + len(claimed),
-            true_all + len(right),
-        )
-    precision, recall = overlap / predicted_all, overlap / true_all
+    precision, recall = overlap / count_p, overlap / count_t
     found["hierarchical_precision"], found["hierarchical_recall"] = precision, recall
     found["hierarchical_f1"] = 2 * precision * recall / (precision + recall)
     return found
