@@ -4,6 +4,7 @@ import importlib
 import pkgutil
 
 from c2f_zoo.pooling.base import Pooling
+from c2f_zoo.pooling.checks import align_maps, check_channels
 from c2f_zoo.pooling.describe import PoolingDescription, describe_pooling
 from c2f_zoo.pooling.registry import POOLINGS, create_pooling, list_poolings, register_pooling
 
@@ -11,6 +12,8 @@ __all__ = [
     "POOLINGS",
     "Pooling",
     "PoolingDescription",
+    "align_maps",
+    "check_channels",
     "create_pooling",
     "describe_pooling",
     "list_poolings",
