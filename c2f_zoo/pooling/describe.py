@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+import c2f_zoo.ops.tiled  # noqa: F401  # registers torch.ops.c2f_zoo.tiled_sums
 from c2f_zoo.pooling.registry import POOLINGS, create_pooling
 
 
