@@ -68,10 +68,11 @@ def decode(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy, how: str) -> T
 
 
 def marginalize(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy) -> dict[str, Tensor]:
-    """Add missing coarse levels: the probability of a class is the sum over its children.
+    """Add missing coarse levels by sums over children.
 
-    A missing level is summed from the next finer level, which may have been missing itself. Levels finer than all of
-    `log_probs` stay missing. If an image may stop at an inner class (the head `hex`), the sum is a lower bound.
+    The probability of a class is the sum over its children. A missing level is summed from the next finer level, which
+    may have been missing itself. Levels finer than all of `log_probs` stay missing. If an image may stop at an inner
+    class (the head `hex`), the sum is a lower bound.
 
     Args:
         log_probs: log-probabilities (N, classes) of one or more levels.
@@ -104,7 +105,7 @@ def marginalize(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy) -> dict[s
 
 
 def is_path(labels: Tensor, hierarchy: Hierarchy) -> Tensor:
-    """Return whether the labels of all levels are a path: each is a child of the one before it.
+    """Return whether each label is a child of the label of the next coarser level.
 
     Args:
         labels: integer labels (N, levels of the tree), coarse to fine; a path may stop early, with -1 from there on.

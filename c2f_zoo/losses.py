@@ -33,7 +33,9 @@ def list_losses(pattern: str = "*") -> list[str]:
 
 @register_loss("cross_entropy")
 def cross_entropy(log_probs: Tensor, labels: Tensor, tree: Hierarchy, label_smoothing: float = 0.0) -> Tensor:
-    """Return the mean of `-log p(label)`, with optional label smoothing (Szegedy et al., CVPR 2016).
+    """Return the mean of `-log p(label)`, with optional label smoothing.
+
+    Label smoothing is that of Szegedy et al. (CVPR 2016).
 
     Args:
         log_probs: log-probabilities (N, C) of the tree's finest level.
@@ -63,11 +65,11 @@ def cross_entropy(log_probs: Tensor, labels: Tensor, tree: Hierarchy, label_smoo
 
 @register_loss("soft_labels")
 def soft_labels(log_probs: Tensor, labels: Tensor, tree: Hierarchy, beta: float = 10.0) -> Tensor:
-    """Return the cross-entropy with soft labels by distance in the tree (Bertinetto et al., CVPR 2020).
+    """Return the cross-entropy with soft labels by distance in the tree.
 
-    The target of a class is proportional to `exp(-beta d(class, label))`, where d is the height of their lowest common
-    ancestor (`Hierarchy.lca_height`), divided by the number of levels. A large `beta` gives cross-entropy; 0 gives the
-    uniform target. The paper uses 4 to 30.
+    These are the soft labels of Bertinetto et al. (CVPR 2020). The target of a class is proportional to `exp(-beta
+    d(class, label))`, where d is the height of their lowest common ancestor (`Hierarchy.lca_height`), divided by the
+    number of levels. A large `beta` gives cross-entropy; 0 gives the uniform target. The paper uses 4 to 30.
 
     Args:
         log_probs: log-probabilities (N, C) of the tree's finest level.
@@ -98,7 +100,7 @@ def soft_labels(log_probs: Tensor, labels: Tensor, tree: Hierarchy, beta: float 
 
 @register_loss("hxe")
 def hxe(log_probs: Tensor, labels: Tensor, tree: Hierarchy, alpha: float = 0.1) -> Tensor:
-    """Return the hierarchical cross-entropy, weighted by depth (Bertinetto et al., CVPR 2020).
+    """Return the hierarchical cross-entropy of Bertinetto et al. (CVPR 2020).
 
     `-log p(label)` is the sum of `-log p(class | parent)` over the label's path. This loss weights each term by
     `exp(-alpha h)`, where h is 1 for the coarsest level, 2 for the next, and so on: a large `alpha` emphasizes mistakes
@@ -139,12 +141,13 @@ def hxe(log_probs: Tensor, labels: Tensor, tree: Hierarchy, alpha: float = 0.1) 
 
 
 def tree_prior(weight: Tensor, tree: Hierarchy) -> Tensor:
-    """Return the negative log-prior of a classifier's weights (Srivastava & Salakhutdinov, NIPS 2013).
+    """Return the negative log-prior of a classifier's weights, given the tree.
 
-    Each class of the tree has a vector with a Gaussian prior of variance 1 around its parent's vector, and around 0 at
-    the coarsest level. The vectors of the leaf classes are the classifier's weights; the others are those that
-    minimize `1/2 sum |w(class) - w(parent)|^2`, the value of the loss. The minimum is exact, and the vectors are not
-    stored: from the finest level upwards, the cost of a subtree is `1/2 precision |mean - w(root)|^2` and a constant.
+    In this prior (Srivastava & Salakhutdinov, NIPS 2013) each class of the tree has a vector with a Gaussian prior of
+    variance 1 around its parent's vector, and around 0 at the coarsest level. The vectors of the leaf classes are the
+    classifier's weights; the others are those that minimize `1/2 sum |w(class) - w(parent)|^2`, the value of the loss.
+    The minimum is exact, and the vectors are not stored: from the finest level upwards, the cost of a subtree is `1/2
+    precision |mean - w(root)|^2` and a constant.
 
     With this prior, classes with few images borrow from their siblings. For a tree of one level it is `1/2 |weight|^2`.
 
@@ -181,12 +184,12 @@ def _cost(precision: Tensor, offset: Tensor) -> Tensor:
 
 
 def _lca_heights(labels: Tensor, tree: Hierarchy) -> Tensor:
-    """Return the height of the lowest common ancestor of each label and each class, int64 (N, C)."""
+    """Return the LCA heights of each label and each class, int64 (N, C)."""
     return tree.lca_height(labels[:, None], torch.arange(len(tree.classes[-1]), device=labels.device))
 
 
 def _known(log_probs: Tensor, labels: Tensor, tree: Hierarchy) -> tuple[Tensor, Tensor]:
-    """Return the rows of known label and these labels as int64, checked against the tree."""
+    """Check shapes and labels; return the rows of known label and these labels."""
     count = len(tree.classes[-1])
     if log_probs.shape != (len(labels), count):
         raise ValueError(

@@ -1,7 +1,7 @@
 """Hierarchical metrics of one level's log-probabilities and of labels at all levels, and their registry.
 
-All are `torchmetrics.Metric`s whose states are sums: they gather over processes, and the size of a batch does not
-matter. A label of -1 is unknown. The mean over no samples is nan.
+All are `torchmetrics.Metric`s whose states are sums: they are exact over several processes and for any batch size. A
+label of -1 is unknown. The mean over no samples is nan.
 """
 
 from __future__ import annotations
@@ -179,9 +179,9 @@ class TreeMetrics:
                 metric.update(predicted, target)
 
     def report(self, decoding: str | None = None) -> dict[str, float]:
-        """Return names and values of one decoding's metrics, or, for None, of those that need no decoding.
+        """Return the values of a decoding's metrics by name.
 
-        In a process group all processes must call it.
+        For None, return those of the metrics that need no decoding. In a process group all processes must call it.
         """
         chosen = self._of_levels.values() if decoding is None else [self._of_decodings[decoding]]
         report: dict[str, float] = {}
@@ -276,9 +276,9 @@ register_metric("top5")(partial(TopKAccuracy, k=5))
 
 @register_metric("balanced_accuracy")
 class BalancedAccuracy(_Mean):
-    """Balanced accuracy of one level: the mean recall over classes, in [0, 1]; higher is better.
+    """Balanced accuracy of one level, in [0, 1]; higher is better.
 
-    The mean is over the classes that occur in the targets. Samples of unknown class (-1) do not count.
+    The mean recall over the classes that occur in the targets. Samples of unknown class (-1) do not count.
     """
 
     scope = "level"
@@ -300,11 +300,11 @@ class BalancedAccuracy(_Mean):
 
 @register_metric("ece")
 class CalibrationError(TreeMetric):
-    """Expected calibration error of one level (Guo et al., ICML 2017, eq. 3), in [0, 1]; lower is better.
+    """Expected calibration error of one level, in [0, 1]; lower is better.
 
-    `sum_b n_b / N |accuracy_b - confidence_b|` over bins of equal width. Bin m holds the samples whose confidence,
-    the probability of the most probable class, lies in `((m - 1) / bins, m / bins]`. Samples of unknown class (-1) do
-    not count.
+    Guo et al. (ICML 2017), eq. 3: `sum_b n_b / N |accuracy_b - confidence_b|` over bins of equal width. Bin m holds the
+    samples whose confidence, the probability of the most probable class, lies in `((m - 1) / bins, m / bins]`. Samples
+    of unknown class (-1) do not count.
 
     Args:
         hierarchy: the class tree down to the level.
@@ -339,10 +339,11 @@ class CalibrationError(TreeMetric):
 
 @register_metric("hd@1")
 class HierarchicalDistance(_TopK):
-    """Hierarchical distance of a top-k prediction (Bertinetto et al., CVPR 2020); lower is better.
+    """Hierarchical distance of a top-k prediction; lower is better.
 
-    Mean height of the lowest common ancestor of the true leaf class and each of the k most probable ones, in
-    [0, number of levels]; all classes where there are fewer than k. Samples of unknown leaf class (-1) do not count.
+    Bertinetto et al. (CVPR 2020): mean height of the lowest common ancestor of the true leaf class and each of the k
+    most probable ones, in [0, number of levels]; all classes where there are fewer than k. Samples of unknown leaf
+    class (-1) do not count.
 
     Args:
         hierarchy: the class tree.
@@ -365,7 +366,7 @@ register_metric("hd@20")(partial(HierarchicalDistance, k=20))
 
 @register_metric("accuracy")
 class LevelAccuracy(_Mean):
-    """Accuracy of each level's labels, and their weighted mean (wAP), in [0, 1]; higher is better.
+    """Accuracy of each level and their weighted mean, in [0, 1]; higher is better.
 
     `wap = sum_l C_l accuracy_l / sum_l C_l`, weighted by the levels' numbers of classes (as in Park et al., Visually
     Consistent Hierarchical Image Classification, ICLR 2025). At each level, samples of unknown class (-1) do not count.
@@ -394,10 +395,10 @@ class LevelAccuracy(_Mean):
 
 @register_metric("fpa")
 class FullPathAccuracy(_Mean):
-    """Full-path accuracy (FPA): the fraction of samples that are correct at every level; higher is better.
+    """Full-path accuracy (FPA), in [0, 1]; higher is better.
 
-    As in Park et al. (Visually Consistent Hierarchical Image Classification, ICLR 2025). Samples with an unknown level
-    (-1) do not count.
+    The fraction of samples that are correct at every level, as in Park et al. (Visually Consistent Hierarchical Image
+    Classification, ICLR 2025). Samples with an unknown level (-1) do not count.
     """
 
     higher_is_better = True
@@ -411,10 +412,10 @@ class FullPathAccuracy(_Mean):
 
 @register_metric("tice")
 class TreeInconsistency(_Mean):
-    """Tree-based inconsistency error (TICE): the fraction of predictions that are not a path; lower is better.
+    """Tree-based inconsistency error (TICE), in [0, 1]; lower is better.
 
-    As in Park et al. (Visually Consistent Hierarchical Image Classification, ICLR 2025). It does not depend on the
-    true labels: samples of unknown class count, too.
+    The fraction of predictions that are not a path, as in Park et al. (Visually Consistent Hierarchical Image
+    Classification, ICLR 2025). It does not depend on the true labels: samples of unknown class count, too.
     """
 
     higher_is_better = False
@@ -469,10 +470,11 @@ class HierarchicalF1(TreeMetric):
 
 @register_metric("lca_distance")
 class LCADistance(_Mean):
-    """Mean height of the lowest common ancestor of predicted and true leaf class; lower is better.
+    """Mean LCA height of predicted and true leaf class; lower is better.
 
-    0 for a correct prediction, 1 for a sibling of the true class, and so on (see `Hierarchy.lca_height`): it is the
-    `hd@1` of the decoded labels. In [0, number of levels]. Samples of unknown leaf class (-1) do not count.
+    The height of the lowest common ancestor (LCA) is 0 for a correct prediction, 1 for a sibling of the true class, and
+    so on (see `Hierarchy.lca_height`): it is the `hd@1` of the decoded labels. In [0, number of levels]. Samples of
+    unknown leaf class (-1) do not count.
     """
 
     higher_is_better = False
@@ -485,10 +487,10 @@ class LCADistance(_Mean):
 
 @register_metric("mistake_severity")
 class MistakeSeverity(_Mean):
-    """Mean height of the lowest common ancestor over the mistakes (Bertinetto et al., CVPR 2020); lower is better.
+    """Mean LCA height over the mistakes; lower is better.
 
-    In [1, number of levels]; nan where there is no mistake. A model that corrects mild mistakes only scores worse: read
-    it next to `lca_distance`. Samples of unknown leaf class (-1) do not count.
+    Bertinetto et al. (CVPR 2020). In [1, number of levels]; nan where there is no mistake. A model that corrects mild
+    mistakes only scores worse: read it next to `lca_distance`. Samples of unknown leaf class (-1) do not count.
     """
 
     higher_is_better = False
@@ -501,7 +503,7 @@ class MistakeSeverity(_Mean):
 
 
 class LCAHeights(TreeMetric):
-    """Histogram of the heights at which predicted and true leaf class have their lowest common ancestor.
+    """Histogram of the LCA heights of predicted and true leaf class.
 
     Entry 0 counts the correct predictions, entry 1 the siblings of the true class, the last entry the predictions that
     share no ancestor with it. Samples of unknown leaf class (-1) do not count.
@@ -528,7 +530,7 @@ def _known(log_probs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _heights(predicted: Tensor, target: Tensor, hierarchy: Hierarchy) -> Tensor:
-    """Return the heights of the lowest common ancestors, for the samples of known leaf class."""
+    """Return the LCA heights of the samples of known leaf class."""
     _check_labels(predicted, target, hierarchy)
     is_known = target[:, -1] >= 0
     return hierarchy.lca_height(predicted[is_known, -1], target[is_known, -1])

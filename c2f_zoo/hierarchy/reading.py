@@ -88,7 +88,7 @@ def raise_faults(source: object, faults: Sequence[str]) -> None:
 
 
 def find_path_faults(levels: Sequence[str], rows: Sequence[Row]) -> list[str]:
-    """Return the faults of paths, each from a class of the coarsest level down to a leaf class."""
+    """Return the faults of paths, each from the coarsest level to a leaf class."""
     lengths = {len(cells) for _, cells in rows}
     shape = f"the tree has {len(levels)} levels ({', '.join(levels)})"
     if len(rows) > 1 and len(lengths) == 1 and lengths != {len(levels)}:
@@ -157,7 +157,7 @@ def _find_parent_fault(
 
 
 def read_csv_rows(path: str | Path) -> tuple[list[Row], list[str]]:
-    """Read the rows of a CSV file that are not blank, and the faults of its encoding and format."""
+    """Read the non-blank rows of a CSV file, and the faults of its format."""
     data = Path(path).read_bytes()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data:
         return [], [f"it is encoded as UTF-16; {SAVE_AS_UTF8}"]
@@ -191,7 +191,7 @@ def _is_utf8(line: bytes) -> bool:
 
 
 def _read_parents(rows: Sequence[Row], child: int) -> tuple[dict[str, str], dict[str, str], list[str]]:
-    """Read the parent ("" for none) and the line of each class, and the faults of single rows."""
+    """Read the parent ("" for none) and the line of each class, and faults of rows."""
     parent_of: dict[str, str] = {}
     where: dict[str, str] = {}
     faults = []
@@ -215,7 +215,7 @@ def _read_parents(rows: Sequence[Row], child: int) -> tuple[dict[str, str], dict
 
 
 def _follow_parents(name: str, parent_of: Mapping[str, str]) -> list[str]:
-    """Return a class's ancestors, coarse to fine, and the class, as far as parents have a line of their own."""
+    """Return a class and its ancestors, coarse to fine; stop at a cycle."""
     chain = [name]
     while (above := parent_of.get(chain[0])) and above not in chain:
         chain.insert(0, above)
@@ -241,7 +241,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _find_leaf_folders(folder: Path, names: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], bool]]:
-    """Yield the sorted paths of the folders without subfolders, and whether each contains a file."""
+    """Yield the sorted paths of folders without subfolders, and whether each has files."""
     with os.scandir(folder) as entries:
         visible = {entry.name: entry.is_dir() for entry in entries if not _is_hidden(entry.name)}
     folders = sorted(name for name, is_folder in visible.items() if is_folder)

@@ -162,10 +162,10 @@ class Hierarchy:
         return torch.stack([self.ancestor_index(level, labels.device)[labels] for level in self.levels], dim=-1)
 
     def lca_height(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """Return the height of the lowest common ancestor of leaf labels (Bertinetto et al., CVPR 2020).
+        """Return the heights of the lowest common ancestors of leaf labels.
 
-        It is 0 for the same class, 1 for siblings, and so on; for classes without a common ancestor it is the number
-        of levels, the height of a root above the coarsest level.
+        The height (Bertinetto et al., CVPR 2020) is 0 for the same class, 1 for siblings, and so on; for classes
+        without a common ancestor it is the number of levels, the height of a root above the coarsest level.
 
         Args:
             a: integer tensor of leaf labels.
@@ -236,7 +236,7 @@ class Hierarchy:
 
     @classmethod
     def from_rows(cls, levels: Sequence[str], rows: Iterable[Sequence[str]]) -> Hierarchy:
-        """Build a tree from paths: one row for each leaf class, one name for each level, coarse to fine.
+        """Build a tree from one row for each leaf class: its path, coarse to fine.
 
         Labels follow the order in which classes first appear.
 
@@ -247,9 +247,10 @@ class Hierarchy:
 
     @classmethod
     def from_csv(cls, path: str | Path) -> Hierarchy:
-        """Read a UTF-8 CSV file: the header names the levels, coarse to fine, and each row is a leaf class.
+        """Read a UTF-8 CSV file with a row for each leaf class.
 
-        Labels follow the order in which classes first appear.
+        The header names the levels, coarse to fine; a row is the path of a leaf class. Labels follow the order in which
+        classes first appear.
 
         Raises:
             ValueError: the file is not a tree; the message lists every fault with its line.
@@ -271,10 +272,11 @@ class Hierarchy:
 
     @classmethod
     def from_parents(cls, path: str | Path, levels: Sequence[str]) -> Hierarchy:
-        """Read a UTF-8 CSV file with the header `child,parent` and a row for each class of every level.
+        """Read a UTF-8 CSV file with a row for each class and its parent.
 
-        The parent of a class of the coarsest level is empty. Labels follow the order of the rows. A name can appear at
-        one level only; use `from_csv` for other trees.
+        The header is `child,parent`, and there is a row for each class of every level. The parent of a class of the
+        coarsest level is empty. Labels follow the order of the rows. A name can appear at one level only; use
+        `from_csv` for other trees.
 
         Args:
             path: the file.
@@ -293,10 +295,10 @@ class Hierarchy:
 
     @classmethod
     def from_folders(cls, folder: str | Path, levels: Sequence[str] | None = None) -> Hierarchy:
-        """Read nested folders such as `family/genus/species/*.jpg`: each folder is a class.
+        """Read nested folders such as `family/genus/species/*.jpg`.
 
-        Labels follow the order of the sorted paths. Hidden files, hidden folders and files next to folders are ignored.
-        No file is opened.
+        Each folder is a class. Labels follow the order of the sorted paths. Hidden files, hidden folders and files next
+        to folders are ignored. No file is opened.
 
         Args:
             folder: the root, which contains the folders of the coarsest classes.
@@ -319,7 +321,9 @@ class Hierarchy:
 
     @classmethod
     def from_paths(cls, paths: Iterable[str | PurePath], levels: Sequence[str] | None = None) -> Hierarchy:
-        """Build the tree that `from_folders` would read, from file paths; the files need not exist.
+        """Build a tree from file paths, as `from_folders` does from files.
+
+        The files need not exist.
 
         Args:
             paths: paths relative to the root, which contains the folders of the coarsest classes.
@@ -337,10 +341,11 @@ class Hierarchy:
 
     @classmethod
     def from_inaturalist(cls, categories: Iterable[str]) -> Hierarchy:
-        """Build the tree of iNaturalist 2021 from its category names, from kingdom to species.
+        """Build the tree of iNaturalist 2021 from its category names.
 
-        Labels of species follow the order of the categories; a species is named by genus and epithet. A name with
-        several parents, such as a genus of birds and of mints, gets the parent's name in brackets.
+        The levels are kingdom, phylum, class, order, family, genus and species. Labels of species follow the order of
+        the categories; a species is named by genus and epithet. A name with several parents, such as a genus of birds
+        and of mints, gets the parent's name in brackets.
 
         Args:
             categories: names of the folders, e.g. `all_categories` of `torchvision.datasets.INaturalist`.
@@ -361,9 +366,10 @@ class Hierarchy:
 
     @classmethod
     def from_aircraft(cls, folder: str | Path) -> Hierarchy:
-        """Read the tree of FGVC-Aircraft (Maji et al., arXiv:1306.5151): manufacturer, family, variant.
+        """Read the tree of FGVC-Aircraft (Maji et al., arXiv:1306.5151).
 
-        Parents follow from the labels of the images at the three levels. Labels follow the order of each level's list.
+        The levels are manufacturer, family and variant. Parents follow from the labels of the images at the three
+        levels. Labels follow the order of each level's list.
 
         Args:
             folder: `fgvc-aircraft-2013b/data`, or a folder with `manufacturers.txt`, `families.txt`, `variants.txt`
