@@ -42,7 +42,7 @@ def list_(
     pattern: Annotated[str, typer.Argument(help="A quoted shell-style wildcard.")] = "*",
     pretrained: Annotated[bool, typer.Option("--pretrained", help="List trained weights (arch.tag).")] = False,
 ) -> None:
-    """List models, parts of models, hierarchies, datasets, losses, decodings or metrics."""
+    """List the names of models, of their parts, or of data, losses and metrics."""
     import c2f_zoo
 
     if pretrained and kind is not Kind.models:
