@@ -67,9 +67,9 @@ def cross_entropy(log_probs: Tensor, labels: Tensor, tree: Hierarchy, label_smoo
 def soft_labels(log_probs: Tensor, labels: Tensor, tree: Hierarchy, beta: float = 10.0) -> Tensor:
     """Return the cross-entropy with soft labels by distance in the tree.
 
-    These are the soft labels of Bertinetto et al. (CVPR 2020). The target of a class is proportional to `exp(-beta
-    d(class, label))`, where d is the height of their lowest common ancestor (`Hierarchy.lca_height`), divided by the
-    number of levels. A large `beta` gives cross-entropy; 0 gives the uniform target. The paper uses 4 to 30.
+    These are the soft labels of Bertinetto et al. (CVPR 2020). The target of a class is proportional to
+    `exp(-beta d(class, label))`, where d is the height of their lowest common ancestor (`Hierarchy.lca_height`), divided
+    by the number of levels. A large `beta` gives cross-entropy; 0 gives the uniform target. The paper uses 4 to 30.
 
     Args:
         log_probs: log-probabilities (N, C) of the tree's finest level.
@@ -146,8 +146,8 @@ def tree_prior(weight: Tensor, tree: Hierarchy) -> Tensor:
     In this prior (Srivastava & Salakhutdinov, NIPS 2013) each class of the tree has a vector with a Gaussian prior of
     variance 1 around its parent's vector, and around 0 at the coarsest level. The vectors of the leaf classes are the
     classifier's weights; the others are those that minimize `1/2 sum |w(class) - w(parent)|^2`, the value of the loss.
-    The minimum is exact, and the vectors are not stored: from the finest level upwards, the cost of a subtree is `1/2
-    precision |mean - w(root)|^2` and a constant.
+    The minimum is exact, and the vectors are not stored: from the finest level upwards, the cost of a subtree is
+    `1/2 precision |mean - w(root)|^2` and a constant.
 
     With this prior, classes with few images borrow from their siblings. For a tree of one level it is `1/2 |weight|^2`.
 
