@@ -68,8 +68,8 @@ def soft_labels(log_probs: Tensor, labels: Tensor, tree: Hierarchy, beta: float 
     """Return the cross-entropy with soft labels by distance in the tree.
 
     These are the soft labels of Bertinetto et al. (CVPR 2020). The target of a class is proportional to
-    `exp(-beta d(class, label))`, where d is the height of their lowest common ancestor (`Hierarchy.lca_height`), divided
-    by the number of levels. A large `beta` gives cross-entropy; 0 gives the uniform target. The paper uses 4 to 30.
+    `exp(-beta d(class, label))`, where d is the height of their lowest common ancestor (`Hierarchy.lca_height`) over
+    the number of levels. A large `beta` gives cross-entropy; 0 gives the uniform target. The paper uses 4 to 30.
 
     Args:
         log_probs: log-probabilities (N, C) of the tree's finest level.
