@@ -93,7 +93,7 @@ def test_a_marginal_head_has_one_classifier() -> None:
     head, _ = make("marginal", tree)
     assert isinstance(head.get_classifier("level.2"), nn.Linear)
     for level in ("level.0", "level.1"):
-        message = f"{level!r} has no classifier in a marginal head: it sums over 'level.2', which has one"
+        message = f"a marginal head has one classifier, of level 'level.2', and none of level {level!r}"
         with pytest.raises(ValueError, match=re.escape(message)):
             head.get_classifier(level)
 
@@ -165,7 +165,7 @@ class TestInAModel:
         ({"name": "marginals"}, "unknown head 'marginals'; did you mean 'marginal'"),
         ({"levels": ["specie"]}, "unknown level 'specie'; did you mean 'species'"),
         ({"name": "disentangled", "dims": 3}, "unknown option of head 'disentangled': 'dims'; did you mean 'dim'"),
-        ({"name": "disentangled", "dim": 0}, "dim=1 or more numbers, not 0"),
+        ({"name": "disentangled", "dim": 0}, "disentangled requires dim >= 1, not 0"),
     ],
 )
 def test_mistakes_are_named(arguments: dict, message: str) -> None:

@@ -246,9 +246,11 @@ def test_an_export_falls_to_the_plain_formula() -> None:
 
 
 def test_a_path_that_cannot_serve_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(multilinear, "_said", set())
+    monkeypatch.setattr(multilinear, "_warned", set())
     case = make_case((3, 4, 2))
-    with pytest.warns(UserWarning, match=r"impl='gram' cannot serve: not every term is a pair; 'plain' serves instead"):
+    with pytest.warns(
+        UserWarning, match=r"impl='gram' is unsupported: not every term is a pair; using 'plain' instead"
+    ):
         sums = case.run("gram")
     torch.testing.assert_close(sums, case.formula())
     with warnings.catch_warnings():
@@ -399,7 +401,7 @@ def test_explain_prints_the_choice_and_why(capsys: pytest.CaptureFixture[str]) -
     ]
     explain((8, 512, 28, 28), impl="gram")
     assert "tiled" in (said := capsys.readouterr().out)
-    assert "impl='gram' cannot serve: not every term is a pair" in said
+    assert "impl='gram' is unsupported: not every term is a pair" in said
     with pytest.raises(ValueError, match="unknown impl 'tile'; did you mean 'tiled'"):
         explain((8, 512, 28, 28), impl="tile")
 

@@ -204,7 +204,7 @@ def test_maps_that_are_not_multiplied_may_differ_in_size(name: str) -> None:
 @all_poolings
 def test_maps_of_other_channels_are_refused(name: str) -> None:
     maps = make_maps(name)
-    with pytest.raises(ValueError, match=r"made for maps of \[.*\] channels, not \[1"):
+    with pytest.raises(ValueError, match=r"takes maps of \[.*\] channels, not \[1"):
         make(name)([maps[0][:, :1], *maps[1:]])
 
 
@@ -325,8 +325,8 @@ def test_isqrt_converges_to_the_root_of_the_eigenvalues() -> None:
         ("kernel", 1, {"max_order": 0}, "max_order=0 leaves none"),
         ("kernel", 1, {"coefficients": [1.0]}, r"coefficients for orders 1..4, all >= 0, not \[1.0\]"),
         ("kernel", 1, {"coefficients": [1.0, 1.0, -1.0, 1.0]}, "all >= 0"),
-        ("isqrt_cov", 1, {"iterations": 0}, "isqrt_cov wants 1 iteration or more, not 0"),
-        ("gem", 1, {"p": 0.0}, "gem wants p and eps above 0, not p=0.0"),
+        ("isqrt_cov", 1, {"iterations": 0}, "isqrt_cov requires iterations >= 1, not 0"),
+        ("gem", 1, {"p": 0.0}, "gem requires p > 0 and eps > 0, not p=0.0"),
         ("kernal", 1, {}, "unknown pooling 'kernal'; did you mean 'kernel'"),
         ("gem", 1, {"power": 2.0}, "unknown option of pooling 'gem': 'power'"),
     ],
@@ -399,7 +399,7 @@ def test_shared_hbp_runs_another_norm_as_it_is() -> None:
 
 
 def test_shared_hbp_refuses_what_it_cannot_do() -> None:
-    with pytest.raises(ValueError, match=r"they have \[3, 4, 3\] channels; choose taps with as many"):
+    with pytest.raises(ValueError, match=r"they have \[3, 4, 3\] channels; choose taps with equal numbers"):
         create_pooling("hbp_shared", [3, 4, 3])
     with pytest.raises(ValueError, match="one image with one location has no variance"):
         make("hbp_shared")(make_maps("hbp_shared", 1, 1, 1))

@@ -162,7 +162,7 @@ except ValueError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     reason = "a machine without Triton: pip install triton"
-    expected = ["False", reason, f"triton_multilinear_sums can't serve {reason}; use multilinear_sums"]
+    expected = ["False", reason, f"triton_multilinear_sums does not support {reason}; use multilinear_sums"]
     assert done.stdout.splitlines() == expected, done.stderr
 
 

@@ -1,4 +1,4 @@
-"""Heads: from one vector to logits for every level; one module for each method, created by name."""
+"""Heads: one module per method, from one vector to logits for every level."""
 
 import importlib
 import pkgutil

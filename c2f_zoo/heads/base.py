@@ -34,7 +34,7 @@ class Head(nn.Module):
         self.levels: tuple[str, ...] = tuple(levels)
 
     def forward(self, v: Tensor, levels: Sequence[str]) -> dict[str, Tensor]:
-        """Map vectors (N, in_features) to logits (N, classes) for each of `levels`, and for no other level.
+        """Map vectors (N, in_features) to logits (N, classes) for each of `levels`.
 
         Raises:
             ValueError: the head does not predict one of the levels.
@@ -42,9 +42,10 @@ class Head(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} defines no forward(v, levels)")
 
     def log_probs(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Map logits (N, classes) to log-probabilities, float32 or wider: here a log-softmax of each level.
+        """Map logits (N, classes) to log-probabilities: here a log-softmax of each level.
 
-        The logits of a subset of the levels are enough, and different levels may come from different images.
+        The result is float32 or wider. The logits of a subset of the levels are enough, and different levels may come
+        from different images.
         """
         return {level: at_least_float32(z).log_softmax(dim=1) for level, z in logits.items()}
 

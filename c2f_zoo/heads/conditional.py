@@ -1,4 +1,4 @@
-"""The probability of a class given its parent, multiplied down the tree."""
+"""Conditional probabilities given the parent, multiplied along the path."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from c2f_zoo.ops import at_least_float32
 
 @register_head("conditional")
 class ConditionalHead(Head):
-    """A softmax within the children of each class: `P(class) = P(parent) P(class | parent)`.
+    """A softmax among siblings: `P(class) = P(parent) P(class | parent)`.
 
-    As in the WordTree of YOLO9000 (Redmon & Farhadi, CVPR 2017, "Hierarchical classification"). There is a linear
-    layer for each level of the tree down to the finest that is answered, whether the levels above it are or not.
+    As in the WordTree of YOLO9000 ("Hierarchical classification"). There is a linear layer for each level of the tree
+    down to the finest predicted level, including levels that are not predicted.
 
     Args:
         in_features: length of the pooled vector.
         hierarchy: the class tree.
-        levels: the levels to answer, coarse to fine.
+        levels: the levels to predict, coarse to fine.
     """
 
     description = "P(class) = P(parent) P(class | parent): a softmax among siblings"
@@ -39,11 +39,11 @@ class ConditionalHead(Head):
             self.register_buffer(f"parents_{below}", hierarchy.parent_index(level).clone(), persistent=False)
 
     def get_classifier(self, level: str) -> nn.Linear:
-        """The linear layer of one level, whose outputs mean something only beside those of a class's siblings."""
+        """Return the linear layer of one level; only scores of siblings are comparable."""
         return self.scores.get_classifier(level)
 
     def forward(self, v: Tensor, levels: Sequence[str]) -> dict[str, Tensor]:
-        """Maps vectors (N, in_features) to log-probabilities (N, classes), float32 at least, for each of `levels`."""
+        """Map vectors (N, in_features) to log-probabilities (N, classes), float32 or wider."""
         for level in levels:
             depth_of(level, self.levels)
         down_to = max((self.scores.levels.index(level) for level in levels), default=-1)
@@ -60,5 +60,5 @@ class ConditionalHead(Head):
         return {level: found[level] for level in levels}
 
     def log_probs(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Gives the logits of `forward` back: they are log-probabilities already."""
+        """Return the logits: they are log-probabilities already."""
         return {level: at_least_float32(z) for level, z in logits.items()}

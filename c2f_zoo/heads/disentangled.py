@@ -1,4 +1,4 @@
-"""A feature for each level, of which the finer ones help the coarser classifiers."""
+"""A feature per level; finer features help the coarser classifiers."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from c2f_zoo.hierarchy import Hierarchy
 
 @register_head("disentangled")
 class DisentangledHead(Head):
-    """A feature for each level; a classifier reads its own and, without gradient, the finer ones (Chang et al., 2021).
+    """A feature per level; each classifier reads its own and all finer features.
 
-    The FGN of "Your 'Flamingo' is My 'Bird'" (CVPR 2021): what tells species apart helps to tell families apart, but
-    learning families harms what tells species apart. So the loss of a coarse level does not reach the finer features,
-    although its classifier reads them. A feature is a linear projection of the vector, layer norm and ELU, over
-    sqrt(dim). Layer norm because the batches of different levels differ in resolution, and so in the statistics of a
-    batch norm; a length of about 1, as the poolings' vectors have, so that the other heads' learning rates fit.
+    The FGN of "Your 'Flamingo' is My 'Bird'" (Chang et al., CVPR 2021): features of species help to classify families,
+    but training on families harms the features of species. Therefore a classifier reads finer features without their
+    gradient. A feature is a linear projection of the vector, layer norm and ELU, divided by sqrt(dim). Layer norm
+    replaces batch norm because batches of different levels differ in resolution and so in statistics. The length of
+    about 1 is that of the poolings' vectors, so that the learning rates of other heads are suitable.
 
     Args:
         in_features: length of the pooled vector.
         hierarchy: the class tree.
-        levels: the levels to answer, coarse to fine; each has a feature, a level that is not answered has none.
-        dim: width of a level's feature, >= 1. The default is ours.
+        levels: the levels to predict, coarse to fine; each has a feature.
+        dim: width of a level's feature, >= 1.
 
     Raises:
         ValueError: `dim` is below 1.
@@ -38,7 +38,7 @@ class DisentangledHead(Head):
 
     def __init__(self, in_features: int, hierarchy: Hierarchy, levels: Sequence[str], dim: int = 256) -> None:
         if dim < 1:
-            raise ValueError(f"a level's feature has dim=1 or more numbers, not {dim}")
+            raise ValueError(f"disentangled requires dim >= 1, not {dim}")
         super().__init__(sorted(levels, key=hierarchy.levels.index))
         self.dim = dim
         self.features = nn.ModuleList(
@@ -50,11 +50,11 @@ class DisentangledHead(Head):
         )
 
     def get_classifier(self, level: str) -> nn.Linear:
-        """The linear layer of one level, which reads its own feature and then the finer levels', coarse to fine."""
+        """Return the linear layer of one level; it reads its own, then the finer features."""
         return cast(nn.Linear, self.classifiers[depth_of(level, self.levels)])
 
     def forward(self, v: Tensor, levels: Sequence[str]) -> dict[str, Tensor]:
-        """Maps vectors (N, in_features) to logits (N, classes) for each of `levels`."""
+        """Map vectors (N, in_features) to logits (N, classes) for each of `levels`."""
         depths = {level: depth_of(level, self.levels) for level in levels}
         coarsest = min([*depths.values(), len(self.levels)])
         features = [None] * coarsest + [feature(v) / self.dim**0.5 for feature in self.features[coarsest:]]

@@ -1,4 +1,4 @@
-"""Sums over the classes under one class, in the log domain."""
+"""Sums over groups of classes, in the log domain."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def grouped_logsumexp(z: Tensor, groups: Tensor, num_groups: int) -> Tensor:
-    """Log-sum-exp over the columns of each group, without a loop over groups.
+    """Return the log-sum-exp over the columns of each group.
 
     Args:
         z: (N, C), finite.
-        groups: the group of each column, int64 (C,), values in `[0, num_groups)`; no group is empty.
-        num_groups: how many groups there are.
+        groups: the group of each column, int64 (C,), in `[0, num_groups)`; no group is empty.
+        num_groups: number of groups.
 
     Returns:
         (N, num_groups), in the dtype of `z`.
@@ -22,7 +22,7 @@ def grouped_logsumexp(z: Tensor, groups: Tensor, num_groups: int) -> Tensor:
         >>> grouped_logsumexp(z, torch.tensor([0, 0, 1]), 2).exp()
         tensor([[0.3000, 0.7000]])
     """
-    # The result does not depend on what is taken out of the exponent, so that no gradient need flow through it.
+    # The result does not depend on the subtracted maximum, so that it needs no gradient.
     start = z.new_full((len(z), num_groups), -torch.inf)
     largest = start.scatter_reduce(1, groups.expand_as(z), z.detach(), "amax")
     sums = torch.zeros_like(start).index_add(1, groups, (z - largest[:, groups]).exp())

@@ -1,4 +1,4 @@
-"""A distribution over the paths of a tree, which may stop at any class."""
+"""A distribution over paths of the tree that may stop at any class."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from c2f_zoo.ops import at_least_float32
 
 @register_head("hex")
 class HexHead(Head):
-    """A score for each class of the tree, a distribution over the paths down to any class (Deng et al., ECCV 2014).
+    """A score per class, and a distribution over all paths from the top to any class.
 
-    The hierarchy-and-exclusion graph of a tree: a class implies its parent, and siblings exclude each other. What may
-    be true together, a state, is then a path from the top to any class, or nothing at all: an image may stop at a
-    genus, or show none of the classes. A state's probability is proportional to the exponential of the sum of its
-    classes' scores (0 for the empty state); a class's is the sum over the states that hold it. Both sums are
-    exact, by one pass up the tree and one down.
+    The hierarchy-and-exclusion (HEX) graph of a tree: a class implies its parent, and siblings exclude each other. A
+    consistent state is a path from the top to any class, or the empty state: an image may show only a genus, or none of
+    the classes. The probability of a state is proportional to the exponential of the sum of its classes' scores (0 for
+    the empty state); that of a class is the sum over all states that contain it. One pass up the tree and one down
+    compute both sums exactly.
 
-    The finest classes therefore sum to less than 1, and a class to more than its children. The rest is in
-    `stop_log_probs`.
+    The leaf classes therefore sum to less than 1, and a class is more probable than its children together. The
+    differences are in `stop_log_probs`.
 
     Args:
         in_features: length of the pooled vector.
-        hierarchy: the class tree; every class of it has a score, whatever levels are answered.
-        levels: the levels to answer, coarse to fine.
+        hierarchy: the class tree; every class has a score, also on levels that are not predicted.
+        levels: the levels to predict, coarse to fine.
     """
 
     description = "A score per class; a distribution over all paths, which may stop at any class"
@@ -45,29 +45,29 @@ class HexHead(Head):
             self.register_buffer(f"parents_{depth}", hierarchy.parent_index(level).clone(), persistent=False)
 
     def get_classifier(self, level: str) -> nn.Linear:
-        """The linear layer that scores one level's classes; their probabilities depend on the other levels' as well."""
+        """Return the linear layer that scores the classes of one level."""
         return self.scores.get_classifier(level)
 
     def forward(self, v: Tensor, levels: Sequence[str]) -> dict[str, Tensor]:
-        """Maps vectors (N, in_features) to log-probabilities (N, classes), float32 at least, for each of `levels`."""
+        """Map vectors (N, in_features) to log-probabilities (N, classes), float32 or wider."""
         for level in levels:
             depth_of(level, self.levels)
         holds, _ = self._log_marginals(v)
         return {level: holds[self.scores.levels.index(level)] for level in levels}
 
     def log_probs(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Gives the logits of `forward` back: they are log-probabilities already. A level's may sum to less than 1."""
+        """Return the logits: they are log-probabilities already, with a sum of less than 1."""
         return {level: at_least_float32(z) for level, z in logits.items()}
 
     def stop_log_probs(self, v: Tensor) -> dict[str, Tensor]:
-        """The log-probability that an image's path stops at a class, neither above nor below it.
+        """Return the log-probability of each class that an image's path stops there.
 
         Args:
             v: vectors (N, in_features).
 
         Returns:
-            (N, classes), float32 at least, for every level of the tree. Over all of them the probabilities sum to
-            1, less that of the empty state.
+            (N, classes), float32 or wider, for every level of the tree. All probabilities together sum to 1 minus that
+            of the empty state.
 
         Examples:
             >>> head = HexHead(16, load_hierarchy("cub"), ["species"])
@@ -79,13 +79,14 @@ class HexHead(Head):
         return {level: p - z for level, p, z in zip(self.scores.levels, holds, goes_on, strict=True)}
 
     def _log_marginals(self, v: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """For each level, coarse to fine, the log-probability of its classes, and that with which they are stopped at.
+        """Return the log-probabilities of all classes, and the log-sums over continuations.
 
-        The second is the log of the sum over all ways to go on from a class, stopping there (1) among them.
+        Both are lists of (N, classes), coarse to fine. The second is the log of the sum over all ways to continue from
+        a class; stopping there counts as 1.
         """
         scores = [at_least_float32(z) for z in self.scores(v, self.scores.levels).values()]
         goes_on = [torch.zeros_like(scores[-1])]
-        into = [scores[-1]]  # the log of the sum over the ways to come into a class and go on from there
+        into = [scores[-1]]  # log-sum over the ways to enter a class and continue
         for depth in range(len(scores) - 1, 0, -1):
             below = grouped_logsumexp(into[0], getattr(self, f"parents_{depth}"), scores[depth - 1].shape[1])
             goes_on.insert(0, torch.logaddexp(below, torch.zeros_like(below)))

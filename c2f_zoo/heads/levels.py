@@ -1,4 +1,4 @@
-"""One independent linear classifier per level: the paper's."""
+"""The paper's head: one independent linear classifier per level."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from c2f_zoo.hierarchy import Hierarchy
 
 @register_head("levels")
 class LevelsHead(Head):
-    """One linear classifier per level, independent of each other (Huo et al., SIGIR 2019: the matrices P).
+    """One independent linear classifier per level, the paper's matrices P.
 
     Args:
         in_features: length of the pooled vector.
         hierarchy: the class tree.
-        levels: the levels to answer, coarse to fine.
+        levels: the levels to predict, coarse to fine.
     """
 
     description = "An independent linear classifier per level"
@@ -27,13 +27,13 @@ class LevelsHead(Head):
 
     def __init__(self, in_features: int, hierarchy: Hierarchy, levels: Sequence[str]) -> None:
         super().__init__(levels)
-        # A list, not a ModuleDict: a level may be called "a.b" or "items", which a ModuleDict refuses.
+        # Not a ModuleDict, which does not allow levels named "a.b" or "items".
         self.classifiers = nn.ModuleList(nn.Linear(in_features, len(hierarchy.class_names(level))) for level in levels)
 
     def get_classifier(self, level: str) -> nn.Linear:
-        """The linear layer of one level."""
+        """Return the linear layer of one level."""
         return cast(nn.Linear, self.classifiers[depth_of(level, self.levels)])
 
     def forward(self, v: Tensor, levels: Sequence[str]) -> dict[str, Tensor]:
-        """Maps vectors (N, in_features) to logits (N, classes) for each of `levels`."""
+        """Map vectors (N, in_features) to logits (N, classes) for each of `levels`."""
         return {level: self.get_classifier(level)(v) for level in levels}

@@ -1,4 +1,4 @@
-"""One classifier of the finest level; every other level is a sum over it."""
+"""One classifier of the leaf classes, marginalized to the other levels."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from c2f_zoo.ops import at_least_float32
 
 @register_head("marginal")
 class MarginalHead(Head):
-    """A softmax over the finest classes; a coarse class has the sum of the probabilities below it.
+    """A softmax over the leaf classes; a coarse class has the sum over its leaves.
 
-    A coarse logit is the log-sum-exp of the finest logits below it, so that the softmax of a level's logits is that
-    sum. The classifier is the tree's finest level's, also where only coarser levels are answered.
+    A coarse logit is the log-sum-exp of its leaves' logits, so that the softmax of a level's logits is that sum. The
+    classifier has all leaf classes of the tree, even if the head predicts only coarser levels.
 
     Args:
         in_features: length of the pooled vector.
         hierarchy: the class tree.
-        levels: the levels to answer, coarse to fine.
+        levels: the levels to predict, coarse to fine.
     """
 
     description = "One classifier of the leaf classes; a coarse class has the sum over its leaves"
@@ -34,22 +34,22 @@ class MarginalHead(Head):
         self.finest = hierarchy.finest
         self.num_classes = hierarchy.num_classes
         self.classifier = nn.Linear(in_features, self.num_classes[self.finest])
-        for number, level in enumerate(self.levels):  # numbers, since a buffer's name may hold no dot
+        for number, level in enumerate(self.levels):  # a buffer's name must not contain a dot, a level's may
             self.register_buffer(f"ancestors_{number}", hierarchy.ancestor_index(level).clone(), persistent=False)
 
     def get_classifier(self, level: str) -> nn.Linear:
-        """The linear layer of the finest level, the only one.
+        """Return the linear layer of the finest level, the only one.
 
         Raises:
-            ValueError: another level, which has no layer of its own.
+            ValueError: another level.
         """
         if level == self.finest:
             return self.classifier
         depth_of(level, (*self.levels, self.finest))
-        raise ValueError(f"{level!r} has no classifier in a marginal head: it sums over {self.finest!r}, which has one")
+        raise ValueError(f"a marginal head has one classifier, of level {self.finest!r}, and none of level {level!r}")
 
     def forward(self, v: Tensor, levels: Sequence[str]) -> dict[str, Tensor]:
-        """Maps vectors (N, in_features) to logits (N, classes), float32 at least, for each of `levels`."""
+        """Map vectors (N, in_features) to logits (N, classes), float32 or wider."""
         z = at_least_float32(self.classifier(v))
         return {level: self._sum(z, level) for level in levels}
 

@@ -1,4 +1,4 @@
-"""Where hierarchy heads are registered and made."""
+"""The registry of heads."""
 
 from __future__ import annotations
 
@@ -13,24 +13,23 @@ register_head = HEADS.register
 
 
 def list_heads(pattern: str = "*") -> list[str]:
-    """Lists the names that `create_head` knows, filtered by a wildcard."""
+    """List the names of the registered heads, filtered by a wildcard."""
     return HEADS.names(pattern)
 
 
 def create_head(name: str, in_features: int, hierarchy: Hierarchy, levels: Sequence[str], **options: object) -> Head:
-    """Makes a head: a module from a vector to logits for each level.
+    """Create a head: a module from a vector to logits for each level.
 
     Args:
         name: one of `list_heads()`.
         in_features: length of the pooled vector.
         hierarchy: the class tree.
-        levels: the levels to answer, coarse to fine, one or more.
-        **options: what the head of that name takes further, e.g. `dim=512`; JSON-able.
+        levels: the levels to predict, coarse to fine, one or more.
+        **options: additional keyword arguments of the head, e.g. `dim=512`; JSON-able.
 
     Returns:
-        A module with `forward(v, levels) -> dict`, from (N, in_features) to (N, classes) for each of the levels asked
-        for; `log_probs(logits) -> dict`, from such logits to log-probabilities; `get_classifier(level)`; and
-        `levels_are_marginals`, which says whether the levels are marginals of one distribution over the tree.
+        A module with `forward(v, levels) -> dict`, from (N, in_features) to logits (N, classes) for each of `levels`,
+        and `log_probs(logits) -> dict`, from logits to log-probabilities; see `c2f_zoo.Head`.
 
     Raises:
         ValueError: the name, a level or an option is unknown.
@@ -51,10 +50,10 @@ def create_head(name: str, in_features: int, hierarchy: Hierarchy, levels: Seque
 
 
 def depth_of(level: str, levels: Sequence[str]) -> int:
-    """The place of a level among some, from 0.
+    """Return the index of a level in `levels`.
 
     Raises:
-        ValueError: it is none of them; the message names the closest ones.
+        ValueError: the level is not in `levels`; the message names similar ones.
     """
     if level not in levels:
         raise unknown_name("level", level, levels)

@@ -1,4 +1,4 @@
-"""Which implementation of the multilinear sums runs, and why."""
+"""The choice among the implementations of the multilinear sums."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from c2f_zoo.ops import triton_multilinear
 from c2f_zoo.registry import unknown_name
 
 IMPLEMENTATIONS = {
-    "plain": "projections, products and sums as PyTorch operations; everything is kept for the backward pass",
-    "tiled": "tile by tile, in float32; the backward pass projects again; memory flat in d and N",
+    "plain": "projections, products and sums as PyTorch operations; all are kept for the backward pass",
+    "tiled": "tile by tile, in float32; the backward pass projects again; memory constant in d and N",
     "saved_bf16": "tile by tile, in float32; the projections are kept in bfloat16, which rounds gradients",
-    "gram": "pairs only: products with the cross-Gram matrix of the maps instead of projections, in float32",
-    "triton": "fused GPU kernels, in the dtype that autocast or the weights ask for; the backward pass projects again",
+    "gram": "pairs only: products with the cross-Gram matrix of the maps replace projections, in float32",
+    "triton": "fused GPU kernels, in the dtype of autocast or the weights; the backward pass projects again",
 }
 
-SMALL = 2**22  # numbers in all projections together: 16 MB in float32
+SMALL = 2**22  # numbers in all projections together, 16 MiB in float32
 
 
 @dataclass(frozen=True)
 class SumsShape:
-    """What the choice depends on.
+    """The inputs of the multilinear sums, as far as the choice depends on them.
 
     Attributes:
-        batch: images N.
-        channels: of each map.
-        locations: H * W.
-        dim: d.
-        terms: which projections each sum multiplies.
-        dtypes: in which the projections were asked for, and those of the maps and weights.
+        batch: number of images N.
+        channels: number of channels of each map.
+        locations: number of locations H * W.
+        dim: width d of the projections.
+        terms: indices of the projections of each product.
+        dtypes: the dtype in which projections would run, then those of maps and weights.
         device: type of the device, e.g. `"cuda"`.
-        exporting: inside `torch.export`.
+        exporting: whether `torch.export` is running.
     """
 
     batch: int
@@ -48,7 +48,7 @@ class SumsShape:
 
 @dataclass(frozen=True)
 class Choice:
-    """The implementation that runs, why, and why not the one that was asked for (None: nothing was refused)."""
+    """An implementation and the reason; `refused` is why not the requested one, or None."""
 
     impl: str
     reason: str
@@ -56,21 +56,21 @@ class Choice:
 
 
 def choose(shape: SumsShape, impl: str | None = None) -> Choice:
-    """Chooses an implementation; the table is in `docs/explanation/fast-pooling.md`.
+    """Choose an implementation, by the table in `docs/explanation/fast-pooling.md`.
 
     Raises:
         ValueError: `impl` is unknown.
     """
     if impl is not None and impl not in IMPLEMENTATIONS:
         raise unknown_name("impl", impl, IMPLEMENTATIONS)
-    fault = None if impl is None else _unsupported_reason(impl, shape)
-    if impl is not None and fault is None:
-        return Choice(impl, "asked for")
-    refused = None if fault is None else f"impl={impl!r} cannot serve: {fault}"
-    for candidate, applies, reason in _table(shape):
+    reason = None if impl is None else _unsupported_reason(impl, shape)
+    if impl is not None and reason is None:
+        return Choice(impl, "requested")
+    refused = None if reason is None else f"impl={impl!r} is unsupported: {reason}"
+    for candidate, applies, why in _table(shape):
         if applies and _unsupported_reason(candidate, shape) is None:
-            return Choice(candidate, reason, refused)
-    return Choice("plain", "nothing else can serve", refused)
+            return Choice(candidate, why, refused)
+    return Choice("plain", "nothing else is supported", refused)
 
 
 def explain(
@@ -81,15 +81,15 @@ def explain(
     device: str = "cpu",
     impl: str | None = None,
 ) -> None:
-    """Prints which implementation of the multilinear sums would run, and why.
+    """Print which implementation of the multilinear sums would run, and why.
 
     Args:
         shape: (N, C, H, W) of every map.
         dim: width d of the projections.
-        terms: which maps each sum multiplies; the default is `mlp`'s.
-        dtype: in which the projections are asked for, by autocast or by the weights.
+        terms: indices of the maps of each product; the default is `mlp`'s.
+        dtype: dtype of the projections, by autocast or by the weights.
         device: type of the device.
-        impl: what is asked for, one of `IMPLEMENTATIONS`.
+        impl: the requested one of `IMPLEMENTATIONS`.
 
     Raises:
         ValueError: `impl` is unknown.
@@ -114,29 +114,29 @@ def _projected_numbers(shape: SumsShape) -> int:
 
 
 def _gram_cost(shape: SumsShape) -> float:
-    """Return the multiplications by cross-Gram matrices as a fraction of those by projections."""
+    """Return multiplications with Gram matrices as a fraction of those with projections."""
     widest = max(shape.channels)
     return widest / shape.locations + widest / shape.dim
 
 
 def _table(shape: SumsShape) -> Iterator[tuple[str, bool, str]]:
-    """Rows of (implementation, whether it is preferred, why); the first that applies and can serve is taken."""
-    # No arithmetic before this: in an export the numbers may be symbols.
-    yield "plain", shape.exporting, "an exported program holds PyTorch's own operations only"
+    """Yield (implementation, whether it applies, reason); the first supported one is chosen."""
+    # First of all rows: in an export the numbers may be symbols.
+    yield "plain", shape.exporting, "an exported program contains PyTorch's own operations only"
     on_gpu_in_half = shape.device == "cuda" and shape.dtypes[0] in (torch.float16, torch.bfloat16)
     yield "plain", _projected_numbers(shape) <= SMALL, "the projections are small, 2^22 numbers or fewer"
     yield "triton", on_gpu_in_half, "half precision on a GPU"
-    yield "plain", on_gpu_in_half, "half precision on a GPU, whose matrix units float32 would not use"
+    yield "plain", on_gpu_in_half, "half precision on a GPU: float32 would not use its matrix units"
     yield "gram", _gram_cost(shape) < 1, "pairs only, and C / L + C / d < 1"
     yield "tiled", True, "the projections are large"
 
 
 def _unsupported_reason(impl: str, shape: SumsShape) -> str | None:
-    """Why an implementation cannot serve; None where it can."""
+    """Return why an implementation does not support these inputs, or None."""
     if impl == "plain":
         return None
     if shape.exporting:
-        return "an exported program holds PyTorch's own operations only"
+        return "an exported program contains PyTorch's own operations only"
     if any(len(set(term)) < len(term) for term in shape.terms):
         return "a term multiplies a map with itself; give the map twice"
     if torch.float64 in shape.dtypes and len(set(shape.dtypes)) > 1:

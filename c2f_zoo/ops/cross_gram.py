@@ -1,9 +1,8 @@
-"""Sums of pairs without any projection: sum_l (u . x_l)(v . y_l) = u^T (sum_l x_l y_l^T) v.
+"""Sums of pairs without projections: sum_l (u . x_l)(v . y_l) = u^T (sum_l x_l y_l^T) v.
 
-The cross-Gram matrix of two maps is made once for each image; what was projected at L locations is then a product
-with a C x C matrix. It takes fewer multiplications where C / L + C / d < 1, and the matrices are smaller than the maps.
-They are kept for the backward pass. Rows of the weights are walked through in the outer loop: read once, they stay in
-the cache while all images pass.
+The cross-Gram matrix of two maps is computed once for each image. A product with a C x C matrix then replaces the
+projection of L locations, with fewer multiplications if C / L + C / d < 1. The matrices are smaller than the maps and
+are kept for the backward pass. The outer loop is over rows of the weights, which stay in the cache for all images.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ def _fake_kept(
 
 
 def _grams(maps: Sequence[Tensor], masks: Sequence[int]) -> Tensor:
-    """The cross-Gram matrices of all terms and images, one after the other."""
+    """Return the cross-Gram matrices of all terms and images in one flat tensor."""
     packed = _fake_kept(maps, (), (), masks, keep=True)
     for mask, matrices in zip(masks, _split(packed, maps, masks), strict=True):
         i, j = members(mask)
@@ -64,7 +63,7 @@ def _grams(maps: Sequence[Tensor], masks: Sequence[int]) -> Tensor:
 
 
 def _split(packed: Tensor, maps: Sequence[Tensor], masks: Sequence[int]) -> list[Tensor]:
-    """For each term its matrices, (N, C_i, C_j)."""
+    """Return for each term its matrices, (N, C_i, C_j)."""
     shapes = [(maps[0].shape[0], maps[i].shape[1], maps[j].shape[1]) for i, j in map(members, masks)]
     parts = packed.split([n * rows * columns for n, rows, columns in shapes])
     return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
@@ -96,7 +95,7 @@ def _backward(
         u, b = ([x[rows].to(kept.dtype) for x in group] for group in (weights, biases))
         of_u = [None if gradient is None else gradient[rows] for gradient in of_weights]
         of_b = [None if gradient is None else gradient[rows] for gradient in of_biases]
-        # Once for all images: oneDNN would copy them for each.
+        # Once for all images: oneDNN would copy them for each image.
         transposed = [weight.T.contiguous() for weight in u] if any(x is not None for x in of_maps) else []
         upstream = grad[:, :, rows]
         _through_totals(totals, u, b, masks, upstream, maps[0].shape[2], of_totals, of_u, of_b)
@@ -128,7 +127,10 @@ def _through_totals(
     of_u: Sequence[Tensor | None],
     of_b: Sequence[Tensor | None],
 ) -> None:
-    """Gradients of b_j u_i . t_i + b_i u_j . t_j + L b_i b_j, t a map's sum over locations; the first to write."""
+    """Write the gradients of b_j u_i . t_i + b_i u_j . t_j + L b_i b_j.
+
+    t is a map's sum over locations. Gradients of weights and biases are overwritten, those of t are added to.
+    """
     means = [weight @ total.T for weight, total in zip(u, totals, strict=True)]
     of_means, constant = [torch.zeros_like(mean) for mean in means], [torch.zeros_like(bias) for bias in b]
     for term, mask in enumerate(masks):
@@ -154,7 +156,7 @@ def _through_products(
     of_grams: Tensor | None,
     of_u: Sequence[Tensor | None],
 ) -> None:
-    """Adds a pair's gradients of some rows of both weights, and of the cross-Gram matrices (N, C_i, C_j)."""
+    """Add a pair's gradients of both weights' rows and of the cross-Gram matrices."""
     scaled_j = torch.empty_like(u[j])
     for n, gram in enumerate(grams):
         factor = grad[n][:, None]

@@ -1,6 +1,6 @@
-"""What the lean implementations of multilinear sums share: how one becomes a PyTorch operator with gradients.
+"""Memory-efficient implementations of multilinear sums as PyTorch operators.
 
-An operator, not an `autograd.Function`: `torch.compile` calls it as it is, in one piece.
+An operator instead of an `autograd.Function`, so that `torch.compile` calls it in one piece.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ def register_sums(
     fake_kept: Callable[..., Tensor],
     formula: Callable[..., Tensor],
 ) -> SumsOperator:
-    """Makes the operator `c2f_zoo::<name>`, (maps, weights, biases, masks, keep, rectify) -> (sums, kept).
+    """Register the operator `c2f_zoo::<name>` with its gradients.
 
-    Maps are (N, C_i, L), weights (d, C_i), biases (d,); a mask is a term, the set of the projections that it
-    multiplies as bits; `keep` says what to keep for the backward pass; `rectify` clips projections at 0. Sums are
-    (terms, N, d), float32 at the least.
+    It maps (maps, weights, biases, masks, keep, rectify) to (sums, kept). Maps are (N, C_i, L), weights (d, C_i),
+    biases (d,). A mask is a term: the set of its projections as bits. `keep` keeps intermediate results for the
+    backward pass; `rectify` applies ReLU to projections. Sums are (terms, N, d), float32 or wider.
 
     Args:
-        name: of the operator.
-        forward: its values.
-        backward: (maps, weights, biases, masks, rectify, kept, grad of sums, which inputs need a gradient) -> a
-            gradient for each map, weight and bias, empty where none is needed.
-        fake_kept: the arguments of `forward` -> an empty tensor of `kept`'s shape and dtype.
-        formula: the plain formula (maps, weights, biases, masks, rectify) -> sums, for a gradient of the gradient.
+        name: name of the operator.
+        forward: the function.
+        backward: (maps, weights, biases, masks, rectify, kept, grad of sums, flags of needed gradients) to a gradient
+            for each map, weight and bias, empty if not needed.
+        fake_kept: (maps, weights, biases, masks, keep) to an empty tensor of the shape and dtype of `kept`.
+        formula: the plain formula (maps, weights, biases, masks, rectify) to sums, for second derivatives.
     """
     operator = torch.library.custom_op(f"c2f_zoo::{name}", forward, mutates_args=(), schema=_FORWARD)
     backward_operator = torch.library.custom_op(
@@ -68,17 +68,17 @@ def register_sums(
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         maps, weights, biases, ctx.masks, _, ctx.rectify = inputs
-        ctx.set_materialize_grads(False)  # or zeros as large as what is kept would be made
+        ctx.set_materialize_grads(False)  # or zeros of the size of `kept` would be allocated
         ctx.save_for_backward(*maps, *weights, *biases, output[1])
 
     def differentiate(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
         *inputs, kept = ctx.saved_tensors
         count = len(inputs) // 3
-        if grad is None:  # zero, as a second derivative may find it
+        if grad is None:  # a gradient of zero, as in a second derivative
             return (*([None] * count for _ in range(3)), None, None, None)
         groups = [inputs[i * count : (i + 1) * count] for i in range(3)]
         needed = [need for group in ctx.needs_input_grad[:3] for need in group]
-        if torch.is_grad_enabled():  # create_graph=True: the formula's own gradient has a gradient
+        if torch.is_grad_enabled():  # create_graph=True: the plain formula is differentiable twice
             wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
             sums = formula(*groups, ctx.masks, ctx.rectify)
             found = iter(torch.autograd.grad(sums, wanted, grad, create_graph=True, allow_unused=True))
@@ -96,9 +96,9 @@ def register_sums(
 def accumulators(
     inputs: Sequence[Tensor], needed: Sequence[bool], make: Callable[..., Tensor] = torch.zeros
 ) -> list[Tensor | None]:
-    """Tensors to add gradients up in, float32 at the least, for those inputs that need one."""
+    """Return tensors to accumulate gradients in, float32 or wider; None if not needed."""
     dtype = torch.promote_types(inputs[0].dtype, torch.float32)
-    if inputs[0].shape[0] == 0:  # no image writes into what is made empty
+    if inputs[0].shape[0] == 0:  # without images nothing writes into empty tensors
         make = torch.zeros
     return [
         make(x.shape, dtype=dtype, device=x.device) if need else None for x, need in zip(inputs, needed, strict=True)
@@ -106,7 +106,7 @@ def accumulators(
 
 
 def finished(gradients: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Gradients in their inputs' dtypes; empty tensors for those that nobody needs."""
+    """Return gradients in their inputs' dtypes, and empty tensors for None."""
     return [
         x.new_empty(0) if gradient is None else gradient.to(x.dtype)
         for gradient, x in zip(gradients, inputs, strict=True)

@@ -1,4 +1,4 @@
-"""Products of projected feature maps, summed over locations: the heart of HBP and multi-linear pooling."""
+"""Sums over locations of products of projected feature maps."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def multilinear_sums(
     terms: Sequence[tuple[int, ...]],
     impl: str | None = None,
 ) -> list[Tensor]:
-    """Projects each map, multiplies the projections of each term element by element, sums over locations.
+    """Project each map, multiply the projections of each term, sum over locations.
 
     With P_i = U_i X_i + b_i, a term such as (0, 2) gives sum_l P_0[:, l] * P_2[:, l] (Huo et al. 2019,
-    eqs. 4 to 6, before root and norm). The projections may follow autocast; products and sums are made in
+    eqs. 4 to 6, before root and norm). The projections may follow autocast; products and sums are computed in
     float32 (float64 for float64 maps).
 
     Args:
         maps: the feature maps X_i, (N, C_i, H, W), one spatial size.
         weights: the projections U_i, (d, C_i).
         biases: their biases b_i, (d,), or None.
-        terms: for each sum the indices of the maps that it multiplies.
-        impl: one of `c2f_zoo.ops.IMPLEMENTATIONS`; None chooses, see `c2f_zoo.ops.explain`. One that cannot
-            serve falls back on the choice, with a warning, the first time.
+        terms: indices of the maps of each product.
+        impl: one of `c2f_zoo.ops.IMPLEMENTATIONS`; None chooses, see `c2f_zoo.ops.explain`. An unsupported one
+            falls back on that choice, with a warning the first time.
 
     Returns:
         For each term a tensor (N, d), float32 or float64.
@@ -52,16 +52,16 @@ def multilinear_sums(
     """
     first = maps[0].shape
     if any(x.shape[0] != first[0] or x.shape[2:] != first[2:] for x in maps):
-        raise ValueError(f"the maps differ in batch or size: {[tuple(x.shape) for x in maps]}; they must share both")
+        raise ValueError(f"the maps differ in batch or spatial size: {[tuple(x.shape) for x in maps]}; make both equal")
     choice = choose(_sums_shape(maps, weights, terms), impl)
-    # An export is not the place to say it: torch 2.6 cannot trace a warning.
-    if choice.refused is not None and choice.refused not in _said and not is_exporting():
-        _said.add(choice.refused)
-        warnings.warn(f"multilinear_sums: {choice.refused}; {choice.impl!r} serves instead", stacklevel=2)
+    # Not in an export: torch 2.6 cannot trace a warning.
+    if choice.refused is not None and choice.refused not in _warned and not is_exporting():
+        _warned.add(choice.refused)
+        warnings.warn(f"multilinear_sums: {choice.refused}; using {choice.impl!r} instead", stacklevel=2)
     return _RUN[choice.impl](maps, weights, biases, terms)
 
 
-_said: set[str] = set()
+_warned: set[str] = set()
 
 
 def _plain(
@@ -76,7 +76,7 @@ def _plain(
 
 
 def _memory_efficient(operator: SumsOperator, keep: bool = False) -> Callable[..., list[Tensor]]:
-    """An operator on flat maps and bit masks as a function like `_plain`; it computes in float32 at the least."""
+    """Wrap an operator on flat maps and bit masks as a function like `_plain`."""
 
     def run(
         maps: Sequence[Tensor],

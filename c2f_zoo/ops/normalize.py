@@ -1,4 +1,4 @@
-"""The signed square root and the l2 norm that follow every second-order pooling."""
+"""The signed square root and the l2 norm after second-order poolings."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 def signed_sqrt(x: Tensor, grad_eps: float = 1e-4) -> Tensor:
-    """Signed square root: y = sign(x) sqrt(|x|), exact forward, with a gradient that is bounded at 0.
+    """Return y = sign(x) sqrt(|x|), with a gradient that is bounded at 0.
 
     The backward pass uses dy/dx = 0.5 / (|y| + grad_eps), at most 0.5 / grad_eps. `grad_eps = 0.03` is
-    what HBP's Caffe release does (Yu et al., ECCV 2018); the root itself comes from Lin et al., ICCV 2015.
+    the value of HBP's Caffe release (Yu et al., ECCV 2018); the root is that of Lin et al., ICCV 2015.
 
     Args:
         x: floating-point tensor of any shape.
-        grad_eps: what bounds the gradient, > 0; 0 gives the exact one, infinite at 0.
+        grad_eps: bound of the gradient, >= 0; 0 gives the exact gradient, infinite at 0.
 
     Returns:
         A tensor like `x`.
@@ -29,11 +29,11 @@ def signed_sqrt(x: Tensor, grad_eps: float = 1e-4) -> Tensor:
 
 
 def signed_sqrt_l2(x: Tensor, grad_eps: float = 1e-4) -> Tensor:
-    """Signed square root of each row, divided by the row's Euclidean norm: sign(x) sqrt(|x| / sum |x|).
+    """Return the signed square roots of each row over their norm.
 
-    In one piece, since the norm of a row of roots is the root of the sum of |x|: no square overflows, and no
-    root is kept for the backward pass, only `x`. The root's gradient is bounded as in `signed_sqrt`, the norm's is
-    exact. A row of zeros stays one, and passes no gradient on.
+    The result is sign(x) sqrt(|x| / sum |x|): the norm of a row of roots is the root of the sum of |x|. No square
+    overflows, and only `x` is kept for the backward pass. The root's gradient is bounded as in `signed_sqrt`, the
+    norm's is exact. A row of zeros gives zeros and a gradient of zero.
 
     Args:
         x: float32 or float64 tensor (N, D).
@@ -64,7 +64,7 @@ class _SignedSqrt(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        # y is a saved *output*, so a second derivative flows through it and is right too.
+        # y is a saved output, so that the second derivative flows through it.
         (y,) = ctx.saved_tensors
         return 0.5 * grad / (y.abs() + ctx.grad_eps), None
 
@@ -85,7 +85,7 @@ class _SignedSqrtL2(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        if torch.is_grad_enabled():  # from x, by operations that have a derivative: a second one is right too
+        if torch.is_grad_enabled():  # create_graph=True: these operations have a derivative
             return _slope(x, grad, ctx.grad_eps), None
         return _slope_in_place(x, grad, ctx.grad_eps), None
 
@@ -100,15 +100,15 @@ def _slope(x: Tensor, grad: Tensor, grad_eps: float) -> Tensor:
 
 
 def _slope_in_place(x: Tensor, grad: Tensor, grad_eps: float) -> Tensor:
-    """As `_slope`, with half as many new tensors of x's size: for B-CNN they take as long as a matrix product."""
+    """Return `_slope` with half as many temporary tensors, which cost time for B-CNN."""
     root = x.abs()
     total = root.sum(dim=1, keepdim=True).clamp(min=_least(x))
     signed = root.sqrt_().copysign(x)
-    along = torch.bmm(signed[:, None], grad[:, :, None])[:, 0] / total  # row by row; vecdot would write the products
+    along = torch.bmm(signed[:, None], grad[:, :, None])[:, 0] / total  # vecdot would write all products to memory
     tangent = torch.addcmul(grad, signed, along, value=-1, out=signed)
     return tangent.mul_(torch.where(total > _least(x), 0.5 * total.rsqrt(), 0)).div_(root.add_(grad_eps))
 
 
 def _least(x: Tensor) -> float:
-    """What a row's sum is at least, so that dividing by it or by its root stays finite, in the gradient too."""
+    """Return a lower bound of a row's sum that keeps quotients and gradients finite."""
     return torch.finfo(x.dtype).tiny ** 0.95

@@ -1,4 +1,4 @@
-"""What keeps half precision from overflowing, vanishing or going where nobody sees it."""
+"""Casts and scales for half precision, and checks of autocast and export."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from torch import Tensor
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Casts float16 and bfloat16 to float32; leaves float32 and float64 as they are."""
+    """Cast float16 and bfloat16 to float32; return float32 and float64 unchanged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def without_autocast(x: Tensor) -> Any:
-    """A context in which operations on `x`'s device keep the dtypes of their inputs."""
+    """Return a context manager that disables autocast on the device of `x`."""
     return torch.autocast(x.device.type, enabled=False)
 
 
 def is_exporting() -> bool:
-    """Whether `torch.export` is looking on, for which everything must be made of PyTorch's own operations."""
-    # Before torch 2.7 an export cannot be told from a compilation.
+    """Return whether `torch.export` runs, which allows PyTorch's own operations only."""
+    # torch 2.6 cannot tell an export from a compilation.
     return getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()
 
 
 def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A 1x1 convolution of a feature map, in the dtype that autocast or the weight asks for; the result in float32.
+    """Apply a 1x1 convolution, in the dtype of autocast or of the weight.
 
-    In float16 each image's map is first divided by a power of two that brings it into [-1, 1], and the
-    result is multiplied by it in float32: 1e-8 does not vanish, 1e4 does not overflow, and nor do their gradients.
+    In float16 each image's map is first divided by a power of two that brings it into [-1, 1], and the result is
+    multiplied by it in float32. So 1e-8 does not vanish and 1e4 does not overflow, nor do their gradients.
 
     Args:
         x: the map, (N, C, H, W).
@@ -41,7 +41,7 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Examples:
         >>> with torch.autocast("cpu", dtype=torch.float16):
-        ...     project(torch.full((1, 2, 1, 1), 6e4), torch.ones(1, 2))  # float16 ends at 65504
+        ...     project(torch.full((1, 2, 1, 1), 6e4), torch.ones(1, 2))  # the largest float16 is 65504
         tensor([[[120000.]]])
     """
     kernel = weight[:, :, None, None]
@@ -54,7 +54,7 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
-    """The dtype in which PyTorch would project `x` by `weight`: autocast's where it is on, otherwise the weight's."""
+    """Return the dtype in which PyTorch would project `x`: autocast's or the weight's."""
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
@@ -62,6 +62,6 @@ def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
 
 
 def power_of_two_above(x: Tensor) -> Tensor:
-    """For each image the least power of two that its values do not exceed, (N, 1, 1, 1); no part of the graph."""
+    """Return the least power of two above each image's values, (N, 1, 1, 1), detached."""
     largest = x.detach().float().abs().amax(dim=(1, 2, 3), keepdim=True)
     return largest.clamp(1e-30, 1e30).log2().ceil().exp2()

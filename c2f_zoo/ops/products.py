@@ -1,4 +1,4 @@
-"""Products of matrices by the fastest library that PyTorch has on this machine."""
+"""Matrix products by oneDNN where PyTorch has it."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from torch import Tensor
 
 from c2f_zoo.ops.precision import is_exporting
 
-_LARGE = 2**20  # multiply-adds of one product; below it, what calling another library takes counts for more
+_LARGE = 2**20  # multiply-adds of one product; below it, calling another library costs more than it saves
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b for matrices (m, k) and (k, n) of one dtype, outside autograd.
+    """Return a @ b for matrices (m, k) and (k, n) of one dtype, outside autograd.
 
-    For float32 on a CPU it asks oneDNN, which PyTorch itself uses for convolutions; `torch.mm` asks MKL, which was half
-    as fast on an AMD processor with AVX-512 (docs/explanation/fast-pooling.md).
+    For float32 on a CPU it calls oneDNN, which PyTorch itself uses for convolutions. `torch.mm` calls MKL, which was
+    half as fast on an AMD processor with AVX-512 (docs/explanation/fast-pooling.md).
 
     Examples:
         >>> matmul(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [4.0]]))
         tensor([[11.]])
     """
     (inner, count), (outer, _) = sorted(zip(b.stride(), b.shape, strict=True))
-    overlaps = outer < inner * count  # as sliding windows do, which oneDNN refuses as weights
-    return torch.mm(a, b) if overlaps or not _serves(a, b) else _onednn_linear(a, b.T, None, "none", [], "")
+    overlaps = outer < inner * count  # like sliding windows, which oneDNN does not accept as weights
+    return torch.mm(a, b) if overlaps or not _uses_onednn(a, b) else _onednn_linear(a, b.T, None, "none", [], "")
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor, is_first: bool = False) -> None:
-    """Adds a @ b to `total`, in place; if it is the first to write, whatever `total` holds is overwritten."""
-    if not _serves(a, b):
+    """Add a @ b to `total` in place, or overwrite it if `is_first`."""
+    if not _uses_onednn(a, b):
         total.addmm_(a, b, beta=int(not is_first))
     elif is_first:
         total.copy_(matmul(a, b))
@@ -38,14 +38,14 @@ def add_product(total: Tensor, a: Tensor, b: Tensor, is_first: bool = False) -> 
 
 
 def bmm(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b for batches of matrices (N, m, k) and (N, k, n), like `matmul`, with gradients of any order.
+    """Return a @ b for (N, m, k) and (N, k, n), with gradients of any order.
 
     Examples:
         >>> bmm(torch.ones(1, 2, 3), torch.ones(1, 3, 2))
         tensor([[[3., 3.],
                  [3., 3.]]])
     """
-    if is_exporting() or a.shape[1] * a.shape[2] * b.shape[2] < _LARGE or not _serves(a, b):
+    if is_exporting() or a.shape[1] * a.shape[2] * b.shape[2] < _LARGE or not _uses_onednn(a, b):
         return torch.bmm(a, b)
     return _onednn_bmm(a, b)
 
@@ -86,7 +86,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None
 _onednn_bmm.register_autograd(_differentiate, setup_context=_save)
 
 
-def _serves(a: Tensor, b: Tensor) -> bool:
+def _uses_onednn(a: Tensor, b: Tensor) -> bool:
     return (
         _onednn_linear is not None
         and a.device.type == "cpu"
@@ -97,7 +97,7 @@ def _serves(a: Tensor, b: Tensor) -> bool:
     )
 
 
-# torch.compile calls this operator for linear layers. PyTorch has no public name for it; builds without oneDNN lack it.
+# torch.compile calls this operator for linear layers. It has no public name, and builds without oneDNN do not have it.
 _onednn_linear: Any = (
     getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 )

@@ -13,14 +13,16 @@ from c2f_zoo.ops.products import bmm
 
 
 def gram(x: Tensor, y: Tensor) -> Tensor:
-    """The (cross-)Gram matrix sum_l x_l y_l^T over locations (Lin et al. 2015), in float32 at the least.
+    """Return the (cross-)Gram matrix sum_l x_l y_l^T over locations.
+
+    See Lin et al., ICCV 2015. The sums are computed in float32 or wider: float16 would overflow.
 
     Args:
         x: a feature map, (N, C_1, H, W).
         y: another of the same spatial size, (N, C_2, H, W), or `x` again.
 
     Returns:
-        (N, C_1, C_2), float32 or float64: a Gram matrix of float16 maps would overflow.
+        (N, C_1, C_2), float32 or float64.
 
     Examples:
         >>> gram(torch.ones(1, 1, 2, 2), torch.full((1, 2, 2, 2), 3.0))  # 4 locations, 1 * 3 at each
@@ -32,7 +34,7 @@ def gram(x: Tensor, y: Tensor) -> Tensor:
 
 
 class _SelfGram(torch.autograd.Function):
-    """x x^T, three of whose four blocks are made; its gradient (G + G^T) x is one product of matrices, not two."""
+    """x x^T: three of four blocks are computed; the gradient (G + G^T) x is one product."""
 
     generate_vmap_rule = True
 
@@ -58,13 +60,13 @@ class _SelfGram(torch.autograd.Function):
 
 
 def covariance(x: Tensor) -> Tensor:
-    """The covariance matrix 1/L sum_l (x_l - m)(x_l - m)^T of a map's L vectors (Li et al. 2018).
+    """Return the covariance matrix 1/L sum_l (x_l - m)(x_l - m)^T of L vectors.
 
     Args:
         x: vectors in columns, (N, C, L), float32 or float64.
 
     Returns:
-        (N, C, C), positive semi-definite to rounding. One location gives zeros.
+        (N, C, C), positive semi-definite up to rounding. One location gives zeros.
 
     Examples:
         >>> covariance(torch.tensor([[[1.0, 3.0], [5.0, 5.0]]]))
@@ -76,7 +78,7 @@ def covariance(x: Tensor) -> Tensor:
 
 
 class _Covariance(torch.autograd.Function):
-    """The gradient of a covariance matrix is centred by itself: one product of matrices, and nothing after it."""
+    """The covariance; its gradient is one product, without a centring after it."""
 
     generate_vmap_rule = True
 
@@ -97,16 +99,16 @@ class _Covariance(torch.autograd.Function):
 
 
 def matrix_sqrt(a: Tensor, iterations: int = 5, grad_eps: float = 1e-4) -> Tensor:
-    """The square root of positive semi-definite matrices, by Newton and Schulz (Li et al., CVPR 2018).
+    """Return the square root of positive semi-definite matrices, by Newton-Schulz.
 
-    The matrix is divided by its trace, so that the iteration converges; the result is multiplied by the
-    root of the trace. Zeros give zeros and a gradient of zero.
+    See Li et al., CVPR 2018. The matrix is divided by its trace, so that the iteration converges; the result is
+    multiplied by the root of the trace. Zeros give zeros and a gradient of zero.
 
     Args:
         a: symmetric positive semi-definite matrices (N, d, d), float32 or float64.
-        iterations: how many, >= 1; the paper's 5 leave small eigenvalues' roots too small. In float32 more than 20
-            may diverge where a matrix is singular.
-        grad_eps: what bounds the gradient of the trace's root, see `signed_sqrt`.
+        iterations: number of iterations, >= 1. After the paper's 5 the roots of small eigenvalues are too small; in
+            float32 more than 20 may diverge for singular matrices.
+        grad_eps: bound of the gradient of the trace's root, see `signed_sqrt`.
 
     Returns:
         A tensor like `a`.
@@ -120,7 +122,7 @@ def matrix_sqrt(a: Tensor, iterations: int = 5, grad_eps: float = 1e-4) -> Tenso
                  [0.0000, 3.0000]]])
     """
     if iterations < 1:
-        raise ValueError(f"matrix_sqrt wants 1 iteration or more, not {iterations}")
+        raise ValueError(f"matrix_sqrt requires iterations >= 1, not {iterations}")
     with without_autocast(a):
         trace = a.diagonal(dim1=1, dim2=2).sum(dim=1)[:, None, None]
         middle = 1.5 * torch.eye(a.shape[1], dtype=a.dtype, device=a.device)

@@ -1,8 +1,8 @@
-"""Sums of products behind one shared projection with batch norm and ReLU: HBP as published in PyTorch, but lean.
+"""Memory-efficient sums of products behind a shared projection, batch norm and ReLU.
 
-The published head projects every map once for every pair, and keeps all of it. Here batch norm is folded into the
-projection, and what is left runs tile by tile. Mean and variance of the projected maps follow from mean and covariance
-of the maps, so that no projection is needed for them, and their gradients go through these small matrices.
+The published head of HBP in PyTorch projects every map once for every pair, and keeps all projections. Here batch norm
+is folded into the projection, and the rest runs tile by tile. Mean and variance of the projected maps follow from mean
+and covariance of the maps, so that they need no projection; their gradients pass through these small matrices.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def shared_projection_sums(
     statistics: tuple[Tensor, Tensor] | None = None,
     eps: float = 1e-5,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Projects every map by one weight, normalises each over the batch, clips at 0, sums products over locations.
+    """Project all maps with one weight, apply batch norm and ReLU, sum products.
 
     With A_i = relu(gain (W X_i - mean) / sqrt(var + eps) + offset), a term such as (0, 2) gives sum_l A_0 * A_2.
 
@@ -36,9 +36,9 @@ def shared_projection_sums(
         weight: the projection W, (d, C).
         gain: batch norm's weight, (d,).
         offset: batch norm's bias, (d,).
-        terms: for each sum the indices of the maps that it multiplies.
-        statistics: mean and variance (d,) to normalise all maps with; None: each map's own over the batch.
-        eps: batch norm's.
+        terms: indices of the maps of each product.
+        statistics: mean and variance (d,) for all maps; None for each map's own over the batch.
+        eps: batch norm's epsilon.
 
     Returns:
         The sums, (N, d) for each term, and the mean and the (biased) variance (d,) of each projected map.
@@ -65,7 +65,7 @@ def shared_projection_sums(
 
 
 class _BatchStatistics(torch.autograd.Function):
-    """Mean and variance of W x over images and locations; keeps x, W and the covariance of x."""
+    """Mean and variance of W x over images and locations, by the covariance of x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,15 +77,15 @@ class _BatchStatistics(torch.autograd.Function):
     def backward(ctx: Any, of_mean: Tensor, of_variance: Tensor) -> tuple[Tensor, Tensor]:
         x, weight, centre, covariance = ctx.saved_tensors
         with without_autocast(x):
-            if torch.is_grad_enabled():  # for a second derivative these are not constants
+            if torch.is_grad_enabled():  # in a second derivative these are not constants
                 centre, covariance = _centre_and_covariance(x)
             scaled = of_variance[:, None] * weight
             of_weight = torch.addr(2 * of_variance[:, None] * _product(weight, covariance), of_mean, centre)
-            share = 1 / max(1, x.shape[0] * x.shape[2])
+            weighting = 1 / max(1, x.shape[0] * x.shape[2])
             of_covariance, of_centre = _product(weight.T, scaled), weight.T @ of_mean
-            spread = (2 * share * of_covariance).expand(len(x), -1, -1)
-            # In place: a new tensor of the map's size takes longer to come by than to compute.
-            return bmm(spread, x - centre[:, None]).add_(share * of_centre[:, None]), of_weight
+            spread = (2 * weighting * of_covariance).expand(len(x), -1, -1)
+            # In place: allocating a tensor of the map's size takes longer than to compute it.
+            return bmm(spread, x - centre[:, None]).add_(weighting * of_centre[:, None]), of_weight
 
 
 def _centre_and_covariance(x: Tensor) -> tuple[Tensor, Tensor]:

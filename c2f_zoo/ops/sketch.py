@@ -1,4 +1,4 @@
-"""Random sketches of outer products: short vectors whose inner products are, on average, those of long ones."""
+"""Random sketches of outer products: short vectors with the same mean inner products."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from c2f_zoo.ops.precision import without_autocast
 
 
 def draw_hashes(count: int, channels: int, dim: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draws count sketches: for each channel an entry of the sketch that it goes to, and a sign.
+    """Draw count sketches: an entry of the sketch and a sign for each channel.
 
     Args:
-        count: how many sketches.
-        channels: number of channels C of what is sketched.
+        count: number of sketches.
+        channels: number of channels C of the sketched vectors.
         dim: length d of a sketch.
-        generator: where the numbers come from; the global generator is left alone.
+        generator: the random generator; the global one is not used.
 
     Returns:
         Entries in [0, d), (count, C), int64, and signs -1 or 1, (count, C), int8.
@@ -25,15 +25,16 @@ def draw_hashes(count: int, channels: int, dim: int, generator: torch.Generator)
 
 
 def draw_signs(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Draws independent signs -1 or 1, int8."""
+    """Draw independent signs -1 or 1, int8."""
     return torch.randint(2, shape, generator=generator, device="cpu", dtype=torch.int8) * 2 - 1
 
 
 def sketch_matrix(a: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor], dim: int) -> Tensor:
-    """The Tensor Sketch of matrices: entry (i, j) is added, with its two signs, to entry (h_i + h_j) mod d.
+    """Return the Tensor Sketch of matrices.
 
-    For x y^T this is the circular convolution of the count sketches of x and y (Pham & Pagh, KDD 2013). It is
-    linear, so the sketch of a Gram matrix is the sum of the sketches of its locations (Gao et al. 2016, alg. 2).
+    Entry (i, j) is added, with its two signs, to entry (h_i + h_j) mod d. For x y^T this is the circular convolution of
+    the count sketches of x and y (Pham & Pagh, KDD 2013). It is linear: the sketch of a Gram matrix is the sum of the
+    sketches of its locations (Gao et al. 2016, alg. 2).
 
     Args:
         a: matrices (N, C_1, C_2).
@@ -55,9 +56,9 @@ def sketch_matrix(a: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor,
 
 
 def tensor_sketch_sums(x: Tensor, hashes: Tensor, signs: Tensor, dim: int) -> list[Tensor]:
-    """Sums over locations of the Tensor Sketches of x, x (x) x, x (x) x (x) x, ... (Pham & Pagh, KDD 2013).
+    """Return sums over locations of the Tensor Sketches of x, x (x) x, ...
 
-    The sketch of order m is the circular convolution of the first m count sketches, made by FFT.
+    The sketch of order m is the circular convolution of the first m count sketches, by FFT (Pham & Pagh, KDD 2013).
 
     Args:
         x: vectors in columns, (N, C, L), float32 or float64.
@@ -66,10 +67,10 @@ def tensor_sketch_sums(x: Tensor, hashes: Tensor, signs: Tensor, dim: int) -> li
         dim: length d of a sketch.
 
     Returns:
-        For each order 1, 2, ... a tensor (N, d); for maps of one
-        location, inner products of two estimate (x . y)^order.
+        For each order 1, 2, ... a tensor (N, d). For maps of one location, inner products of two estimate
+        (x . y)^order.
     """
-    if len(x) == 0:  # which the FFT refuses
+    if len(x) == 0:  # the FFT raises an error for it
         return [x.new_zeros(0, dim) for _ in hashes]
     with without_autocast(x):
         sums: list[Tensor] = []

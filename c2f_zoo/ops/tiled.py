@@ -1,9 +1,9 @@
-"""Multilinear sums tile by tile: nothing of size N x d x HW is made.
+"""Multilinear sums tile by tile, without a tensor of size N x d x HW.
 
 A tile is some rows of the projections of one image. It is projected, multiplied, summed over locations and
-forgotten; the backward pass projects it again. All images pass the same rows in turn, which stay in the cache. A step
-with three maps is 12 large matrix products then instead of 9, and still faster than 9 whose results go through memory.
-Or the projections are kept, for 9 products and more memory.
+discarded; the backward pass projects it again. All images use the same rows in turn, which stay in the cache. A
+training step with three maps has 12 large matrix products instead of 9, and is faster than 9 that write their results
+to memory. With `keep`, the projections are kept in bfloat16, for 9 products and more memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def plain_sums(
     masks: Sequence[int],
     rectify: bool = False,
 ) -> Tensor:
-    """The formula itself, in float32 at the least: (N, C_i, L), (d, C_i), (d,) -> (terms, N, d)."""
+    """Return the sums (terms, N, d) by the plain formula, in float32 or wider."""
     dtype = torch.promote_types(maps[0].dtype, torch.float32)
     projected = [
         weight.to(dtype) @ x.to(dtype) + bias.to(dtype)[:, None]
@@ -45,7 +45,7 @@ def plain_sums(
 
 
 def members(mask: int) -> list[int]:
-    """The projections in a term."""
+    """Return the indices of the projections in a term."""
     return [index for index in range(mask.bit_length()) if mask >> index & 1]
 
 
@@ -100,7 +100,7 @@ def _backward(
             if of_maps[index] is None and of_weights[index] is None and of_biases[index] is None:
                 continue
             upstream = _upstream(index, projected, masks, grad[:, n, rows, None], tiles)
-            if rectify:  # one pass, in place: 0 where the projection was clipped
+            if rectify:  # one pass, in place: 0 where ReLU gave 0
                 torch.ops.aten.threshold_backward(upstream, projected[index], 0, grad_input=upstream)
             if (gradient := of_maps[index]) is not None:
                 add_product(gradient[n], tiles.transposed()[index], upstream, is_first=rows.start == 0)
@@ -112,7 +112,7 @@ def _backward(
 
 
 class _Tiles:
-    """Walks over images and rows of the projections, with the memory that one tile needs."""
+    """An iterator over images and rows of the projections, with one tile's buffers."""
 
     def __init__(self, maps: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
         self._all = (maps, weights, biases)
@@ -137,7 +137,7 @@ class _Tiles:
                 yield n, rows
 
     def transposed(self) -> list[Tensor]:
-        """These rows of the weights, transposed once for all images: oneDNN would copy them for each."""
+        """Return these rows of the weights transposed, once for all images."""
         self._transposed = self._transposed or [weight.T.contiguous() for weight in self.weights]
         return self._transposed
 
@@ -150,7 +150,7 @@ class _Tiles:
         return self._buffers[1][: self._height]
 
     def project(self, rows: slice, rectify: bool) -> list[Tensor]:
-        """This tile's projections, (rows, L) each."""
+        """Return this tile's projections, (rows, L) each."""
         biases = [bias[rows, None].to(self.dtype) for bias in self._all[2]]
         projected = [
             matmul(weight, x).add_(bias) for x, weight, bias in zip(self.maps, self.weights, biases, strict=True)
@@ -158,12 +158,12 @@ class _Tiles:
         return [tile.relu_() for tile in projected] if rectify else projected
 
     def load(self, kept: Tensor) -> list[Tensor]:
-        """This tile's projections, as the forward pass kept them."""
+        """Return this tile's projections from those that the forward pass kept."""
         return [tile.to(self.dtype) for tile in kept]
 
 
 def _product(projected: Sequence[Tensor], indices: Sequence[int], out: Tensor) -> Tensor:
-    """The product of some projections' tiles, in `out` unless it is a single one."""
+    """Return the product of some projections, in `out` unless it is a single one."""
     if not indices:
         return out.fill_(1)
     if len(indices) == 1:
@@ -175,7 +175,7 @@ def _product(projected: Sequence[Tensor], indices: Sequence[int], out: Tensor) -
 
 
 def _upstream(index: int, projected: Sequence[Tensor], masks: Sequence[int], grad: Tensor, tiles: _Tiles) -> Tensor:
-    """The gradient of one projection's tile: over its terms, grad of the sum x product of the others."""
+    """Return the gradient of one projection: sum of grad x product of the others."""
     total = tiles.upstream
     is_first = True
     for term, mask in enumerate(masks):

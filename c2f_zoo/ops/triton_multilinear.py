@@ -1,9 +1,8 @@
-"""`multilinear_sums` as fused Triton kernels: no projection, (N, d, H * W), is ever held in memory.
+"""`multilinear_sums` as fused Triton kernels that write no projection to memory.
 
-The forward kernel keeps a tile of every projection in registers, multiplies the tiles, sums over the locations
-and writes nothing but the sums. The backward pass projects again, for `_CHUNK` of the d units at a time: a kernel
-writes the gradients of that chunk's projections, and matrix products (cuBLAS) turn them into the gradients of
-maps and weights.
+The forward kernel keeps a tile of every projection in registers, multiplies the tiles, sums over locations and writes
+only the sums. The backward pass projects again, `_CHUNK` of the d units at a time: a kernel writes the gradients of
+that chunk's projections, and matrix products (cuBLAS) turn them into gradients of maps and weights.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ except ImportError:
     triton = tl = None
 
 _T = TypeVar("_T")
-# Without Triton the kernels are functions that nobody calls.
+# Without Triton the kernels are never called.
 _jit: Any = (lambda kernel: kernel) if triton is None else triton.jit
 
 
 class _Tile(NamedTuple):
-    """What one program works on at a time, and with how many warps and stages of its pipeline."""
+    """The block of one program, and the numbers of its warps and pipeline stages."""
 
     units: int
     channels: int
@@ -40,18 +39,18 @@ class _Tile(NamedTuple):
     stages: int
 
 
-# Compiled for an H100 these use up to 235 of a thread's 255 registers (three float32 tiles of units x locations live
-# at once) and spill none; 128 x 128 spills. float32 without TF32 has no tensor cores, so its tiles are smaller.
+# Compiled for an H100, three float32 tiles of units x locations use up to 235 of a thread's 255 registers without
+# spilling; 128 x 128 spills. float32 without TF32 has no tensor cores, so that its tiles are smaller.
 _TILES = {
     torch.float32: _Tile(64, 32, 64, warps=8, stages=2),
     torch.float16: _Tile(128, 64, 64, warps=8, stages=3),
     torch.bfloat16: _Tile(128, 64, 64, warps=8, stages=3),
 }
 MAX_PROJECTIONS = 3
-# Units whose gradients exist at once in the backward pass: enough of them for efficient matrix products.
+# Units whose gradients exist at once in the backward pass: enough for efficient matrix products.
 _CHUNK = 1024
-# float16 slopes are scaled to at most this: far from its end at 65504, and 28 powers of two above its least
-# normal number, because how far below the bound they stay is not known.
+# float16 slopes are scaled to at most this: far below the largest float16, 65504, and 28 powers of two above the
+# smallest normal one, because the distance of the slopes from the bound is unknown.
 _LARGEST_SLOPE = 2.0**14
 
 
@@ -61,28 +60,28 @@ def triton_multilinear_sums(
     biases: Sequence[Tensor | None],
     terms: Sequence[tuple[int, ...]],
 ) -> list[Tensor]:
-    """`c2f_zoo.ops.multilinear_sums` in kernels that never write a projection to memory.
+    """Compute `c2f_zoo.ops.multilinear_sums` without writing projections to memory.
 
-    The projections are made in autocast's dtype, or else the weights'; biases, products and sums in float32.
-    float32 is exact (no TF32 in the kernels). In float16 each image's map and the gradients are scaled by powers
-    of two, as in `c2f_zoo.ops.project`. There is no second derivative.
+    Projections run in the dtype of autocast or of the weights; biases, products and sums in float32. float32 is exact
+    (the kernels do not use TF32). In float16 each image's map and the gradients are scaled by powers of two, as in
+    `c2f_zoo.ops.project`. There is no second derivative.
 
     Args:
-        maps: the feature maps X_i, (N, C_i, H, W), one spatial size, at most three; any memory layout, where
+        maps: the feature maps X_i, (N, C_i, H, W), one spatial size, at most three. Any memory layout works;
             channels_last saves a copy of the map.
         weights: the projections U_i, (d, C_i).
         biases: their biases b_i, (d,), or None.
-        terms: for each sum the indices of the maps that it multiplies, each at most once.
+        terms: indices of the maps of each product, each at most once.
 
     Returns:
         For each term a tensor (N, d), float32.
 
     Raises:
-        ValueError: the kernels do not serve these maps, terms or dtype; `unsupported` says so in advance.
+        ValueError: the kernels do not support these maps, terms or dtype; see `unsupported`.
     """
     reason = unsupported(maps, terms) or _unsupported_parameters(maps, weights, biases)
     if reason is not None:
-        raise ValueError(f"triton_multilinear_sums can't serve {reason}; use multilinear_sums")
+        raise ValueError(f"triton_multilinear_sums does not support {reason}; use multilinear_sums")
     masks = [sum(1 << index for index in term) for term in terms]
     distinct = tuple(dict.fromkeys(masks))
     dtype = compute_dtype(maps[0], weights[0])
@@ -92,22 +91,19 @@ def triton_multilinear_sums(
 
 
 def available() -> bool:
-    """Whether Triton is installed and has something to run on: a GPU, or its interpreter.
+    """Return whether Triton is installed and there is a GPU or its interpreter.
 
-    The interpreter runs the kernels slowly on the CPU; TRITON_INTERPRET=1 must be set before Triton is imported.
+    The interpreter runs the kernels slowly on the CPU. It requires TRITON_INTERPRET=1 before Triton is imported.
     """
     return triton is not None and (torch.cuda.is_available() or _interpreted())
 
 
 def unsupported(maps: Sequence[Tensor], terms: Sequence[tuple[int, ...]]) -> str | None:
-    """Says why `triton_multilinear_sums` can't serve these maps and terms; None where it can.
+    """Return why `triton_multilinear_sums` does not support these inputs, or None.
 
     Args:
         maps: the feature maps, (N, C_i, H, W).
-        terms: which maps each sum multiplies.
-
-    Returns:
-        What stands in the way, in words, or None.
+        terms: indices of the maps of each product.
 
     Examples:
         >>> unsupported([torch.ones(1, 2, 3, 3, dtype=torch.float64)], [(0,)])
@@ -117,15 +113,12 @@ def unsupported(maps: Sequence[Tensor], terms: Sequence[tuple[int, ...]]) -> str
 
 
 def unsupported_kind(terms: Sequence[tuple[int, ...]], dtype: torch.dtype, device: str) -> str | None:
-    """Says why the kernels can't serve such a problem, where there are no maps yet; None where they can.
+    """Return why the kernels do not support these terms, dtype and device, or None.
 
     Args:
-        terms: which maps each sum multiplies.
-        dtype: in which the projections would be made.
-        device: where, e.g. `"cuda"`.
-
-    Returns:
-        What stands in the way, in words, or None.
+        terms: indices of the maps of each product.
+        dtype: dtype of the projections.
+        device: type of the device, e.g. `"cuda"`.
 
     Examples:
         >>> unsupported_kind([(0, 0)], torch.float32, "cuda")
@@ -168,7 +161,7 @@ def _unsupported_maps(maps: Sequence[Tensor]) -> str | None:
 def _unsupported_parameters(
     maps: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor | None]
 ) -> str | None:
-    # The kernels trust these shapes: they would read beyond a tensor that is too small.
+    # The kernels do not check shapes: they would read beyond the end of a small tensor.
     if not len(maps) == len(weights) == len(biases):
         return f"{len(maps)} maps with {len(weights)} weights and {len(biases)} biases: give one of each a map"
     dtype, dim = compute_dtype(maps[0], weights[0]), len(weights[0])
@@ -202,7 +195,7 @@ def _unsupported_device(device: torch.device) -> str | None:
 
 
 class _MultilinearSums(torch.autograd.Function):
-    """(masks, dtype, *maps, *weights, *biases) -> the sums, (terms, N, d); bit i of a mask is projection i."""
+    """The sums (terms, N, d) as a differentiable function; bit i of a mask is projection i."""
 
     @staticmethod
     def forward(ctx: Any, masks: tuple[int, ...], dtype: torch.dtype, *inputs: Tensor | None) -> Tensor:
@@ -213,7 +206,7 @@ class _MultilinearSums(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
         saved = ctx.saved_tensors
-        with torch.no_grad(), without_autocast(upstream):  # backward() may have been called under autocast
+        with torch.no_grad(), without_autocast(upstream):  # backward() may run under autocast
             found = _input_gradients(saved, ctx.needs_input_grad[2:], upstream.contiguous(), ctx.masks, ctx.dtype)
         if torch.is_grad_enabled():  # create_graph=True
             found = [each if each is None else _NoSecondDerivative.apply(each, upstream, *saved) for each in found]
@@ -221,7 +214,10 @@ class _MultilinearSums(torch.autograd.Function):
 
 
 class _NoSecondDerivative(torch.autograd.Function):
-    """Hands a gradient on. `once_differentiable` would not refuse where the gradient of the sums is a constant."""
+    """A gradient that cannot be differentiated.
+
+    `once_differentiable` raises no error if the gradient of the sums is a constant.
+    """
 
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, *made_of: Tensor | None) -> Tensor:
@@ -239,7 +235,7 @@ def _input_gradients(
     masks: tuple[int, ...],
     dtype: torch.dtype,
 ) -> list[Tensor | None]:
-    """The gradients of maps, weights and biases, as `_MultilinearSums` has them; None where none is wanted."""
+    """Return the gradients of maps, weights and biases; None if not wanted."""
     projections = _projections(inputs, dtype)
     factors = _gradient_factors(projections, upstream, masks)
     gradients = [_Gradients(*its) for its in zip(projections, factors, *_in_three(wanted), strict=True)]
@@ -251,13 +247,13 @@ def _input_gradients(
 
 @dataclass(frozen=True)
 class _Projection:
-    """What the kernels read of one projection.
+    """One projection's tensors as the kernels read them.
 
     Attributes:
-        rows: the map, a row a location, (N * H * W, C), in the compute dtype; for float16 divided by `scale`.
+        rows: the map, one row per location, (N * H * W, C), in the compute dtype; for float16 divided by `scale`.
         weight: (d, C), in the compute dtype.
-        bias: (d,), float32; zeros for none.
-        scale: for each image what the product of `weight` and `rows` is multiplied by, (N,), float32.
+        bias: (d,), float32; zeros if there is none.
+        scale: factor of each image's product of `weight` and `rows`, (N,), float32.
     """
 
     rows: Tensor
@@ -275,58 +271,58 @@ def _projection(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dty
     if dtype == torch.float16:
         powers = power_of_two_above(x)
         x, scale = x.float() / powers, powers.flatten()
-    # Channels last is no copy where the map has that layout; and its rows, unlike those of 14 x 14 or 7 x 7
-    # locations, begin at addresses from which the GPU loads 16 bytes at a time.
+    # Channels last needs no copy if the map has that layout. Its rows, unlike those of 14 x 14 or 7 x 7 locations,
+    # start at addresses from which the GPU loads 16 bytes at a time.
     rows = x.to(dtype, memory_format=torch.channels_last).permute(0, 2, 3, 1).reshape(-1, x.shape[1]).contiguous()
     bias = weight.new_zeros(len(weight)) if bias is None else bias
-    # The interpreter neither multiplies nor rounds bfloat16: its kernels get the rounded values in float32.
+    # The interpreter does not support bfloat16: its kernels get the rounded values in float32.
     held = torch.float32 if dtype == torch.bfloat16 and _interpreted() else dtype
     return _Projection(rows.to(held), weight.to(dtype).to(held).contiguous(), bias.float().contiguous(), scale)
 
 
 def _in_three(items: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
-    """Maps, weights and biases, or what stands for them."""
+    """Split a list into thirds: those of maps, weights and biases."""
     count = len(items) // 3
     return items[:count], items[count : 2 * count], items[2 * count :]
 
 
 class _Gradients:
-    """The gradients of one projection's map, weight and bias: gathered in float32, a chunk of its units at a time."""
+    """The gradients of one projection's map, weight and bias, accumulated in float32."""
 
     def __init__(self, projection: _Projection, factor: Tensor, of_map: bool, of_weight: bool, of_bias: bool) -> None:
-        """Makes room for what is wanted.
+        """Allocate the wanted gradients.
 
         Args:
             projection: the projection.
-            factor: what each image's slopes are multiplied by before they are rounded to the compute dtype, (N,).
+            factor: factor of each image's slopes before they are rounded to the compute dtype, (N,).
             of_map: whether the map needs a gradient.
-            of_weight: whether the weight does.
-            of_bias: whether the bias does.
+            of_weight: whether the weight needs a gradient.
+            of_bias: whether the bias needs a gradient.
         """
         self.projection, self.factor, self.wanted = projection, factor, of_map or of_weight or of_bias
         self.map = torch.zeros_like(projection.rows, dtype=torch.float32) if of_map else None
         self.weight = torch.zeros_like(projection.weight, dtype=torch.float32) if of_weight else None
         self.bias = torch.zeros_like(projection.bias) if of_bias else None
-        self.rows, self.share = _shared_rows(projection, factor) if of_weight else (projection.rows, None)
+        self.rows, self.largest = _weighted_rows(projection, factor) if of_weight else (projection.rows, None)
 
     def add(self, units: slice, slopes: Tensor, bias_parts: Tensor) -> None:
-        """Adds what a chunk contributes.
+        """Add the gradients of a chunk.
 
         Args:
             units: the chunk.
             slopes: the gradients of its projections times `factor`, (units, N * H * W), in the compute dtype.
-            bias_parts: their sums over some locations each, without the factor, (parts, units), float32.
+            bias_parts: their sums over blocks of locations, without the factor, (parts, units), float32.
         """
         if self.map is not None:
             self.map += _matmul_float32(slopes.t(), self.projection.weight[units])
         if self.weight is not None:
             product = _matmul_float32(slopes, self.rows)
-            self.weight[units] = product if self.share is None else product * self.share
+            self.weight[units] = product if self.largest is None else product * self.largest
         if self.bias is not None:
             self.bias[units] = bias_parts.sum(dim=0)
 
     def like(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> list[Tensor | None]:
-        """The gradients in their inputs' dtypes, and the map's in its layout; None for what is not wanted."""
+        """Return the gradients in their inputs' dtypes and layouts; None if not wanted."""
         of_map = None
         if self.map is not None:
             channels_last = self.map.view(len(x), *x.shape[2:], x.shape[1]).div_(self.factor[:, None, None, None])
@@ -336,23 +332,23 @@ class _Gradients:
         return [of_map, of_weight, of_bias]
 
 
-def _shared_rows(projection: _Projection, factor: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Rows and one number that turn slopes with a factor for each image into the weight's gradient.
+def _weighted_rows(projection: _Projection, factor: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return rows and a number that turn scaled slopes into the weight's gradient.
 
-    An image whose share is less than 2^-24 of another's adds nothing, as it would in a sum of float32.
+    An image with less than 2^-24 of the weight of another adds nothing, as in a float32 sum.
     """
     if projection.rows.dtype != torch.float16:
         return projection.rows, None
-    # In float64: where a map and its gradient are zeros, both are 1e-30.
-    shares = projection.scale.double() / factor
-    largest = shares.amax()
-    ratios = (shares / largest).half()
+    # In float64: if a map and its gradient are zeros, both factors are 1e-30.
+    weights = projection.scale.double() / factor
+    largest = weights.amax()
+    ratios = (weights / largest).half()
     rows = projection.rows.view(len(ratios), -1) * ratios[:, None]
     return rows.view_as(projection.rows), largest
 
 
 def _gradient_factors(projections: list[_Projection], upstream: Tensor, masks: tuple[int, ...]) -> list[Tensor]:
-    """For each projection and image a power of two that brings the slopes into float16's range, (N,); else ones."""
+    """Return powers of two (N,) that bring each projection's slopes into float16's range."""
     if projections[0].rows.dtype != torch.float16:
         return [torch.ones_like(projection.scale) for projection in projections]
     largest = [_largest(projection) for projection in projections]
@@ -368,7 +364,7 @@ def _gradient_factors(projections: list[_Projection], upstream: Tensor, masks: t
 
 
 def _largest(projection: _Projection) -> Tensor:
-    """A bound on |P| over the locations, (N, d): the norms of weight and location, by Cauchy and Schwarz."""
+    """Return a bound of |P| over the locations, (N, d), by Cauchy-Schwarz."""
     norms = torch.linalg.vector_norm(projection.rows, dim=1, dtype=torch.float32)
     norm = norms.view(len(projection.scale), -1).amax(dim=1) * projection.scale
     weight_norms = torch.linalg.vector_norm(projection.weight, dim=1, dtype=torch.float32)
@@ -386,13 +382,13 @@ def _add_chunk(
 
 
 def _matmul_float32(a: Tensor, b: Tensor) -> Tensor:
-    """The product in float32 of matrices of any one dtype."""
+    """Return the product in float32 of two matrices of the same dtype."""
     if a.is_cuda and a.dtype != torch.float32:
         if "dtype" in torch.ops.aten.mm.overloads() and torch.version.hip is None:  # torch 2.8
             return torch.mm(a, b, out_dtype=torch.float32)
         if a.dtype == torch.bfloat16:
             return (a @ b).float()
-    return a.float() @ b.float()  # older torch too: float16 would overflow
+    return a.float() @ b.float()  # also for older torch: float16 would overflow
 
 
 def _launch_sums(projections: list[_Projection], masks: tuple[int, ...]) -> Tensor:
@@ -417,7 +413,10 @@ def _launch_sums(projections: list[_Projection], masks: tuple[int, ...]) -> Tens
 def _launch_slopes(
     gradients: list[_Gradients], upstream: Tensor, masks: tuple[int, ...], units: slice
 ) -> tuple[Tensor, Tensor]:
-    """For each projection its slopes times factor, (units, N * H * W), and their sums for each block of locations."""
+    """Return each projection's scaled slopes and their sums over blocks of locations.
+
+    Slopes are (projections, units, N * H * W), sums (projections, blocks, units).
+    """
     projections = [each.projection for each in gradients]
     first = projections[0]
     batch, width = len(first.scale), units.stop - units.start
@@ -456,7 +455,7 @@ def _channels(projections: list[_Projection]) -> list[int]:
 
 
 def _three(items: list[_T]) -> list[_T]:
-    """Fills up to three; the kernels leave what is beyond `count` alone."""
+    """Fill a list up to three items; the kernels ignore items beyond `count`."""
     return (items + items[:1] * 2)[:3]
 
 
@@ -473,8 +472,8 @@ def _constants(tile: _Tile, projections: list[_Projection], masks: tuple[int, ..
     }
 
 
-# The kernels. Three bits a term in `term_bits` say which projections it multiplies. Offsets are int64 where they
-# may pass 2^31: in maps, weights and slopes.
+# The kernels. `term_bits` has three bits per term, one for each of its projections. Offsets in maps, weights and slopes
+# are int64, since they may exceed 2^31.
 
 
 @_jit
@@ -482,7 +481,7 @@ def _project_tile(
     rows, weight, bias, scale, image, locations, units, length, channels, stop,
     block_d: tl.constexpr, block_c: tl.constexpr, block_l: tl.constexpr,
 ):  # fmt: skip
-    """P at a tile of units and locations of an image, float32; 0 at locations that the map does not have."""
+    """Return P at a tile of units and locations, float32; 0 outside the map."""
     inside, exists = locations < length, units < stop
     row = rows + (image * length + locations)[None, :] * channels
     column = weight + units.to(tl.int64)[:, None] * channels
@@ -494,12 +493,12 @@ def _project_tile(
         b = tl.load(row + channel[:, None], mask=known[:, None] & inside[None, :], other=0.0)
         tile = tl.dot(a, b, tile, input_precision="ieee")
     tile = tile * tl.load(scale + image) + tl.load(bias + units, mask=exists, other=0.0)[:, None]
-    return tl.where(inside[None, :], tile, 0.0)  # where there is no location, there is no bias either
+    return tl.where(inside[None, :], tile, 0.0)  # no bias outside the map
 
 
 @_jit
 def _product(p0, p1, p2, bits: tl.constexpr):
-    """The product of the projections whose bits are set; 1 for none."""
+    """Return the product of the projections whose bits are set; 1 for none."""
     product = tl.full(p0.shape, 1.0, tl.float32)
     if bits & 1:
         product = product * p0
@@ -531,7 +530,10 @@ def _sums_kernel(
     count: tl.constexpr, terms: tl.constexpr, term_bits: tl.constexpr, columns: tl.constexpr,
     block_d: tl.constexpr, block_c: tl.constexpr, block_l: tl.constexpr,
 ):  # fmt: skip
-    """The sums of one image at one block of units; programs of an image run side by side and share its map."""
+    """Compute the sums of one image at one block of units.
+
+    Programs of one image run next to each other and share its map.
+    """
     blocks = tl.cdiv(dim, block_d)
     image = (tl.program_id(0) // blocks).to(tl.int64)
     units = tl.program_id(0) % blocks * block_d + tl.arange(0, block_d)
@@ -557,7 +559,7 @@ def _slopes_kernel(
     count: tl.constexpr, terms: tl.constexpr, term_bits: tl.constexpr, wanted: tl.constexpr,
     block_d: tl.constexpr, block_c: tl.constexpr, block_l: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of the projections at one tile of units and locations of an image."""
+    """Compute the gradients of the projections at a tile of units and locations."""
     blocks = tl.cdiv(stop - start, block_d)
     place = tl.program_id(0) // blocks
     length_blocks = tl.cdiv(length, block_l)
@@ -577,7 +579,9 @@ def _slopes_kernel(
                     slope += tl.load(gradient, mask=units < stop, other=0.0)[:, None] * _product(
                         p0, p1, p2, ((term_bits >> (3 * term)) & 7) - (1 << index)
                     )
-            slope = tl.where((locations < length)[None, :], slope, 0.0)  # a term of one projection is 1 everywhere
+            slope = tl.where(
+                (locations < length)[None, :], slope, 0.0
+            )  # a term of one projection has the product 1 everywhere
             row = index * (stop - start) + units - start
             parts = bias_parts + (index * batch * length_blocks + place) * (stop - start) + units - start
             tl.store(parts, tl.sum(slope, axis=1), mask=units < stop)

@@ -1,4 +1,4 @@
-"""Poolings: from feature maps to one vector; one module for each method, created by name."""
+"""Poolings: one module per method, from feature maps to one vector."""
 
 import importlib
 import pkgutil

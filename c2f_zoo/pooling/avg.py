@@ -1,4 +1,4 @@
-"""Average pooling: the plain baseline, and the linear probe's."""
+"""Average pooling: the baseline, also of the linear probe."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from c2f_zoo.pooling.registry import register_pooling
 
 @register_pooling("avg")
 class AveragePooling(Pooling):
-    """The mean over locations of each map, concatenated: global average pooling (Lin et al., ICLR 2014).
+    """Global average pooling: the mean over locations of each channel.
 
     Args:
         in_channels: number of channels of each map; the maps may differ in size.
     """
 
-    description = "The mean over locations of each map, concatenated: global average pooling"
+    description = "Global average pooling: the mean of each channel over locations"
     source = "Lin et al., ICLR 2014"
     one_size = False
 
@@ -29,6 +29,6 @@ class AveragePooling(Pooling):
         super().__init__(in_channels, out_features=sum(in_channels))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Pools maps of shape (N, C_i, H_i, W_i) to (N, out_features)."""
+        """Pool maps of shape (N, C_i, H_i, W_i) to (N, out_features)."""
         check_channels(maps, self.in_channels)
         return torch.cat([at_least_float32(x).mean(dim=(2, 3)) for x in maps], dim=1).to(maps[0].dtype)

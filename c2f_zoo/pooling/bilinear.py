@@ -15,9 +15,9 @@ from c2f_zoo.pooling.registry import register_pooling
 
 @register_pooling("bilinear")
 class BilinearPooling(Pooling):
-    """The Gram matrix of one tap, or of two: `X Y^T` (Lin et al., ICCV 2015; Huo et al., eq. 1).
+    """Bilinear pooling (B-CNN): the Gram matrix `X Y^T` of one map or of two.
 
-    B-CNN: sum_l x_l y_l^T over locations, signed root, l2. It has no parameters. With one map, y is x.
+    sum_l x_l y_l^T over locations, then signed root and l2. There are no parameters. With one map, y is x.
 
     Args:
         in_channels: number of channels of the one or two maps.
@@ -25,10 +25,10 @@ class BilinearPooling(Pooling):
         align: what to do with two maps of different sizes: `"error"` or `"pool"`.
 
     Raises:
-        ValueError: neither one map nor two.
+        ValueError: the number of maps is not 1 or 2.
     """
 
-    description = "The Gram matrix of one tap, or of two: `X Y^T`"
+    description = "The Gram matrix of one map or two: `X Y^T`"
     source = "Lin et al., ICCV 2015; Huo et al., eq. 1"
 
     def __init__(self, in_channels: Sequence[int], grad_eps: float = 1e-4, align: Align = "error") -> None:
@@ -40,7 +40,7 @@ class BilinearPooling(Pooling):
         self.one_size = align == "error"
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Pools maps of shape (N, C_i, H, W) to (N, out_features): row-major x_i y_j."""
+        """Pool maps of shape (N, C_i, H, W) to (N, out_features), x_i y_j row by row."""
         maps = align_maps(maps, self.in_channels, self.align)
         sums = gram(maps[0], maps[-1]).flatten(1)
         return signed_sqrt_l2(sums, self.grad_eps).to(maps[0].dtype)

@@ -15,7 +15,7 @@ Align = Literal["error", "pool"]
 
 
 def check_num_maps(name: str, in_channels: Sequence[int], allowed: Sequence[int]) -> None:
-    """Raises a ValueError unless a pooling of this name can take that many maps."""
+    """Raise a ValueError unless the number of maps is one of `allowed`."""
     if len(in_channels) not in allowed:
         wanted = " or ".join(str(number) for number in allowed)
         noun = "map" if list(allowed) == [1] else "maps"
@@ -23,29 +23,29 @@ def check_num_maps(name: str, in_channels: Sequence[int], allowed: Sequence[int]
 
 
 def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
-    """Raises a ValueError, with close names, unless an option has one of the values that it may have."""
+    """Raise a ValueError with close names unless `value` is one of `choices`."""
     if value not in choices:
         raise unknown_name(option, value, choices)
 
 
 def check_channels(maps: Sequence[Tensor], in_channels: Sequence[int]) -> None:
-    """Raises a ValueError unless the maps have the promised numbers of channels."""
+    """Raise a ValueError unless the maps have these numbers of channels."""
     channels = [x.shape[1] for x in maps]
     if channels != list(in_channels):
-        raise ValueError(f"the pooling was made for maps of {list(in_channels)} channels, not {channels}")
+        raise ValueError(f"the pooling takes maps of {list(in_channels)} channels, not {channels}")
 
 
 def align_maps(maps: Sequence[Tensor], in_channels: Sequence[int], align: Align) -> list[Tensor]:
-    """Brings maps to one spatial size, by the rule that the user chose.
+    """Return maps of one spatial size, as the option `align` says.
 
     Args:
         maps: the feature maps (N, C_i, H_i, W_i).
-        in_channels: the numbers of channels C_i that they must have.
-        align: `"error"`: they must be of one size. `"pool"`: each is average-pooled to the least height and
-            the least width among them (`adaptive_avg_pool2d`); a map of that size stays as it is.
+        in_channels: their numbers of channels C_i.
+        align: `"error"` requires one size. `"pool"` average-pools each map to the smallest height and the smallest
+            width among them (`adaptive_avg_pool2d`); a map of that size is unchanged.
 
     Raises:
-        ValueError: other numbers of channels, or another size under `"error"`.
+        ValueError: other numbers of channels, or different sizes with `"error"`.
     """
     check_channels(maps, in_channels)
     sizes = [(x.shape[2], x.shape[3]) for x in maps]
@@ -60,7 +60,7 @@ def align_maps(maps: Sequence[Tensor], in_channels: Sequence[int], align: Align)
 
 
 def check_one_size(sizes: Sequence[tuple[int, int]]) -> None:
-    """Raises a ValueError unless all (height, width) are the same."""
+    """Raise a ValueError unless all (height, width) are equal."""
     if any(size != sizes[0] for size in sizes):  # not a set: under torch.export sizes may be symbols
         shown = ", ".join(f"{height} x {width}" for height, width in sizes)
         raise ValueError(

@@ -25,25 +25,25 @@ Sketch = Literal["tensor_sketch", "random_maclaurin"]
 
 @register_pooling("compact_bilinear")
 class CompactBilinearPooling(Pooling):
-    """A fixed random sketch of `X Y^T`, d entries long (Gao et al., CVPR 2016).
+    """Compact bilinear pooling (CB-CNN): a random sketch of `X Y^T` with d entries.
 
-    CB-CNN: inner products of two sketches are, on average over sketches, those of the bilinear vectors. Signed
-    root and l2 follow. It has no parameters; the sketch is drawn from a generator of its own and saved.
+    The inner product of two sketches is an unbiased estimate of that of the bilinear vectors. Signed root and l2
+    follow. There are no parameters; the sketch is drawn once, from its own generator, and saved.
 
     Args:
         in_channels: number of channels of the one or two maps.
         dim: length d of the sketch.
         sketch: `"tensor_sketch"` (their algorithm 2), or `"random_maclaurin"` (algorithm 1), which projects
             each location on random signs and multiplies.
-        seed: which sketch is drawn.
+        seed: seed of the sketch.
         grad_eps: bound on the root's gradient, see `c2f_zoo.ops.signed_sqrt`.
         align: what to do with two maps of different sizes: `"error"` or `"pool"`.
 
     Raises:
-        ValueError: neither one map nor two, or `sketch` is neither of the two.
+        ValueError: the number of maps is not 1 or 2, or `sketch` is unknown.
     """
 
-    description = "A fixed random sketch of `X Y^T`, d entries long"
+    description = "A fixed random sketch of `X Y^T` with d entries"
     source = "Gao et al., CVPR 2016"
 
     hashes_x: Tensor
@@ -78,7 +78,7 @@ class CompactBilinearPooling(Pooling):
                 self.register_buffer(f"signs_{name}", draw_signs((dim, channels), generator))
 
     def sums(self, maps: Sequence[Tensor]) -> Tensor:
-        """The sketch, (N, d), before root and norm: inner products of two estimate those of two Gram matrices."""
+        """Return the sketches (N, d) before root and norm, which estimate Gram matrices."""
         maps = align_maps(maps, self.in_channels, self.align)
         x, y = maps[0], maps[-1]
         if self.sketch == "tensor_sketch":
@@ -88,5 +88,5 @@ class CompactBilinearPooling(Pooling):
         return multilinear_sums([x, y], signs, [None, None], [(0, 1)])[0] / self.out_features**0.5
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Pools maps of shape (N, C_i, H, W) to (N, dim)."""
+        """Pool maps of shape (N, C_i, H, W) to (N, dim)."""
         return signed_sqrt_l2(self.sums(maps), self.grad_eps).to(maps[0].dtype)

@@ -1,4 +1,4 @@
-"""What a pooling is and what it costs, for tables."""
+"""Descriptions and costs of poolings, for tables."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class PoolingDescription:
     """A row of the table of poolings.
 
     Attributes:
-        description: what it computes.
-        source: the publication it comes from.
-        parameters: number of trained parameters.
+        description: the pooling's `description`.
+        source: the pooling's `source`.
+        parameters: number of trainable parameters.
         out_features: length of the vector.
-        multiply_adds: multiply-adds of one image's forward pass by the plain formula; an element-wise product, power
+        multiply_adds: multiply-adds of one image's forward pass with the plain formula. An element-wise product, power
             or comparison counts as one, an FFT of n real numbers as 5/4 n log2(n).
     """
 
@@ -39,13 +39,13 @@ class PoolingDescription:
 def describe_pooling(
     name: str, in_channels: Sequence[int], size: tuple[int, int], **options: object
 ) -> PoolingDescription:
-    """Describes a pooling, and counts what it costs by running it once.
+    """Describe a pooling, and count its parameters and operations in one run.
 
     Args:
         name: one of `list_poolings()`.
         in_channels: number of channels of each map.
         size: (height, width) of the maps.
-        **options: as for `create_pooling`.
+        **options: options of `create_pooling`.
 
     Examples:
         >>> row = describe_pooling("mlp", [512, 512, 512], (2, 2), dim=16)
@@ -97,7 +97,7 @@ def _of_tiled_sums(
     return 2 * maps[0].shape[0] * maps[0].shape[2] * (projections + products)
 
 
-# Multiplications and convolutions of matrices are counted by PyTorch.
+# PyTorch counts matrix products and convolutions.
 _FLOPS: dict[Any, Any] = {
     torch.ops.aten.mul: _of_output,
     torch.ops.c2f_zoo.tiled_sums: _of_tiled_sums,

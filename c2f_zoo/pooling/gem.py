@@ -15,40 +15,40 @@ from c2f_zoo.pooling.registry import register_pooling
 
 @register_pooling("gem")
 class GeneralizedMeanPooling(Pooling):
-    """The generalised mean `(mean_l x_l^p)^(1/p)` of each map, concatenated (Radenovic et al., TPAMI 2019).
+    """Generalised-mean pooling: `(mean_l x_l^p)^(1/p)` of each channel.
 
-    p = 1 is the average, p -> infinity the maximum; p is one trained number. Values below `eps` count as `eps`,
-    negative ones too: it is made for maps behind a ReLU.
+    p is one trained number: 1 gives the average, infinity the maximum. Values below `eps`, negative ones included, are
+    raised to `eps`: the pooling is meant for maps behind a ReLU.
 
     Args:
         in_channels: number of channels of each map; the maps may differ in size.
-        p: where p starts, > 0.
-        eps: the least value, > 0.
+        p: initial value of p, > 0.
+        eps: lower bound of the values, > 0.
 
     Raises:
-        ValueError: `p` or `eps` is not above 0.
+        ValueError: `p` or `eps` is 0 or less.
     """
 
-    description = "The generalised mean `(mean_l x_l^p)^(1/p)` of each map, concatenated"
+    description = "The generalised mean `(mean_l x_l^p)^(1/p)` of each channel"
     source = "Radenovic et al., TPAMI 2019"
     one_size = False
 
     def __init__(self, in_channels: Sequence[int], p: float = 3.0, eps: float = 1e-6) -> None:
         if p <= 0 or eps <= 0:
-            raise ValueError(f"gem wants p and eps above 0, not p={p} and eps={eps}")
+            raise ValueError(f"gem requires p > 0 and eps > 0, not p={p} and eps={eps}")
         super().__init__(in_channels, out_features=sum(in_channels))
         self.eps = eps
         self.p = nn.Parameter(torch.tensor(float(p)))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Pools maps of shape (N, C_i, H_i, W_i) to (N, out_features)."""
+        """Pool maps of shape (N, C_i, H_i, W_i) to (N, out_features)."""
         check_channels(maps, self.in_channels)
         return torch.cat([self._mean(at_least_float32(x)) for x in maps], dim=1).to(maps[0].dtype)
 
     def _mean(self, x: Tensor) -> Tensor:
         x = x.clamp(min=self.eps)
-        # Powers of at most 1 do not overflow. The largest value is a constant to autograd: the mean is
-        # homogeneous, so it does not depend on what x is divided by and multiplied with.
+        # Powers of at most 1 do not overflow. The largest value is a constant for autograd: the mean is
+        # homogeneous, so that the result does not depend on the scale.
         largest = x.detach().amax(dim=(2, 3), keepdim=True)
         p = self.p.to(x.dtype)
         return (x / largest).pow(p).mean(dim=(2, 3)).pow(1 / p) * largest.flatten(1)

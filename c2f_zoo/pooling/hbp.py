@@ -24,7 +24,7 @@ class HbpPooling(MultilinearPooling):
         impl: the implementation, see [fast pooling](../explanation/fast-pooling.md); None chooses.
 
     Raises:
-        ValueError: not three maps.
+        ValueError: the number of maps is not 3.
     """
 
     description = "Three cross-layer pairs: `concat(UX*VY, UX*WZ, VY*WZ)`"

@@ -17,23 +17,23 @@ from c2f_zoo.pooling.registry import register_pooling
 
 @register_pooling("isqrt_cov")
 class IsqrtCovPooling(Pooling):
-    """The square root of the covariance, by Newton and Schulz, its upper triangle (Li et al., CVPR 2018).
+    """iSQRT-COV (fast MPN-COV): the upper triangle of the covariance's square root.
 
-    Fast MPN-COV. A 1x1 convolution first reduces the channels, here without the batch norm and ReLU that
-    follow it in the published networks. No root or norm follows: the matrix root is the normalisation.
+    The root is computed by Newton-Schulz iterations. A 1x1 convolution first reduces the channels, without the batch
+    norm and ReLU of the published networks. No root or norm follows: the matrix root is the normalisation.
 
     Args:
         in_channels: number of channels of the one map.
         dim: channels d after the reduction; None for no reduction. The vector has d (d + 1) / 2 entries.
-        iterations: of Newton and Schulz, >= 1; in float32 more than 20 may diverge where the covariance is singular, as
-            that of fewer locations than channels is.
+        iterations: Newton-Schulz iterations, >= 1. In float32 more than 20 may diverge if the covariance is singular,
+            as with fewer locations than channels.
         grad_eps: bound on the gradient of the trace's root, see `c2f_zoo.ops.signed_sqrt`.
 
     Raises:
-        ValueError: not one map, or `iterations` is below 1.
+        ValueError: the number of maps is not 1, or `iterations` is below 1.
     """
 
-    description = "The square root of the covariance, by Newton and Schulz, its upper triangle"
+    description = "The upper triangle of the square root of the covariance, by Newton-Schulz"
     source = "Li et al., CVPR 2018"
 
     def __init__(
@@ -41,7 +41,7 @@ class IsqrtCovPooling(Pooling):
     ) -> None:
         check_num_maps("isqrt_cov", in_channels, allowed=[1])
         if iterations < 1:
-            raise ValueError(f"isqrt_cov wants 1 iteration or more, not {iterations}")
+            raise ValueError(f"isqrt_cov requires iterations >= 1, not {iterations}")
         width = dim or in_channels[0]
         super().__init__(in_channels, out_features=width * (width + 1) // 2)
         self.iterations = iterations
@@ -50,7 +50,7 @@ class IsqrtCovPooling(Pooling):
         self.reduction = None if dim is None else projection(in_channels[0], dim, bias=False)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Pools a map of shape (N, C, H, W) to (N, out_features): row by row, from the diagonal on."""
+        """Pool a map (N, C, H, W) to (N, out_features), row by row from the diagonal."""
         check_channels(maps, self.in_channels)
         if self.reduction is None:
             x = at_least_float32(maps[0]).flatten(2)

@@ -15,33 +15,33 @@ from c2f_zoo.pooling.base import Pooling
 from c2f_zoo.pooling.checks import check_channels, check_num_maps
 from c2f_zoo.pooling.registry import register_pooling
 
-_SHORTEST = 1e-2  # the gradient of a location's unit vector is that of a vector no shorter than this: bounded
+_SHORTEST = 1e-2  # the gradient of a unit vector treats shorter vectors as if they had this length
 
 
 @register_pooling("kernel")
 class KernelPooling(Pooling):
-    """A compact Taylor series of a kernel: `concat(a_1 X, a_2 TS_2(X), ..., a_p TS_p(X))` (Cui et al., CVPR 2017).
+    """Kernel pooling: `concat(a_1 X, a_2 TS_2(X), ..., a_p TS_p(X))`.
 
-    Inner products of two locations' features estimate the kernel K(x, y) = sum_i a_i^2 (x . y)^i, i = 1..p, of
-    their unit vectors (a vector of zeros stays one): order 1 is the vector itself, the others are Tensor Sketches
-    of the i-fold outer product. Features are summed over locations; signed root and l2 over the whole vector follow.
+    The inner product of two locations' features estimates the kernel K(x, y) = sum_i a_i^2 (x . y)^i, i = 1..p, of
+    their unit vectors (zeros stay zeros). Order 1 is the vector itself; the others are Tensor Sketches of the i-fold
+    outer product. Features are summed over locations; signed root and l2 over the whole vector follow.
 
-    By default a_i^2 = exp(-2 gamma) (2 gamma)^i / i!, so that K is the Gaussian kernel exp(-gamma |x - y|^2) but
-    for its constant and its orders beyond p (their theorem for unit vectors). The sketches of the orders
-    share their first factors here: each order is an estimate as good as with factors of its own.
+    By default a_i^2 = exp(-2 gamma) (2 gamma)^i / i!, so that K is the Gaussian kernel exp(-gamma |x - y|^2)
+    without its constant and its orders beyond p (for unit vectors). The sketches of all orders share their first
+    factors; each order's estimate is as good as with factors of its own.
 
     Args:
         in_channels: number of channels of the one map.
         max_order: p, >= 1.
         dim: length d of each sketch; the vector has C + (p - 1) d entries, for 512 channels 12 800.
-        gamma: of the Gaussian kernel, > 0.
-        coefficients: a_i^2 for i = 1..p, >= 0, in place of the Gaussian kernel's.
+        gamma: parameter of the Gaussian kernel, > 0.
+        coefficients: a_i^2 for i = 1..p, >= 0; None for the Gaussian kernel's.
         learn_coefficients: train the a_i; otherwise they are a buffer.
-        seed: which sketches are drawn.
+        seed: seed of the sketches.
         grad_eps: bound on the root's gradient, see `c2f_zoo.ops.signed_sqrt`.
 
     Raises:
-        ValueError: not one map, `max_order` below 1, or coefficients that are not p numbers >= 0.
+        ValueError: the number of maps is not 1, `max_order` is below 1, or the coefficients are not p numbers >= 0.
     """
 
     description = "A compact Taylor series of a kernel: `concat(a_1 X, a_2 TS_2(X), ..., a_p TS_p(X))`"
@@ -63,12 +63,12 @@ class KernelPooling(Pooling):
     ) -> None:
         check_num_maps("kernel", in_channels, allowed=[1])
         if max_order < 1:
-            raise ValueError(f"kernel has orders from 1 on, so max_order={max_order} leaves none; choose 1 or more")
+            raise ValueError(f"kernel has orders 1 to max_order; max_order={max_order} leaves none; choose 1 or more")
         if coefficients is None:
             orders = range(1, max_order + 1)
             coefficients = [math.exp(-2 * gamma) * (2 * gamma) ** order / math.factorial(order) for order in orders]
         if len(coefficients) != max_order or min(coefficients) < 0:
-            raise ValueError(f"kernel wants coefficients for orders 1..{max_order}, all >= 0, not {coefficients}")
+            raise ValueError(f"kernel requires coefficients for orders 1..{max_order}, all >= 0, not {coefficients}")
         super().__init__(in_channels, out_features=in_channels[0] + (max_order - 1) * dim)
         self.dim = dim
         self.grad_eps = grad_eps
@@ -77,13 +77,13 @@ class KernelPooling(Pooling):
             self.coefficients = nn.Parameter(roots)
         else:
             self.register_buffer("coefficients", roots)
-        # Order 1 alone needs no sketch; one that is not used is drawn, for the file to have the same names.
+        # Order 1 needs no sketch; an unused one is drawn so that all files of weights have the same names.
         hashes, signs = draw_hashes(max_order, in_channels[0], dim, torch.Generator().manual_seed(seed))
         self.register_buffer("hashes", hashes)
         self.register_buffer("signs", signs)
 
     def sums(self, maps: Sequence[Tensor]) -> Tensor:
-        """The features summed over locations, before root and norm: inner products of two estimate sums of K."""
+        """Return the features (N, out_features), summed over locations, before root and norm."""
         check_channels(maps, self.in_channels)
         x = _UnitVectors.apply(at_least_float32(maps[0]).flatten(2))
         orders = [x.sum(dim=2)]
@@ -92,18 +92,18 @@ class KernelPooling(Pooling):
         return torch.cat([a * order for a, order in zip(self.coefficients.to(x.dtype), orders, strict=True)], dim=1)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Pools a map of shape (N, C, H, W) to (N, out_features)."""
+        """Pool a map of shape (N, C, H, W) to (N, out_features)."""
         return signed_sqrt_l2(self.sums(maps), self.grad_eps).to(maps[0].dtype)
 
 
 class _UnitVectors(torch.autograd.Function):
-    """Each location's vector over its length: exact forward, a gradient of at most 1 / `_SHORTEST`; zeros pass none."""
+    """Unit vectors of all locations, with a gradient of at most 1 / `_SHORTEST`; zeros have a gradient of zero."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        # First over the largest value, for squares not to vanish.
+        # Divide by the largest value first, or squares may underflow.
         x = x / x.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
         return F.normalize(x, dim=1)
 

@@ -1,4 +1,4 @@
-"""Low-rank bilinear pooling (FBP, MLB): the product of two projections of one map."""
+"""Low-rank bilinear pooling (FBP, MLB): two projections of one map."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from c2f_zoo.pooling.registry import register_pooling
 
 @register_pooling("low_rank_bilinear")
 class LowRankBilinearPooling(MultilinearPooling):
-    """Low-rank bilinear pooling: `P^T (U^T X * V^T X)`, also called factorised bilinear pooling.
+    """Low-rank (factorised) bilinear pooling: `P^T (U^T X * V^T X)`.
 
     As in HBP's and the paper's comparisons, signed root and l2 follow the sum over locations, and P is the linear
     classifier that reads the vector.
@@ -23,10 +23,10 @@ class LowRankBilinearPooling(MultilinearPooling):
         impl: the implementation, see [fast pooling](../explanation/fast-pooling.md); None chooses.
 
     Raises:
-        ValueError: not one map.
+        ValueError: the number of maps is not 1.
     """
 
-    description = "Two projections of one tap: `UX*VX`, classified by P"
+    description = "Two projections of one map: `UX*VX`, classified by P"
     source = "Kim et al., ICLR 2017; Huo et al., eq. 3"
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Max pooling: a plain baseline."""
+"""Max pooling: a baseline."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from c2f_zoo.pooling.registry import register_pooling
 
 @register_pooling("max")
 class MaxPooling(Pooling):
-    """The largest value over locations of each map, concatenated: global max pooling (Oquab et al., CVPR 2015).
+    """Global max pooling: the maximum over locations of each channel.
 
-    Locations that share the largest value share its gradient.
+    Locations that share the maximum share its gradient equally.
 
     Args:
         in_channels: number of channels of each map; the maps may differ in size.
     """
 
-    description = "The largest value over locations of each map, concatenated: global max pooling"
+    description = "Global max pooling: the maximum of each channel over locations"
     source = "Oquab et al., CVPR 2015"
     one_size = False
 
@@ -31,6 +31,6 @@ class MaxPooling(Pooling):
         super().__init__(in_channels, out_features=sum(in_channels))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Pools maps of shape (N, C_i, H_i, W_i) to (N, out_features)."""
+        """Pool maps of shape (N, C_i, H_i, W_i) to (N, out_features)."""
         check_channels(maps, self.in_channels)
         return torch.cat([at_least_float32(x.amax(dim=(2, 3))) for x in maps], dim=1).to(maps[0].dtype)

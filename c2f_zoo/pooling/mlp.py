@@ -12,7 +12,7 @@ from c2f_zoo.pooling.registry import register_pooling
 
 @register_pooling("mlp")
 class MlpPooling(MultilinearPooling):
-    """Multi-linear pooling, the paper's: products of all subsets of the projected maps.
+    """The paper's multi-linear pooling: products of all subsets of the projections.
 
     The paper has three maps, and so three pairs and one triple. For n maps the terms are all subsets of 2, 3, ...,
     `max_order` maps, the smaller subsets first.

@@ -1,4 +1,4 @@
-"""The module behind `low_rank_bilinear`, `hbp`, `trilinear` and `mlp`: they differ only in what is multiplied."""
+"""The base class of `low_rank_bilinear`, `hbp`, `trilinear` and `mlp`."""
 
 from __future__ import annotations
 
@@ -16,27 +16,28 @@ L2 = Literal["branch", "vector"]
 
 
 class MultilinearPooling(Pooling):
-    """Projects every map to `dim` channels and pools products of the projections.
+    """Pooled products of projections of maps; subclasses choose the products.
 
-    Each term's product is summed over locations, then signed square root, l2, concatenation. The projections
-    are separate 1x1 convolutions with bias and neither normalisation nor activation, initialised as in HBP's
-    Caffe release: uniform within sqrt(3 / C_i).
+    Each term's product is summed over locations; signed square root, l2 and concatenation follow. The projections are
+    separate 1x1 convolutions with bias, without normalisation or activation, initialised as in HBP's Caffe release:
+    uniform within sqrt(3 / C_i).
 
-    The paper writes U in R^(hw x d); like HBP's released network it is read as a projection of channels,
-    U in R^(C x d): the only reading in which d = 8192 and the classifier P fit.
+    The paper writes U in R^(hw x d). Like HBP's released network, this class projects channels, U in R^(C x d): only
+    so do d = 8192 and the size of the classifier P match.
 
     Args:
         in_channels: number of channels of each map.
-        terms: which projections each product takes, by index.
-        sources: for each projection the index of the map that it projects; None: one projection a map.
+        terms: indices of the projections of each product.
+        sources: index of the map of each projection; None for one projection per map.
         dim: width d of the projections.
         grad_eps: bound on the root's gradient, see `c2f_zoo.ops.signed_sqrt`.
-        l2: `"branch"` normalises each term by itself, as in HBP; `"vector"` the concatenation of all.
+        l2: normalise each term (`"branch"`, as in HBP) or the concatenation of all (`"vector"`).
         align: what to do with maps of different sizes, see `c2f_zoo.pooling.checks.align_maps`.
-        impl: one of `c2f_zoo.ops.IMPLEMENTATIONS`, which differ in speed, memory and rounding; None chooses.
+        impl: one of `c2f_zoo.ops.IMPLEMENTATIONS`, which differ in speed, memory and rounding; None chooses
+            automatically.
 
     Raises:
-        ValueError: `l2`, `align` or `impl` is none of its values.
+        ValueError: `l2`, `align` or `impl` is unknown.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class MultilinearPooling(Pooling):
         self.projections = nn.ModuleList(projection(in_channels[source], dim) for source in self.sources)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Pools maps of shape (N, C_i, H, W) to (N, out_features), in the projections' dtype."""
+        """Pool maps (N, C_i, H, W) to (N, out_features), in the projections' dtype."""
         maps = align_maps(maps, self.in_channels, self.align)
         sums = multilinear_sums(
             [maps[source] for source in self.sources],
@@ -82,7 +83,10 @@ class MultilinearPooling(Pooling):
 
 
 def projection(channels: int, dim: int, bias: bool = True) -> nn.Conv2d:
-    """A 1x1 convolution, initialised as in HBP's Caffe release: weights uniform within sqrt(3 / channels), no bias."""
+    """Build a 1x1 convolution, initialised as in HBP's Caffe release.
+
+    Weights are uniform within sqrt(3 / channels); biases are 0.
+    """
     layer = nn.Conv2d(channels, dim, kernel_size=1, bias=bias)
     bound = (3 / channels) ** 0.5
     nn.init.uniform_(layer.weight, -bound, bound)

@@ -12,27 +12,27 @@ register_pooling = POOLINGS.register
 
 
 def list_poolings(pattern: str = "*") -> list[str]:
-    """Lists the names that `create_pooling` knows, filtered by a wildcard."""
+    """List the names of the registered poolings, filtered by a wildcard."""
     return POOLINGS.names(pattern)
 
 
 def create_pooling(name: str, in_channels: Sequence[int], **options: object) -> Pooling:
-    """Makes a pooling: a module from a list of feature maps to one vector.
+    """Create a pooling: a module from a list of feature maps to one vector.
 
-    No pooling seeds or reads the global generator but for the initial weights of its projections, which come
-    from it as those of any PyTorch layer do. Random sketches have a `seed` of their own and are saved as buffers.
+    Initial weights come from PyTorch's global generator, as those of any layer. No pooling seeds it or uses it
+    otherwise. Random sketches have their own `seed` and are saved as buffers.
 
     Args:
         name: one of `list_poolings()`.
-        in_channels: number of channels of each map, one a tap.
-        **options: what the pooling of that name takes further, e.g. `dim=8192`; JSON-able.
+        in_channels: number of channels of each map, one map per tap.
+        **options: additional keyword arguments of the pooling, e.g. `dim=8192`; JSON-able.
 
     Returns:
-        A module with `forward(maps) -> Tensor`, from a list of (N, C_i, H, W) to (N, `out_features`). Where the
-        pooling multiplies maps with each other they must be of one spatial size, or `align="pool"` makes them so.
+        A module with `forward(maps) -> Tensor`, from a list of (N, C_i, H, W) to (N, `out_features`). A pooling that
+        multiplies maps with each other requires maps of one spatial size, unless its option is `align="pool"`.
 
     Raises:
-        ValueError: the name or an option is unknown, or the number of maps does not fit the pooling.
+        ValueError: the name or an option is unknown, or the pooling does not support this number of maps.
 
     Examples:
         >>> pooling = create_pooling("mlp", in_channels=[8, 8, 8], dim=16)

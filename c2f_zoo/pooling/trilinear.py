@@ -21,7 +21,7 @@ class TrilinearPooling(MultilinearPooling):
         impl: the implementation, see [fast pooling](../explanation/fast-pooling.md); None chooses.
 
     Raises:
-        ValueError: not three maps.
+        ValueError: the number of maps is not 3.
     """
 
     description = "One cross-layer triple: `UX*VY*WZ`"
