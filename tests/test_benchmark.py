@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from jsonargparse import auto_cli
 from PIL import Image
 from reference.poolings import PLAIN
 
@@ -71,11 +73,21 @@ def test_pooling_writes_a_row_for_each_variant(tmp_path: Path) -> None:
     assert "trilinear" in printed
 
 
-@pytest.mark.slow
-def test_sweep_runs_the_pooling_benchmark_at_a_point() -> None:
-    plain, ours = sweep.measure_point({"dim": 16, "batch": 1, "channels": 4, "size": 3}, repeats=1)
+def test_sweep_runs_the_pooling_benchmark_at_a_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(cases: list, repeats: int) -> list[dict]:
+        return [{**asdict(case), "repeats": repeats, **dict.fromkeys(pooling.COLUMNS.values(), 1.0)} for case in cases]
+
+    def run(command: list[str], **options: object) -> None:
+        assert Path(command[1]) == BENCHMARKS / "pooling.py"
+        auto_cli(pooling.main, args=command[2:])
+
+    monkeypatch.setattr(pooling, "measure", measure)
+    monkeypatch.setattr(subprocess, "run", run)
+    plain, ours = sweep.measure_point({"dim": 16, "batch": 1, "channels": 4, "size": 3}, repeats=2)
     assert (plain["variant"], ours["variant"]) == ("plain", "ours")
-    assert {ours[name] for name in ("dim", "batch", "channels", "size")} == {"16", "1", "4", "3"}
+    assert [ours[name] for name in ("pooling", "dim", "batch", "channels", "size", "repeats")] == [
+        "mlp", "16", "1", "4", "3", "2",
+    ]  # fmt: skip
 
 
 def test_sweep_draws_a_plot(tmp_path: Path) -> None:
