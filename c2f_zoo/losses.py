@@ -1,4 +1,4 @@
-"""Losses on the log-probabilities of one level, and their registry; a prior on a classifier's weights.
+"""Losses of one level, their registry, and a prior on a classifier's weights.
 
 A loss is a function `(log_probs, labels, tree, **options) -> scalar` of the log-probabilities and labels of one level
 and of `hierarchy.truncate(level)`. A label of -1 is unknown, and is left out of the mean. Losses do not normalize:

@@ -1,4 +1,4 @@
-"""Hierarchical metrics of one level's log-probabilities and of labels at all levels, and their registry.
+"""Hierarchical metrics and their registry.
 
 All are `torchmetrics.Metric`s whose states are sums: they are exact over several processes and for any batch size. A
 label of -1 is unknown. The mean over no samples is nan.

@@ -1,4 +1,4 @@
-"""Class trees (`tree`), reading them (`reading`, `datasets`), drawing them (`draw`), the built-in ones (`builtin`)."""
+"""Class trees: the class `Hierarchy`, readers, drawing, and the built-in trees."""
 
 from c2f_zoo.hierarchy.builtin import HIERARCHIES, list_hierarchies, load_hierarchy, register_hierarchy
 from c2f_zoo.hierarchy.draw import draw_image, draw_text

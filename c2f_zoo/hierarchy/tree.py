@@ -1,4 +1,4 @@
-"""The class tree: levels from coarse to fine, the classes of each level, and the parent of each class."""
+"""The class tree: levels, their classes, and the parent of each class."""
 
 from __future__ import annotations
 
