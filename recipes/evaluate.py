@@ -94,7 +94,7 @@ def choose_decodings(decoding: str) -> tuple[str, ...]:
 
 
 def choose_dataset(run: Path, name: str | None, options: dict[str, Any] | None) -> tuple[str, dict[str, Any]]:
-    """Return the name and the options of the dataset: those given, or else those of the run."""
+    """Return the dataset's name and options, by default those of the run."""
     if name is not None:
         return name, options or {}
     if not (run / "config.yaml").is_file():
@@ -114,7 +114,7 @@ def score(
     on_error: str,
     accelerator: Accelerator,
 ) -> list[int]:
-    """Add all images to the metrics, each once at each resolution, and return the indices of the unreadable ones.
+    """Add every image to the metrics, and return the indices of unreadable ones.
 
     Args:
         model: the model.
@@ -147,7 +147,7 @@ def score(
 
 
 def describe_images(dataset: LabelledImages, target: Tensor, unreadable: list[int], tree: Hierarchy) -> dict[str, Any]:
-    """Describe the images that were scored: how many, how many with a label at each level, and the unreadable ones."""
+    """Describe the scored images: count, labelled at each level, unreadable ones."""
     readable = torch.ones(len(target), dtype=torch.bool)
     readable[unreadable] = False
     return {
@@ -184,7 +184,7 @@ def report(
 ) -> None:
     """Print the tables, the unreadable images and the files written."""
     source = f"{results['images']} {results['split']} images of {results['dataset']}"
-    title = "Accuracy in % of each level by itself; in brackets: own resolution"
+    title = "Accuracy in %; in brackets: own resolution"
     print_tables(
         metrics_table(source, results["any_decoding"], results["decodings"]),
         accuracy_table(title, accuracy, own, results["levels"]),

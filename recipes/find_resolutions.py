@@ -70,7 +70,9 @@ FREE_TO_CHANGE = ("dataset_options", "batch_size", "num_workers", "cache", "on_e
 
 @dataclass
 class SearchOptions(TrainOptions):
-    """A recipe for train.py, and how to search; with a run's folder in place of `--config` that run is tested.
+    """A recipe for train.py, and how to search.
+
+    With a run's folder in place of `--config` that run is tested.
 
     Args:
         grid: the resolutions to try in pixels, highest first; null is full size. Default: full size, then from the
@@ -91,7 +93,7 @@ class SearchOptions(TrainOptions):
 
 @dataclass(frozen=True)
 class Data:
-    """The images of a search: a dataset with the indices of its training and of its validation images."""
+    """A dataset with the indices of its training and of its validation images."""
 
     images: LabelledImages
     train: list[int]
@@ -132,7 +134,11 @@ def main(options: SearchOptions, run: Path | None, name: str) -> bool:
 
 
 def set_up(options: SearchOptions, run: Path | None, accelerator: Accelerator) -> tuple[Data, C2FModel, int]:
-    """Open the dataset, load or build the model, and check that they fit; also return the images' median size."""
+    """Open the dataset, load or build the model, and check that they fit.
+
+    Returns:
+        The data, the model, and the images' median size in pixels.
+    """
     check_batch_size(options.batch_size, accelerator.num_processes)
     if options.bootstrap < 1:
         raise ValueError(f"bootstrap is a number of resamples, 1 or more, not {options.bootstrap}")
@@ -155,7 +161,7 @@ def set_up(options: SearchOptions, run: Path | None, accelerator: Accelerator) -
 def train_at(
     resolution: int | None, data: Data, options: SearchOptions, folder: Path, accelerator: Accelerator
 ) -> C2FModel:
-    """Train the recipe with every level at one resolution, and return the best epoch's model.
+    """Train with every level at one resolution, and return the best epoch's model.
 
     A grid point's run in `folder` is resumed; one that is finished is not trained again.
     """
@@ -223,7 +229,7 @@ def report(curves: Curves, mode: str, warnings: Sequence[str], output: Path) -> 
 
 
 def parse(args: list[str]) -> tuple[SearchOptions, Path | None, str]:
-    """Parse a command line: a run's folder, or YAML files of a recipe, and options that override them.
+    """Parse a run's folder, or YAML files of a recipe, and options that override them.
 
     Returns:
         The options, the folder of the run if there is one, and the name of the recipe.

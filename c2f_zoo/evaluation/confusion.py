@@ -40,7 +40,7 @@ def write_confusions(folder: Path, confusions: Mapping[str, Tensor], tree: Hiera
 
 
 def tree_order(tree: Hierarchy, level: str) -> list[int]:
-    """Order a level's labels so that the children of a parent are neighbors, at every level above.
+    """Order a level's labels by the tree, so that classes of a parent are neighbors.
 
     Examples:
         >>> tree = Hierarchy(("kind", "shape"), (("round", "edged"), ("disc", "box", "ring")), ((0, 1, 0),))
@@ -69,7 +69,10 @@ def write_confusion_csv(matrix: Tensor, tree: Hierarchy, level: str, order: Sequ
 
 
 def plot_confusion(matrix: Tensor, tree: Hierarchy, level: str, order: Sequence[int], path: Path) -> None:
-    """Plot fractions of each true class in the order of the tree, with lines between the classes of coarser levels."""
+    """Plot the fractions of each true class, in the order of the tree.
+
+    Lines separate the classes of coarser levels.
+    """
     counts = matrix[order][:, order].double()
     side = min(5 + 0.16 * len(order), 14)
     colors = matplotlib.colormaps["magma_r"].with_extremes(bad="0.85")  # grey: the class has no images
@@ -96,7 +99,7 @@ def plot_confusion(matrix: Tensor, tree: Hierarchy, level: str, order: Sequence[
 
 
 class Block(NamedTuple):
-    """The places `start` to `end - 1` in an order of labels, whose classes lie below the class `label`."""
+    """The places `start` to `end - 1` in an order of labels: classes below `label`."""
 
     start: int
     end: int

@@ -12,7 +12,7 @@ from c2f_zoo.registry import unknown_name
 
 
 def labels_in(tree: Hierarchy, dataset: LabelledImages) -> Tensor:
-    """Translate a dataset's labels into another tree, by the names of levels and classes.
+    """Translate a dataset's labels into another tree, by names.
 
     Levels that the dataset's tree does not have follow from the next finer one.
 

@@ -18,7 +18,9 @@ from c2f_zoo.model import C2FModel
 
 
 class ModelMetrics:
-    """Sums from which all metrics of a model's predictions follow, down to the finest level that it predicts.
+    """All metrics of a model's predictions, accumulated over batches.
+
+    They cover the levels of the tree down to the finest that the model predicts.
 
     Args:
         model: the model.
@@ -76,7 +78,7 @@ class ModelMetrics:
                 self.accuracy[level, resolution].update(z, target[:, depth])
 
     def compute(self) -> dict[str, Any]:
-        """Compute the metrics over all processes, each of which must call this function.
+        """Compute the metrics over all processes; each must call this method.
 
         Returns:
             The content of `metrics.json`: levels with their numbers of classes, predicted levels, resolutions, metrics
@@ -97,12 +99,15 @@ class ModelMetrics:
         }
 
     def compute_accuracy(self) -> dict[str, dict[int | None, float]]:
-        """Compute each level's accuracy by itself, in [0, 1], at each resolution, over all processes."""
+        """Compute each level's accuracy at each resolution, over all processes."""
         return {
             level: {at: float(self.accuracy[level, at].compute()) for at in self.resolutions}
             for level in self.tree.levels
         }
 
     def compute_confusions(self) -> dict[str, Tensor]:
-        """Compute confusion matrices (classes, classes) over all processes, of levels with 2 to 2000 classes."""
+        """Compute confusion matrices (classes, classes), over all processes.
+
+        Levels with one class, or with more than 2000, have none.
+        """
         return {level: matrix.compute().cpu() for level, matrix in self.confusions.items()}

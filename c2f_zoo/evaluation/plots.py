@@ -33,7 +33,7 @@ def saved_figure(path: Path, width: float, height: float) -> Iterator[Figure]:
 
 
 def plot_mistakes(heights: Mapping[str, Sequence[int]], tree: Hierarchy, path: Path) -> None:
-    """Plot how far up the tree the predicted and the true leaf class meet, for each decoding.
+    """Plot where in the tree the predicted and the true leaf class meet.
 
     Args:
         heights: for each decoding the number of images at each height, see `c2f_zoo.metrics.LCAHeights`.
@@ -55,7 +55,7 @@ def plot_mistakes(heights: Mapping[str, Sequence[int]], tree: Hierarchy, path: P
 
 
 def name_heights(tree: Hierarchy) -> list[str]:
-    """Name each height of the lowest common ancestor of the predicted and the true leaf class.
+    """Name the heights of the common ancestor of predicted and true leaf class.
 
     Examples:
         >>> name_heights(load_hierarchy("cub"))
@@ -65,7 +65,10 @@ def name_heights(tree: Hierarchy) -> list[str]:
 
 
 def plot_resolution_curves(curves: Curves, title: str, path: Path) -> None:
-    """Plot every level's accuracy against resolution, with intervals, thresholds and the resolutions found."""
+    """Plot every level's accuracy against resolution.
+
+    The plot shows intervals, thresholds and the resolutions found.
+    """
     x = [curves.side if resolution is None else resolution for resolution in curves.grid]
     with saved_figure(path, 8, 4.5) as figure:
         ax = figure.subplots()

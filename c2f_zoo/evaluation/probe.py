@@ -60,7 +60,7 @@ class Probe:
 
 
 class Standardize(nn.Module):
-    """Standardization of features to the mean 0 and the standard deviation 1 of those that it was made with.
+    """Standardization by the mean and the standard deviation of given features.
 
     Args:
         x: features (n, D).
@@ -82,7 +82,9 @@ class Standardize(nn.Module):
 def extract_features(
     model: C2FModel, dataset: LabelledImages, resolutions: Mapping[str, int | None]
 ) -> dict[str, Tensor]:
-    """Extract pooled features of all images' center crops, for each level at its resolution.
+    """Extract pooled features of all images, for each level at its resolution.
+
+    An image is seen as its center crop.
 
     Args:
         model: the model, in evaluation mode; its head is not used.
@@ -109,7 +111,9 @@ def probe_head(
     max_iter: int,
     seed: int,
 ) -> Probe:
-    """Fit a head with each penalty, and keep the one with the best mean validation accuracy over the levels.
+    """Fit a head with each penalty and keep the one with the best validation accuracy.
+
+    The validation accuracy is the mean over the levels.
 
     Args:
         name: name of the head.
@@ -134,7 +138,9 @@ def probe_head(
 def fit_head(
     name: str, features: Features, labels: Tensor, tree: Hierarchy, penalty: float, max_iter: int, seed: int
 ) -> nn.Module:
-    """Fit a head to the sum of all levels' cross-entropies, with an l2 penalty on its weight matrices.
+    """Fit a head to all levels, with an l2 penalty on its weight matrices.
+
+    The loss is the sum of the levels' cross-entropies.
 
     Args:
         name: name of the head.
@@ -174,7 +180,7 @@ def _classify_by_head(head: nn.Module, standardize: Standardize, features: Featu
 def probe_linear(
     train: LabelledFeatures, val: LabelledFeatures, tree: Hierarchy, penalties: Sequence[float], max_iter: int
 ) -> Probe:
-    """Fit a logistic regression for each level, each with the penalty that has the best validation accuracy.
+    """Fit a logistic regression for each level, each with the best penalty for it.
 
     Args:
         train: the images to fit to.
@@ -199,7 +205,7 @@ def probe_linear(
 
 
 def fit_logistic_regression(x: Tensor, labels: Tensor, num_classes: int, penalty: float, max_iter: int) -> nn.Linear:
-    """Fit a multinomial logistic regression with an l2 penalty on its weights, from zero.
+    """Fit a multinomial logistic regression with an l2 penalty on its weights.
 
     Args:
         x: standardized features (n, D).

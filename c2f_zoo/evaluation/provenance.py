@@ -15,7 +15,7 @@ PACKAGES = ("torch", "torchvision", "timm", "torchmetrics")
 
 
 def describe_machine(device: torch.device | str = "cpu") -> dict[str, str]:
-    """Describe the date, the device and the versions that a result depends on, as columns of a CSV row.
+    """Describe date, device and versions of a measurement, as columns of a CSV row.
 
     Args:
         device: the device that computed the result.
@@ -33,7 +33,7 @@ def describe_machine(device: torch.device | str = "cpu") -> dict[str, str]:
 
 
 def device_name(device: torch.device | str = "cpu") -> str:
-    """Name a device: the GPU's model, or the number of usable cores and the processor's model."""
+    """Return a GPU's model, or the number of usable cores and the processor's model."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

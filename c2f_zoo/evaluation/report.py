@@ -18,7 +18,9 @@ from c2f_zoo.metrics import metric_info
 
 
 def format_metric(name: str, value: float) -> str:
-    """Format a metric's value: fractions in %, heights in levels of the tree; "-" if it is undefined.
+    """Format a metric's value for people.
+
+    Fractions are in %, heights in levels of the tree; an undefined value is "-".
 
     Examples:
         >>> format_metric("species/top1", 0.987), format_metric("hd@5", 1.355), format_metric("fpa", math.nan)
@@ -68,7 +70,9 @@ def accuracy_table(
     own: Mapping[str, int | None],
     num_classes: Mapping[str, int],
 ) -> Table:
-    """Tabulate accuracy in % by level and resolution; a level's own resolution stands in brackets.
+    """Tabulate accuracy in % by level and resolution.
+
+    A level's own resolution stands in brackets.
 
     Args:
         title: title of the table.

@@ -12,7 +12,9 @@ from c2f_zoo.evaluation.resolution_search import Measurement, mean_accuracy, sea
 
 @dataclass(frozen=True)
 class Curves:
-    """Accuracy against resolution, and the resolutions found; levels are in order from fine to coarse.
+    """Accuracy against resolution, and the resolutions found.
+
+    Levels are in order from fine to coarse.
 
     Args:
         levels: names of the levels, L of them.
@@ -52,7 +54,9 @@ class Curves:
 
 
 def bootstrap(correct: np.ndarray, known: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Compute accuracies of resamples of the images, each the same for all grid points and levels.
+    """Compute the accuracies of resamples of the images.
+
+    A resample has the same images at all grid points and levels.
 
     Args:
         correct: whether predictions are correct, bool (grid points, images, levels).
@@ -75,7 +79,7 @@ def bootstrap(correct: np.ndarray, known: np.ndarray, resamples: int, seed: int)
 
 
 def chosen_fractions(samples: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
-    """Compute the fraction of resamples that choose each grid point, or none, for each level.
+    """Compute the fraction of resamples that choose each grid point, for each level.
 
     Args:
         samples: accuracies (resamples, grid points, levels).

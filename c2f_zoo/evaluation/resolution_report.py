@@ -18,7 +18,10 @@ from c2f_zoo.model import C2FModel
 
 
 def findings(curves: Curves) -> list[str]:
-    """Describe the result: a sentence for each level above the leaf level, and one for each non-monotone level."""
+    """Describe the result in sentences.
+
+    There is one for each level above the leaf level, and one for each non-monotone level.
+    """
     levels, thresholds, accuracy = curves.levels, curves.thresholds, curves.accuracy
     first, last = format_resolution(curves.grid[0]), format_resolution(curves.grid[-1])
     if len(levels) == 1:
@@ -40,7 +43,7 @@ def findings(curves: Curves) -> list[str]:
 
 
 def _describe_choice(curves: Curves, level: int, point: int) -> str:
-    """Describe the resolution of a level, given its index in `curves.levels` and its grid point."""
+    """Describe the resolution found for `curves.levels[level]`, at a grid point."""
     finer, threshold = curves.levels[level - 1], curves.thresholds[level - 1]
     value, low, high = (part[point, level - 1] for part in (curves.accuracy, curves.low, curves.high))
     sentence = (
@@ -55,7 +58,7 @@ def _describe_choice(curves: Curves, level: int, point: int) -> str:
 
 
 def non_monotone_levels(curves: Curves) -> list[str]:
-    """Describe each level that is below its threshold at a grid point and not at a lower one."""
+    """Describe the levels that rise above their threshold at a lower resolution."""
     sentences = []
     for column, (level, threshold) in enumerate(zip(curves.levels, curves.thresholds, strict=False)):
         below = curves.accuracy[:, column] < threshold
@@ -71,7 +74,7 @@ def non_monotone_levels(curves: Curves) -> list[str]:
 
 
 def warn_trained_below_full_size(model: C2FModel) -> list[str]:
-    """Warn, in one sentence, if a model to be tested was not trained on full-size images at every level.
+    """Warn, in one sentence, if a model was trained below full size at some level.
 
     Examples:
         >>> warn_trained_below_full_size(create_model("mlph_tiny_critters", resolutions={}))
@@ -85,9 +88,9 @@ def warn_trained_below_full_size(model: C2FModel) -> list[str]:
 
 
 def resolutions_yaml(curves: Curves, title: str, comments: Sequence[str]) -> str:
-    """Write `resolutions.yaml`: the resolutions found, which `recipes/train.py` reads, below comments on their origin.
+    """Return the text of `resolutions.yaml`, which `recipes/train.py` reads.
 
-    Levels without a resolution are left out.
+    Comments on their origin precede the resolutions. Levels without a resolution are left out.
 
     Args:
         curves: the result of the search.
@@ -110,7 +113,7 @@ def resolutions_yaml(curves: Curves, title: str, comments: Sequence[str]) -> str
 
 
 def curve_rows(curves: Curves, mode: str) -> list[dict[str, Any]]:
-    """Tabulate the curves: a row for each grid point and level, with its accuracy and 95 % interval."""
+    """Return a row for each grid point and level: accuracy and 95 % interval."""
     return [
         {
             "mode": mode,
@@ -127,7 +130,7 @@ def curve_rows(curves: Curves, mode: str) -> list[dict[str, Any]]:
 
 
 def chosen_rows(curves: Curves, mode: str) -> list[dict[str, Any]]:
-    """Tabulate the choices: a row for each level and grid point, with the fraction of resamples that choose it."""
+    """Return a row for each level and grid point: the fraction that chooses it."""
     names = [*map(_csv_resolution, curves.grid), "none"]
     return [
         {
@@ -147,7 +150,7 @@ def _csv_resolution(resolution: int | None) -> int | str:
 
 
 def curves_table(curves: Curves, title: str) -> Table:
-    """Tabulate accuracies in % with their intervals, a row for each grid point, a mark at each level's resolution."""
+    """Tabulate accuracies in % with their intervals; mark each level's resolution."""
     table = Table(title=title, caption="◂ the level's resolution")
     table.add_column("resolution", justify="right")
     for level in curves.levels:

@@ -46,9 +46,10 @@ class Measurement:
 
 
 def median_side(dataset: LabelledImages, indices: Sequence[int], preprocessing: Preprocessing) -> int:
-    """Return the images' median size, in the measure of a resolution: shorter side, or square root of the area.
+    """Return the images' median size in pixels, as a resolution measures it.
 
-    It is at most the size that images are resized to: above it, no resolution removes detail.
+    A resolution measures the shorter side, or the square root of the area. The result is at most the size that images
+    are resized to: above it, no resolution removes detail.
 
     Args:
         dataset: the dataset.
@@ -110,7 +111,9 @@ def check_grid(grid: Sequence[int | None]) -> tuple[int | None, ...]:
 
 
 def fill_thresholds(thresholds: Mapping[str, float], levels: Sequence[str]) -> tuple[float, ...]:
-    """Return the thresholds of all levels but the coarsest, from fine to coarse; the default is the paper's, 0.8.
+    """Return the thresholds of all levels but the coarsest, from fine to coarse.
+
+    The default is the paper's, 0.8.
 
     Args:
         thresholds: accuracies in (0, 1], for some levels.
@@ -137,19 +140,19 @@ def sweep(
     grid: Sequence[int | None],
     thresholds: Sequence[float],
     full: bool,
-    measure: Callable[[int | None], Measurement],
+    measure_at: Callable[[int | None], Measurement],
 ) -> list[Measurement]:
-    """Measure grid point by grid point, until every level has its resolution or, if `full`, to the end.
+    """Measure grid point by grid point, until every level has its resolution.
 
     Args:
         grid: resolutions in pixels, highest first; None is full size.
         thresholds: thresholds of all levels but the coarsest, from fine to coarse.
-        full: whether to measure the whole grid.
-        measure: scores the validation images at a resolution.
+        full: measure the whole grid.
+        measure_at: scores the validation images at a resolution.
     """
     measurements: list[Measurement] = []
     for resolution in grid:
-        measurements.append(measure(resolution))
+        measurements.append(measure_at(resolution))
         accuracy = np.stack([mean_accuracy(found.correct, found.known) for found in measurements])
         if not full and is_settled(accuracy, thresholds):
             break
@@ -159,7 +162,7 @@ def sweep(
 def measure(
     model: C2FModel, dataset: LabelledImages, indices: Sequence[int], resolution: int | None, **how: Any
 ) -> Measurement:
-    """Predict the labels of validation images at one resolution and compare them with the true ones.
+    """Compare predicted with true labels of validation images at one resolution.
 
     The rows of a measurement are in the order of the indices, the same at every resolution.
 
@@ -187,7 +190,7 @@ def measure(
 
 
 def mean_accuracy(correct: Any, known: Any) -> Any:
-    """Average correctness (..., images, levels) over the images with a known label: accuracy (..., levels)."""
+    """Average (..., images, levels) over the images with a known label."""
     return correct.sum(-2) / known.sum(-2)
 
 
