@@ -72,7 +72,8 @@ def main(
     target = labels_in(model.hierarchy, images)
 
     metrics = ModelMetrics(model, decodings, accelerator.device)
-    unreadable = score(model, images, target, metrics, batch_size, num_workers, on_error, accelerator)
+    loading: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "on_error": on_error}
+    unreadable = score(model, images, target, metrics, accelerator, **loading)
     results = {"run": run, "dataset": name, "dataset_options": options, "split": split} | metrics.compute()
     results |= describe_images(images, target, unreadable, metrics.tree) | describe_run(accelerator)
     accuracy, confusions = metrics.compute_accuracy(), metrics.compute_confusions()
@@ -109,10 +110,8 @@ def score(
     dataset: LabelledImages,
     target: Tensor,
     metrics: ModelMetrics,
-    batch_size: int,
-    num_workers: int,
-    on_error: str,
     accelerator: Accelerator,
+    **loading: Any,
 ) -> list[int]:
     """Add every image to the metrics, and return the indices of unreadable ones.
 
@@ -121,24 +120,14 @@ def score(
         dataset: the images.
         target: their labels (n, levels) in the model's tree; -1 where unknown.
         metrics: the metrics to add to.
-        batch_size: images in a batch, for each process.
-        num_workers: processes that load images, for each process.
-        on_error: how an unreadable image is treated.
         accelerator: the processes.
+        **loading: batch size, number of workers and error handling, as in `score_images`.
     """
     model = model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    levels_at = dict.fromkeys(metrics.resolutions, model.levels)
     target = target[:, : len(metrics.tree.levels)]
     unreadable: list[int] = []
-    for batch in score_images(
-        model,
-        dataset,
-        range(len(dataset)),
-        dict.fromkeys(metrics.resolutions, model.levels),
-        batch_size=batch_size,
-        accelerator=accelerator,
-        num_workers=num_workers,
-        on_error=on_error,
-    ):
+    for batch in score_images(model, dataset, range(len(dataset)), levels_at, accelerator=accelerator, **loading):
         log_probs = {resolution: model.log_probs(logits) for resolution, logits in batch.logits.items()}
         known = target[batch.index].where(batch.readable[:, None], -1)
         metrics.update(log_probs, known.to(accelerator.device))

@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -51,7 +50,7 @@ from c2f_zoo.evaluation.resolution_search import (
     median_side,
     sweep,
 )
-from c2f_zoo.evaluation.scoring import validate
+from c2f_zoo.evaluation.scoring import scoring_options, validate
 from c2f_zoo.io.files import atomic_write, write_csv
 from c2f_zoo.model import C2FModel, load_model
 from c2f_zoo.training.launch import create_accelerator, error_message
@@ -173,7 +172,7 @@ def train_at(
     model = build_model(recipe, data.images.hierarchy)
     objective = create_objective(recipe, model)
     open_run_folder(recipe, "", accelerator)
-    validate_epoch = partial(validate, dataset=data.images, indices=data.val, **scoring(options, accelerator))
+    validate_epoch = partial(validate, dataset=data.images, indices=data.val, **scoring_options(options, accelerator))
     progress = fit(model, data.images, data.train, objective, validate_epoch, recipe, output, accelerator)
     accelerator.wait_for_everyone()  # the main process saves the best epoch's model
     accelerator.free_memory()
@@ -187,21 +186,11 @@ def test_at(
 ) -> Measurement:
     """Test a model on the validation images at one resolution."""
     model = model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    found = measure(model, data.images, data.val, resolution, **scoring(options, accelerator))
+    found = measure(model, data.images, data.val, resolution, **scoring_options(options, accelerator))
     accuracy = zip(model.levels[::-1], mean_accuracy(found.correct, found.known), strict=True)
     scores = "  ".join(f"{level} {score:.3f}" for level, score in accuracy)
     accelerator.print(f"{format_resolution(resolution)}: validation accuracy {scores}", flush=True)
     return found
-
-
-def scoring(options: SearchOptions, accelerator: Accelerator) -> dict[str, Any]:
-    """Return the arguments for scoring images."""
-    return {
-        "batch_size": 4 * options.batch_size // accelerator.num_processes,
-        "num_workers": options.num_workers,
-        "on_error": options.on_error,
-        "accelerator": accelerator,
-    }
 
 
 def write(curves: Curves, mode: str, warnings: Sequence[str], data: Data, options: SearchOptions, output: Path) -> None:

@@ -23,7 +23,14 @@ from accelerate.utils import set_seed
 
 from c2f_zoo.data import LabelledImages, create_dataset, labels_of, train_and_val
 from c2f_zoo.evaluation.report import accuracy_table, print_tables
-from c2f_zoo.evaluation.scoring import Predictions, accuracy_rows, predict_labels, prediction_rows, validate
+from c2f_zoo.evaluation.scoring import (
+    Predictions,
+    accuracy_rows,
+    predict_labels,
+    prediction_rows,
+    scoring_options,
+    validate,
+)
 from c2f_zoo.inference.resolutions import own_resolutions
 from c2f_zoo.io.files import write_csv
 from c2f_zoo.model import C2FModel
@@ -53,12 +60,7 @@ def main(options: TrainOptions, name: str) -> None:
         accelerator.print("this run is finished, and test images are scored only once: see test.csv")
         return
 
-    scoring = {
-        "batch_size": 4 * options.batch_size // accelerator.num_processes,
-        "num_workers": options.num_workers,
-        "on_error": options.on_error,
-        "accelerator": accelerator,
-    }
+    scoring = scoring_options(options, accelerator)
     validate_epoch = partial(validate, dataset=dataset, indices=val_indices or train_indices, **scoring)
     progress = fit(model, dataset, train_indices, objective, validate_epoch, options, output, accelerator)
 

@@ -42,7 +42,7 @@ def critters_model(levels: list[str] | None = None, head: str = "levels") -> C2F
 def results_of(model: C2FModel, dataset: LabelledImages, decoding: str = "all") -> dict:
     target = labels_in(model.hierarchy, dataset)
     metrics = ModelMetrics(model, evaluate["choose_decodings"](decoding), torch.device("cpu"))
-    assert evaluate["score"](model, dataset, target, metrics, 5, 0, "raise", Accelerator(cpu=True)) == []
+    assert evaluate["score"](model, dataset, target, metrics, Accelerator(cpu=True), batch_size=5) == []
     return metrics.compute()
 
 

@@ -17,6 +17,7 @@ from c2f_zoo.data import LabelledImages, Normalize, TransformedImages, create_vi
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.inference.resolutions import levels_by_resolution
 from c2f_zoo.model import C2FModel
+from c2f_zoo.training.options import TrainOptions
 
 LevelsAt = Mapping[int | None, Sequence[str]]  # for each resolution the levels to predict at it
 
@@ -98,6 +99,19 @@ def score_images(
         yield ScoredBatch(index, readable, truth, logits)
     if sorted(seen := gather_object(seen)) != sorted(indices):
         raise RuntimeError(f"{len(indices)} images were to be scored once each, but {len(seen)} were scored")
+
+
+def scoring_options(options: TrainOptions, accelerator: Accelerator) -> dict[str, Any]:
+    """Return the arguments of `score_images` that follow from a run's options.
+
+    Without gradients a batch may be larger: four times that of the training.
+    """
+    return {
+        "batch_size": 4 * options.batch_size // accelerator.num_processes,
+        "num_workers": options.num_workers,
+        "on_error": options.on_error,
+        "accelerator": accelerator,
+    }
 
 
 @dataclass(frozen=True)
