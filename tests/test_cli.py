@@ -98,7 +98,7 @@ def test_errors_are_one_line(small_model: C2FModel, tmp_path: Path) -> None:
     assert "there is no image none.jpg" in c2f_zoo("predict", str(tmp_path / "run"), "none.jpg", ok=False)
     (tmp_path / "bad.jpg").write_text("no image")
     assert "cannot read the image" in c2f_zoo("predict", str(tmp_path / "run"), str(tmp_path / "bad.jpg"), ok=False)
-    assert "norun holds no config.json" in c2f_zoo("predict", str(tmp_path / "norun"), "x.jpg", ok=False)
+    assert "norun has no config.json" in c2f_zoo("predict", str(tmp_path / "norun"), "x.jpg", ok=False)
 
 
 def test_predict_accepts_a_name_with_trained_weights(tmp_path: Path) -> None:
