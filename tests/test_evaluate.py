@@ -19,7 +19,7 @@ from PIL import Image
 
 from c2f_zoo import C2FModel, Hierarchy, Predictor, create_dataset, create_model, list_heads, load_hierarchy
 from c2f_zoo.data import HideLabels, LabelledImages, create_transform, labels_of
-from c2f_zoo.evaluation.confusion import blocks, class_paths, plot_confusion, tree_order
+from c2f_zoo.evaluation.confusion import blocks, class_paths, plot_confusion, tree_order, write_confusion_csv
 from c2f_zoo.evaluation.labels import labels_in
 from c2f_zoo.evaluation.model_metrics import ModelMetrics
 from c2f_zoo.evaluation.plots import name_heights
@@ -34,7 +34,7 @@ def critters_model(levels: list[str] | None = None, head: str = "levels") -> C2F
     torch.manual_seed(0)
     options = {"hierarchy": "critters", "resolutions": RESOLUTIONS, **SMALL}
     model = create_model("mlph", head=head, levels=levels, **options)  # type: ignore[arg-type]
-    for parameter in model.head.parameters():  # or one class would be the answer to all
+    for parameter in model.head.parameters():  # or it would predict one class for all images
         torch.nn.init.normal_(parameter)
     return model.eval()
 
@@ -47,20 +47,22 @@ def results_of(model: C2FModel, dataset: LabelledImages, decoding: str = "all") 
 
 
 @torch.no_grad()
-def answer(model: C2FModel, image: Image.Image, level: str, resolution: int | None) -> int:
+def predict(model: C2FModel, image: Image.Image, level: str, resolution: int | None) -> int:
     x = create_transform(model.config.preprocessing, resolution, train=False)(image)[None]
     return int(model(x, (level,))[level].argmax())
 
 
-def test_figures_are_those_of_a_loop_over_images() -> None:
+def test_metrics_equal_those_of_a_loop_over_images() -> None:
     model, dataset = critters_model(), create_dataset("critters", "test", per_class=1)
     results, labels, tree = results_of(model, dataset), labels_of(dataset), model.hierarchy
     assert list(results["decodings"]) == ["independent", "top_down", "bottom_up", "joint"]
     images = [dataset[index][0] for index in range(36)]
     for depth, level in enumerate(tree.levels):
         for resolution, shown in ((8, "8 px"), (24, "24 px"), (None, "full size")):
-            right = sum(answer(model, image, level, resolution) == labels[i, depth] for i, image in enumerate(images))
-            assert results["accuracy_by_resolution"][level][shown] == pytest.approx(right / 36)
+            correct = sum(
+                predict(model, image, level, resolution) == labels[i, depth] for i, image in enumerate(images)
+            )
+            assert results["accuracy_by_resolution"][level][shown] == pytest.approx(correct / 36)
         own = "full size" if RESOLUTIONS[level] is None else f"{RESOLUTIONS[level]} px"
         assert results["resolutions"][level] == own
         for name, report in (("top1", results["any_decoding"]), ("accuracy", results["decodings"]["independent"])):
@@ -68,7 +70,7 @@ def test_figures_are_those_of_a_loop_over_images() -> None:
 
 
 @pytest.mark.parametrize("head", list_heads())
-def test_the_joint_decoding_gives_the_predictors_paths(head: str) -> None:
+def test_the_joint_decoding_predicts_the_predictors_paths(head: str) -> None:
     model, dataset = critters_model(head=head), create_dataset("critters", "test", per_class=1)
     results, tree, predictor = results_of(model, dataset, "joint"), model.hierarchy, Predictor(model)
     paths = [tuple(name for _, name, _ in predictor(dataset[index][0]).path) for index in range(36)]
@@ -81,7 +83,7 @@ def test_the_joint_decoding_gives_the_predictors_paths(head: str) -> None:
     assert report["tice"] == 0
 
 
-def test_levels_that_are_not_answered_follow_from_finer_ones_and_end_the_tree() -> None:
+def test_levels_that_are_not_predicted_are_marginalized_or_left_out() -> None:
     model, dataset = critters_model(["genus"]), create_dataset("critters", "test", per_class=1)
     results = results_of(model, dataset, "bottom_up")
     assert results["levels"] == {"family": 4, "genus": 12}
@@ -92,7 +94,7 @@ def test_levels_that_are_not_answered_follow_from_finer_ones_and_end_the_tree() 
     assert sum(results["lca_heights"]["bottom_up"]) == 36
 
 
-def test_images_of_unknown_species_count_where_they_are_known() -> None:
+def test_images_of_unknown_species_count_at_coarser_levels() -> None:
     dataset = create_dataset("critters", "test", per_class=1)
     model, hidden = critters_model(), HideLabels(dataset, "genus", range(9))
     results, whole = results_of(model, hidden, "joint"), results_of(model, dataset, "joint")
@@ -114,7 +116,7 @@ class TestFiles:
         assert blocks(paths, [0, 2, 3, 1], 1) == [(0, 2, 0), (2, 3, 2), (3, 4, 1)]
         assert name_heights(self.TREE) == ["correct", "same B", "same A", "elsewhere"]
 
-    def test_all_are_written(self, tmp_path: Path) -> None:
+    def test_all_files_are_written(self, tmp_path: Path) -> None:
         heights = {"joint": [5, 2, 1, 0], "top_down": [4, 2, 1, 1]}
         results = {"lca_heights": heights, "decodings": {"joint": {"fpa": 0.5, "mistake_severity": math.nan}}}
         confusions = {"A": torch.tensor([[3, 1], [0, 0]]), "C d": self.MATRIX}
@@ -133,14 +135,19 @@ class TestFiles:
             with Image.open(path) as image:
                 assert min(image.size) > 300
 
-    def test_names_are_no_formulas_and_levels_may_have_dots(self, tmp_path: Path) -> None:
+    def test_names_may_hold_dollar_signs_and_levels_dots(self, tmp_path: Path) -> None:
         tree = Hierarchy(("a_b", "a.b"), (("$x^$", "y"), ("$^$", "z")), ((0, 1),))
         confusions = {level: torch.eye(2, dtype=torch.int64) for level in tree.levels}
         evaluate["write"](tmp_path, {"lca_heights": {"joint": [1, 0, 1]}}, confusions, tree)
         names = [f"confusion_{level}.{kind}" for level in ("a.b", "a_b") for kind in ("csv", "png")]
         assert sorted(path.name for path in tmp_path.iterdir()) == [*names, "metrics.json", "mistakes.png"]
 
-    def test_many_classes_can_be_drawn(self, tmp_path: Path) -> None:
+    def test_a_class_may_have_its_levels_name(self, tmp_path: Path) -> None:
+        tree = Hierarchy(("kind",), (("kind", "other"),), ())
+        write_confusion_csv(torch.tensor([[3, 1], [0, 2]]), tree, "kind", [0, 1], tmp_path / "x.csv")
+        assert (tmp_path / "x.csv").read_text() == "true kind,kind,other\nkind,3,1\nother,0,2\n"
+
+    def test_many_classes_can_be_plotted(self, tmp_path: Path) -> None:
         tree = load_hierarchy("cub")
         order = tree_order(tree, "species")
         assert sorted(order) == list(range(200))
@@ -148,7 +155,7 @@ class TestFiles:
         assert (tmp_path / "x.png").stat().st_size > 10_000
 
 
-def test_two_processes_score_a_part_of_the_tree_once(cub_folder: Path, tmp_path: Path) -> None:
+def test_two_processes_score_each_image_of_a_smaller_tree_once(cub_folder: Path, tmp_path: Path) -> None:
     # Nine images, five for one process and four for the other, of four of the 200 species that the model knows.
     split = cub_folder / "train_test_split.txt"
     split.write_text("\n".join(f"{image_id} {int(image_id % 4 == 1)}" for image_id in range(1, 13)))
@@ -211,7 +218,7 @@ def test_an_unknown_decoding_is_named() -> None:
     assert evaluate["choose_decodings"]("joint") == ("joint",)
 
 
-def test_what_cannot_be_read_is_as_if_it_were_not_there(cub_folder: Path, tmp_path: Path) -> None:
+def test_unreadable_images_do_not_count(cub_folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     create_model("mlph", hierarchy="cub", **SMALL).save_pretrained(tmp_path / "run")  # type: ignore[arg-type]
     torn = cub_folder / "images" / BIRDS[1] / "2.jpg"  # image 6, the second of four test images

@@ -211,7 +211,7 @@ class Sized:
         return Image.new("RGB", self.sizes[index]), 0
 
 
-def test_full_size_is_the_median_of_what_a_resolution_measures() -> None:
+def test_full_size_is_the_images_median_size() -> None:
     dataset = Sized((50, 40), (90, 30), (100, 400), (1000, 1000))
     assert median_side(dataset, [0, 1, 2], Preprocessing()) == 40
     by_area = Preprocessing(resolution_of="area")
@@ -291,7 +291,7 @@ def test_a_complete_result_is_a_file_for_train() -> None:
         assert part in text
 
 
-def test_a_level_without_a_resolution_is_left_out_and_the_first_line_says_so() -> None:
+def test_a_level_without_a_resolution_is_named_in_the_first_line() -> None:
     columns, thresholds, _ = HAND["genus never falls"]
     curves = curves_of(columns, thresholds, [None, 64, 48, 32, 16])
     text = resolutions_yaml(curves, "mode test_only", findings(curves))
@@ -328,7 +328,7 @@ class Holed:
         return self.critters[index][0], self.targets[index]
 
 
-def test_what_is_unreadable_or_unlabelled_does_not_count() -> None:
+def test_unreadable_and_unlabelled_images_do_not_count() -> None:
     model = create_model("mlph", hierarchy="critters", **SMALL)  # type: ignore[arg-type]
     for parameter in model.head.parameters():  # or it would predict one class for all images
         torch.nn.init.normal_(parameter)
@@ -521,7 +521,7 @@ def test_contradictory_arguments_are_refused(
         find.parse(options)
 
 
-def test_full_is_a_flag_wherever_it_stands(tmp_path: Path) -> None:
+def test_full_is_a_flag_at_any_place(tmp_path: Path) -> None:
     recipe = ["--config", str(ROOT / "recipes" / "configs" / "smoke.yaml")]
     for options, full in (
         ([*recipe], False),
