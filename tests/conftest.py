@@ -1,4 +1,4 @@
-"""Shared fixtures: a small model, and a small folder in CUB's layout; soak tests are left out by default."""
+"""Shared fixtures: a small model and a small CUB folder; soak tests are opt-in."""
 
 from __future__ import annotations
 

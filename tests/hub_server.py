@@ -1,4 +1,4 @@
-"""A Hugging Face Hub in memory, served on 127.0.0.1: the endpoints that huggingface_hub's client uses.
+"""A Hugging Face Hub in memory, served on 127.0.0.1 for huggingface_hub's client.
 
     python tests/hub_server.py TOKEN    # prints its address and serves until it is stopped; the token's owner is "me"
 
@@ -42,7 +42,7 @@ class Blob:
 
 @dataclass
 class Repo:
-    """A repository: its commits (id -> path -> file), and the commits of branches and tags."""
+    """A repository: commits (id -> path -> file), branches and tags (name -> id)."""
 
     owner: str
     private: bool
@@ -66,7 +66,7 @@ class Repo:
 
 @dataclass
 class Fault:
-    """A failure of requests: a status instead of the response, half a body, or a barrier."""
+    """A failure of requests: an HTTP status, half a body, or a barrier."""
 
     method: str
     path: str
@@ -452,7 +452,10 @@ def describe(blob: Blob, oid_key: str) -> dict[str, Any]:
 
 
 def model_index_errors(index: list[dict[str, Any]]) -> list[str]:
-    """Return the errors of a model card's results (https://github.com/paperswithcode/model-index)."""
+    """Return the errors of a model card's results.
+
+    The format is https://github.com/paperswithcode/model-index.
+    """
     errors = []
     for model in index:
         if not model.get("name"):

@@ -1,4 +1,4 @@
-"""The benchmarks: the variants compute the same values, and rows and rates are right."""
+"""Benchmarks: equal values of all variants; rows, rates and tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The house rules: types and lint are clean, imports follow the layout, README's code and commands run."""
+"""Rules for the whole repository: types, lint, imports, recipes and README."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_ci_runs_the_readmes_test_command() -> None:
 
 
 def imported_names(tree: ast.AST) -> Iterator[str]:
-    """Yield the first part of every imported module's name, and the stem of every file that is run as a module."""
+    """Yield the top-level names of all imported modules, and of files run as modules."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)

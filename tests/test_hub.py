@@ -1,4 +1,4 @@
-"""Push and download with the real client, in separate processes, from a local server (hub_server.py)."""
+"""Push and download with the real client in new processes, from hub_server.py."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ result = {}
 
 
 def start(code: str, endpoint: str, home: Path, **environment: str) -> subprocess.Popen[str]:
-    """Start a client with its own cache; `environment` replaces variables of this process."""
+    """Start a client with its own cache and environment."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     hub = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     command = [sys.executable, "-c", PRELUDE + code + "\nprint(json.dumps(result))"]

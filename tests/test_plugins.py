@@ -1,4 +1,4 @@
-"""Plug-ins of installed packages: listed without an import, and harmless if broken."""
+"""Plug-ins of installed packages: listed without import, harmless if broken."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Install = Callable[[str, str, str], None]
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Return a function that adds a package (name, entry points, code of its module) to the path."""
+    """Return a function that installs a package: name, entry points, code."""
     for registry in (*REGISTRIES.values(), WEIGHTS):
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))  # type: ignore[attr-defined]
         monkeypatch.setattr(registry, "_plugins", None)
@@ -329,7 +329,7 @@ def test_the_example_is_built_installed_and_used(tmp_path: Path) -> None:
 
 
 def _environment(folder: Path) -> tuple[Path, Path]:
-    """Create a virtual environment with this one's packages; return its python and packages."""
+    """Create a virtual environment; return its python and site-packages."""
     venv.create(folder, with_pip=False)
     (site,) = folder.glob("lib/python*/site-packages")
     outer = next(path for path in sys.path if Path(path, "torch").is_dir())

@@ -114,7 +114,11 @@ def peak_bytes(function: Callable[[], object]) -> int:
 
 
 def process_bytes(key: str) -> int:
-    """Return a value of `/proc/self/status` in bytes: "VmRSS" (resident memory) or "VmHWM" (its high-water mark)."""
+    """Return a value of `/proc/self/status` in bytes.
+
+    Args:
+        key: "VmRSS" (resident memory) or "VmHWM" (its high-water mark).
+    """
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
 
@@ -146,7 +150,7 @@ def _environment_variable(name: str, value: str) -> Iterator[None]:
 
 
 def _serve(setup: Callable[[], Mapping[str, Callable[[], object]]], connection: Connection) -> None:
-    """Send the names of all calls, then time those that are asked for until the connection closes."""
+    """Send the names of all calls; time each requested call until the end."""
     a, b = torch.rand(2048, 2048), torch.rand(2048, 2048)
     rates = {"mm_gflops": lambda: torch.mm(a, b), "matmul_gflops": lambda: matmul(a, b)}
     calls = {**setup(), **rates}

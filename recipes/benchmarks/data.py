@@ -1,10 +1,11 @@
-"""Measure how many images a second a loader's process prepares, ours beside timm's, and how many a training needs.
+"""Measure the images a second that our loaders and timm's prepare.
 
     python recipes/benchmarks/data.py                                                          # JPEGs drawn on the fly
     python recipes/benchmarks/data.py --dataset cub --dataset_options.root /data/CUB_200_2011
 
-The loaders run in processes of one thread each, which take turns, round by round, with a process that trains a model
-on the accelerator, if there is one. `LOADERS` lists what each loader does.
+The loaders run in processes of one thread each. They take turns, round by round, with a process that trains a model, on
+the accelerator if there is one: its rate tells how many loader processes a training needs. `LOADERS` describes each
+loader.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ def main(
     repeats: int = 5,
     output: str = "runs/benchmark-data.csv",
 ) -> None:
-    """Measure the loaders and a training step, and write a CSV row for each loader and number of workers.
+    """Measure loaders and a training step; write a row for each loader.
+
+    One CSV row is for one loader and one number of workers.
 
     Args:
         dataset: a dataset of files; default: JPEGs drawn on the fly.
@@ -108,7 +111,7 @@ def main(
 
 
 def fill_folder(folder: Path, count: int, size: tuple[int, int], dataset: str | None, options: dict[str, Any]) -> None:
-    """Fill the folder with JPEGs drawn on the fly, or with links to files of a dataset."""
+    """Fill the folder with drawn JPEGs, or with links to a dataset's files."""
     if dataset is None:
         draw_photos(folder, size, count)
     else:
@@ -117,7 +120,10 @@ def fill_folder(folder: Path, count: int, size: tuple[int, int], dataset: str | 
 
 
 def draw_photos(folder: Path, size: tuple[int, int], count: int) -> None:
-    """Draw JPEGs with the spectrum of photographs: amplitudes fall as 1/frequency (Field, 1987)."""
+    """Draw JPEGs with the spectrum of photographs.
+
+    Amplitudes fall as 1/frequency (Field, 1987).
+    """
     rng = np.random.default_rng(0)
     scene = np.zeros((size[1], size[0], 3), np.float32)
     for octave in range(1, math.ceil(math.log2(max(size))) + 1):
@@ -140,7 +146,7 @@ def link_images(folder: Path, paths: Sequence[Path], count: int) -> None:
 
 
 def measure_cache(folder: Path, input_size: int) -> dict[str, Any]:
-    """Build the cache, open it again, and measure the seconds of both and its size beside the files'."""
+    """Measure the seconds to build and to open the cache, and its size."""
     start = time.perf_counter()
     cached = open_cache(folder, input_size)
     built = time.perf_counter()
@@ -211,7 +217,7 @@ def skip_transform(image: Image.Image) -> int:
 
 
 class Normalized:
-    """A loader's batches, normalized in the process that asks for them, as timm's loader does."""
+    """A loader whose batches are normalized in the main process, as timm does."""
 
     def __init__(self, loader: DataLoader, normalize: Normalize) -> None:
         self.loader, self.normalize = loader, normalize
@@ -222,7 +228,7 @@ class Normalized:
 
 
 def training_step(name: str, batch: int, input_size: int, views: int) -> dict[str, Callable[[], object]]:
-    """Return a step at each of the deepest levels, all weights trained, as train.py takes it."""
+    """Return a training step at each of the deepest levels, as in train.py."""
     device = training_device()
     model = c2f_zoo.create_model(name, input_size=input_size)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -249,7 +255,10 @@ def training_device() -> torch.device:
 def loader_rows(
     kinds: Sequence[tuple[str, int]], times: Sequence[dict[str, float]], about: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Return a row for each loader and number of workers: its rate, beside timm's and the training's."""
+    """Return a row for each loader and number of workers.
+
+    Rates are in images a second, relative to timm's loader, and relative to the training.
+    """
     round_ms = {kind: time_of["round_ms"] for kind, time_of in zip(kinds, times, strict=True)}
     rows = []
     for (name, workers), time_of in zip(kinds, times, strict=True):
@@ -263,7 +272,7 @@ def loader_rows(
 
 
 def loader_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Show each loader's images a second, the ratio to timm's, and the number of workers that feed the training."""
+    """Show the loaders' rates and the number of workers that a training needs."""
     about, counts = rows[0], sorted({row["workers"] for row in rows})
     table = Table(
         title="images a second, in brackets / timm's",
@@ -272,7 +281,7 @@ def loader_table(rows: Sequence[dict[str, Any]]) -> Table:
         f"built in {about['build_s']} s, opened in {about['open_s']} s",
     )
     table.add_column("loader")
-    for title in (*(f"num_workers {count}" for count in counts), "workers that feed the model"):
+    for title in (*(f"num_workers {count}" for count in counts), "workers that a training needs"):
         table.add_column(title, justify="right")
     for name in dict.fromkeys(row["loader"] for row in rows):
         chosen = [row for row in rows if row["loader"] == name]

@@ -1,10 +1,11 @@
-"""Measure time and memory of poolings beside plain transcriptions of their formulas, on the CPU.
+"""Measure time and memory of poolings and of plain transcriptions, on the CPU.
 
     python recipes/benchmarks/pooling.py                                # every pooling, at the paper's shape
     python recipes/benchmarks/pooling.py --names [hbp] --channels 256   # one pooling, on other maps
 
-Each variant runs in two new processes: one measures memory, the other one time. The latter take turns, call by call, so
-that a machine that is slower for a while slows all variants. Memory is read from the operating system (Linux).
+Each variant runs in two new processes: one measures memory, the other one time. The processes that measure time take
+turns, call by call: if the machine is slower for a while, it slows all variants. Memory is read from the operating
+system (Linux).
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def main(
     repeats: int = 5,
     output: str = "runs/benchmark-pooling.csv",
 ) -> None:
-    """Measure poolings on random float32 maps with all cores, and write a CSV row for each variant.
+    """Measure poolings on random float32 maps; write a CSV row for each variant.
 
     Args:
         names: the poolings to measure; default: all.
@@ -92,7 +93,7 @@ def main(
 
 
 def measure(cases: Sequence[Case], repeats: int) -> list[dict[str, Any]]:
-    """Measure the variants of one pooling: the times in turns, then the memory of each."""
+    """Measure the variants of one pooling: times in turns, then memory."""
     times = run_interleaved([partial(timed_calls, case) for case in cases], repeats)
     return [
         {**asdict(case), **run_in_new_process(partial(memory, case)), **time_of, **describe_machine()}
@@ -101,7 +102,7 @@ def measure(cases: Sequence[Case], repeats: int) -> list[dict[str, Any]]:
 
 
 def timed_calls(case: Case) -> dict[str, Callable[[], None]]:
-    """Return the forward pass and the training step of a variant, after checking its values."""
+    """Return the forward pass and the step of a variant; check its values first."""
     pool, module, maps = build(case)
     if case.pooling in PLAIN:
         check_equal(module, maps, PLAIN[case.pooling])
@@ -112,7 +113,10 @@ def timed_calls(case: Case) -> dict[str, Callable[[], None]]:
 
 
 def memory(case: Case) -> dict[str, float]:
-    """Measure what is kept for the backward pass, and peaks beyond inputs, weights and their gradients, in MiB."""
+    """Measure the memory of a variant in MiB.
+
+    "kept" is memory for the backward pass; peaks are beyond inputs, weights and their gradients.
+    """
     pool, module, maps = build(case)
     # Libraries allocate some memory once. A compiled function would compile again for another batch size.
     others = maps_of(case, case.batch if case.variant == "compiled" else 1)
@@ -131,7 +135,7 @@ def memory(case: Case) -> dict[str, float]:
 
 
 def build(case: Case) -> tuple[Pool, nn.Module, list[Tensor]]:
-    """Return the function that pools, the module that holds its weights, and maps to pool."""
+    """Return the pooling function, the module with its weights, and maps."""
     torch.manual_seed(0)
     options: dict[str, Any] = {} if case.dim is None else {"dim": case.dim}
     if case.variant not in ("ours", "plain", "compiled"):
@@ -181,7 +185,7 @@ def check_equal(module: nn.Module, maps: Sequence[Tensor], plain: Pool) -> None:
 
 
 def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Show each variant and, in brackets, how many times as much the plain transcription takes."""
+    """Show all variants; in brackets the ratio of the plain transcription's cost."""
     table = Table(title="in brackets: plain / this")
     table.add_column("pooling")
     table.add_column("variant")

@@ -1,9 +1,10 @@
-"""Measure a training step of mlph_vgg16_cub at 448 pixels, with the head's sums plain and memory-efficient, on the CPU.
+"""Measure training steps of mlph_vgg16_cub on the CPU: time and memory.
 
     python recipes/benchmarks/step.py
 
-All weights are trained, at one level. Each implementation runs in two new processes: one measures memory, the other one
-time. The memory of a step grows linearly with the batch: two batch sizes predict the largest batch that fits.
+All weights are trained, at one level, on images of 448 x 448. The sums of the pooling are computed plainly, and by the
+memory-efficient implementation `tiled`. Each runs in two new processes: one measures memory, the other one time. Memory
+grows linearly with the batch: two batch sizes predict the largest batch that fits.
 """
 
 from __future__ import annotations

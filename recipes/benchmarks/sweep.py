@@ -1,8 +1,9 @@
-"""Measure how the cost of `mlp` grows with d, batch, channels and map size, beside its plain transcription.
+"""Measure the cost of `mlp` against d, batch, channels and map size.
 
     python recipes/benchmarks/sweep.py
 
-Runs `pooling.py` at every point, from d 4096, batch 2, 256 channels and maps of 28 x 28, one value changed at a time.
+Changes one of the four numbers at a time, from d 4096, batch 2, 256 channels and maps of 28 x 28. Runs `pooling.py` at
+every point.
 """
 
 from __future__ import annotations
