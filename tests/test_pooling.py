@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from c2f_zoo import Pooling, create_pooling, list_poolings
 from c2f_zoo.ops import tiled
-from c2f_zoo.pooling import POOLINGS
+from c2f_zoo.pooling import POOLINGS, describe_pooling
 from c2f_zoo.testing import DTYPES, HARD_INPUTS, check_pooling
 
 VARIANTS = [name for name in REFERENCES if name not in list_poolings()]
@@ -55,6 +55,14 @@ def test_every_pooling_has_its_formulas() -> None:
 def test_a_pooling_keeps_the_contract(name: str) -> None:
     reference = REFERENCES[name]
     check_pooling(name, reference.channels, reference, atol=reference.atol, **reference.options)
+
+
+def test_a_pooling_is_described_with_its_cost() -> None:
+    row = describe_pooling("bilinear", [512], (28, 28))  # large enough for oneDNN's product
+    assert row.description == "The Gram matrix of one map or two: `X Y^T`"
+    assert row.source == "Lin et al., ICCV 2015; Huo et al., eq. 1"
+    assert (row.parameters, row.out_features) == (0, 512 * 512)
+    assert row.multiply_adds == 0.75 * 512 * 512 * 784  # the fourth block is copied
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -25,8 +25,8 @@ class PoolingDescription:
         source: the pooling's `source`.
         parameters: number of trainable parameters.
         out_features: length of the vector.
-        multiply_adds: multiply-adds of one image's forward pass with the plain formula. An element-wise product, power
-            or comparison counts as one, an FFT of n real numbers as 5/4 n log2(n).
+        multiply_adds: multiply-adds of one image's forward pass, with `impl="plain"` where there is that option. An
+            element-wise product, power or comparison counts as one, an FFT of n real numbers as 5/4 n log2(n).
     """
 
     description: str
@@ -89,6 +89,11 @@ def _of_fft(x: Tensor, dims: list[int], *args: Any, out_val: Tensor, **kwargs: A
 
 
 @_raw
+def _of_product(a: Tensor, b: Tensor, *args: Any, out_val: Tensor, **kwargs: Any) -> int:
+    return 2 * out_val.numel() * a.shape[2]
+
+
+@_raw
 def _of_tiled_sums(
     maps: list[Tensor], weights: list[Tensor], biases: Any, masks: list[int], *args: Any, out_val: Any, **kwargs: Any
 ) -> int:
@@ -97,9 +102,10 @@ def _of_tiled_sums(
     return 2 * maps[0].shape[0] * maps[0].shape[2] * (projections + products)
 
 
-# PyTorch counts matrix products and convolutions.
+# PyTorch counts its own matrix products and convolutions.
 _FLOPS: dict[Any, Any] = {
     torch.ops.aten.mul: _of_output,
+    torch.ops.c2f_zoo.bmm: _of_product,
     torch.ops.c2f_zoo.tiled_sums: _of_tiled_sums,
     torch.ops.aten.pow: _of_output,
     torch.ops.aten.mean: _of_input,
