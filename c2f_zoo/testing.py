@@ -1,4 +1,4 @@
-"""Checks that every pooling and every head passes: the test base of this library and of plug-ins.
+"""Checks that every pooling and head passes, for this library and for plug-ins.
 
 `check_pooling` and `check_head` need no test framework. They raise an `AssertionError` that names the failed check.
 """
@@ -81,10 +81,13 @@ def check_pooling(
 
 
 def check_head(head: str | Callable[..., Head], reference: HeadReference | None = None, **options: object) -> None:
-    """Check that a head keeps the contract of `c2f_zoo.Head`, on small irregular trees of one to four levels.
+    """Check that a head keeps the contract of `c2f_zoo.Head`.
 
-    - The attributes are set; `forward` gives the levels asked for, in that order, as (N, classes), and refuses others.
-    - A level's logits do not depend on which other levels are asked for.
+    The trees are small and irregular, of one to four levels.
+
+    - The attributes are set. `forward` returns the requested levels, in that order, as (N, classes), and raises a
+      ValueError for unknown ones.
+    - A level's logits do not depend on the other requested levels.
     - `log_probs` gives the reference's probabilities, float32 or wider, with a sum of 1 or less per level; it takes any
       subset of the levels.
     - If `levels_are_marginals`, a class is at least as probable as its children together; otherwise some class is not.
@@ -108,7 +111,9 @@ def check_head(head: str | Callable[..., Head], reference: HeadReference | None 
 
 
 def irregular_hierarchy(depth: int) -> Hierarchy:
-    """Return a class tree with one to three children per class, unordered labels, and dots in the levels' names.
+    """Return a class tree with one to three children per class.
+
+    Labels are in no order, and the levels' names contain dots.
 
     Args:
         depth: number of levels, >= 1.
@@ -127,7 +132,13 @@ def irregular_hierarchy(depth: int) -> Hierarchy:
 
 
 def child_sums(hierarchy: Hierarchy, probabilities: Mapping[str, Tensor], level: str) -> Tensor:
-    """Return the sum (N, classes) of the probabilities of each class's children, for a level that has children."""
+    """Return the sum (N, classes) of the probabilities of each class's children.
+
+    Args:
+        hierarchy: the class tree.
+        probabilities: (N, classes) of `level` and of the next finer level.
+        level: a level other than the finest.
+    """
     depth = hierarchy.levels.index(level)
     below = probabilities[hierarchy.levels[depth + 1]]
     parents = torch.tensor(hierarchy.parents[depth])
@@ -191,7 +202,7 @@ def _check_generator(create: Callable[[int], nn.Module], forward: Callable[[nn.M
 
 
 def _check_copies(part: nn.Module, other: nn.Module, forward: Callable[[nn.Module], Sequence[Tensor]]) -> None:
-    """Compares a part in evaluation mode with its copies, and with another one that takes its state."""
+    """Compare a part in evaluation mode with its copies, and with `other` in its state."""
     other.load_state_dict(part.state_dict())
     copies = {"state_dict": other, "deepcopy": copy.deepcopy(part), "pickle": pickle.loads(pickle.dumps(part))}
     for name, twin in copies.items():
@@ -224,7 +235,7 @@ class _PoolingCase:
         pooling = self.create()
         for name, bias in pooling.named_parameters():
             if name.endswith("bias"):
-                nn.init.normal_(bias)  # a bias of zero would hide that it is left out
+                nn.init.normal_(bias)  # a bias of zero would hide its absence
         return pooling
 
     def maps(self, n: int = 2, height: int = 5, width: int = 3, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -391,7 +402,7 @@ def _head_options(case: _HeadCase) -> None:
     again.create(tree).load_state_dict(case.create(tree).state_dict())
 
 
-def _head_the_levels_asked_for(case: _HeadCase) -> None:
+def _head_requested_levels(case: _HeadCase) -> None:
     tree, v = irregular_hierarchy(3), case.vectors()
     head = case.create(tree)
     everything = head(v, tree.levels)
@@ -497,7 +508,7 @@ def _head_the_random_generator(case: _HeadCase) -> None:
 _HEAD_CHECKS: list[Callable[[_HeadCase], None]] = [
     _head_attributes,
     _head_options,
-    _head_the_levels_asked_for,
+    _head_requested_levels,
     _head_probabilities,
     _head_levels_are_marginals,
     _head_classifiers,

@@ -1,4 +1,4 @@
-"""Every head against its contract and its formula, and what each promises beyond them."""
+"""Every head keeps the contract and its formula; properties of single heads."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_head_keeps_the_contract(name: str) -> None:
 
 @pytest.mark.parametrize("depth", DEPTHS)
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
-def test_a_class_has_what_its_children_have(name: str, depth: int) -> None:
+def test_a_class_has_the_sum_of_its_children(name: str, depth: int) -> None:
     tree = irregular_hierarchy(depth)
     head, v = make(name, tree)
     p = {level: z.exp() for level, z in log_probs(head, v, tree.levels).items()}
@@ -79,7 +79,7 @@ def test_a_path_may_stop_anywhere(depth: int) -> None:
 
 
 @pytest.mark.parametrize("name", list_heads())
-def test_an_unknown_level_is_named(name: str) -> None:
+def test_an_unknown_level_raises(name: str) -> None:
     tree = irregular_hierarchy(3)
     head, v = make(name, tree, tree.levels[1:2])
     with pytest.raises(ValueError, match=r"unknown level 'level.0'"):
@@ -168,14 +168,14 @@ class TestInAModel:
         ({"name": "disentangled", "dim": 0}, "disentangled requires dim >= 1, not 0"),
     ],
 )
-def test_mistakes_are_named(arguments: dict, message: str) -> None:
+def test_invalid_arguments_raise(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         create_head(
             **{"name": "hex", "in_features": 3, "hierarchy": load_hierarchy("cub"), "levels": ["genus"]} | arguments
         )
 
 
-def test_a_head_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registered_function(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HEADS, "_entries", dict(HEADS._entries))
 
     @register_head("doubled")

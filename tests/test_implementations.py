@@ -30,7 +30,7 @@ MEMORY_EFFICIENT = ("tiled", "saved_bf16", "gram")  # triton: tests/test_triton.
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that small shapes have several tiles, and a last one that is not full."""
+    """Small shapes have several tiles, the last one incomplete."""
     monkeypatch.setattr(tiled, "_TILE_ROWS", 4)
     monkeypatch.setattr(cross_gram, "_ROWS", 4)
 
@@ -56,7 +56,7 @@ class Case:
         return torch.stack(multilinear_sums(self.maps, self.weights, self.biases, self.terms, impl))
 
     def formula(self) -> Tensor:
-        """Nothing of the library: one einsum for each term."""
+        """The formula without the library: one einsum per term."""
         projected = []
         for x, weight, bias in zip(self.maps, self.weights, self.biases, strict=True):
             projected.append(torch.einsum("dc,nchw->ndhw", weight, x))
@@ -128,7 +128,7 @@ def serves(impl: str, case: Case) -> bool:
 @pytest.mark.parametrize("impl", ["plain", "tiled", "gram"])
 @given(case=cases())
 @settings(max_examples=60, deadline=None, derandomize=True)
-def test_in_float64_values_and_gradients_are_the_formulas(impl: str, case: Case) -> None:
+def test_values_and_gradients_in_float64(impl: str, case: Case) -> None:
     if impl == "gram":
         case.terms = [term for term in case.terms if len(term) == 2] or [(0, 1)]
     used = {index for term in case.terms for index in term}
@@ -145,14 +145,14 @@ TOLERANCE = {"plain": 1e-5, "tiled": 1e-5, "saved_bf16": 5e-2, "gram": 1e-5}
 
 
 def assert_near(impl: str, found: Tensor, wanted: Tensor) -> None:
-    # Sums cancel: what rounds is their terms, which are of the size of 1.
+    # Sums cancel: rounding errors are those of their terms, of the size of 1.
     assert (found.double() - wanted).norm() <= TOLERANCE[impl] * (wanted.double().norm() + wanted.numel() ** 0.5)
 
 
 @pytest.mark.parametrize("impl", TOLERANCE)
 @given(case=cases())
 @settings(max_examples=30, deadline=None, derandomize=True)
-def test_in_float32_they_are_close(impl: str, case: Case) -> None:
+def test_values_and_gradients_in_float32(impl: str, case: Case) -> None:
     case.terms = [term for term in case.terms if len(term) == 2] or [(0, 1)] if impl == "gram" else case.terms
     zero = 0 * sum(x.sum() for x in case.inputs())
     expected = case.values_and_gradients(case.formula() + zero)
@@ -177,7 +177,7 @@ def test_half_precision_inputs_are_computed_in_float32(impl: str, dtype: torch.d
 
 
 @pytest.mark.parametrize("impl", MEMORY_EFFICIENT)
-def test_only_what_is_needed_gets_a_gradient(impl: str) -> None:
+def test_frozen_inputs_get_no_gradient(impl: str) -> None:
     case = make_case((3, 4, 2), HBP)
     for frozen in (case.maps[0], case.weights[1], case.biases[2]):
         assert frozen is not None
@@ -189,7 +189,7 @@ def test_only_what_is_needed_gets_a_gradient(impl: str) -> None:
 
 
 @pytest.mark.parametrize("impl", ["tiled", "gram"])
-def test_a_second_derivative_is_right(impl: str) -> None:
+def test_the_second_derivative_is_correct(impl: str) -> None:
     case = make_case((2, 3, 2), HBP, batch=1, size=(2, 1), dim=5)
     count = len(case.maps)
 
@@ -201,7 +201,7 @@ def test_a_second_derivative_is_right(impl: str) -> None:
 
 
 @pytest.mark.parametrize("impl", MEMORY_EFFICIENT)
-def test_nothing_large_is_kept(impl: str) -> None:
+def test_numbers_kept_for_the_backward_pass(impl: str) -> None:
     case = make_case((3, 4, 2), HBP)
     known = {x.untyped_storage().data_ptr() for x in case.inputs()}
     kept: list[Tensor] = []
@@ -227,7 +227,7 @@ def test_compiled_checkpointed_and_under_autocast(impl: str) -> None:
             assert_near(impl, found, wanted)
 
 
-def test_compiled_for_real_it_gives_the_same() -> None:
+def test_compiled_by_inductor() -> None:
     case = make_case((3, 4, 2)).to(torch.float32)
     torch.compiler.reset()
     sums = torch.compile(lambda: case.run("tiled"), fullgraph=True)()
@@ -235,17 +235,17 @@ def test_compiled_for_real_it_gives_the_same() -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_an_export_falls_to_the_plain_formula() -> None:
+def test_an_export_falls_back_on_the_plain_formula() -> None:
     pooling = create_pooling("mlp", (3, 4, 2), dim=5, impl="tiled")
     maps = [torch.randn(2, c, 4, 3) for c in (3, 4, 2)]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says that it falls back
+        warnings.simplefilter("ignore")  # about the fallback
         program = torch.export.export(pooling, (maps,))
     assert not any("c2f_zoo" in str(node.target) for node in program.graph.nodes)
     torch.testing.assert_close(program.module()(maps), pooling(maps))
 
 
-def test_a_path_that_cannot_serve_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unsupported_implementation_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(multilinear, "_warned", set())
     case = make_case((3, 4, 2))
     with pytest.warns(
@@ -269,7 +269,7 @@ def test_an_empty_batch_gives_zero_gradients() -> None:
 
 
 @pytest.mark.parametrize("impl", MEMORY_EFFICIENT)
-def test_a_backward_pass_under_autocast_is_not_cast(impl: str) -> None:
+def test_the_backward_pass_ignores_autocast(impl: str) -> None:
     case = make_case((3, 4, 2), HBP).to(torch.float32)
     expected = case.values_and_gradients(case.run(impl))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -280,14 +280,14 @@ def test_a_backward_pass_under_autocast_is_not_cast(impl: str) -> None:
 
 @pytest.mark.parametrize(("impl", "keep"), [("tiled", False), ("tiled", True), ("gram", False), ("gram", True)])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
-def test_the_operators_are_what_they_say(impl: str, keep: bool, layout: str) -> None:
+def test_opcheck(impl: str, keep: bool, layout: str) -> None:
     case = make_case((3, 4, 2), HBP, layout=layout)
     operator = {"tiled": tiled.tiled_sums, "gram": cross_gram.cross_gram_sums}[impl]
     arguments = ([x.flatten(2) for x in case.maps], case.weights, case.biases, [3, 5, 6], keep, False)
     torch.library.opcheck(operator, arguments)
 
 
-def test_compiled_it_takes_another_batch_and_layout() -> None:
+def test_compiled_with_another_batch_and_layout() -> None:
     torch.compiler.reset()
     compiled = torch.compile(lambda case: case.run("tiled"), backend="aot_eager")
     for batch, layout in ((2, "contiguous"), (3, "channels_last"), (4, "channels_last")):
@@ -326,8 +326,8 @@ def test_hard_inputs_are_finite(hard: str, dtype: torch.dtype, impl: str) -> Non
         assert x.isfinite().all()
 
 
-def test_two_processes_get_the_gradient_of_one(tmp_path: Path) -> None:
-    """Under DistributedDataParallel, with a head of which only one level is used."""
+def test_two_processes_have_the_gradient_of_one(tmp_path: Path) -> None:
+    """Under DistributedDataParallel, each process with half of the batch."""
     script = tmp_path / "ddp.py"
     script.write_text(DDP)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
@@ -376,7 +376,7 @@ BIG = SumsShape(batch=8, channels=(512,) * 3, locations=784, dim=8192, terms=MLP
         ({"exporting": True}, "plain"),
         ({"terms": ((0, 0),)}, "plain"),
         ({"dtypes": (torch.float64,)}, "tiled"),
-        ({"dtypes": (torch.float64, torch.float32)}, "plain"),  # which then says what does not fit
+        ({"dtypes": (torch.float64, torch.float32)}, "plain"),  # raises the error of the matrix product
         ({"dtypes": (torch.bfloat16,)}, "tiled"),  # on a CPU, in float32
         ({"device": "cuda"}, "tiled"),  # in float32, where the kernels have no matrix units
         ({"device": "cuda", "terms": HBP}, "gram"),

@@ -12,14 +12,14 @@ def test_the_root_is_exact_forward() -> None:
     torch.testing.assert_close(signed_sqrt(x, grad_eps=0.03), expected, rtol=1e-15, atol=0)
 
 
-def test_the_roots_gradient_is_the_caffe_releases() -> None:
+def test_the_gradient_of_the_root_is_that_of_the_caffe_release() -> None:
     x = torch.tensor([-4.0, 0.0, 0.01], dtype=torch.float64, requires_grad=True)
     (grad,) = torch.autograd.grad(signed_sqrt(x, grad_eps=0.03).sum(), x)
     expected = torch.tensor([0.5 / 2.03, 0.5 / 0.03, 0.5 / 0.13], dtype=torch.float64)
     torch.testing.assert_close(grad, expected)
 
 
-def test_the_roots_gradients_without_the_bound() -> None:
+def test_the_gradients_of_the_root_without_the_bound() -> None:
     x = torch.tensor([-3.0, -0.2, 0.5, 7.0], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: signed_sqrt(x, 0.0), x)
     assert torch.autograd.gradgradcheck(lambda x: signed_sqrt(x, 0.0), x)
@@ -57,7 +57,7 @@ def test_products_are_made_in_float32_under_autocast() -> None:
     assert total.item() == 4 * 300.0**3
 
 
-def test_root_and_norm_in_one_piece_by_hand() -> None:
+def test_root_and_norm_by_hand() -> None:
     x = torch.tensor([[-9.0, 16.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
     y = signed_sqrt_l2(x, grad_eps=0.5)
     torch.testing.assert_close(y.detach(), torch.tensor([[-0.6, 0.8, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64))
@@ -70,7 +70,7 @@ def test_root_and_norm_in_one_piece_by_hand() -> None:
         assert grad[1].eq(0).all(), "a row of zeros has no direction"
 
 
-def test_root_and_norm_have_right_derivatives() -> None:
+def test_root_and_norm_have_correct_derivatives() -> None:
     x = torch.tensor([[-3.0, 0.2, 0.5], [7.0, -1.0, 2.0]], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: signed_sqrt_l2(x, 0.0), x)
     assert torch.autograd.gradgradcheck(lambda x: signed_sqrt_l2(x, 0.0), x)
@@ -105,7 +105,7 @@ def test_the_gram_matrix_of_one_map_by_loops(channels: int) -> None:
     assert torch.autograd.gradgradcheck(lambda x: gram(x, x), x)
 
 
-def test_the_covariance_is_torchs() -> None:
+def test_the_covariance_is_that_of_torch() -> None:
     x = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     expected = torch.stack([torch.cov(vectors, correction=0) for vectors in x])
     torch.testing.assert_close(covariance(x), expected)

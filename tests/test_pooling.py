@@ -1,4 +1,4 @@
-"""Every pooling against its contract and its formula, and what each promises beyond them."""
+"""Every pooling keeps the contract and its formula; properties of single poolings."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def has_option(name: str, option: str) -> bool:
     return option in inspect.signature(POOLINGS[REFERENCES[name].pooling or name]).parameters
 
 
-def test_every_pooling_has_its_formulas() -> None:
+def test_every_pooling_has_reference_formulas() -> None:
     assert set(list_poolings()) <= set(REFERENCES)
     assert set(list_poolings()) == set(PLAIN)
     assert {REFERENCES[name].pooling for name in VARIANTS} <= set(list_poolings())
@@ -93,7 +93,7 @@ def test_the_order_of_locations_does_not_matter(name: str) -> None:
 
 
 @all_poolings
-def test_seeing_everything_twice_does_not_matter(name: str) -> None:
+def test_repeated_locations_do_not_matter(name: str) -> None:
     options = {"root_eps": 0.0} if has_option(name, "root_eps") else {}  # that is added to the sums, few or many
     pooling, maps = make(name, **options), make_maps(name)
     torch.testing.assert_close(pooling([torch.cat([x, x], dim=2) for x in maps]), pooling(maps))
@@ -124,7 +124,7 @@ def test_one_channel_is_finite(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["hbp", "mlp", "trilinear"])
-def test_a_map_of_zeros_does_not_blow_up_gradients(name: str) -> None:
+def test_a_map_of_zeros_has_bounded_gradients(name: str) -> None:
     # A branch with that map is zero, while the other maps of its product are not.
     pooling = create_pooling(name, (3, 4, 2), dim=5)
     maps = make_maps(name, dtype=torch.float32)
@@ -141,17 +141,17 @@ def test_another_seed_gives_another_vector(name: str) -> None:
     reference, options = REFERENCES[name], {"seed": 7} if has_option(name, "seed") else {}
     pooling, maps = make(name), make_maps(name)
     other = create_pooling(name, reference.channels, **reference.options, **options).double()
-    if pooling.state_dict() and name != "gem":  # whose p is no random number
+    if pooling.state_dict() and name != "gem":  # p of gem is not random
         assert not torch.equal(other(maps), pooling(maps))
 
 
 @all_poolings
-def test_compiled_it_gives_the_same(name: str) -> None:
+def test_compiled_poolings_give_the_same(name: str) -> None:
     torch.compiler.reset()
     pooling = make(name, torch.float32)
     maps, copies = ([x.requires_grad_() for x in make_maps(name, dtype=torch.float32)] for _ in range(2))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of complex numbers, which the compiler leaves to eager PyTorch
+        warnings.simplefilter("ignore")  # about complex numbers, which run in eager PyTorch
         found = torch.compile(pooling, fullgraph=True)(copies)
         (found * torch.linspace(-1, 1, found.shape[1])).sum().backward()
     expected = pooling(maps)
@@ -162,7 +162,7 @@ def test_compiled_it_gives_the_same(name: str) -> None:
 
 
 @all_poolings
-def test_exported_it_gives_the_same(name: str) -> None:
+def test_exported_poolings_give_the_same(name: str) -> None:
     pooling, maps = make(name, torch.float32).eval(), make_maps(name, dtype=torch.float32)
     exported = torch.export.export(pooling, (maps,)).module()
     torch.testing.assert_close(exported(maps), pooling(maps))
@@ -179,7 +179,7 @@ def uneven_maps(channels: Sequence[int]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(("name", "channels"), MULTIPLIES_MAPS)
-def test_maps_of_different_sizes_are_refused(name: str, channels: Sequence[int]) -> None:
+def test_maps_of_different_sizes_raise(name: str, channels: Sequence[int]) -> None:
     pooling = create_pooling(name, channels, **REFERENCES[name].options).double()
     with pytest.raises(
         ValueError, match=r"differ in spatial size \(4 x 6, 2 x 6.*choose taps of one size.*align='pool'"
@@ -188,7 +188,7 @@ def test_maps_of_different_sizes_are_refused(name: str, channels: Sequence[int])
 
 
 @pytest.mark.parametrize(("name", "channels"), MULTIPLIES_MAPS)
-def test_maps_of_different_sizes_are_pooled_to_the_least_if_asked(name: str, channels: Sequence[int]) -> None:
+def test_align_pool_pools_maps_to_the_smallest_size(name: str, channels: Sequence[int]) -> None:
     pooling = create_pooling(name, channels, align="pool", **REFERENCES[name].options).double()
     maps = uneven_maps(channels)
     height, width = min(x.shape[2] for x in maps), min(x.shape[3] for x in maps)
@@ -210,7 +210,7 @@ def test_maps_that_are_not_multiplied_may_differ_in_size(name: str) -> None:
 
 
 @all_poolings
-def test_maps_of_other_channels_are_refused(name: str) -> None:
+def test_maps_with_other_channels_raise(name: str) -> None:
     maps = make_maps(name)
     with pytest.raises(ValueError, match=r"takes maps of \[.*\] channels, not \[1"):
         make(name)([maps[0][:, :1], *maps[1:]])
@@ -229,7 +229,7 @@ def test_l2_over_the_whole_vector(name: str) -> None:
     assert found.unflatten(1, (-1, 5)).norm(dim=2).std(dim=1).gt(0.01).all()
 
 
-def test_a_poolings_backward_is_the_caffe_releases() -> None:
+def test_gradients_are_those_of_the_caffe_release() -> None:
     # One location, one channel, weights 1: the sum is x y, its root r = sqrt(x y); HBP's layer gives 0.5 / (r + 0.03).
     pooling = create_pooling("bilinear", [1, 2], grad_eps=0.03).double()
     x, y = torch.tensor([[[[2.0]]]]).double(), torch.tensor([[[[0.5]], [[0.02]]]]).double()
@@ -264,14 +264,14 @@ def _mean_squared_errors(
 
 
 @pytest.mark.parametrize("sketch", ["tensor_sketch", "random_maclaurin"])
-def test_compact_bilinears_error_falls_as_one_over_d(sketch: str) -> None:
+def test_the_error_of_compact_bilinear_falls_as_one_over_d(sketch: str) -> None:
     errors = _mean_squared_errors("compact_bilinear", {"sketch": sketch}, lambda dot: dot**2, [32, 128, 512])
     # The variance of both sketches is proportional to 1 / d (Gao et al. 2016, after Kar & Karnick and Pham & Pagh).
     for coarse, fine in itertools.pairwise(errors):
         assert 2.5 < coarse / fine < 6.5
 
 
-def test_kernel_poolings_error_falls_as_one_over_d() -> None:
+def test_the_error_of_kernel_falls_as_one_over_d() -> None:
     # The Gaussian kernel less its constant and the orders beyond 4, which the series leaves out.
     gamma = 0.8
 
@@ -283,13 +283,13 @@ def test_kernel_poolings_error_falls_as_one_over_d() -> None:
         assert 2.5 < coarse / fine < 6.5
 
 
-def test_kernel_pooling_does_not_see_the_size_of_a_location() -> None:
+def test_kernel_does_not_depend_on_the_norm_of_a_location() -> None:
     pooling, maps = make("kernel"), make_maps("kernel")
     sizes = 10.0 ** torch.linspace(-6, 3, 15, dtype=torch.float64).reshape(5, 3)
     torch.testing.assert_close(pooling([maps[0] * sizes]), pooling(maps))
 
 
-def test_kernel_poolings_default_is_the_gaussian_kernel() -> None:
+def test_the_default_of_kernel_is_the_gaussian_kernel() -> None:
     generator = torch.Generator().manual_seed(1)
     x, y = _unit(generator), _unit(generator)
     pooling = create_pooling("kernel", [16], max_order=12, gamma=0.8, dim=2)
@@ -339,13 +339,13 @@ def test_isqrt_converges_to_the_root_of_the_eigenvalues() -> None:
         ("gem", 1, {"power": 2.0}, "unknown option of pooling 'gem': 'power'"),
     ],
 )
-def test_mistakes_are_named(name: str, channels: int, options: dict[str, object], message: str) -> None:
+def test_invalid_options_raise(name: str, channels: int, options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         create_pooling(name, [8] * channels, **options)
 
 
 @pytest.mark.parametrize("name", ["hbp", "mlp", "trilinear"])
-def test_projections_start_as_in_hbps_caffe_release(name: str) -> None:
+def test_projections_are_initialized_as_in_the_caffe_release(name: str) -> None:
     torch.manual_seed(0)
     pooling = create_pooling(name, [12, 48, 300], dim=2048)
     for index, channels in enumerate((12, 48, 300)):
@@ -387,7 +387,7 @@ def test_shared_hbp_has_a_second_derivative() -> None:
     assert torch.autograd.gradgradcheck(lambda *maps: pooling(maps), maps)
 
 
-def test_shared_hbp_runs_another_norm_as_it_is() -> None:
+def test_shared_hbp_runs_other_norms() -> None:
     pooling, maps = make("hbp_shared"), make_maps("hbp_shared")
     expected = pooling(maps)
     frozen = copy.deepcopy(pooling)
@@ -406,7 +406,7 @@ def test_shared_hbp_runs_another_norm_as_it_is() -> None:
     assert torch.equal(pooling.norm.running_var, before)
 
 
-def test_shared_hbp_refuses_what_it_cannot_do() -> None:
+def test_shared_hbp_raises_for_unsupported_maps() -> None:
     with pytest.raises(ValueError, match=r"they have \[3, 4, 3\] channels; choose taps with equal numbers"):
         create_pooling("hbp_shared", [3, 4, 3])
     with pytest.raises(ValueError, match="one image with one location has no variance"):

@@ -29,7 +29,7 @@ def test_any_shape_and_layout(m: int, k: int, n: int, dtype: torch.dtype) -> Non
             before = total.clone().double()
             add_product(total, a, b)
             close(total, before + expected)
-            total.fill_(torch.nan)  # as memory that nobody has written may be
+            total.fill_(torch.nan)  # as in uninitialized memory
             add_product(total, a, b, is_first=True)
             close(total, expected)
 
@@ -51,7 +51,7 @@ def test_without_onednn_the_numbers_are_the_same(monkeypatch: pytest.MonkeyPatch
     close(matmul(a[0], b[0]), expected[0])
 
 
-def test_nothing_to_multiply_gives_zeros() -> None:
+def test_empty_matrices_give_zeros() -> None:
     assert matmul(torch.ones(2, 0), torch.ones(0, 3)).tolist() == [[0.0] * 3] * 2
     assert matmul(torch.ones(0, 2), torch.ones(2, 3)).shape == (0, 3)
 
@@ -76,7 +76,7 @@ def test_gradients_of_first_and_second_order() -> None:
 
 
 @needs_onednn
-def test_the_operator_keeps_pytorchs_rules() -> None:
+def test_opcheck_and_vmap() -> None:
     a, b = draw(2, 104, 104).requires_grad_(), draw(2, 104, 104).requires_grad_()
     torch.library.opcheck(products._onednn_bmm, (a, b))
     many = draw(3, 2, 104, 104)

@@ -1,4 +1,4 @@
-"""The checks for plug-ins: each finds the mistake that it is there for, and names it."""
+"""The checks of poolings and heads: each fails for its kind of mistake, and names it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from c2f_zoo.testing import check_head, check_pooling
 
 
 class Mean(Pooling):
-    """A correct pooling, whose parts the broken ones replace."""
+    """A correct pooling; the broken ones replace one method."""
 
     description = "The mean of each channel, times a weight"
     one_size = False
@@ -134,7 +134,7 @@ class OneSize(Mean):
         (OneSize, "maps that do not fit: maps of different sizes with one_size = True raises no ValueError"),
     ],
 )
-def test_a_broken_pooling_is_named_with_its_fault(pooling: Callable[..., Pooling], message: str) -> None:
+def test_a_broken_pooling_fails_its_check(pooling: Callable[..., Pooling], message: str) -> None:
     formula = mean if message.startswith("values") else None
     with pytest.raises(AssertionError, match=re.escape(f"pooling {pooling.__name__} fails the check of {message}")):
         check_pooling(pooling, [3, 2], formula)
@@ -151,7 +151,7 @@ def test_options_must_survive_json() -> None:
 
 
 class Sound(LevelsHead):
-    """A correct head, whose parts the broken ones replace."""
+    """A correct head; the broken ones replace one method."""
 
 
 class Chatty(Sound):
@@ -187,7 +187,7 @@ class Overflowing(Sound):
     ("head", "message"),
     [
         (nn.Identity, "attributes: it is a Identity, not a subclass of c2f_zoo.Head"),
-        (Chatty, "the levels asked for: forward gives the levels ('level.0', 'level.1', 'level.2'), not ()"),
+        (Chatty, "requested levels: forward gives the levels ('level.0', 'level.1', 'level.2'), not ()"),
         (Raw, "probabilities: the probabilities of level.0 sum to "),
         (Overclaiming, "levels are marginals: it is true, but some children are more probable than their parent"),
         (Layerless, "classifiers: get_classifier of an unknown level raises no ValueError"),
@@ -195,12 +195,12 @@ class Overflowing(Sound):
         (Tempered, "autocast: log-probabilities of level.0 are torch.bfloat16"),
     ],
 )
-def test_a_broken_head_is_named_with_its_fault(head: Callable[..., Head], message: str) -> None:
+def test_a_broken_head_fails_its_check(head: Callable[..., Head], message: str) -> None:
     with pytest.raises(AssertionError, match=re.escape(f"head {head.__name__} fails the check of {message}")):
         check_head(head)
 
 
-def test_a_modest_head_is_told_that_it_is_a_distribution() -> None:
+def test_levels_are_marginals_must_not_be_false_without_reason() -> None:
     from c2f_zoo.heads.marginal import MarginalHead
 
     class Modest(MarginalHead):

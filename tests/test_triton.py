@@ -44,8 +44,8 @@ TERMS: dict[str, list[tuple[int, ...]]] = {
     "one": [(0,)],
     "all": [(2,), (0, 1), (0, 1, 2), (1, 0), (1,)],
 }
-# What an element may be off, relative to the largest of its tensor. Products of float16 or bfloat16 are exact in
-# float32, so sums are as good as in float32, but for the way in which tensor cores round. Gradients are rounded
+# Largest error of an element, relative to the largest of its tensor. Products of float16 or bfloat16 are exact in
+# float32, so that sums are as good as in float32, except for the rounding of tensor cores. Gradients are rounded
 # where slopes enter a matrix product and where they are returned: by 2^-12 each in float16, 2^-9 in bfloat16.
 SUMS_OFF = {torch.float32: 1e-5, torch.float16: 1e-4, torch.bfloat16: 1e-4}
 GRADIENTS_OFF = {torch.float32: 1e-5, torch.float16: 2**-10, torch.bfloat16: 2**-7}
@@ -67,7 +67,7 @@ def draw(
     size: tuple[int, int] = (5, 14),
     bias: bool = True,
 ) -> Operands:
-    """Maps, weights and biases that need a gradient. By default no size fits a tile and each takes several."""
+    """Return maps, weights and biases that need a gradient; by default sizes are no multiples of tiles."""
     generator = torch.Generator().manual_seed(0)
 
     def leaf(*shape: int) -> Tensor:
@@ -80,19 +80,19 @@ def draw(
 
 
 def draw_upstream(maps: Sequence[Tensor], weights: Sequence[Tensor], terms: Sequence[tuple[int, ...]]) -> list[Tensor]:
-    """A gradient for each sum."""
+    """Return a gradient for each sum."""
     generator = torch.Generator().manual_seed(1)
     return [torch.randn(len(maps[0]), len(weights[0]), generator=generator).to(DEVICE) for _ in terms]
 
 
 def leaves_of(maps: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> list[Tensor]:
-    """What needs a gradient, once each."""
+    """Return the distinct tensors that need a gradient."""
     given = {id(x): x for x in [*maps, *weights, *biases] if x is not None and x.requires_grad}
     return list(given.values())
 
 
 def plain(operands: Operands, terms: Sequence[tuple[int, ...]], upstream: Sequence[Tensor]) -> tuple[Any, Any]:
-    """The sums and the leaves' gradients in float64."""
+    """Return the sums and the leaves' gradients in float64."""
     leaves = leaves_of(*operands)
     doubles = {id(x): x.detach().double().requires_grad_() for x in leaves}
     maps, weights, biases = [
@@ -113,11 +113,11 @@ def check_close(found: Tensor, expected: Tensor, off: float) -> None:
     assert found.shape == expected.shape
     assert expected.abs().max() > 0
     difference = (found.detach().double() - expected).abs().max() / expected.abs().max()
-    assert difference < off  # NaN is not
+    assert difference < off  # False for NaN
 
 
 def check(operands: Operands, terms: Sequence[tuple[int, ...]]) -> None:
-    """Sums and all gradients against the plain formula's; dtypes."""
+    """Compare sums, all gradients and dtypes with the plain formula's."""
     dtype = operands[1][0].dtype
     upstream = draw_upstream(*operands[:2], terms)
     sums, leaves = fused.triton_multilinear_sums(*operands, terms), leaves_of(*operands)
@@ -142,11 +142,11 @@ def test_under_the_interpreter() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_available_tells_the_truth() -> None:
+def test_available() -> None:
     assert fused.available() is (HAS_TRITON and (INTERPRETED or torch.cuda.is_available()))
 
 
-def test_without_triton_the_module_is_imported_and_says_so() -> None:
+def test_without_triton_the_module_is_imported() -> None:
     code = """
 import sys
 sys.modules["triton"] = None
@@ -189,7 +189,7 @@ X = torch.ones(1, 2, 3, 3)
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_unsupported(maps: list[Tensor], terms: list[tuple[int, ...]], reason: str) -> None:
+def test_unsupported_maps(maps: list[Tensor], terms: list[tuple[int, ...]], reason: str) -> None:
     found = fused.unsupported(maps, terms)
     assert found is not None and found.startswith(reason)
 
@@ -202,33 +202,33 @@ def test_what_is_unsupported(maps: list[Tensor], terms: list[tuple[int, ...]], r
         (MLP, torch.float64, "torch.float64: the kernels compute in float32, float16 or bfloat16"),
     ],
 )
-def test_what_kind_of_problem_is_unsupported(terms: list[tuple[int, ...]], dtype: torch.dtype, reason: str) -> None:
+def test_unsupported_kinds(terms: list[tuple[int, ...]], dtype: torch.dtype, reason: str) -> None:
     found = fused.unsupported_kind(terms, dtype, DEVICE)
     assert found is not None and found.startswith(reason)
 
 
 @pytest.mark.skipif(not HAS_TRITON or INTERPRETED, reason="only compiled kernels need a GPU")
-def test_maps_of_the_cpu_need_the_interpreter() -> None:
+def test_maps_on_the_cpu_need_the_interpreter() -> None:
     for found in (fused.unsupported([X], [(0,)]), fused.unsupported_kind([(0,)], torch.float32, "cpu")):
         assert "TRITON_INTERPRET=1" in str(found)
 
 
 @needs_kernels
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_what_is_supported(dtype: torch.dtype) -> None:
+def test_supported_maps(dtype: torch.dtype) -> None:
     assert fused.unsupported([X.to(DEVICE, dtype)] * 3, MLP) is None
     assert fused.unsupported_kind(MLP, dtype, DEVICE) is None
 
 
 @needs_kernels
-def test_a_program_that_is_being_traced_is_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracing_is_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     found = fused.unsupported([X.to(DEVICE)], [(0,)])
     assert found is not None and found.startswith("a model that is being compiled, exported or traced")
 
 
 @needs_kernels
-def test_wrong_parameters_are_named_before_a_kernel_reads_beyond_them() -> None:
+def test_parameters_of_wrong_shapes_raise() -> None:
     x, weight, bias = (torch.ones(shape, device=DEVICE) for shape in ((1, 2, 3, 3), (4, 2), (4,)))
     for weights, biases, message in [
         ([weight], [bias, bias], "2 maps with 1 weights and 2 biases"),
@@ -328,7 +328,7 @@ def test_autocast_rounds_maps_and_weights_alone(dtype: torch.dtype) -> None:
 
 
 @needs_kernels
-def test_backward_under_autocast_is_in_the_forwards_dtype() -> None:
+def test_backward_under_autocast_has_the_dtype_of_forward() -> None:
     operands = draw(dim=9)
     upstream = draw_upstream(*operands[:2], MLP)
     sums = fused.triton_multilinear_sums(*operands, MLP)
@@ -339,7 +339,7 @@ def test_backward_under_autocast_is_in_the_forwards_dtype() -> None:
 
 
 def check_float16(operands: Operands, upstream: list[Tensor]) -> None:
-    """Sums and gradients under autocast in float16, each image's against its own largest."""
+    """Compare sums and gradients under float16 autocast, relative to each image's largest."""
     maps, leaves = operands[0], leaves_of(*operands)
     with torch.autocast(DEVICE, dtype=torch.float16):
         sums = fused.triton_multilinear_sums(*operands, MLP)
@@ -362,7 +362,7 @@ def test_float16_neither_overflows_nor_vanishes(sizes: tuple[float, float]) -> N
     maps = [(x.detach() * images * 10**number).requires_grad_() for number, x in enumerate(maps)]
     operands: Operands = (maps, weights, [None] * 3)
     upstream = draw_upstream(maps, weights, MLP)
-    # The norm that follows the sums makes their gradients as large as they are small, image by image.
+    # The norm after the sums makes the gradients of small sums large, image by image.
     sums, _ = plain(operands, MLP, upstream)
     upstream = [g / each.abs().amax(dim=1, keepdim=True).float() for g, each in zip(upstream, sums, strict=True)]
     check_float16(operands, upstream)
@@ -383,18 +383,18 @@ def test_float16_with_an_image_of_zeros() -> None:
 
 
 @needs_kernels
-def test_float16_with_zeros_alone_has_gradients_of_zero() -> None:
+def test_float16_with_zeros_has_gradients_of_zero() -> None:
     maps, weights, _ = draw(dim=9, dtype=torch.float16)
     maps = [torch.zeros_like(x).requires_grad_() for x in maps]
     sums = fused.triton_multilinear_sums(maps, weights, [None] * 3, MLP)
     upstream = [torch.zeros_like(each) for each in sums]
     for gradient in torch.autograd.grad(sums, maps + weights, upstream):
-        assert not gradient.any()  # NaN is any
+        assert not gradient.any()  # NaN counts as true
 
 
 @needs_kernels
 @pytest.mark.parametrize("wanted", ["maps", "weights", "biases", "one map", "one projection"])
-def test_nothing_is_computed_for_what_needs_no_gradient(wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frozen_inputs_get_no_gradient(wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
     operands = maps, weights, biases = draw(dim=9)
     kinds: dict[str, Sequence[Tensor | None]] = {
         "maps": maps,
@@ -413,7 +413,7 @@ def test_nothing_is_computed_for_what_needs_no_gradient(wanted: str, monkeypatch
 
 
 @needs_kernels
-def test_a_second_derivative_is_refused() -> None:
+def test_a_second_derivative_raises() -> None:
     operands = draw(dim=9)
     sums = fused.triton_multilinear_sums(*operands, MLP)
     for loss in (sums[0].sum(), sums[0].square().sum()):
@@ -424,7 +424,7 @@ def test_a_second_derivative_is_refused() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """The bytes of the largest tensor that an operation gives."""
+    """Record the bytes of the largest tensor that an operation returns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -438,7 +438,7 @@ class Largest(TorchDispatchMode):
 
 @needs_kernels
 @pytest.mark.skipif(DEVICE != "cpu", reason="the GPU's backward pass runs in another thread")
-def test_no_projection_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_projection_is_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "_CHUNK", 64)
     operands = maps, weights, _ = draw(dim=300)
     locations = 2 * 5 * 14
@@ -492,6 +492,6 @@ def test_the_kernels_compile_for_an_h100_without_one(
     )
     options = {"num_warps": tile.warps, "num_stages": tile.stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    assert compiled.metadata.shared <= 99 * 1024  # what a small GPU has; an H100 has 227
+    assert compiled.metadata.shared <= 99 * 1024  # the size on a small GPU; an H100 has 227 KiB
     assert "cp.async.cg" in compiled.asm["ptx"]  # loads of 16 bytes, ahead of their use
     assert ("wgmma.mma_async" in compiled.asm["ptx"]) == (dtype != torch.float32)
