@@ -79,14 +79,14 @@ def list_metrics(pattern: str = "*") -> list[str]:
 
 
 class MetricInfo(NamedTuple):
-    """How to read the values of a metric; see `TreeMetric`."""
+    """Direction and unit of the values of a metric; see `TreeMetric`."""
 
     higher_is_better: bool
     unit: Unit
 
 
 def metric_info(name: str) -> MetricInfo:
-    """Return how to read a value of a report.
+    """Return the direction and the unit of a value of a report.
 
     Args:
         name: a key of `TreeMetrics.report`, with or without a level: `"species/top1"`, `"ece"`, `"hd@5"`.
