@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
 from conftest import SMALL
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from c2f_zoo import C2FModel, create_model, list_models, load_hierarchy
+import c2f_zoo
+from c2f_zoo import C2FModel, create_model, list_heads, list_models, list_poolings, load_hierarchy
 from c2f_zoo.backbones import create_body
 from c2f_zoo.config import ModelConfig
+from c2f_zoo.io.deferred_init import DeferredInit
+from c2f_zoo.zoo import num_taps_of
 
 
 def test_the_papers_model() -> None:
@@ -182,6 +187,105 @@ def test_a_saved_model_comes_back_bit_for_bit(small_model: C2FModel, tmp_path: P
     assert again.hierarchy.class_names("species")[0] == "001.Black_footed_Albatross"
     for level, logits in small_model(x).items():
         assert torch.equal(again(x)[level], logits)
+
+
+def equal_tensors(model: nn.Module, other: nn.Module) -> bool:
+    """Return whether all weights and buffers are equal, those that are not saved too."""
+    tensors, others = ({**dict(m.named_parameters()), **dict(m.named_buffers())} for m in (model, other))
+    assert tensors.keys() == others.keys()
+    return all(torch.equal(tensor, others[name]) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        *({"pooling": name} for name in list_poolings()),
+        *({"head": name, "pooling": "avg"} for name in list_heads()),
+        # Backbones with tables that are not saved, and with weights that modules refer to in lists of their own.
+        *(
+            {"backbone": name, "pooling": "avg"}
+            for name in (
+                "test_vit_relpos",
+                "test_maxvit",
+                "swin_tiny_patch4_window7_224",
+                "levit_128s",
+                "sequencer2d_s",
+            )
+        ),
+    ],
+    ids=lambda parts: "-".join(parts.values()),
+)
+def test_a_loaded_model_is_what_was_saved(parts: dict, tmp_path: Path) -> None:
+    arguments = {"backbone": "test_convnext", "hierarchy": "critters", **parts}
+    if arguments["backbone"] == "test_convnext":
+        arguments["input_size"] = 64
+    num_taps = num_taps_of(arguments["pooling"])
+    model = create_model("bcnn" if num_taps == 1 else "hbp", levels=["family", "species"], **arguments)
+    model.save_pretrained(tmp_path)
+    again = create_model(f"local-dir:{tmp_path}")
+    assert again.config == model.config
+    assert equal_tensors(model, again)
+    assert [w.requires_grad for w in model.parameters()] == [w.requires_grad for w in again.parameters()]
+    x = torch.randn(1, *model.config.preprocessing.input_size)
+    for level, logits in model.eval()(x).items():
+        assert torch.equal(again.eval()(x)[level], logits)
+
+
+def test_a_backbone_is_built_and_traced_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls = {"create_body": 0, "trace_maps": 0}
+
+    def counted(module: Any, name: str) -> None:
+        function = getattr(module, name)
+
+        def counting(*args: Any, **options: Any) -> Any:
+            calls[name] += 1
+            return function(*args, **options)
+
+        monkeypatch.setattr(module, name, counting)
+
+    counted(c2f_zoo.model, "create_body")
+    counted(c2f_zoo.backbones.tap_backbone, "trace_maps")
+    model = create_model("mlph", hierarchy="critters", **SMALL)  # type: ignore[arg-type]
+    assert calls == {"create_body": 1, "trace_maps": 1}
+    model.save_pretrained(tmp_path)
+    create_model(f"local-dir:{tmp_path}")
+    assert calls == {"create_body": 2, "trace_maps": 2}
+
+
+def test_deferred_initialization_gives_the_same_distributions() -> None:
+    def build() -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        weights = [torch.empty(1024, 1024) for _ in range(5)]
+        weights[0].normal_(1.0, 2.0)
+        nn.init.uniform_(weights[1], -3.0, 5.0)
+        weights[1][0] = 7.0  # after the values that are there by then
+        weights[2].uniform_(-1.0, 1.0).mul_(3.0).add_(1.0)
+        weights[3].normal_()
+        weights[3].copy_(weights[4].normal_(5.0, 1.0))
+        return weights
+
+    with DeferredInit() as init:
+        deferred = build()
+    init.run()
+    for weight, expected in zip(deferred, build(), strict=True):
+        assert weight.mean().item() == pytest.approx(expected.mean().item(), abs=0.02)
+        assert weight.std().item() == pytest.approx(expected.std().item(), abs=0.02)
+    assert (deferred[1][0] == 7.0).all()
+    assert torch.equal(deferred[3], deferred[4])
+
+
+def test_deferred_initialization_of_small_weights_is_the_usual_one() -> None:
+    torch.manual_seed(0)
+    expected = create_body("resnet18").state_dict()
+    torch.manual_seed(0)
+    with DeferredInit() as init:
+        body = create_body("resnet18")
+    init.run()
+    sigma = {name: weight.std() for name, weight in expected.items() if weight.ndim > 1}
+    for name, weight in body.state_dict().items():
+        if weight.ndim > 1:
+            assert weight.std().item() == pytest.approx(sigma[name].item(), rel=0.02), name
+    assert torch.equal(body.layer1[0].conv1.weight, expected["layer1.0.conv1.weight"])
 
 
 @pytest.fixture
