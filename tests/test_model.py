@@ -206,7 +206,6 @@ def equal_tensors(model: nn.Module, other: nn.Module) -> bool:
             {"backbone": name, "pooling": "avg"}
             for name in (
                 "test_vit_relpos",
-                "test_maxvit",
                 "swin_tiny_patch4_window7_224",
                 "levit_128s",
                 "sequencer2d_s",
@@ -274,18 +273,14 @@ def test_deferred_initialization_gives_the_same_distributions() -> None:
     assert torch.equal(deferred[3], deferred[4])
 
 
-def test_deferred_initialization_of_small_weights_is_the_usual_one() -> None:
+def test_small_weights_are_initialized_as_ever() -> None:
     torch.manual_seed(0)
-    expected = create_body("resnet18").state_dict()
+    expected = create_body("tiny").state_dict()
     torch.manual_seed(0)
     with DeferredInit() as init:
-        body = create_body("resnet18")
+        body = create_body("tiny")
     init.run()
-    sigma = {name: weight.std() for name, weight in expected.items() if weight.ndim > 1}
-    for name, weight in body.state_dict().items():
-        if weight.ndim > 1:
-            assert weight.std().item() == pytest.approx(sigma[name].item(), rel=0.02), name
-    assert torch.equal(body.layer1[0].conv1.weight, expected["layer1.0.conv1.weight"])
+    assert all(torch.equal(weight, expected[name]) for name, weight in body.state_dict().items())
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -116,13 +116,18 @@ class _SizeLimit(TorchFunctionMode):
         return result
 
 
-def allocate(tensors: Iterable[Tensor]) -> None:
-    """Move weights and buffers on the meta device to the CPU, without values; references to them stay valid."""
-    for tensor in tensors:
-        if tensor.is_meta:
-            memory = torch.empty_like(tensor, device="cpu")
-            is_weight = isinstance(tensor, nn.Parameter)
-            torch.utils.swap_tensors(tensor, nn.Parameter(memory, tensor.requires_grad) if is_weight else memory)
+def allocate(module: nn.Module, names: Collection[str]) -> None:
+    """Move weights and buffers of these names from the meta device to the CPU, without values."""
+    for prefix, owner in module.named_modules():
+        for name, tensor in (*owner._parameters.items(), *owner._buffers.items()):
+            if tensor is not None and tensor.is_meta and f"{prefix}.{name}".lstrip(".") in names:
+                memory = torch.empty_like(tensor, device="cpu")
+                if isinstance(tensor, nn.Parameter):
+                    memory = nn.Parameter(memory, tensor.requires_grad)
+                try:
+                    torch.utils.swap_tensors(tensor, memory)  # other references to the tensor stay valid
+                except RuntimeError:  # there are weak references: an LSTM, which renews them when a weight is set
+                    setattr(owner, name, memory)
 
 
 def _replace_meta(attributes: dict[str, Any], others: Mapping[str, Any]) -> None:

@@ -201,7 +201,7 @@ def load_weights(module: nn.Module, files: Sequence[Path], strict: bool = True) 
         if tensor.dtype != own[name].dtype and not (tensor.is_floating_point() and own[name].is_floating_point())
     ]
     _refuse(module, where, "incompatible dtypes", incompatible)
-    allocate(own[name] for name in weights)
+    allocate(module, weights)
     module.load_state_dict(weights, strict=False)
 
 

@@ -21,7 +21,10 @@ from c2f_zoo.evaluation.provenance import describe_machine
 from c2f_zoo.io.files import write_csv
 
 HERE = Path(__file__).parents[2]
-CALLS = {"create": {"name": "mlph_vgg16_cub"}, "load": {"name": "mlph_tiny_critters", "pretrained": True}}
+CALLS: dict[str, dict[str, Any]] = {
+    "create": {"name": "mlph_vgg16_cub"},
+    "load": {"name": "mlph_tiny_critters", "pretrained": True},
+}
 COUNTED = ("create_body", "trace_maps", "run_features", "from_csv")
 
 # Prints the seconds of two calls, or how often the first one calls functions of c2f_zoo.
@@ -63,7 +66,7 @@ def main(baseline: str | None = None, rounds: int = 7, output: str = "runs/creat
         for _ in range(rounds):
             for checkout, folder in checkouts.items():
                 seconds[checkout].append(run(folder, arguments, "time"))
-        medians = {
+        medians: dict[str, list[float]] = {
             key: [statistics.median(column) for column in zip(*times, strict=True)] for key, times in seconds.items()
         }
         for checkout, folder in checkouts.items():
