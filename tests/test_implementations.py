@@ -1,4 +1,4 @@
-"""Every implementation of the multilinear sums against the float64 formula, over random shapes."""
+"""Every implementation of the multilinear sums equals the float64 formula."""
 
 from __future__ import annotations
 

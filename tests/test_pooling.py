@@ -249,7 +249,10 @@ def _unit(generator: torch.Generator, channels: int = 16) -> Tensor:
 def _mean_squared_errors(
     name: str, options: dict[str, object], kernel: Callable[[float], float], dims: Sequence[int]
 ) -> list[float]:
-    """Of the inner product of two sketches against the kernel of two unit vectors, over 300 sketches a length."""
+    """Return the errors of two sketches' inner product, over 300 sketches per length.
+
+    The exact value is the kernel of two unit vectors.
+    """
     generator = torch.Generator().manual_seed(0)
     x, y = _unit(generator), _unit(generator)
     x = torch.nn.functional.normalize(x + y, dim=1)  # not nearly orthogonal

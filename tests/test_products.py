@@ -1,4 +1,4 @@
-"""Products of matrices by oneDNN: the same numbers as float64's, whatever the memory layout, with all gradients."""
+"""Matrix products by oneDNN equal those in float64, in any memory layout."""
 
 import pytest
 import torch

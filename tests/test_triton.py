@@ -67,7 +67,7 @@ def draw(
     size: tuple[int, int] = (5, 14),
     bias: bool = True,
 ) -> Operands:
-    """Return maps, weights and biases that need a gradient; by default sizes are no multiples of tiles."""
+    """Return maps, weights and biases; the default sizes are no multiples of tiles."""
     generator = torch.Generator().manual_seed(0)
 
     def leaf(*shape: int) -> Tensor:

@@ -120,7 +120,7 @@ def _gram_cost(shape: SumsShape) -> float:
 
 
 def _table(shape: SumsShape) -> Iterator[tuple[str, bool, str]]:
-    """Yield (implementation, whether it applies, reason); the first supported one is chosen."""
+    """Yield (implementation, whether it applies, reason), in order of preference."""
     # First of all rows: in an export the numbers may be symbols.
     yield "plain", shape.exporting, "an exported program contains PyTorch's own operations only"
     on_gpu_in_half = shape.device == "cuda" and shape.dtypes[0] in (torch.float16, torch.bfloat16)

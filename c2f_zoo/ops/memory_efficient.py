@@ -36,17 +36,16 @@ def register_sums(
 ) -> SumsOperator:
     """Register the operator `c2f_zoo::<name>` with its gradients.
 
-    It maps (maps, weights, biases, masks, keep, rectify) to (sums, kept). Maps are (N, C_i, L), weights (d, C_i),
-    biases (d,). A mask is a term: the set of its projections as bits. `keep` keeps intermediate results for the
-    backward pass; `rectify` applies ReLU to projections. Sums are (terms, N, d), float32 or wider.
+    It maps (maps, weights, biases, masks, keep, rectify) to (sums, kept): (N, C_i, L), (d, C_i) and (d,) to sums
+    (terms, N, d), float32 or wider. A mask is a term: its projections as bits. `keep` keeps intermediate results for
+    the backward pass; `rectify` applies ReLU to projections.
 
     Args:
         name: name of the operator.
         forward: the function.
-        backward: (maps, weights, biases, masks, rectify, kept, grad of sums, flags of needed gradients) to a gradient
-            for each map, weight and bias, empty if not needed.
-        fake_kept: (maps, weights, biases, masks, keep) to an empty tensor of the shape and dtype of `kept`.
-        formula: the plain formula (maps, weights, biases, masks, rectify) to sums, for second derivatives.
+        backward: (maps, weights, biases, masks, rectify, kept, grad, needed) to a gradient for each input, or empty.
+        fake_kept: (maps, weights, biases, masks, keep) to an empty tensor like `kept`.
+        formula: (maps, weights, biases, masks, rectify) to sums by the plain formula, for second derivatives.
     """
     operator = torch.library.custom_op(f"c2f_zoo::{name}", forward, mutates_args=(), schema=_FORWARD)
     backward_operator = torch.library.custom_op(

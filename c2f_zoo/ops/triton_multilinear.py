@@ -195,7 +195,7 @@ def _unsupported_device(device: torch.device) -> str | None:
 
 
 class _MultilinearSums(torch.autograd.Function):
-    """The sums (terms, N, d) as a differentiable function; bit i of a mask is projection i."""
+    """The sums (terms, N, d), differentiable once; bit i of a mask is projection i."""
 
     @staticmethod
     def forward(ctx: Any, masks: tuple[int, ...], dtype: torch.dtype, *inputs: Tensor | None) -> Tensor:

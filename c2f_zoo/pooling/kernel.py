@@ -97,7 +97,10 @@ class KernelPooling(Pooling):
 
 
 class _UnitVectors(torch.autograd.Function):
-    """Unit vectors of all locations, with a gradient of at most 1 / `_SHORTEST`; zeros have a gradient of zero."""
+    """Unit vectors of all locations, with a gradient of at most 1 / `_SHORTEST`.
+
+    Vectors of zeros stay zeros and have a gradient of zero.
+    """
 
     generate_vmap_rule = True
 

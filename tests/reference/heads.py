@@ -1,4 +1,4 @@
-"""Reference formulas of the heads: the probabilities of one level for one vector, by loops in float64."""
+"""Reference formulas of the heads: one level's probabilities of one vector, by loops."""
 
 from __future__ import annotations
 
@@ -60,7 +60,10 @@ def disentangled_reference(head: Head, v: Tensor, tree: Hierarchy, level: str) -
 
 
 def legal_states(tree: Hierarchy) -> list[set[tuple[int, int]]]:
-    """Return all sets of (depth, label) that hold every parent and no two siblings (Deng et al., definitions 1, 2)."""
+    """Return all sets of (depth, label) with every parent and without siblings.
+
+    See definitions 1 and 2 of Deng et al., ECCV 2014.
+    """
     nodes = [(depth, label) for depth, names in enumerate(tree.classes) for label in range(len(names))]
     parent = {(d, i): (d - 1, tree.parents[d - 1][i]) if d else None for d, i in nodes}
     states: list[set[tuple[int, int]]] = [set()]

@@ -222,7 +222,7 @@ REFERENCES: dict[str, Reference] = {
 
 
 def root_and_norm(sums: Tensor) -> Tensor:
-    """Return the signed root and l2 norm as most code writes them; the gradient of a sum of 0 is NaN."""
+    """Return the signed root and l2 norm; the gradient of a sum of 0 is NaN."""
     return F.normalize(sums.sign() * sums.abs().sqrt(), dim=1)
 
 
@@ -243,7 +243,7 @@ def plain_bilinear(pooling: Any, maps: Sequence[Tensor]) -> Tensor:
 
 
 def count_sketch(x: Tensor, hashes: Tensor, signs: Tensor, dim: int) -> Tensor:
-    """Map (N, L, C) to (N, L, dim): the product with a matrix of zeros and signs, as in the published code."""
+    """Map (N, L, C) to (N, L, dim) by a matrix of zeros and signs, as published."""
     scatter = torch.zeros(len(hashes), dim)
     scatter[torch.arange(len(hashes)), hashes] = signs.float()
     return x @ scatter
@@ -284,7 +284,7 @@ def plain_isqrt_cov(pooling: Any, maps: Sequence[Tensor]) -> Tensor:
 
 
 def plain_hbp_shared(pooling: Any, maps: Sequence[Tensor]) -> Tensor:
-    """As published in PyTorch: each map passes projection, batch norm and ReLU once for each of its pairs."""
+    """As published: each map passes projection, batch norm and ReLU for each pair."""
 
     def activate(x: Tensor) -> Tensor:
         return F.relu(pooling.norm(pooling.projection(x)), inplace=True)
