@@ -65,11 +65,6 @@ def register_sums(
         inputs = [*maps, *weights, *biases]
         return [x.new_empty(x.shape if need else 0) for x, need in zip(inputs, needed, strict=True)]
 
-    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        maps, weights, biases, ctx.masks, _, ctx.rectify = inputs
-        ctx.set_materialize_grads(False)  # or zeros of the size of `kept` would be allocated
-        ctx.save_for_backward(*maps, *weights, *biases, output[1])
-
     def differentiate(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
         *inputs, kept = ctx.saved_tensors
         count = len(inputs) // 3
@@ -88,8 +83,14 @@ def register_sums(
             grads = [x if need else None for x, need in zip(made, needed, strict=True)]
         return (*(grads[i * count : (i + 1) * count] for i in range(3)), None, None, None)
 
-    operator.register_autograd(differentiate, setup_context=save)
+    operator.register_autograd(differentiate, setup_context=_save)
     return operator
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    maps, weights, biases, ctx.masks, _, ctx.rectify = inputs
+    ctx.set_materialize_grads(False)  # or zeros of the size of `kept` would be allocated
+    ctx.save_for_backward(*maps, *weights, *biases, output[1])
 
 
 def accumulators(
