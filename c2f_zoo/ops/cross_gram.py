@@ -1,7 +1,7 @@
 """Sums of products of pairs by cross-Gram matrices, without projections.
 
 sum_l (u . x_l)(v . y_l) = u^T (sum_l x_l y_l^T) v. The cross-Gram matrix of two maps is computed once for each image. A
-product with a C x C matrix then replaces the projection of L locations, with fewer multiplications if C / L + C / d < 1.
+product with a C x C matrix then replaces the projection of L locations: fewer multiplications if C / L + C / d < 1.
 The matrices are smaller than the maps and are kept for the backward pass. The outer loop is over rows of the weights,
 which stay in the cache for all images.
 """
