@@ -1,4 +1,4 @@
-"""What a model is made of, as frozen dataclasses that survive a round trip through JSON."""
+"""The configuration of a model: frozen dataclasses that can be saved as JSON."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typing import Any, get_args, get_origin, get_type_hints
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.registry import unknown_name
 
-# What shrinks an image to a resolution, and of what a resolution is the length.
+# Filters for shrinking an image to a resolution, and the measures of a resolution.
 SHRINK_FILTERS = ("bilinear", "bicubic", "box", "hamming", "lanczos")
 MEASURES = ("side", "area")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
-# What a configuration from elsewhere may ask for at most; far more than any model needs.
+# Limits for untrusted configurations; far more than any model needs.
 MAX_CONFIG_BYTES = 32 * 2**20
 MAX_NAME_LENGTH = 500
 MAX_LEVELS, MAX_CLASSES, MAX_TAPS = 32, 1_000_000, 64
@@ -29,7 +29,7 @@ MAX_INT = 2**32
 MAX_SEED = 2**63 - 1
 MAX_OPTION_LENGTH = 64
 
-# Options of timm's, and ours, that say where weights come from. They are used when a model is made, and no part of it.
+# Options of timm and ours for the source of weights. They are used when a model is built and are not part of it.
 WEIGHT_SOURCES = frozenset(
     (
         "pretrained",
@@ -42,7 +42,7 @@ WEIGHT_SOURCES = frozenset(
         "backbone_checkpoint",
     )
 )
-# What timm's reader of config.json looks for; written beside the configuration, and not read back.
+# Keys for timm's reader of config.json; written beside the configuration and ignored by ours.
 TIMM_KEYS = ("architecture", "num_classes", "label_names", "pretrained_cfg")
 
 
@@ -58,13 +58,13 @@ class Preprocessing:
         mean: mean of each channel, for pixels in [0, 1].
         std: standard deviation of each channel, likewise.
         interpolation: `"nearest"`, `"bilinear"`, `"bicubic"` or `"lanczos"`.
-        crop_pct: the crop's height as a share of the shorter side, in (0, 1].
-        shrink_filter: what an image is shrunk with to the resolution of a level, one of `SHRINK_FILTERS`.
+        crop_pct: the crop's height as a fraction of the shorter side, in (0, 1].
+        shrink_filter: the filter that shrinks an image to the resolution of a level, one of `SHRINK_FILTERS`.
         resolution_of: a resolution is the length of the shorter `"side"`, or of the side of a square of the
             image's `"area"`; the paper leaves it open. See `c2f_zoo.data.Degrade`.
 
     Raises:
-        ValueError: a filter, a measure or an interpolation is unknown, or a number is out of its range.
+        ValueError: a filter, a measure or an interpolation is unknown, or a number is out of range.
     """
 
     input_size: tuple[int, int, int] = (3, 448, 448)
@@ -93,13 +93,13 @@ class Preprocessing:
 
     @property
     def resize(self) -> int:
-        """Length in pixels of the shorter side before the crop."""
+        """The length in pixels of the shorter side before the crop."""
         return round(min(self.input_size[1:]) / self.crop_pct)
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that `C2FModel` needs to be built again, but for its weights.
+    """Everything that a `C2FModel` is built from, except its weights.
 
     Args:
         backbone: a timm model name, or one from `register_backbone`.
@@ -108,13 +108,13 @@ class ModelConfig:
         pooling: one of `list_poolings()`.
         head: one of `list_heads()`.
         hierarchy: the class tree.
-        levels: the levels that the head answers, coarse to fine.
+        levels: the levels the model predicts, coarse to fine.
         preprocessing: how an image becomes the network's input.
-        resolutions: for each level the length in pixels of the shorter side at which it is meant to be
-            seen; a level that is missing, or None, sees the image as it is.
-        backbone_options: further keyword arguments of the backbone's constructor.
-        pooling_options: further keyword arguments of the pooling's constructor.
-        head_options: further keyword arguments of the head's constructor.
+        resolutions: level -> the resolution in pixels at which the level sees an image; a level that is missing, or
+            None, sees the image as it is.
+        backbone_options: additional keyword arguments of the backbone's constructor.
+        pooling_options: additional keyword arguments of the pooling's constructor.
+        head_options: additional keyword arguments of the head's constructor.
     """
 
     backbone: str
@@ -138,7 +138,7 @@ class ModelConfig:
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
-        """What `timm.data.resolve_data_config` reads: input size, mean, std, interpolation, crop."""
+        """The input in the form of `timm.data.resolve_data_config`: size, mean, std, interpolation, crop."""
         p = self.preprocessing
         return {
             "architecture": self.backbone,
@@ -150,7 +150,7 @@ class ModelConfig:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as JSON-able values; `from_dict` reads it back."""
+        """Convert the configuration to JSON-compatible values for `from_dict`."""
         return _jsonable(asdict(self))
 
     def check(self) -> None:
@@ -163,14 +163,14 @@ class ModelConfig:
         _check_sizes(self)
 
     def to_json(self) -> str:
-        """The text of a model's `config.json`.
+        """Return the text of a model's `config.json`.
 
-        Beside what `to_dict` gives stand the keys that timm's reader of such files looks for, of the finest level
-        that is answered: `architecture` (no name of timm's: timm cannot build it), `num_classes`, `label_names` and
-        `pretrained_cfg`, which `timm.data.resolve_data_config` understands.
+        The values of `to_dict` are followed by keys for timm's reader, of the finest predicted level: `architecture`
+        (not a timm name, since timm cannot build the model), `num_classes`, `label_names` and `pretrained_cfg`, which
+        `timm.data.resolve_data_config` reads.
 
         Raises:
-            ValueError: `from_json` would refuse it; the message says why.
+            ValueError: `from_json` would refuse the text.
         """
         self.check()
         names = self.hierarchy.class_names(self.levels[-1])
@@ -183,14 +183,13 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
-        """Rebuilds what `to_dict` wrote; what it did not write is refused.
+        """Convert the values of `to_dict` to a configuration.
 
-        The values may come from a stranger: every key, type and size is checked, and options of the parts are numbers,
-        short words and lists of them, none of which names a file or an address.
+        The values may be untrusted: every key, type and size is validated. Options of the parts are numbers, short words
+        and lists of these, none of which can be a path or a URL.
 
         Raises:
-            ValueError: a key is missing, or unknown (the message names the closest one), a value is of another type or
-                too large, or an option is refused.
+            ValueError: a key is missing or unknown, a value has the wrong type or is too large, or an option is refused.
         """
         config = _read(cls, data, cls.__name__)
         _check_sizes(config)
@@ -198,11 +197,11 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, path: str | Path) -> ModelConfig:
-        """Reads a `config.json` that `to_json` wrote.
+        """Read a `config.json` that `to_json` wrote.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is too large, no JSON or no model's configuration; the message names the file.
+            ValueError: it is too large, not JSON or not a configuration; the message names the file.
         """
         path = Path(path)
         if path.stat().st_size > MAX_CONFIG_BYTES:
@@ -235,10 +234,10 @@ def _jsonable(value: Any) -> Any:
 
 
 def _read(hint: Any, value: Any, where: str) -> Any:
-    """A value from JSON as an annotation says it is: lists become tuples, mappings dataclasses.
+    """Validate a value by an annotation; convert lists to tuples and mappings to dataclasses.
 
     Raises:
-        ValueError: it is of another type; the message says where.
+        ValueError: it has another type; the message names its place.
     """
     if is_dataclass(hint):
         return _read_dataclass(hint, value, where)
@@ -263,12 +262,12 @@ def _read(hint: Any, value: Any, where: str) -> Any:
             return value
     elif hint in (int, float) and _is_number(value, whole=hint is int):
         return value
-    raise ValueError(f"{where} is {_short(value)}, which is no {_said(hint)}")
+    raise ValueError(f"{where} is {_short(value)}, which is no {_describe_type(hint)}")
 
 
 def _read_dataclass(cls: Any, value: Any, where: str) -> Any:
     at = "" if where == cls.__name__ else f"{where}."
-    if isinstance(value, cls):  # in a configuration that was not read from JSON
+    if isinstance(value, cls):  # a configuration that was not read from JSON
         for name, hint in _hints(cls).items():
             _read(hint, getattr(value, name), at + name)
         return value
@@ -287,7 +286,7 @@ def _read_dataclass(cls: Any, value: Any, where: str) -> Any:
 _hints = functools.cache(get_type_hints)
 
 
-def _said(hint: Any) -> str:
+def _describe_type(hint: Any) -> str:
     if hint is str:
         return f"text of {MAX_NAME_LENGTH} characters at most"
     return getattr(hint, "__name__", str(hint)) if not get_args(hint) else str(hint).replace("collections.abc.", "")
@@ -305,7 +304,7 @@ def _is_number(value: Any, whole: bool = False, most: int = MAX_INT) -> bool:
 
 
 def _option(name: str, value: Any, where: str) -> Any:
-    """A further keyword argument of a part, unless it is one that could make the part read or write a file."""
+    """Validate an additional keyword argument of a part: it must not make the part read or write a file."""
     if name in WEIGHT_SOURCES or not name.isidentifier() or name.startswith("_"):
         raise ValueError(f"{where} has the key {name!r}, which a configuration may not set")
     if isinstance(value, (list, tuple)) and len(value) <= MAX_OPTION_LENGTH:

@@ -1,4 +1,4 @@
-"""The model: backbone -> pooling -> head, and nothing else."""
+"""The model: backbone -> pooling -> head."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ _BODY = "backbone.body."  # prefix of the names of the backbone's weights
 class C2FModel(nn.Module):
     """A coarse-to-fine classifier: logits for every level of a class tree.
 
-    Made by `c2f_zoo.create_model`; its three parts may be used by themselves.
+    Create it with `c2f_zoo.create_model`. Its three parts can also be used alone.
 
     Args:
         backbone: images (N, channels, height, width) -> list of maps (N, C_i, H, W).
         pooling: list of maps -> (N, D).
         head: (N, D) -> {level: (N, classes)}.
-        config: what the parts were made from.
+        config: the configuration that the parts were built from.
 
     Examples:
         >>> model = create_model("mlph", backbone="resnet18", hierarchy="cub", input_size=64)
@@ -62,32 +62,32 @@ class C2FModel(nn.Module):
 
     @property
     def levels(self) -> tuple[str, ...]:
-        """The levels that the model answers, coarse to fine."""
+        """The levels the model predicts, coarse to fine."""
         return self.config.levels
 
     @property
     def hierarchy(self) -> Hierarchy:
-        """The whole class tree, which may have more levels than the model answers."""
+        """The whole class tree; it may have more levels than the model predicts."""
         return self.config.hierarchy
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
-        """What `timm.data.resolve_data_config` reads: input size, mean, std, interpolation, crop."""
+        """The input in the form of `timm.data.resolve_data_config`: size, mean, std, interpolation, crop."""
         return self.config.pretrained_cfg
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Images (N, channels, height, width) to feature maps (N, C_i, H, W), one a tap."""
+        """Map images (N, channels, height, width) to the taps' feature maps (N, C_i, H, W)."""
         return self.backbone(x)
 
     def forward_pool(self, maps: Sequence[Tensor]) -> Tensor:
-        """Feature maps to one vector (N, D)."""
+        """Pool feature maps to vectors (N, D)."""
         return self.pooling(maps)
 
     def forward_head(self, v: Tensor, levels: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """A vector (N, D) to logits (N, classes) for each of `levels`, or for all that the model answers.
+        """Map vectors (N, D) to logits (N, classes) of `levels`, or of all predicted levels.
 
         Raises:
-            ValueError: the model does not answer one of the levels.
+            ValueError: the model does not predict one of the levels.
         """
         for level in levels or ():
             if level not in self.levels:
@@ -95,35 +95,34 @@ class C2FModel(nn.Module):
         return self.head(v, self.levels if levels is None else tuple(levels))
 
     def forward(self, x: Tensor, levels: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """Normalised images (N, channels, height, width) to logits (N, classes) for each level.
+        """Map normalised images (N, channels, height, width) to logits (N, classes) of each level.
 
         Args:
-            x: the images, as `preprocessing` in the configuration says.
-            levels: the levels to answer; None for all.
+            x: the images, preprocessed as in the configuration's `preprocessing`.
+            levels: the levels to predict. Default: all.
 
         Raises:
-            ValueError: the model does not answer one of the levels.
+            ValueError: the model does not predict one of the levels.
         """
         return self.forward_head(self.forward_pool(self.forward_features(x)), levels)
 
     def log_probs(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Logits (N, classes) of `forward` to log-probabilities of each level, as the head defines them.
+        """Map logits (N, classes) of `forward` to log-probabilities, as the head defines them.
 
-        A subset of the levels will do. What a level's log-probabilities are given at is up to the caller: levels may
-        come from images of different resolutions.
+        A subset of the levels is enough. The logits of different levels may come from images of different resolutions.
         """
         return self.head.log_probs(logits)
 
     def at_level(self, level: str, drop_rate: float = 0.0) -> LevelClassifier:
-        """The model as a plain classifier of one level, as timm's are; it shares this model's weights."""
+        """Return one level as a classifier with timm's interface; it shares this model's weights."""
         return LevelClassifier(self, level, drop_rate)
 
     def reset_classifier(self, hierarchy: Hierarchy, levels: Sequence[str] | None = None) -> None:
-        """Replaces the head by a new, untrained one of the same kind and options for another tree.
+        """Replace the head by a new, untrained one of the same kind and options for another tree.
 
         Args:
             hierarchy: the new class tree.
-            levels: the levels to answer; None for all of the tree's.
+            levels: the levels to predict. Default: all of the tree's.
         """
         levels = tuple(levels or hierarchy.levels)
         config = replace(self.config, hierarchy=hierarchy, levels=levels, resolutions={})
@@ -133,18 +132,18 @@ class C2FModel(nn.Module):
         self.config = config
 
     def save_pretrained(self, directory: str | Path, max_shard_size: int | str = "5GB") -> None:
-        """Writes `config.json` and `model.safetensors`, from which `create_model("local-dir:...")` rebuilds it.
+        """Save `config.json` and `model.safetensors`; load them by `create_model("local-dir:...")`.
 
-        A kill at any time leaves a folder that loads as the old model or the new one. Weights of an earlier save are
-        replaced, shards too; other files of the folder stay.
+        The save is atomic: a kill at any time leaves the old model or the new one. Weights of an earlier save are
+        replaced, shards too; other files of the folder are kept.
 
         Args:
-            directory: the folder; made where it is missing.
-            max_shard_size: size of a file of weights at most, in bytes or as `"5GB"`. A larger model is written in
-                shards, with an index `model.safetensors.index.json`.
+            directory: the folder; it is created if it does not exist.
+            max_shard_size: largest size of a weights file, in bytes or as `"5GB"`. A larger model is saved in shards
+                with an index `model.safetensors.index.json`.
 
         Raises:
-            ValueError: the configuration is one that would be refused when it is read; nothing is written.
+            ValueError: the configuration could not be loaded again; nothing is saved.
         """
         text = self.config.to_json()
         with atomic_save(Path(directory)) as folder:
@@ -160,26 +159,26 @@ class C2FModel(nn.Module):
         commit_message: str = "Upload a model of c2f_zoo",
         max_shard_size: int | str = "5GB",
     ) -> str:
-        """Puts the model into a repository on the Hugging Face Hub, in one commit; it is made where it is missing.
+        """Push the model to a repository on the Hugging Face Hub in one commit; create it if needed.
 
-        Where the repository has no model card, one is added that says that nothing was measured and no licence was
-        named; `recipes/push_to_hub.py` writes one from a finished run.
+        A repository without a model card gets one without results and licence; `recipes/push_to_hub.py` writes one from
+        a finished run.
 
         Args:
-            repo_id: `"owner/model"`, or `"model"` of the token's owner.
-            private: whether a new repository is private; None for the owner's default.
-            token: an access token; None for the one that is logged in.
-            revision: a branch, made where it is missing; None for `main`.
+            repo_id: `"owner/model"`, or `"model"` for the owner of the token.
+            private: whether a new repository is private. Default: the owner's default.
+            token: an access token. Default: that of the logged-in user.
+            revision: a branch; it is created if it does not exist. Default: `main`.
             commit_message: the commit's first line.
             max_shard_size: as in `save_pretrained`.
 
         Returns:
-            The commit's address.
+            The commit's URL.
 
         Raises:
-            PermissionError: the token is missing or not enough.
-            ConnectionError: the Hub does not answer, or in vain.
-            ValueError: the name is none of a repository, or it is public already and was to be private.
+            PermissionError: there is no token, or it has no access.
+            ConnectionError: the Hub cannot be reached, or fails.
+            ValueError: the name is invalid, or the repository is public and `private` is true.
         """
         repo_id = hub.full_name(repo_id, token)
         with tempfile.TemporaryDirectory() as folder:
@@ -197,26 +196,26 @@ class C2FModel(nn.Module):
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
     ) -> C2FModel:
-        """Rebuilds a saved model, bit for bit, from a folder or from the Hugging Face Hub.
+        """Load a saved model, bit for bit, from a folder or from the Hugging Face Hub.
 
-        Nothing of it is run: weights are safetensors, and the configuration is checked before it is used.
+        No code of the model is run: weights are safetensors, and the configuration is validated.
 
         Args:
-            name: a folder that `save_pretrained` wrote, or else `"owner/model"` on the Hub.
-            revision: a branch, tag or commit on the Hub; None for `main`.
-            token: an access token; None for the one that is logged in, False for none.
-            cache_dir: where downloads are kept; None for huggingface_hub's cache.
-            local_files_only: ask no server.
+            name: a folder that `save_pretrained` wrote, or `"owner/model"` on the Hub.
+            revision: a branch, tag or commit on the Hub. Default: `main`.
+            token: an access token, or False for none. Default: that of the logged-in user.
+            cache_dir: folder for downloads. Default: huggingface_hub's cache.
+            local_files_only: use the cache only, no network.
 
         Returns:
             The model, in training mode, on the CPU.
 
         Raises:
-            FileNotFoundError: there is no such folder, repository or revision, a file is missing, or the model is not
-                in the cache and may not be asked for.
-            PermissionError: the token is missing or not enough.
-            ConnectionError: the Hub does not answer, or in vain.
-            ValueError: the configuration is no model's, or the weights do not fit it.
+            FileNotFoundError: there is no such folder, repository or revision, a file is missing, or `local_files_only`
+                is true and the model is not in the cache.
+            PermissionError: there is no token, or it has no access.
+            ConnectionError: the Hub cannot be reached, or fails.
+            ValueError: the configuration is invalid, or the weights do not fit it.
 
         Examples:
             >>> model = create_model("mlph", backbone="resnet18", hierarchy="cub", input_size=64)
@@ -307,24 +306,23 @@ def _assemble(config: ModelConfig, backbone: TapBackbone, make: Callable[..., An
 
 
 class LevelClassifier(nn.Module):
-    """One level of a `C2FModel` under timm's contract for classifiers: images in, one tensor of logits out.
+    """One level of a `C2FModel` with timm's classifier interface: images in, one tensor of logits out.
 
-    With the head `"levels"` its own head is that level's linear layer, and it has no weights of other levels. Any other
-    head it keeps whole.
+    With the head `"levels"` it has the linear layer of that level only. Any other head is kept whole.
 
     Args:
         model: the model, whose weights are shared.
-        level: a level that it answers.
-        drop_rate: the share of the pooled vector's entries that are dropped in training, in [0, 1].
+        level: a level that the model predicts.
+        drop_rate: dropout rate of the pooled vector, in [0, 1].
 
     Attributes:
-        num_classes: how many classes it tells apart; 0 after `reset_classifier(0)`.
+        num_classes: number of classes; 0 after `reset_classifier(0)`.
         num_features: length of the pooled vector.
-        head_hidden_size: the same: what the classifier takes.
-        pretrained_cfg: what timm wants to know of the input and the classifier; `default_cfg` is the same.
+        head_hidden_size: the same, the input size of the classifier.
+        pretrained_cfg: timm's description of the input and the classifier; `default_cfg` is the same.
 
     Raises:
-        ValueError: the model does not answer that level.
+        ValueError: the model does not predict that level.
 
     Examples:
         >>> model = create_model("mlph", backbone="resnet18", hierarchy="cub", input_size=64)
@@ -354,52 +352,52 @@ class LevelClassifier(nn.Module):
         self.default_cfg = self.pretrained_cfg
 
     def get_classifier(self) -> nn.Module:
-        """The linear layer that gives the logits; an `nn.Identity` after `reset_classifier(0)`."""
+        """Return the linear layer of the logits, or an `nn.Identity` after `reset_classifier(0)`."""
         return self.head.get_classifier() if isinstance(self.head, _OneLevel) else self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replaces the classifier by a new, untrained one over classes of which no tree is known.
+        """Replace the classifier by a new, untrained one over classes without a tree.
 
-        The model that this one was made from keeps its own.
+        The classifier of the original model is kept.
 
         Args:
-            num_classes: how many classes; 0 for no classifier: logits are then the pooled vector.
-            global_pool: None. The pooling is chosen when the model is made.
+            num_classes: number of classes; 0 for no classifier: the output is then the pooled vector.
+            global_pool: must be None. The pooling is chosen when the model is created.
 
         Raises:
-            ValueError: `num_classes` is negative, or another `global_pool` is asked for.
+            ValueError: `num_classes` is negative, or `global_pool` is not None.
         """
         if global_pool is not None:
-            raise ValueError(f"global_pool={global_pool!r} is not to be had; make the model with another pooling=...")
+            raise ValueError(f"global_pool={global_pool!r} is unsupported; create the model with another pooling=...")
         if num_classes < 0:
-            raise ValueError(f"num_classes is {num_classes}; name 0 or more")
+            raise ValueError(f"num_classes is {num_classes}; it must be 0 or more")
         weight = next(self.parameters())
         head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         self.head = head.to(weight.device, weight.dtype)
         self.num_classes = num_classes
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Lets the backbone keep fewer activations and compute them again in the backward pass.
+        """Let the backbone recompute activations in the backward pass instead of storing them.
 
         Raises:
-            ValueError: the backbone cannot.
+            ValueError: the backbone does not support it.
         """
         body = self.backbone.body
         try:
             if enable or hasattr(body, "set_grad_checkpointing"):
                 body.set_grad_checkpointing(enable)  # type: ignore[operator]
-        except (AssertionError, AttributeError) as error:  # timm's networks assert, others lack the method
+        except (AssertionError, AttributeError) as error:  # timm's networks assert, others do not have the method
             raise ValueError(f"the backbone {type(body).__name__} has no gradient checkpointing") from error
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
-        """Says which layer a parameter, or a module, belongs to, for timm's layer-wise learning rates.
+        """Return a function from parameter names to layers, for timm's layer-wise learning rates.
 
         Args:
-            coarse: the backbone's stages for its blocks.
+            coarse: group by the backbone's stages instead of its blocks.
 
         Returns:
-            A function from a name to a number: the backbone's own layers from 0; the pooling and the classifier, which
-            are new, infinity.
+            A function from the name of a parameter or module to a number: the backbone's layers from 0, infinity for
+            the pooling and the classifier.
         """
         from timm.models import group_modules, group_parameters
 
@@ -411,31 +409,31 @@ class LevelClassifier(nn.Module):
         return lambda name: layers[name.removeprefix(_BODY)] if name.startswith(_BODY) else math.inf
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the backbone's parameters that timm says are not to decay, such as position embeddings."""
+        """Return the backbone's parameters without weight decay by timm's rule, e.g. position embeddings."""
         names: Callable[[], set[str]] = getattr(self.backbone.body, "no_weight_decay", set)
         return {_BODY + name for name in names()}
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Images to feature maps, one a tap."""
+        """Map images to the taps' feature maps."""
         return self.backbone(x)
 
     def forward_head(self, maps: Sequence[Tensor], pre_logits: bool = False) -> Tensor:
-        """Feature maps to logits (N, num_classes), or to the pooled vector (N, num_features)."""
+        """Map feature maps to logits (N, num_classes), or to the pooled vector (N, num_features)."""
         v = self.head_drop(self.pooling(maps))
         return v if pre_logits else self.head(v)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (N, channels, height, width) to logits (N, num_classes)."""
+        """Map images (N, channels, height, width) to logits (N, num_classes)."""
         return self.forward_head(self.forward_features(x))
 
 
 def _classifier_of(head: Head, level: str) -> nn.Module:
-    """What gives one level's logits (N, classes) from vectors (N, D), with no more weights than it needs."""
+    """Return a module from vectors (N, D) to one level's logits (N, classes), with few weights."""
     return head.get_classifier(level) if isinstance(head, LevelsHead) else _OneLevel(head, level)
 
 
 class _OneLevel(nn.Module):
-    """A head that is asked for one level only."""
+    """A head that predicts one level only."""
 
     def __init__(self, head: Head, level: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Backbones: any timm model, or a registered one, as a list of feature maps."""
+"""Backbones: timm models and registered networks as lists of feature maps."""
 
 from c2f_zoo.backbones.registry import (
     BACKBONES,

@@ -1,4 +1,4 @@
-"""Which modules to tap where the user names none."""
+"""Default taps of a network."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ _ACTIVATION_MODULES = ("torch.nn.modules.activation", "timm.layers.activations")
 
 
 def default_taps(body: nn.Module, maps: dict[str, Tensor]) -> tuple[str, ...]:
-    """Chooses the last three blocks of one spatial size: of the smallest maps, or else the second smallest.
+    """Choose the last three blocks of one spatial size: the smallest, or else the second smallest.
 
-    What a block is, timm says (`group_matcher`): ResNet `layer4.0/1/2`, ConvNeXt `stages.3.blocks.0/1/2`,
-    ViT the last three of `blocks`. Where neither size has three blocks (ResNet-18), and in VGG, whose
-    blocks are single layers, the activations serve: VGG-16 relu5_1, relu5_2, relu5_3.
+    timm's `group_matcher` defines the blocks: ResNet `layer4.0/1/2`, ConvNeXt `stages.3.blocks.0/1/2`, ViT the last
+    three of `blocks`. The fallback is activations, if neither size has three blocks (ResNet-18), and in VGG, whose
+    blocks are single layers: VGG-16 relu5_1, relu5_2, relu5_3.
 
     Args:
         body: the network.
-        maps: the maps that its modules put out, in the order in which they finish.
+        maps: the output maps of its modules, in the order in which they finish.
 
     Returns:
         Three module names in the order in which they finish.
 
     Raises:
-        ValueError: nothing fits; the message lists modules that could be tapped.
+        ValueError: there are no such modules; the message lists modules that can be tapped.
     """
     maps = {name: x for name, x in maps.items() if x.shape[2] * x.shape[3] > 1}  # not squeeze-and-excite
     is_vgg = type(body).__name__ == "VGG"

@@ -1,4 +1,4 @@
-"""From whatever a backbone's module puts out to a feature map (N, C, H, W)."""
+"""Reading the output of a backbone's module as a feature map (N, C, H, W)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ Layout = Literal["NCHW", "NHWC", "tokens"]
 
 
 def layout_of(output: Any, body: nn.Module, aspect: float) -> Layout | None:
-    """Tells how a module's output is to be read as a feature map.
+    """Return the layout of a module's output as a feature map.
 
     Args:
         output: what the module returned.
         body: the network it belongs to; timm's `output_fmt` decides where both readings are possible.
-        aspect: height / width of the network's input, which a map shares.
+        aspect: height / width of the network's input and of its maps.
 
     Returns:
-        The layout, or None where the output is no map.
+        The layout, or None if the output is not a map.
     """
     if not isinstance(output, Tensor):
         return None
@@ -38,10 +38,10 @@ def layout_of(output: Any, body: nn.Module, aspect: float) -> Layout | None:
 
 
 def to_map(output: Tensor, layout: Layout, body: nn.Module, aspect: float) -> Tensor:
-    """Reads a module's output as a map (N, C, H, W).
+    """Convert a module's output to a map (N, C, H, W).
 
-    Tokens lose their prefix (class and register tokens); the rest is laid out row by row on the grid
-    whose height / width is closest to `aspect`.
+    Prefix tokens (class and register tokens) are dropped; the others fill, row by row, the grid whose height / width
+    is closest to `aspect`.
 
     Raises:
         ValueError: the tokens fill no such grid.

@@ -1,4 +1,4 @@
-"""Which backbones there are: every timm model, and those that users register."""
+"""Names of backbones: every timm model, and registered ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _is_timm_model(name: str) -> bool:
     """Return whether timm has a model of that name, other than one of ours."""
     import timm
 
-    # timm looks only at what stands before the first dot, and makes the model whose name follows the last slash.
+    # timm checks only the text before the first dot, but builds the model named after the last slash.
     plain = re.fullmatch(r"[\w.-]+", name) is not None
     return plain and timm.is_model(name) and timm.model_entrypoint(name).__module__ != _INTEGRATION
 
@@ -28,10 +28,9 @@ register_backbone = BACKBONES.register
 
 
 def list_backbones(pattern: str = "*") -> list[str]:
-    """Lists the names that may be a model's `backbone`: timm's models and the registered ones.
+    """List the names of backbones: timm's models and the registered ones.
 
-    A name counts here as something that can be built; whether a pooling's default taps are found for it is
-    known when it is.
+    A listed network may have no default taps; name taps for it.
 
     Args:
         pattern: a shell-style wildcard, e.g. `"resnet*"`.
@@ -43,10 +42,10 @@ def list_backbones(pattern: str = "*") -> list[str]:
 
 
 def create_body(name: str, pretrained: bool = False, **options: Any) -> nn.Module:
-    """Makes the whole network of that name, without a classifier.
+    """Build the whole network of that name, without a classifier.
 
     Raises:
-        ValueError: the name is neither registered nor one of timm's.
+        ValueError: the name is neither registered nor a timm model.
     """
     import timm
 
@@ -58,7 +57,7 @@ def create_body(name: str, pretrained: bool = False, **options: Any) -> nn.Modul
 
 
 def pretrained_cfg(name: str) -> dict[str, Any]:
-    """What timm knows of a backbone's input and weights (input size, mean, std, hub id); {} if nothing."""
+    """Return timm's description of a backbone's input and weights (input size, mean, std, hub id), or {}."""
     import timm
 
     cfg = None if name in BACKBONES or not _is_timm_model(name) else timm.get_pretrained_cfg(name)

@@ -1,4 +1,4 @@
-"""A backbone small enough to be trained on a CPU and to be shipped with its weights."""
+"""A backbone small enough to train on a CPU and to ship with its weights."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _OPTIONS = {"channels": (16, 32, 64, 128), "stem_width": 16, "output_stride": 16
 
 @register_backbone("tiny")
 def tiny(pretrained: bool = False, **options: Any) -> nn.Module:
-    """timm's `resnet10t` with 16 to 128 channels and its last maps at a sixteenth of the input's side: 0.3 M weights.
+    """Build timm's `resnet10t` with 16 to 128 channels and output stride 16: 0.3 M weights.
 
     Args:
-        pretrained: there are no weights for it alone, so this is an error.
-        **options: further keyword arguments of timm's constructor, in place of those.
+        pretrained: unsupported, since there are no weights of this backbone alone.
+        **options: additional keyword arguments of timm's constructor; they override the defaults.
 
     Raises:
         ValueError: `pretrained` is true.
@@ -25,5 +25,7 @@ def tiny(pretrained: bool = False, **options: Any) -> nn.Module:
     import timm
 
     if pretrained:
-        raise ValueError("the backbone 'tiny' has no pretrained weights of its own; whole models of it have")
+        raise ValueError(
+            "the backbone 'tiny' has no pretrained weights; load a whole model: list_models('*tiny*', pretrained=True)"
+        )
     return timm.create_model("resnet10t", num_classes=0, **{**_OPTIONS, **options})

@@ -1,4 +1,4 @@
-"""Weights in safetensors files: replaced all at once or not at all, and read with distrust."""
+"""Weights in safetensors files: atomic saves, validated loads."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ SHARDS = "model-*-of-*.safetensors"
 
 MAX_INDEX_BYTES = 64 * 2**20
 
-_NEW, _SAVED = ".saving", ".saved"  # folders: files that are being written; files that count, on their way out of it
+_NEW, _SAVED = ".saving", ".saved"  # folders: an unfinished save; a finished save whose files are not moved yet
 
 
 @contextmanager
 def atomic_save(directory: Path) -> Iterator[Path]:
-    """A folder to write a model's files into, which then replace those in `directory`, all of them or none.
+    """Save a model's files: yield a folder whose files then replace those in `directory`, all or none.
 
-    A kill at any time leaves a folder from which `find_file` and `weight_files` find the old model or the new one.
+    After a kill at any time `find_file` and `weight_files` find the old model or the new one.
     Two processes must not save into one folder at the same time.
 
     Examples:
@@ -49,12 +49,12 @@ def atomic_save(directory: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(directory / _NEW, ignore_errors=True)
         raise
-    os.rename(directory / _NEW, directory / _SAVED)  # from here on the new files count
+    os.rename(directory / _NEW, directory / _SAVED)  # from here on the new files are the model
     _finish_interrupted_save(directory)
 
 
 def _finish_interrupted_save(directory: Path) -> None:
-    """Moves the files that count to their places, where a save was killed before it had done so."""
+    """Finish a save that was killed before its files were moved to their places."""
     saved = directory / _SAVED
     if not saved.is_dir():
         return
@@ -64,20 +64,20 @@ def _finish_interrupted_save(directory: Path) -> None:
         for path in (directory / WEIGHTS_FILE, directory / INDEX_FILE, *directory.glob(SHARDS)):
             if path.name not in kept:
                 path.unlink(missing_ok=True)
-        # What names the weights goes last: until then it says here which of the files beside it are new.
+        # The entry moves last: until then it marks the files beside it as new.
         for path in sorted(saved.iterdir(), key=lambda path: path == entry):
             os.replace(path, directory / path.name)
     saved.rmdir()
 
 
 def find_file(directory: Path, name: str) -> Path:
-    """The path of a saved model's file, there or not."""
+    """Return the path of a saved model's file; it may not exist."""
     saved = directory / _SAVED / name
     return saved if saved.is_file() else directory / name
 
 
 def _entry(folder: Path) -> Path | None:
-    """The file that is, or names, a model's weights."""
+    """Return the file of a model's weights, or their index; None if there is neither."""
     for name in (WEIGHTS_FILE, INDEX_FILE):
         if (folder / name).is_file():
             return folder / name
@@ -85,17 +85,17 @@ def _entry(folder: Path) -> Path | None:
 
 
 def write_weights(folder: Path, weights: Mapping[str, Tensor], max_shard_size: int | str) -> None:
-    """Writes `model.safetensors`, or shards and an index where that would be larger than `max_shard_size`.
+    """Write `model.safetensors`, or shards and an index if it would be larger than `max_shard_size`.
 
     Args:
-        folder: where to.
+        folder: the folder to write to.
         weights: name -> tensor, on any device.
-        max_shard_size: size of a file at most, in bytes or as `"5GB"`; a larger tensor has a file of its own.
+        max_shard_size: largest size of a file, in bytes or as `"5GB"`; a larger tensor has a file of its own.
     """
     split = split_torch_state_dict_into_shards(dict(weights), max_shard_size=max_shard_size)
     for file, names in split.filename_to_tensors.items():
         shard = {name: weights[name].contiguous().cpu() for name in names}
-        # Not save_file: it makes a file that only its owner can read.
+        # save_file would create a file that only its owner can read.
         (folder / file).write_bytes(save(shard, metadata={"format": "pt"}))
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
@@ -103,11 +103,11 @@ def write_weights(folder: Path, weights: Mapping[str, Tensor], max_shard_size: i
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The files that hold a saved model's weights: one, or the shards that its index names.
+    """Return the weights files of a saved model: one, or the shards that its index names.
 
     Raises:
-        FileNotFoundError: there are none, or a shard is missing.
-        ValueError: the index is none, or names a file that is not beside it.
+        FileNotFoundError: there are no weights, or a shard is missing.
+        ValueError: the index is invalid, or names a file outside its folder.
     """
     entry = _entry(directory / _SAVED) or _entry(directory)
     if entry is None:
@@ -122,7 +122,7 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    """Which file holds a weight, from an index."""
+    """Read an index: weight name -> file name."""
     if path.stat().st_size > MAX_INDEX_BYTES:
         raise ValueError(f"{path} is larger than {MAX_INDEX_BYTES} bytes; it is no index of weights")
     try:
@@ -139,17 +139,17 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def is_plain(name: str) -> bool:
-    """Whether a name from outside is one of a file in a folder, or below it, on any system."""
+    """Return whether an untrusted file name stays inside its folder, on any system."""
     parts = name.split("/")
     return "\\" not in name and ":" not in name and all(part not in ("", ".", "..") for part in parts)
 
 
 def read_shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights in safetensors files; only their headers are read.
+    """Read the names and shapes of the weights in safetensors files, from their headers.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is not a whole safetensors file, or a name is in two of them.
+        ValueError: a file is not a complete safetensors file, or a name is in two of them.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for path in files:

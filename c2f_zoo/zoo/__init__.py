@@ -1,4 +1,4 @@
-"""The zoo: methods (`mlph`, `hbp`, ...), the models that have a name of their own, and their trained weights."""
+"""The zoo: methods (`mlph`, `hbp`, ...), named models and their trained weights."""
 
 from c2f_zoo.zoo.methods import METHODS, Method, num_taps_of
 from c2f_zoo.zoo.models import MODELS, ModelSpec, find_model, find_weights, list_models, register_model, split_tag

@@ -1,4 +1,4 @@
-"""Another head on a trained model, which keeps of the old one what fits."""
+"""Head transfer: a new head for a trained model that keeps matching weights of the old one."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from c2f_zoo.model import C2FModel
 
 
 def replace_head(model: C2FModel, config: ModelConfig) -> list[str]:
-    """Gives a model a new head for another tree or other levels, and keeps of the old head's weights what fits.
+    """Give a model a new head for another tree or other levels, and keep matching weights.
 
     The classifier of a level is kept if the old tree has a level with the same classes in the same order. Other weights
-    of a head are kept if name and shape are the same, and if the levels that are answered are called the same.
+    of a head are kept if their names and shapes are equal and the predicted levels have the same names.
 
     Args:
         model: the model; it is changed.
         config: the model's configuration with another hierarchy, levels and resolutions.
 
     Returns:
-        A line for each weight that is new or did not fit, and for each old one that is left over.
+        A line for each weight that is new or does not fit, and for each old one that is not used.
 
     Examples:
         >>> from dataclasses import replace
@@ -40,7 +40,7 @@ def replace_head(model: C2FModel, config: ModelConfig) -> list[str]:
 
 
 def _sources(old: Head, old_config: ModelConfig, new: Head, config: ModelConfig) -> dict[str, str]:
-    """For each weight of the new head, by name, the old head's that means the same."""
+    """Return new weight name -> name of the matching weight of the old head."""
     before, after = _classifiers(old, old_config.hierarchy), _classifiers(new, config.hierarchy)
     sources = {}
     if old_config.levels == config.levels:
@@ -48,31 +48,33 @@ def _sources(old: Head, old_config: ModelConfig, new: Head, config: ModelConfig)
         shared = old.state_dict().keys() & new.state_dict().keys()
         sources = {key: key for key in shared if not key.startswith(of_levels)}
     for level, place in after.items():
-        twin = _matching_level(config.hierarchy, level, old_config.hierarchy)
-        if twin in before:
+        match = _matching_level(config.hierarchy, level, old_config.hierarchy)
+        if match in before:
             names = (key.removeprefix(place) for key in new.state_dict() if key.startswith(place))
-            sources |= {place + name: before[twin] + name for name in names if before[twin] + name in old.state_dict()}
+            sources |= {
+                place + name: before[match] + name for name in names if before[match] + name in old.state_dict()
+            }
     return sources
 
 
 def _classifiers(head: Head, tree: Hierarchy) -> dict[str, str]:
-    """For each level that has a classifier in a head, what its weights' names begin with."""
+    """Return level -> prefix of the names of its classifier's weights."""
     names = {module: f"{name}." if name else "" for name, module in head.named_modules()}
     found = {}
     for level in tree.levels:
         try:
             classifier = head.get_classifier(level)
         except ValueError:
-            continue  # it has none of its own
+            continue  # the head has none for this level
         if classifier in names:
             found[level] = names[classifier]
     return found
 
 
 def _matching_level(tree: Hierarchy, level: str, other: Hierarchy) -> str | None:
-    """The level of another tree that has the same classes; that of the same name, if there are several."""
-    twins = [name for name in other.levels if other.class_names(name) == tree.class_names(level)]
-    return level if level in twins else twins[0] if twins else None
+    """Return the level of another tree with the same classes; of several, the one with the same name."""
+    matching = [name for name in other.levels if other.class_names(name) == tree.class_names(level)]
+    return level if level in matching else matching[0] if matching else None
 
 
 def _differences(had: dict[str, Tensor], has: dict[str, Tensor], kept: dict[str, str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the first part of a model's name stands for."""
+"""Methods: the first part of a model's name."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from c2f_zoo.registry import Registry
 
 @dataclass(frozen=True)
 class Method:
-    """A published way of going from a backbone's maps to class scores.
+    """A published way from a backbone's feature maps to class scores.
 
     Args:
         pooling: one of `list_poolings()`.
-        num_taps: how many of the backbone's default taps it pools, counted from the last.
-        every_level: answers each level of the tree; otherwise only the finest.
+        num_taps: number of the backbone's default taps to pool, counted from the last.
+        every_level: whether the model predicts every level of the tree, or only the leaf level.
         source: the paper.
     """
 
@@ -43,7 +43,7 @@ for _name, _method in {
 
 
 def num_taps_of(pooling: str) -> int:
-    """How many taps a pooling is shown with: its method's number, or the least that it takes, for want of a method."""
+    """Return a pooling's number of taps: its method's, or as a fallback the smallest that it supports."""
     for name in METHODS.names():
         if METHODS[name].pooling == pooling:
             return METHODS[name].num_taps

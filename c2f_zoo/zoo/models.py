@@ -1,4 +1,4 @@
-"""Names of whole models, `method_backbone_hierarchy`: those listed, and any that can be read that way."""
+"""Names of models: registered ones, and any `method_backbone_hierarchy`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from c2f_zoo.zoo.pretrained import WEIGHTS, PretrainedWeights, default_tag, tags
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a model's name stands for.
+    """The parts and options of a named model.
 
     Args:
         method: one of the methods, e.g. `"mlph"`.
         backbone: one of `list_backbones()`.
         hierarchy: one of `list_hierarchies()`.
-        options: keyword arguments of `create_model` that belong to the model. What the caller names goes over them;
-            those of a backbone, a pooling, a head or a tree in whose place the caller names another fall away.
+        options: default options, by the names of `c2f_zoo.zoo.resolve.Overrides`. Arguments of `create_model` override
+            them. Options of a backbone, pooling, head or hierarchy are dropped when the caller replaces that part.
     """
 
     method: str
@@ -35,15 +35,14 @@ class ModelSpec:
 MODELS: Registry[ModelSpec] = Registry("model", "c2f_zoo.models", fits=lambda entry: isinstance(entry, ModelSpec))
 register_model = MODELS.register
 
-# The paper's methods and data sets on its backbone, and on the one that most people reach for today.
+# The paper's methods and datasets, on its backbone and on ResNet-50.
 for _backbone in ("vgg16", "resnet50"):
     for _hierarchy in ("cub", "cars"):
         for _method in METHODS.names():
             _spec = ModelSpec(_method, _backbone, _hierarchy)
             register_model(f"{_method}_{_backbone}_{_hierarchy}")(_spec)
 
-# Small enough to come with their weights. Taps are layers before their activation, whose sums of products differ more
-# between images.
+# Small enough to be shipped with weights. Outputs before an activation differ more between images once multiplied.
 _TINY_TAPS = ("layer3.0.downsample", "layer4.0.downsample", "layer4.0.conv2")
 register_model("mlph_tiny_critters")(
     ModelSpec(
@@ -75,13 +74,13 @@ register_model("mlph_tiny_fashion_mnist")(
 
 
 def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
-    """Lists the named models, filtered by a wildcard.
+    """List the named models, filtered by a wildcard.
 
-    `create_model` takes more names than these: any `method_backbone_hierarchy`, e.g. `hbp_convnext_tiny_cub`.
+    `create_model` accepts more names than these: any `method_backbone_hierarchy`, e.g. `hbp_convnext_tiny_cub`.
 
     Args:
         pattern: a shell-style wildcard.
-        pretrained: list trained weights instead, as `arch.tag`; the wildcard may be of the whole or of `arch` alone.
+        pretrained: list trained weights instead, as `arch.tag`; the wildcard may match `arch` alone.
 
     Examples:
         >>> list_models("mlph_*cub")
@@ -93,10 +92,10 @@ def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
 
 
 def find_model(name: str) -> ModelSpec:
-    """Reads a model's name: a registered one, or any `method_backbone_hierarchy`.
+    """Return the parts of a model's name: a registered one, or any `method_backbone_hierarchy`.
 
     Raises:
-        ValueError: the name is unknown; the message names close ones, or the part that is wrong.
+        ValueError: the name is unknown; the message suggests close names.
     """
     if name in MODELS:
         return MODELS[name]
@@ -111,9 +110,9 @@ def find_model(name: str) -> ModelSpec:
 
 
 def split_tag(name: str) -> tuple[str, str]:
-    """Splits `arch.tag`; without a tag, the second part is empty.
+    """Split `arch.tag`; without a tag, the second item is empty.
 
-    A dot need not part a tag from the rest: a backbone's name may hold one of timm's.
+    Not every dot separates a tag: a backbone's name may have a tag of timm's.
 
     Examples:
         >>> split_tag("mlph_vgg16_cub.paper"), split_tag("mlph_resnet50.a1_in1k_cub")
@@ -132,15 +131,15 @@ def split_tag(name: str) -> tuple[str, str]:
 
 
 def find_weights(name: str) -> PretrainedWeights:
-    """Finds trained weights by `arch.tag`, or by `arch` for those of its default tag.
+    """Return trained weights by `arch.tag`, or those of the default tag by `arch`.
 
     Raises:
-        ValueError: the model or the tag is unknown, or the model has no trained weights; the message names some.
+        ValueError: the model or the tag is unknown, or the model has no trained weights.
     """
     arch, tag = split_tag(name)
     tags = tags_of(arch)
     if not tags and arch not in METHODS:
-        find_model(arch)  # or says what is wrong with the name
+        find_model(arch)  # raises an error for an unknown name
     if not tags:
         raise ValueError(
             f"there are no trained weights for {arch!r}; there are for {', '.join(WEIGHTS.names()) or 'none'}. Train "
