@@ -185,11 +185,12 @@ class ModelConfig:
     def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
         """Convert the values of `to_dict` to a configuration.
 
-        The values may be untrusted: every key, type and size is validated. Options of the parts are numbers, short words
-        and lists of these, none of which can be a path or a URL.
+        The values may be untrusted: every key, type and size is validated. Options of the parts are numbers, short
+        words and lists of these, none of which can be a path or a URL.
 
         Raises:
-            ValueError: a key is missing or unknown, a value has the wrong type or is too large, or an option is refused.
+            ValueError: a key is missing or unknown, a value has the wrong type or is too large, or an option is
+                refused.
         """
         config = _read(cls, data, cls.__name__)
         _check_sizes(config)

@@ -50,10 +50,9 @@ def _sources(old: Head, old_config: ModelConfig, new: Head, config: ModelConfig)
     for level, place in after.items():
         match = _matching_level(config.hierarchy, level, old_config.hierarchy)
         if match in before:
-            names = (key.removeprefix(place) for key in new.state_dict() if key.startswith(place))
-            sources |= {
-                place + name: before[match] + name for name in names if before[match] + name in old.state_dict()
-            }
+            names = [key.removeprefix(place) for key in new.state_dict() if key.startswith(place)]
+            old_names = {place + name: before[match] + name for name in names}
+            sources |= {key: old_name for key, old_name in old_names.items() if old_name in old.state_dict()}
     return sources
 
 

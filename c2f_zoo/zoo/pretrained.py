@@ -1,4 +1,4 @@
-"""Trained weights that have a name, `arch.tag`: where they lie, what they scored, and how they are fetched."""
+"""Trained weights by name, `arch.tag`: their source, their scores, and fetching them."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Accuracy:
 
     Args:
         level: the level.
-        resolution: the shorter side in pixels to which images were shrunk; None: they were not.
-        own: whether that is the level's own resolution.
-        accuracy: share of right answers, in [0, 1].
-        images: how many images were asked for.
+        resolution: the resolution of the images in pixels; None: full size.
+        own: whether it is the level's own resolution.
+        accuracy: fraction of correct predictions, in [0, 1].
+        images: number of images.
     """
 
     level: str
@@ -45,16 +45,16 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Metrics:
-    """What weights scored on a dataset.
+    """Scores of weights on a dataset.
 
     Args:
         dataset: one of `list_datasets()`.
-        dataset_options: what the dataset took further.
-        split: which of its splits.
+        dataset_options: additional keyword arguments of the dataset.
+        split: the split.
         every: the images with the indices 0, `every`, 2 `every` and so on were scored.
-        accuracy: of every level at every level's resolution.
-        date: the day, e.g. `"2026-11-25"`.
-        device: on what it was computed.
+        accuracy: the accuracy of every level at every level's resolution.
+        date: the date, e.g. `"2026-11-25"`.
+        device: the device that computed the scores.
         command: the command that measured it.
     """
 
@@ -70,20 +70,20 @@ class Metrics:
 
 @dataclass(frozen=True)
 class PretrainedWeights:
-    """Trained weights, and what one wants to know before using them.
+    """Trained weights: their name, source, checksums, licence and scores.
 
     Args:
-        name: `arch.tag`: the model's name, and a word without a dot for how the weights were trained.
-        source: `"bundled"` (in this package), `"hf-hub:OWNER/MODEL@REVISION"`, the address of `model.safetensors`
-            (`"https://..."`) beside which the other files lie, or `"file:FOLDER"`.
-        sha256: for each file its checksum: `config.json` and `model.safetensors`, or its shards and their index.
-        licence: its SPDX identifier, e.g. `"apache-2.0"`.
+        name: `arch.tag`: the model's name, and a tag without a dot for how the weights were trained.
+        source: `"bundled"` (in this package), `"hf-hub:OWNER/MODEL@REVISION"`, the URL of `model.safetensors`
+            (`"https://..."`) with the other files beside it, or `"file:FOLDER"`.
+        sha256: file -> checksum: `config.json` and `model.safetensors`, or the shards and their index.
+        licence: the SPDX identifier, e.g. `"apache-2.0"`.
         input: (channels, height, width) of the network's input.
-        recipe: how they were trained: a command, or where it is written.
-        metrics: what they scored; the first is the one to show.
+        recipe: how they were trained: a command, or the file with it.
+        metrics: their scores; the first is the main one.
 
     Raises:
-        ValueError: the name has no tag, the source is none of these, or a checksum is missing or none.
+        ValueError: the name has no tag, or the source or a checksum is invalid or missing.
 
     Examples:
         >>> weights = PretrainedWeights(
@@ -125,7 +125,7 @@ class PretrainedWeights:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PretrainedWeights:
-        """Rebuilds what `dataclasses.asdict` made of it, also after a round trip through JSON."""
+        """Convert the result of `dataclasses.asdict`, also after a round trip through JSON."""
         metrics = tuple(
             Metrics(**{**one, "accuracy": tuple(Accuracy(**row) for row in one["accuracy"])})
             for one in data.get("metrics", ())
@@ -140,39 +140,38 @@ _DEFAULTS: dict[str, str] = {}  # the default tag of each arch
 
 
 def register_weights(weights: PretrainedWeights, *, override: bool = False) -> PretrainedWeights:
-    """Makes trained weights known by their name; the first of a model are its default.
+    """Register trained weights; the first of a model are its default.
 
     Args:
         weights: the weights.
-        override: replace what the name stood for; without it a duplicate is an error.
+        override: replace weights of the same name; without it a duplicate is an error.
 
     Raises:
-        ValueError: the name is taken and `override` is false.
+        ValueError: the name is registered and `override` is false.
     """
-    _DEFAULTS.setdefault(weights.arch, weights.name.rpartition(".")[2])  # first: who watches the registry asks for it
+    _DEFAULTS.setdefault(weights.arch, weights.name.rpartition(".")[2])  # before subscribers of the registry read it
     return WEIGHTS.register(weights.name, override=override)(weights)
 
 
 def tags_of(arch: str) -> list[str]:
-    """The tags of a model's trained weights, sorted."""
+    """Return the tags of a model's trained weights, sorted."""
     return [tag for name, _, tag in (name.rpartition(".") for name in WEIGHTS.names()) if name == arch]
 
 
 def default_tag(arch: str) -> str:
-    """The tag that a bare name stands for: the first that was registered, or else the plug-ins' first by name."""
+    """Return the default tag: the first registered one, or as a fallback the first of plug-ins by name."""
     return _DEFAULTS.get(arch) or tags_of(arch)[0]
 
 
 def fetch(weights: PretrainedWeights) -> Path:
-    """Gives the folder with the files of weights, each of which has the checksum that was registered.
+    """Return a folder with the files of weights, after checking their checksums.
 
-    What comes from a URL is kept in `torch.hub.get_dir()`, what comes from the Hub in huggingface_hub's cache.
+    Downloads are cached in `torch.hub.get_dir()`, and from the Hub in huggingface_hub's cache.
 
     Raises:
-        FileNotFoundError: a file is missing, here or at the source.
-        ValueError: a file has another checksum (the message names both), or none was registered of a file that would
-            be loaded.
-        ConnectionError: a server does not answer, or breaks off.
+        FileNotFoundError: a file is missing, on disk or at the source.
+        ValueError: a file has another checksum (the message names both), or has no registered checksum.
+        ConnectionError: the server cannot be reached, or the download was interrupted.
     """
     kind, _, place = weights.source.partition(":")
     if kind in ("http", "https"):
@@ -191,7 +190,7 @@ def fetch(weights: PretrainedWeights) -> Path:
 
 
 def _only_registered(weights: PretrainedWeights, folder: Path) -> Path:
-    """The folder, unless a file that was not registered would be loaded from it in place of one that was."""
+    """Return the folder; raise an error if a file without a registered checksum would be loaded."""
     used = {find_file(folder, CONFIG_FILE), *weight_files(folder)}
     other = sorted(str(path) for path in used if path.parent != folder or path.name not in weights.sha256)
     if other:
@@ -200,7 +199,7 @@ def _only_registered(weights: PretrainedWeights, folder: Path) -> Path:
 
 
 def checksum_of(path: Path) -> str:
-    """The sha256 of a file, 64 hexadecimal digits."""
+    """Return the sha256 of a file, 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(2**20):
@@ -219,7 +218,7 @@ def _fetch_url(weights: PretrainedWeights) -> Path:
 
 
 def _download(url: str, path: Path, checksum: str, name: str) -> None:
-    """Downloads a file of weights; `path` is written when it is whole and has the checksum, or not at all."""
+    """Download a weights file; `path` is written only if the file is complete and has the checksum."""
     try:
         torch.hub.download_url_to_file(url, str(path), hash_prefix=checksum, progress=sys.stderr.isatty())
     except HTTPError as error:
