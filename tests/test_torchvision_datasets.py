@@ -153,7 +153,7 @@ class TestAircraft:
         with pytest.raises(ValueError, match=r"missing files:\s+.*0000003.jpg"):
             create_dataset("aircraft", "val", root=str(tmp_path))
         (data / "families.txt").unlink()
-        with pytest.raises(FileNotFoundError, match=r"it lacks families.txt"):
+        with pytest.raises(FileNotFoundError, match=r"missing families.txt"):
             create_dataset("aircraft", "val", root=str(tmp_path))
 
     def test_download(self, tmp_path: Path, serve: Callable[[Path], None]) -> None:
