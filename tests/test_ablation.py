@@ -26,6 +26,7 @@ ablation = runpy.run_path(str(Path(__file__).parents[1] / "recipes" / "ablation.
 TREE = Hierarchy.from_rows(("kind", "shape"), [("round", "disc"), ("round", "ring"), ("edged", "box")])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list_heads())
 def test_every_head_is_fitted(name: str) -> None:
     # Features that tell the shape, or at the coarse level the kind only, with noise far below the margin.
@@ -68,6 +69,7 @@ def test_an_unknown_method_is_named() -> None:
         ablation["choose_methods"](["marginals"])
 
 
+@pytest.mark.slow
 def test_the_table_has_every_head_under_every_decoding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ablation["main"](
         dataset="critters",

@@ -65,6 +65,7 @@ def build(name: str, taps: tuple[str, ...] | None = None) -> tuple[TapBackbone, 
     return TapBackbone(create_body(name), taps, size), size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_any_family_forward_and_backward(name: str) -> None:
     fixed = timm.get_pretrained_cfg(name).fixed_input_size
@@ -88,6 +89,7 @@ def test_there_are_25_families() -> None:
     assert len(modules) >= 25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "taps"),
     [
@@ -104,6 +106,7 @@ def test_default_taps(name: str, taps: tuple[str, ...]) -> None:
     assert build(name)[0].taps == taps
 
 
+@pytest.mark.slow
 def test_vgg_relu_taps_are_what_they_are_called() -> None:
     # In VGG-16's table (Simonyan & Zisserman 2015, D) block 5 is its last three convolutions before the last pool.
     features = timm.create_model("vgg16").features
@@ -111,12 +114,14 @@ def test_vgg_relu_taps_are_what_they_are_called() -> None:
     assert kinds == ["Conv2d", "ReLU", "Conv2d", "ReLU", "Conv2d", "ReLU", "MaxPool2d"]
 
 
+@pytest.mark.slow
 def test_vgg_loses_its_classifier() -> None:
     backbone, _ = build("vgg16")
     assert sum(weight.numel() for weight in backbone.parameters()) == 14_714_688  # VGG-16's 13 convolutions
     assert len([m for m in backbone.modules() if isinstance(m, nn.Conv2d)]) == 13
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0", "swin_tiny_patch4_window7_224", "convnext_atto"])
 def test_removing_layers_leaves_the_maps(name: str) -> None:
     torch.manual_seed(0)
@@ -135,6 +140,7 @@ def test_removing_layers_leaves_the_maps(name: str) -> None:
         assert torch.equal(found, expected), "nor has a later layer written into the tapped tensor"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "mixer_s32_224"])
 def test_tokens_become_the_maps_that_timm_makes_of_them(name: str) -> None:
     backbone, size = build(name)
@@ -172,6 +178,7 @@ def test_a_copy_is_independent() -> None:
         assert torch.equal(found, wanted)
 
 
+@pytest.mark.slow
 def test_a_compiled_backbone_gives_the_same_maps() -> None:
     backbone, _ = build("test_convnext")
     backbone.eval()
@@ -204,6 +211,7 @@ def test_a_tap_that_a_later_layer_writes_over_is_refused() -> None:
         build("resnet18", ("layer4.1.bn2",))
 
 
+@pytest.mark.slow
 def test_a_network_without_default_taps_says_how_to_name_them() -> None:
     with pytest.raises(ValueError, match=r"no default taps for VGG; name them, taps=\[...\]: .*'features.20'"):
         build("vgg11")

@@ -75,6 +75,7 @@ def test_pooling_writes_a_row_for_each_variant(tmp_path: Path) -> None:
     assert "trilinear" in printed
 
 
+@pytest.mark.slow
 def test_sweep_runs_the_pooling_benchmark_at_a_point(monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(cases: list, repeats: int) -> list[dict]:
         return [{**asdict(case), "repeats": repeats, **dict.fromkeys(pooling.COLUMNS.values(), 1.0)} for case in cases]

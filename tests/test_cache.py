@@ -188,6 +188,7 @@ def start_builders(folder: Path, count: int) -> list[subprocess.Popen[str]]:
     return builders
 
 
+@pytest.mark.slow
 def test_two_processes_build_at_once(paths: list[Path], tmp_path: Path) -> None:
     builders = start_builders(tmp_path, 2)
     assert len(list((tmp_path / "cache").glob("*.part"))) == 2
@@ -198,6 +199,7 @@ def test_two_processes_build_at_once(paths: list[Path], tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [cached.file.name]
 
 
+@pytest.mark.slow
 def test_killed_build_is_ignored(paths: list[Path], tmp_path: Path) -> None:
     [builder] = start_builders(tmp_path, 1)
     builder.kill()
@@ -216,6 +218,7 @@ def test_failed_build_removes_its_file(paths: list[Path], tmp_path: Path) -> Non
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_recipe_trains_from_the_cache(cub_folder: Path, tmp_path: Path) -> None:
     recipes = Path(__file__).parents[1] / "recipes"
     command = [sys.executable, recipes / "train.py", "--config", recipes / "configs" / "smoke.yaml", "--dataset", "cub"]

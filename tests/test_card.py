@@ -171,6 +171,7 @@ def test_a_dry_run_writes_what_would_be_pushed(
     assert all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_run_is_pushed_and_the_code_of_its_card_runs(run: Path, tmp_path: Path) -> None:
     Image.new("RGB", (80, 70), "teal").save(tmp_path / "image.jpg")
     with Hub({"mine": "me"}).serving() as hub:

@@ -23,6 +23,7 @@ def c2f_zoo(*arguments: str, ok: bool = True, columns: int = 80) -> str:
     return done.stdout if ok else done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "some"),
     [
@@ -38,6 +39,7 @@ def test_list(kind: str, some: list[str]) -> None:
     assert set(some) <= set(c2f_zoo("list", kind).split())
 
 
+@pytest.mark.slow
 def test_list_poolings_is_a_table_of_costs() -> None:
     rows = {
         line.split("│")[1].strip(): line
@@ -54,10 +56,12 @@ def test_list_poolings_is_a_table_of_costs() -> None:
     assert "Gao et al., CVPR 2016" in rows["compact_bilinear"]
 
 
+@pytest.mark.slow
 def test_list_takes_a_wildcard() -> None:
     assert c2f_zoo("list", "models", "mlph_vgg*").split() == ["mlph_vgg16_cars", "mlph_vgg16_cub"]
 
 
+@pytest.mark.slow
 def test_info_shows_levels_taps_and_parameters() -> None:
     shown = c2f_zoo("info", "mlph_vgg16_cub")
     for part in ("36 classes", "113 classes", "200 classes", "features.25", "features.29", "14.71 M", "12.61 M"):
@@ -78,11 +82,13 @@ def test_info_draws_a_hierarchy() -> None:
     assert len(lines) == 2 + 6 + 10
 
 
+@pytest.mark.slow
 def test_info_draws_a_models_tree(small_model: C2FModel, tmp_path: Path) -> None:
     small_model.save_pretrained(tmp_path / "run")
     assert c2f_zoo("info", str(tmp_path / "run"), "--tree") == c2f_zoo("info", "cub", "--tree")
 
 
+@pytest.mark.slow
 def test_predict_prints_a_path(small_model: C2FModel, tmp_path: Path) -> None:
     small_model.save_pretrained(tmp_path / "run")
     Image.new("CMYK", (50, 40)).save(tmp_path / "some.jpg")
@@ -92,6 +98,7 @@ def test_predict_prints_a_path(small_model: C2FModel, tmp_path: Path) -> None:
     assert tuple(names) in {tree.path(label) for label in range(200)}
 
 
+@pytest.mark.slow
 def test_errors_are_one_line(small_model: C2FModel, tmp_path: Path) -> None:
     assert "did you mean 'mlph_vgg16_cub'" in c2f_zoo("info", "mlph_vgg16_cup", ok=False)
     small_model.save_pretrained(tmp_path / "run")
@@ -101,6 +108,7 @@ def test_errors_are_one_line(small_model: C2FModel, tmp_path: Path) -> None:
     assert "norun has no config.json" in c2f_zoo("predict", str(tmp_path / "norun"), "x.jpg", ok=False)
 
 
+@pytest.mark.slow
 def test_predict_accepts_a_name_with_trained_weights(tmp_path: Path) -> None:
     image, species = create_dataset("critters", "test", per_class=1)[7]
     image.save(tmp_path / "critter.png")

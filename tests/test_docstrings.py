@@ -21,6 +21,7 @@ from c2f_zoo.data import create_views
 MODULES = sorted(module.name for module in pkgutil.walk_packages(c2f_zoo.__path__, "c2f_zoo."))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

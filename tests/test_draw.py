@@ -46,6 +46,7 @@ def test_text_has_a_line_for_each_class(name: str) -> None:
     assert sorted(drawn) == sorted(name for names in tree.classes for name in names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tree", [TREE, load_hierarchy("cifar100"), load_hierarchy("cub")], ids=["4", "100", "200"])
 def test_an_image_has_every_name_without_overlaps(tree: Hierarchy) -> None:
     figure = draw_image(tree, font_size=5)

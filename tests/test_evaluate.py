@@ -25,6 +25,8 @@ from c2f_zoo.evaluation.model_metrics import ModelMetrics
 from c2f_zoo.evaluation.plots import name_heights
 from c2f_zoo.evaluation.report import without_nan
 
+pytestmark = pytest.mark.slow  # every test scores a dataset
+
 RECIPE = Path(__file__).parents[1] / "recipes" / "evaluate.py"
 evaluate = runpy.run_path(str(RECIPE))
 RESOLUTIONS = {"family": 8, "genus": 24, "species": None}

@@ -377,6 +377,7 @@ def retrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, run(folder, *RETRAIN, code=1)
 
 
+@pytest.mark.slow
 def test_retrain_trains_every_level_at_each_grid_point(retrained: tuple[Path, str]) -> None:
     folder, printed = retrained
     assert "mode retrain" in printed and "species is below 0.8 at full size already" in printed
@@ -399,6 +400,7 @@ def test_retrain_trains_every_level_at_each_grid_point(retrained: tuple[Path, st
         assert min(image.size) > 300
 
 
+@pytest.mark.slow
 def test_the_curve_is_the_fraction_of_correct_predictions(retrained: tuple[Path, str]) -> None:
     output = retrained[0] / "runs" / "recipe-resolutions"
     rows = curve_in(output)
@@ -422,6 +424,7 @@ def test_the_curve_is_the_fraction_of_correct_predictions(retrained: tuple[Path,
         assert float(row["accuracy"]) == pytest.approx(correct / 36)
 
 
+@pytest.mark.slow
 def test_a_finished_grid_point_is_not_trained_again(
     retrained: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -439,6 +442,7 @@ def test_a_finished_grid_point_is_not_trained_again(
         find.main(*find.parse([*RETRAIN, "--momentum", "0.5"]))
 
 
+@pytest.mark.slow
 def test_a_run_is_tested_at_each_grid_point_by_two_processes(retrained: tuple[Path, str]) -> None:
     model = retrained[0] / "runs" / "recipe-resolutions" / "grid" / "full"
     scores = {row["level"]: float(row["accuracy"]) for row in curve_in(model.parents[1]) if row["resolution"] == "full"}
@@ -471,6 +475,7 @@ def test_a_run_is_tested_at_each_grid_point_by_two_processes(retrained: tuple[Pa
     assert complete == (None not in expected)
 
 
+@pytest.mark.slow
 def test_the_test_images_are_never_opened(cub_folder: Path, tmp_path: Path) -> None:
     is_train = dict(line.split() for line in (cub_folder / "train_test_split.txt").read_text().splitlines())
     for line in (cub_folder / "images.txt").read_text().splitlines():

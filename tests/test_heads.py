@@ -105,6 +105,7 @@ def test_gradients(name: str) -> None:
     assert torch.autograd.gradcheck(lambda x: tuple(log_probs(head, x, tree.levels).values()), v.requires_grad_())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list_heads())
 def test_a_head_is_compiled_as_one_graph(name: str) -> None:
     tree = irregular_hierarchy(3)
@@ -145,6 +146,7 @@ class TestInAModel:
         found = model.log_probs(model.forward_head(v))
         assert {level: z.shape[1] for level, z in found.items()} == {"division": 2, "group": 6, "article": 10}
 
+    @pytest.mark.slow
     def test_saved(self, model: C2FModel, tmp_path: Path) -> None:
         model.save_pretrained(tmp_path)
         again = create_model(f"local-dir:{tmp_path}").eval()
@@ -152,6 +154,7 @@ class TestInAModel:
         for level, z in model(x).items():
             assert torch.equal(again(x)[level], z)
 
+    @pytest.mark.slow
     def test_predicts_a_path(self, model: C2FModel) -> None:
         path = Predictor(model)(Image.new("RGB", (96, 96), (200, 40, 90))).path
         names = tuple(name for _, name, _ in path)

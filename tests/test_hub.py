@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 
 from c2f_zoo import C2FModel
 
+pytestmark = pytest.mark.slow  # every test talks to a server
+
 # The first lines of each client process. A model is identified by its seed.
 PRELUDE = """
 import json, sys, torch

@@ -125,6 +125,7 @@ def serves(impl: str, case: Case) -> bool:
     return impl != "gram" or all(len(term) == 2 for term in case.terms)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["plain", "tiled", "gram"])
 @given(case=cases())
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -188,6 +189,7 @@ def test_frozen_inputs_get_no_gradient(impl: str) -> None:
         assert_near(impl, found, reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["tiled", "gram"])
 def test_the_second_derivative_is_correct(impl: str) -> None:
     case = make_case((2, 3, 2), HBP, batch=1, size=(2, 1), dim=5)
@@ -212,6 +214,7 @@ def test_numbers_kept_for_the_backward_pass(impl: str) -> None:
     assert numbers == {"tiled": 0, "gram": grams}.get(impl, projections)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", MEMORY_EFFICIENT)
 def test_compiled_checkpointed_and_under_autocast(impl: str) -> None:
     case = make_case((3, 4, 2), HBP).to(torch.float32)
@@ -227,6 +230,7 @@ def test_compiled_checkpointed_and_under_autocast(impl: str) -> None:
             assert_near(impl, found, wanted)
 
 
+@pytest.mark.slow
 def test_compiled_by_inductor() -> None:
     case = make_case((3, 4, 2)).to(torch.float32)
     torch.compiler.reset()
@@ -278,6 +282,7 @@ def test_the_backward_pass_ignores_autocast(impl: str) -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("impl", "keep"), [("tiled", False), ("tiled", True), ("gram", False), ("gram", True)])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
 def test_opcheck(impl: str, keep: bool, layout: str) -> None:
@@ -287,6 +292,7 @@ def test_opcheck(impl: str, keep: bool, layout: str) -> None:
     torch.library.opcheck(operator, arguments)
 
 
+@pytest.mark.slow
 def test_compiled_with_another_batch_and_layout() -> None:
     torch.compiler.reset()
     compiled = torch.compile(lambda case: case.run("tiled"), backend="aot_eager")
@@ -326,6 +332,7 @@ def test_hard_inputs_are_finite(hard: str, dtype: torch.dtype, impl: str) -> Non
         assert x.isfinite().all()
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_gradient_of_one(tmp_path: Path) -> None:
     """Under DistributedDataParallel, each process with half of the batch."""
     script = tmp_path / "ddp.py"

@@ -47,6 +47,7 @@ def small() -> LevelClassifier:
 # Registration
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["timm", "c2f_zoo", "c2f_zoo.zoo"])
 def test_importing_the_integration_registers_the_models(first: str) -> None:
     code = f"""
@@ -59,6 +60,7 @@ assert {{*c2f_zoo.list_models()}} <= {{*timm.list_models("*")}}
     subprocess.run([sys.executable, "-W", "error::RuntimeWarning", "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_importing_c2f_zoo_registers_nothing() -> None:
     code = """
 import sys
@@ -202,6 +204,7 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C2FModel:
     return models["second"].eval()
 
 
+@pytest.mark.slow
 def test_trained_weights_have_their_tags_in_timm(weights: C2FModel) -> None:
     assert timm.list_models("mlph_mine*", pretrained=True) == ["mlph_mine.first", "mlph_mine.second"]
     x = torch.rand(1, 3, 64, 64)
@@ -459,6 +462,7 @@ def _validate(model: torch.nn.Module, loader: Any) -> OrderedDict[str, float]:
     return OrderedDict(loss=losses.avg, top1=top1.avg)
 
 
+@pytest.mark.slow
 def test_timms_functions_train_it_save_it_and_resume_it(images: Path, tmp_path: Path) -> None:
     """The body of timm's train.py: loader, optimizer, schedule, loss, moving average, checkpoints."""
     model = timm.create_model("mlph_tiny_critters", num_classes=4, drop_rate=0.05, **TINY)

@@ -34,6 +34,7 @@ def test_processes_take_turns_and_return_medians() -> None:
     assert small["mm_gflops"] > 0 and large["matmul_gflops"] > 0
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_is_reported(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError, match="a measured process failed; its error is printed above"):
         run_in_new_process(fail)
@@ -46,6 +47,7 @@ def test_kept_bytes_by_hand() -> None:
     assert kept_bytes(lambda: x.exp() * x, [x]) == 4000
 
 
+@pytest.mark.slow
 def test_peak_bytes_include_temporary_tensors() -> None:
     before = dict(os.environ)
     process, peak = run_in_new_process(allocate)

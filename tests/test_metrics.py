@@ -370,6 +370,7 @@ def run_process(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(run_process, (str(tmp_path),), nprocs=2)
     metrics = TreeMetrics(TREE)

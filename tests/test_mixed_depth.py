@@ -286,6 +286,7 @@ def species_accuracy(x: Tensor, labels: Tensor, test_x: Tensor) -> float:
     return (found == torch.arange(36).repeat_interleave(20)).double().mean().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_images_labelled_by_genus_improve_species(seed: int, critter_features: tuple[Tensor, Tensor]) -> None:
     # 3 images of each species are labelled; of the other 27 only the genus is known. Seeds 0 to 11 gave 13.2 to
@@ -364,6 +365,7 @@ def recipe_options(**values: object) -> TrainOptions:
     return TrainOptions(**defaults | values)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_recipe_trains_on_it(mixed_critters: None, tmp_path: Path) -> None:
     chosen = {"loss": "hxe", "loss_options": {"alpha": 0.2}, "level_weights": {"family": 0.5}, "tree_prior": 1e-4}
     run_recipe(recipe_options(**chosen), "mixed")

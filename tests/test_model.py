@@ -34,6 +34,7 @@ def test_the_papers_model() -> None:
     assert (preprocessing.input_size, preprocessing.resize) == ((3, 448, 448), 512)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "levels", "features"),
     [

@@ -311,6 +311,7 @@ assert "cracked" in str(seen[0].message)
 """
 
 
+@pytest.mark.slow
 def test_the_example_is_built_installed_and_used(tmp_path: Path) -> None:
     source = shutil.copytree(EXAMPLE, tmp_path / "source")  # a build writes files into its folder
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]

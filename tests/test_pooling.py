@@ -51,6 +51,7 @@ def test_every_pooling_has_reference_formulas() -> None:
     assert {REFERENCES[name].pooling for name in VARIANTS} <= set(list_poolings())
 
 
+@pytest.mark.slow
 @all_poolings
 def test_a_pooling_keeps_the_contract(name: str) -> None:
     reference = REFERENCES[name]
@@ -65,6 +66,7 @@ def test_a_pooling_is_described_with_its_cost() -> None:
     assert row.multiply_adds == 0.75 * 512 * 512 * 784  # the fourth block is copied
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_options_change_the_formula(name: str) -> None:
     pooling, maps, reference = make(name), make_maps(name, 2, 3, 2), REFERENCES[name]

@@ -202,6 +202,7 @@ def test_mistakes_in_names_are_named(saved: Path) -> None:
         register_weights(weights_in(saved, "mlph_tiny_critters.rehearsed"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -307,6 +308,7 @@ def cached(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "torch").rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_weights_from_a_url(site: str, saved: Path, small_model: C2FModel, tmp_path: Path) -> None:
     register_weights(weights_in(saved, source=f"{site}/good/model.safetensors"))
     model = create_model("small", pretrained=True)
@@ -364,6 +366,7 @@ def run_python(code: str, **environment: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_weights_from_the_hub(saved: Path, tmp_path: Path) -> None:
     """The real client against hub_server.py: a revision is pinned, and its checksums are verified."""
     code = f"""
@@ -475,6 +478,7 @@ def test_the_same_tree_changes_nothing(saved: Path, small_model: C2FModel) -> No
     assert create_model(f"local-dir:{saved}", resolutions={"genus": 9}).config.resolutions == {"genus": 9}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["levels", "conditional", "hex", "marginal", "disentangled"])
 def test_every_head_keeps_a_level_that_it_shares_with_another_tree(head: str, tmp_path: Path) -> None:
     old = create_model("mlph", hierarchy="cub", head=head, **SMALL)  # type: ignore[arg-type]
@@ -554,6 +558,7 @@ def test_shipped_weights_are_of_the_model_and_the_recipe_that_they_name(name: st
         assert made[key] == now[key], key
 
 
+@pytest.mark.slow
 def test_shipped_weights_need_no_network(tmp_path: Path) -> None:
     code = f"""
 import json, torch
@@ -591,6 +596,7 @@ def rescored(model: C2FModel, dataset: Any, every: int) -> dict[tuple[str, int |
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_weights_score_what_is_recorded(name: str) -> None:
     weights, metrics = WEIGHTS[name], WEIGHTS[name].metrics[1]
@@ -638,6 +644,7 @@ def bundle(*arguments: object, ok: bool = True) -> str:
     return done.stdout if ok else done.stderr
 
 
+@pytest.mark.slow
 def test_bundle(run: Path, tmp_path: Path) -> None:
     bundle(run, "mlph_tiny_critters.new", "--license", "cc0-1.0", "--folder", tmp_path / "weights")
     folder = tmp_path / "weights" / "mlph_tiny_critters.new"

@@ -205,6 +205,7 @@ LARGE: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.slow
 def test_memory_that_the_weights_do_not_fill_is_not_taken(saved: Path, tmp_path: Path) -> None:
     folders = [str(shutil.copytree(saved, tmp_path / case)) for case in LARGE]
     for folder, (changes, _) in zip(folders, LARGE.values(), strict=True):

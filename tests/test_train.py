@@ -19,6 +19,8 @@ from test_data import write_fashion_mnist
 from c2f_zoo import Predictor, create_dataset, create_model
 from c2f_zoo.io.files import read_csv
 
+pytestmark = pytest.mark.slow  # every test starts processes
+
 ROOT = Path(__file__).parents[1]
 RECIPE = str(ROOT / "recipes" / "train.py")
 SMOKE = ["--config", str(ROOT / "recipes" / "configs" / "smoke.yaml")]

@@ -132,6 +132,7 @@ def check(operands: Operands, terms: Sequence[tuple[int, ...]]) -> None:
         check_close(found, expected, GRADIENTS_OFF[dtype])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_TRITON, reason=NO_TRITON)
 @pytest.mark.skipif(INTERPRETED, reason="this is that process")
 def test_under_the_interpreter() -> None:
@@ -459,6 +460,7 @@ def test_no_projection_is_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backward.size == 3 * 64 * locations * 4 < 300 * locations * 4
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_TRITON, reason=NO_TRITON)
 @pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
 @pytest.mark.parametrize("dtype", DTYPES)
