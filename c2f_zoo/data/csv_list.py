@@ -8,18 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from c2f_zoo.data.files import (
-    SPLIT_NAMES,
-    Entry,
-    ImageFiles,
-    Listing,
-    add_missing_files,
-    add_unknown_classes,
-    complete_splits,
-    labels_by_suffix,
-    open_hierarchy,
-    open_split,
-)
+from c2f_zoo.data.files import SPLIT_NAMES, Entry, ImageFiles, Listing, labels_by_suffix, open_hierarchy
 from c2f_zoo.data.registry import SPLITS, register_dataset
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.hierarchy.reading import Row, read_csv_rows
@@ -66,7 +55,7 @@ def csv(
         tensor([[ 0,  0],
                 [ 0, -1]])
     """
-    return open_split(list_csv(file, hierarchy, root, levels), split, test_fraction, seed)
+    return list_csv(file, hierarchy, root, levels).open_split(split, test_fraction, seed)
 
 
 def list_csv(
@@ -93,8 +82,8 @@ def list_csv(
     root = file.parent if root is None else Path(root)
     lines = _read_lines(rows[1:], header, errors)
     _add_entries(_drop_repeated(lines, root, listing), root, listing)
-    add_missing_files(listing)
-    complete_splits(listing)
+    listing.add_missing_files()
+    listing.complete_splits()
     return listing
 
 
@@ -147,6 +136,6 @@ def _add_entries(lines: Sequence[_Line], root: Path, listing: Listing) -> None:
     first = {line.label: line.location for line in reversed(lines) if line.label in count}
     more = {name: f" and {count[name] - 1} more" if count[name] > 1 else "" for name in count}
     known = [name for names in tree.classes for name in names]
-    add_unknown_classes(listing, {name: first[name] + more[name] for name in count}, known)
+    listing.add_unknown_classes({name: first[name] + more[name] for name in count}, known)
     unknown = (-1,) * len(tree.levels)
     listing.entries = [Entry(root / line.path, labels.get((line.label,), unknown), line.split) for line in lines]

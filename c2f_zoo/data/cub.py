@@ -6,17 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from c2f_zoo.data.archives import download_file, extract
-from c2f_zoo.data.files import (
-    Entry,
-    ImageFiles,
-    Listing,
-    add_missing_files,
-    add_unknown_classes,
-    complete_splits,
-    labels_by_suffix,
-    open_hierarchy,
-    open_split,
-)
+from c2f_zoo.data.files import Entry, ImageFiles, Listing, labels_by_suffix, open_hierarchy
 from c2f_zoo.data.registry import register_dataset
 from c2f_zoo.hierarchy import Hierarchy
 
@@ -51,7 +41,7 @@ def cub(root: str | Path, split: str, download: bool = False, hierarchy: str | P
     """
     if download and not _is_cub(cub_folder(root)):
         _download(Path(root))
-    return open_split(list_cub(root, hierarchy), split)
+    return list_cub(root, hierarchy).open_split(split)
 
 
 def _download(root: Path) -> None:
@@ -101,8 +91,8 @@ def list_cub(root: str | Path, hierarchy: str | Path | Hierarchy = "cub") -> Lis
             errors.append(f"{FILES[3]}: image {image_id} has {flag!r}, neither 0 nor 1")
         label = labels.get((classes.get(number, ""),), unknown)
         listing.entries.append(Entry(folder / "images" / name, label, "train" if flag == "1" else "test"))
-    add_missing_files(listing)
-    complete_splits(listing)
+    listing.add_missing_files()
+    listing.complete_splits()
     return listing
 
 
@@ -110,7 +100,7 @@ def _subtree(tree: Hierarchy, classes: Mapping[str, str], listing: Listing) -> H
     """Return the subtree of the classes; add an error for each one outside the tree."""
     leaves = set(tree.classes[-1])
     outside = {name: f"classes.txt, class {number}" for number, name in classes.items() if name not in leaves}
-    add_unknown_classes(listing, outside, tree.classes[-1])
+    listing.add_unknown_classes(outside, tree.classes[-1])
     inside = leaves & set(classes.values())
     return tree.subtree(inside) if inside else tree
 

@@ -95,44 +95,76 @@ class Listing:
     errors: Messages = field(default_factory=lambda: defaultdict(list))
     warnings: Messages = field(default_factory=lambda: defaultdict(list))
 
+    def open_split(self, split: str, test_fraction: float = 0.2, seed: int = 0) -> ImageFiles:
+        """Return one split.
 
-def open_split(listing: Listing, split: str, test_fraction: float = 0.2, seed: int = 0) -> ImageFiles:
-    """Return one split of a listing.
+        Args:
+            split: `"train"`, `"val"` or `"test"`.
+            test_fraction: fraction of each class for the test set, if no splits are named.
+            seed: seed of this choice.
 
-    Args:
-        listing: the images.
-        split: `"train"`, `"val"` or `"test"`.
-        test_fraction: fraction of each class for the test set, if no splits are named.
-        seed: seed of this choice.
+        Raises:
+            ValueError: the listing has errors, which are all named, or does not have the split.
+        """
+        self.raise_for_errors()
+        assert self.hierarchy is not None, "a listing without a tree has errors"
+        entries = assign_splits(self.entries, test_fraction, seed)
+        splits = nonempty_splits(entries)
+        if split not in splits:
+            hint = f": {TOO_FEW}" if split == "test" else ""  # named splits include "test", see complete_splits
+            raise ValueError(f"{self.source} has no split {split!r}; it has {' and '.join(map(repr, splits))}{hint}")
+        chosen = [entry for entry in entries if entry.split == split]
+        labels = torch.tensor([entry.label for entry in chosen])
+        targets = labels[:, -1]
+        is_mixed = bool((targets < 0).any())
+        paths = [entry.path for entry in chosen]
+        return ImageFiles(paths, targets.tolist(), self.hierarchy, labels if is_mixed else None, splits)
 
-    Raises:
-        ValueError: the listing has errors, which are all named, or does not have the split.
-    """
-    raise_for_errors(listing)
-    assert listing.hierarchy is not None, "a listing without a tree has errors"
-    entries = assign_splits(listing.entries, test_fraction, seed)
-    splits = nonempty_splits(entries)
-    if split not in splits:
-        hint = f": {TOO_FEW}" if split == "test" else ""  # named splits include "test", see complete_splits
-        raise ValueError(f"{listing.source} has no split {split!r}; it has {' and '.join(map(repr, splits))}{hint}")
-    chosen = [entry for entry in entries if entry.split == split]
-    labels = torch.tensor([entry.label for entry in chosen])
-    targets = labels[:, -1]
-    is_mixed = bool((targets < 0).any())
-    paths = [entry.path for entry in chosen]
-    return ImageFiles(paths, targets.tolist(), listing.hierarchy, labels if is_mixed else None, splits)
+    def raise_for_errors(self) -> None:
+        """Raise a ValueError with all errors, long lists cut, if there are any."""
+        lines = [f"cannot use {self.source}:"]
+        for heading, items in self.errors.items():
+            if items:
+                lines += [f"  {heading}:", *(f"    {item}" for item in items[:MAX_SHOWN])]
+            if len(items) > MAX_SHOWN:
+                lines.append(f"    ... and {len(items) - MAX_SHOWN} more; `c2f-zoo data check` shows them all")
+        if len(lines) > 1:
+            raise ValueError("\n".join(lines))
 
+    def add_unknown_classes(self, classes: Mapping[str, str], known: Iterable[str]) -> None:
+        """Add an error for each class outside the tree.
 
-def raise_for_errors(listing: Listing) -> None:
-    """Raise a ValueError with all errors of a listing, long lists cut, if it has any."""
-    lines = [f"cannot use {listing.source}:"]
-    for heading, items in listing.errors.items():
-        if items:
-            lines += [f"  {heading}:", *(f"    {item}" for item in items[:MAX_SHOWN])]
-        if len(items) > MAX_SHOWN:
-            lines.append(f"    ... and {len(items) - MAX_SHOWN} more; `c2f-zoo data check` shows them all")
-    if len(lines) > 1:
-        raise ValueError("\n".join(lines))
+        Args:
+            classes: for each class its location, or its number of images.
+            known: names of the tree's classes.
+        """
+        known = list(known)
+        for number, (name, location) in enumerate(classes.items()):
+            # Finding similar names is slow in a large tree.
+            unknown = str(unknown_name("class", name, known)) if number < MAX_SHOWN else f"unknown class {name!r}"
+            heading = "classes outside the tree (rename them, or use a tree that has them)"
+            self.errors[heading].append(f"{location}: {unknown}")
+
+    def add_missing_files(self) -> None:
+        """Add an error for each file that does not exist."""
+        missing = [str(entry.path) for entry in self.entries if not os.path.isfile(entry.path)]
+        if missing:
+            self.errors["missing files"] += missing
+
+    def complete_splits(self) -> None:
+        """Use the images of "val" as the test set if there is none, as for ImageNet.
+
+        Add an error if the training or test set is still missing. Without named splits, do nothing.
+        """
+        splits = nonempty_splits(self.entries)
+        if "val" in splits and "test" not in splits:
+            self.entries = [entry._replace(split="test") if entry.split == "val" else entry for entry in self.entries]
+            self.warnings["there are no test images"].append("the images of 'val' are used instead")
+            splits = nonempty_splits(self.entries)
+        for split in ("train", "test"):
+            if splits and split not in splits:
+                hint = "add images, or name no splits to have them assigned (of a folder, use what is in 'train')"
+                self.errors["splits without an image"].append(f"{split!r}: {hint}")
 
 
 def assign_splits(entries: Sequence[Entry], test_fraction: float = 0.2, seed: int = 0) -> list[Entry]:
@@ -148,23 +180,6 @@ def nonempty_splits(entries: Iterable[Entry]) -> tuple[str, ...]:
     """Return the splits that have images."""
     found = {entry.split for entry in entries}
     return tuple(split for split in SPLITS if split in found)
-
-
-def complete_splits(listing: Listing) -> None:
-    """Use the images of "val" as the test set if there is none, as for ImageNet.
-
-    Add an error if the training or test set is still missing. Without named splits, do nothing.
-    """
-    splits = nonempty_splits(listing.entries)
-    if "val" in splits and "test" not in splits:
-        listing.entries = [entry._replace(split="test") if entry.split == "val" else entry for entry in listing.entries]
-        listing.warnings["there are no test images"].append("the images of 'val' are used instead")
-        splits = nonempty_splits(listing.entries)
-    for split in ("train", "test"):
-        if splits and split not in splits:
-            listing.errors["splits without an image"].append(
-                f"{split!r}: add images, or name no splits to have them assigned (of a folder, use what is in 'train')"
-            )
 
 
 def open_hierarchy(hierarchy: str | Path | Hierarchy, levels: Sequence[str] | None = None) -> Hierarchy:
@@ -215,32 +230,8 @@ def labels_by_suffix(tree: Hierarchy) -> dict[tuple[str, ...], Label]:
     return {path[start:]: label for path, label in labels_by_path(tree).items() for start in range(len(path))}
 
 
-def add_unknown_classes(listing: Listing, classes: Mapping[str, str], known: Iterable[str]) -> None:
-    """Add an error for each class outside the tree.
-
-    Args:
-        listing: its errors are extended.
-        classes: for each class its location, or its number of images.
-        known: names of the tree's classes.
-    """
-    known = list(known)
-    for number, (name, location) in enumerate(classes.items()):
-        # Finding similar names is slow in a large tree.
-        unknown = str(unknown_name("class", name, known)) if number < MAX_SHOWN else f"unknown class {name!r}"
-        listing.errors["classes outside the tree (rename them, or use a tree that has them)"].append(
-            f"{location}: {unknown}"
-        )
-
-
-def add_missing_files(listing: Listing) -> None:
-    """Add an error for each file that does not exist."""
-    missing = [str(entry.path) for entry in listing.entries if not os.path.isfile(entry.path)]
-    if missing:
-        listing.errors["missing files"] += missing
-
-
 def raise_for_missing_files(source: str | Path, paths: Iterable[Path]) -> None:
     """Raise a ValueError that lists the files that do not exist, if any."""
     listing = Listing(Path(source), entries=[Entry(path, (), "") for path in paths])
-    add_missing_files(listing)
-    raise_for_errors(listing)
+    listing.add_missing_files()
+    listing.raise_for_errors()

@@ -15,12 +15,9 @@ from c2f_zoo.data.files import (
     ImageFiles,
     Label,
     Listing,
-    add_unknown_classes,
-    complete_splits,
     labels_by_path,
     labels_by_suffix,
     open_hierarchy,
-    open_split,
 )
 from c2f_zoo.data.registry import register_dataset
 from c2f_zoo.hierarchy import Hierarchy
@@ -73,7 +70,7 @@ def folder(
         >>> len(dataset), dataset.hierarchy.classes
         (12, (('edged', 'round'), ('box', 'disc', 'ring')))
     """
-    return open_split(list_folder(root, hierarchy, levels), split, test_fraction, seed)
+    return list_folder(root, hierarchy, levels).open_split(split, test_fraction, seed)
 
 
 def list_folder(
@@ -103,10 +100,10 @@ def list_folder(
         lengths = set(map(len, unknown))
         known = ["/".join(names) for names in labels if len(names) in lengths]
         counts = {"/".join(names): f"{count} image{'s' * (count > 1)}" for names, count in unknown.items()}
-        add_unknown_classes(listing, counts, known)
+        listing.add_unknown_classes(counts, known)
     no_label = (-1,) * len(listing.hierarchy.levels) if listing.hierarchy else ()
     listing.entries = [Entry(path, labels.get(names, no_label), split) for split, names, path in found]
-    complete_splits(listing)
+    listing.complete_splits()
     return listing
 
 
