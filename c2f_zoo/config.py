@@ -15,7 +15,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.registry import unknown_name
 
-# Filters for shrinking an image to a resolution, and the measures of a resolution.
+# Filters that shrink an image to a resolution, and the two definitions of a resolution.
 SHRINK_FILTERS = ("bilinear", "bicubic", "box", "hamming", "lanczos")
 MEASURES = ("side", "area")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
@@ -29,7 +29,7 @@ MAX_INT = 2**32
 MAX_SEED = 2**63 - 1
 MAX_OPTION_LENGTH = 64
 
-# Options of timm and ours for the source of weights. They are used when a model is built and are not part of it.
+# Options of timm and ours for the source of weights. They apply when a model is built and are not saved.
 WEIGHT_SOURCES = frozenset(
     (
         "pretrained",
@@ -42,26 +42,26 @@ WEIGHT_SOURCES = frozenset(
         "backbone_checkpoint",
     )
 )
-# Keys for timm's reader of config.json; written beside the configuration and ignored by ours.
+# Keys of config.json for timm; from_json ignores them.
 TIMM_KEYS = ("architecture", "num_classes", "label_names", "pretrained_cfg")
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes the network's input.
+    """Preprocessing of an image for the network.
 
-    The shorter side is resized to `resize` pixels, then `input_size` is cropped from it. The default is
-    the paper's (and HBP's): shorter side 512, crop 448.
+    The shorter side is resized to `resize` pixels, then `input_size` is cropped from it. The defaults are those of the
+    paper and of HBP: shorter side 512, crop 448.
 
     Args:
         input_size: (channels, height, width) of the input.
         mean: mean of each channel, for pixels in [0, 1].
-        std: standard deviation of each channel, likewise.
+        std: standard deviation of each channel, for pixels in [0, 1].
         interpolation: `"nearest"`, `"bilinear"`, `"bicubic"` or `"lanczos"`.
         crop_pct: the crop's height as a fraction of the shorter side, in (0, 1].
         shrink_filter: the filter that shrinks an image to the resolution of a level, one of `SHRINK_FILTERS`.
-        resolution_of: a resolution is the length of the shorter `"side"`, or of the side of a square of the
-            image's `"area"`; the paper leaves it open. See `c2f_zoo.data.Degrade`.
+        resolution_of: the definition of a resolution, which the paper leaves open: `"side"`, the length of the shorter
+            side, or `"area"`, the square root of the area. See `c2f_zoo.data.Degrade`.
 
     Raises:
         ValueError: a filter, a measure or an interpolation is unknown, or a number is out of range.
@@ -84,34 +84,33 @@ class Preprocessing:
             if value not in known:
                 raise unknown_name(name, value, known)
         if min(self.input_size) < 1 or not 0 < self.crop_pct <= 1:
-            raise ValueError(f"input_size {self.input_size} and crop_pct {self.crop_pct} are no image's")
+            raise ValueError(f"invalid input_size {self.input_size} or crop_pct {self.crop_pct}")
         if not len(self.mean) == len(self.std) == self.input_size[0] or min(self.std) <= 0:
             raise ValueError(
-                f"mean {self.mean} and std {self.std} need a number for each of {self.input_size[0]} channels, std a "
-                "positive one"
+                f"mean {self.mean} and std {self.std} need a number for each of {self.input_size[0]} channels, and "
+                "those of std must be positive"
             )
 
     @property
     def resize(self) -> int:
-        """The length in pixels of the shorter side before the crop."""
+        """The length of the shorter side before the crop, in pixels."""
         return round(min(self.input_size[1:]) / self.crop_pct)
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that a `C2FModel` is built from, except its weights.
+    """The configuration of a `C2FModel`: all but its weights.
 
     Args:
         backbone: a timm model name, or one from `register_backbone`.
-        taps: names of the backbone's modules whose outputs are pooled; or how many of its default taps, counted from
-            the last. The configuration of a model has the names.
+        taps: names of the backbone's modules to pool, or a number of default taps, counted from the last. The
+            configuration of a built model has the names.
         pooling: one of `list_poolings()`.
         head: one of `list_heads()`.
         hierarchy: the class tree.
         levels: the levels the model predicts, coarse to fine.
-        preprocessing: how an image becomes the network's input.
-        resolutions: level -> the resolution in pixels at which the level sees an image; a level that is missing, or
-            None, sees the image as it is.
+        preprocessing: the preprocessing of an image.
+        resolutions: level -> resolution in pixels at which the level sees an image. None or missing: full size.
         backbone_options: additional keyword arguments of the backbone's constructor.
         pooling_options: additional keyword arguments of the pooling's constructor.
         head_options: additional keyword arguments of the head's constructor.
@@ -157,7 +156,7 @@ class ModelConfig:
         """Check that the configuration can be saved and loaded again.
 
         Raises:
-            ValueError: it cannot; the message names the value.
+            ValueError: a value is invalid; the message names it.
         """
         _read(ModelConfig, self, ModelConfig.__name__)
         _check_sizes(self)
@@ -165,12 +164,12 @@ class ModelConfig:
     def to_json(self) -> str:
         """Return the text of a model's `config.json`.
 
-        The values of `to_dict` are followed by keys for timm's reader, of the finest predicted level: `architecture`
-        (not a timm name, since timm cannot build the model), `num_classes`, `label_names` and `pretrained_cfg`, which
-        `timm.data.resolve_data_config` reads.
+        The values of `to_dict` are followed by keys for timm, which describe the finest predicted level: `architecture`
+        (not a timm name, since timm cannot build the model), `num_classes`, `label_names` and `pretrained_cfg` (for
+        `timm.data.resolve_data_config`).
 
         Raises:
-            ValueError: `from_json` would refuse the text.
+            ValueError: the configuration is not one that `from_json` can read.
         """
         self.check()
         names = self.hierarchy.class_names(self.levels[-1])
@@ -178,19 +177,19 @@ class ModelConfig:
         data = self.to_dict() | _jsonable(dict(zip(TIMM_KEYS, for_timm, strict=True)))
         text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
         if len(text.encode()) > MAX_CONFIG_BYTES:
-            raise ValueError(f"the configuration would be larger than {MAX_CONFIG_BYTES} bytes, the most that is read")
+            raise ValueError(f"the configuration is larger than the limit of {MAX_CONFIG_BYTES} bytes")
         return text
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
-        """Convert the values of `to_dict` to a configuration.
+        """Build a configuration from the values of `to_dict`.
 
-        The values may be untrusted: every key, type and size is validated. Options of the parts are numbers, short
-        words and lists of these, none of which can be a path or a URL.
+        The values may be untrusted: every key, type and size is validated. An option is a number, a short word or a
+        list of these, never a path or a URL.
 
         Raises:
             ValueError: a key is missing or unknown, a value has the wrong type or is too large, or an option is
-                refused.
+                invalid.
         """
         config = _read(cls, data, cls.__name__)
         _check_sizes(config)
@@ -201,12 +200,12 @@ class ModelConfig:
         """Read a `config.json` that `to_json` wrote.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is too large, not JSON or not a configuration; the message names the file.
+            FileNotFoundError: the file does not exist.
+            ValueError: the file is too large, not JSON or not a configuration; the message names it.
         """
         path = Path(path)
         if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ValueError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes; it is no model's configuration")
+            raise ValueError(f"{path} is larger than the limit of {MAX_CONFIG_BYTES} bytes")
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             if isinstance(data, dict):
@@ -217,7 +216,7 @@ class ModelConfig:
 
 
 def format_resolution(resolution: int | str | None) -> str:
-    """Format a resolution for people: `"32 px"`, or `"full size"` for None (in a CSV file: an empty cell).
+    """Format a resolution for display: `"32 px"`, or `"full size"` for None or an empty CSV cell.
 
     Examples:
         >>> format_resolution(32), format_resolution(None)
@@ -238,7 +237,7 @@ def _read(hint: Any, value: Any, where: str) -> Any:
     """Validate a value by an annotation; convert lists to tuples and mappings to dataclasses.
 
     Raises:
-        ValueError: it has another type; the message names its place.
+        ValueError: the value has another type; the message names the key.
     """
     if is_dataclass(hint):
         return _read_dataclass(hint, value, where)
@@ -263,7 +262,7 @@ def _read(hint: Any, value: Any, where: str) -> Any:
             return value
     elif hint in (int, float) and _is_number(value, whole=hint is int):
         return value
-    raise ValueError(f"{where} is {_short(value)}, which is no {_describe_type(hint)}")
+    raise ValueError(f"{where} is {_short(value)}, expected {_describe_type(hint)}")
 
 
 def _read_dataclass(cls: Any, value: Any, where: str) -> Any:
@@ -273,14 +272,14 @@ def _read_dataclass(cls: Any, value: Any, where: str) -> Any:
             _read(hint, getattr(value, name), at + name)
         return value
     if not isinstance(value, Mapping):
-        raise ValueError(f"{where} is no mapping but a {type(value).__name__}")
+        raise ValueError(f"{where} is of type {type(value).__name__}, expected a mapping")
     specs, hints = {spec.name: spec for spec in fields(cls)}, _hints(cls)
     for key in value:
         if key not in specs:
             raise unknown_name(f"key in {cls.__name__}", str(key)[:MAX_NAME_LENGTH], specs)
     missing = [name for name, spec in specs.items() if _is_required(spec) and name not in value]
     if missing:
-        raise ValueError(f"{cls.__name__} lacks the keys {missing}")
+        raise ValueError(f"missing keys in {cls.__name__}: {', '.join(missing)}")
     return cls(**{key: _read(hints[key], item, at + key) for key, item in value.items()})
 
 
@@ -289,7 +288,7 @@ _hints = functools.cache(get_type_hints)
 
 def _describe_type(hint: Any) -> str:
     if hint is str:
-        return f"text of {MAX_NAME_LENGTH} characters at most"
+        return f"text of at most {MAX_NAME_LENGTH} characters"
     return getattr(hint, "__name__", str(hint)) if not get_args(hint) else str(hint).replace("collections.abc.", "")
 
 
@@ -305,15 +304,15 @@ def _is_number(value: Any, whole: bool = False, most: int = MAX_INT) -> bool:
 
 
 def _option(name: str, value: Any, where: str) -> Any:
-    """Validate an additional keyword argument of a part: it must not make the part read or write a file."""
+    """Validate an option of a part; none may make the part read or write a file."""
     if name in WEIGHT_SOURCES or not name.isidentifier() or name.startswith("_"):
-        raise ValueError(f"{where} has the key {name!r}, which a configuration may not set")
+        raise ValueError(f"the key {name!r} is not allowed in {where}")
     if isinstance(value, (list, tuple)) and len(value) <= MAX_OPTION_LENGTH:
         return [_option(name, item, where) for item in value]
     if isinstance(value, str) and re.fullmatch(rf"[\w-]{{,{MAX_OPTION_LENGTH}}}", value):
         return value
     if value is None or isinstance(value, bool) or _is_number(value, most=MAX_SEED if name == "seed" else MAX_INT):
-        return value  # a seed is no size
+        return value  # a large seed does no harm
     raise ValueError(
         f"{where}.{name} is {_short(value)}; an option is a number, a word of letters, digits, '_' and '-', or a short "
         "list of these"
@@ -337,13 +336,13 @@ def _check_sizes(config: ModelConfig) -> None:
         ("pixels on a side of the input", max(config.preprocessing.input_size), MAX_INPUT_SIZE),
     ):
         if number > most:
-            raise ValueError(f"it asks for {number} {what}; {most} is the most that is read")
+            raise ValueError(f"the configuration has {number} {what}; the limit is {most}")
     for name, value in config.backbone_options.items():
         if any(isinstance(size, int) and size > MAX_INPUT_SIZE for size in _flat(value)):
-            raise ValueError(f"backbone_options.{name} is {value}; {MAX_INPUT_SIZE} is the most that is read")
+            raise ValueError(f"backbone_options.{name} is {value}; the limit is {MAX_INPUT_SIZE}")
     for level, resolution in config.resolutions.items():
         if resolution is not None and not 1 <= resolution <= MAX_INPUT_SIZE:
-            raise ValueError(f"the resolution of {level} is {resolution}, not 1 to {MAX_INPUT_SIZE} pixels")
+            raise ValueError(f"the resolution of {level} is {resolution}; it must be 1 to {MAX_INPUT_SIZE} pixels")
 
 
 def _is_required(spec: Field) -> bool:

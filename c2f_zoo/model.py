@@ -76,7 +76,7 @@ class C2FModel(nn.Module):
         return self.config.pretrained_cfg
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Map images (N, channels, height, width) to the taps' feature maps (N, C_i, H, W)."""
+        """Compute the taps' feature maps (N, C_i, H, W) of images (N, channels, height, width)."""
         return self.backbone(x)
 
     def forward_pool(self, maps: Sequence[Tensor]) -> Tensor:
@@ -84,7 +84,7 @@ class C2FModel(nn.Module):
         return self.pooling(maps)
 
     def forward_head(self, v: Tensor, levels: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """Map vectors (N, D) to logits (N, classes) of `levels`, or of all predicted levels.
+        """Compute logits (N, classes) of `levels`, or of all predicted levels, from vectors (N, D).
 
         Raises:
             ValueError: the model does not predict one of the levels.
@@ -95,10 +95,10 @@ class C2FModel(nn.Module):
         return self.head(v, self.levels if levels is None else tuple(levels))
 
     def forward(self, x: Tensor, levels: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """Map normalised images (N, channels, height, width) to logits (N, classes) of each level.
+        """Compute logits (N, classes) of each level.
 
         Args:
-            x: the images, preprocessed as in the configuration's `preprocessing`.
+            x: images (N, channels, height, width), preprocessed as in the configuration's `preprocessing`.
             levels: the levels to predict. Default: all.
 
         Raises:
@@ -107,9 +107,9 @@ class C2FModel(nn.Module):
         return self.forward_head(self.forward_pool(self.forward_features(x)), levels)
 
     def log_probs(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Map logits (N, classes) of `forward` to log-probabilities, as the head defines them.
+        """Convert logits (N, classes) of `forward` to log-probabilities, as the head defines them.
 
-        A subset of the levels is enough. The logits of different levels may come from images of different resolutions.
+        The logits may be those of some levels only, each from images of another resolution.
         """
         return self.head.log_probs(logits)
 
@@ -118,7 +118,7 @@ class C2FModel(nn.Module):
         return LevelClassifier(self, level, drop_rate)
 
     def reset_classifier(self, hierarchy: Hierarchy, levels: Sequence[str] | None = None) -> None:
-        """Replace the head by a new, untrained one of the same kind and options for another tree.
+        """Replace the head with a new, untrained one of the same kind for another tree.
 
         Args:
             hierarchy: the new class tree.
@@ -132,7 +132,7 @@ class C2FModel(nn.Module):
         self.config = config
 
     def save_pretrained(self, directory: str | Path, max_shard_size: int | str = "5GB") -> None:
-        """Save `config.json` and `model.safetensors`; load them by `create_model("local-dir:...")`.
+        """Save `config.json` and `model.safetensors` for `create_model("local-dir:...")`.
 
         The save is atomic: a kill at any time leaves the old model or the new one. Weights of an earlier save are
         replaced, shards too; other files of the folder are kept.
@@ -143,7 +143,7 @@ class C2FModel(nn.Module):
                 with an index `model.safetensors.index.json`.
 
         Raises:
-            ValueError: the configuration could not be loaded again; nothing is saved.
+            ValueError: the configuration is not one that can be loaded again; nothing is saved.
         """
         text = self.config.to_json()
         with atomic_save(Path(directory)) as folder:
@@ -159,10 +159,10 @@ class C2FModel(nn.Module):
         commit_message: str = "Upload a model of c2f_zoo",
         max_shard_size: int | str = "5GB",
     ) -> str:
-        """Push the model to a repository on the Hugging Face Hub in one commit; create it if needed.
+        """Push the model to a repository on the Hugging Face Hub in one commit.
 
-        A repository without a model card gets one without results and licence; `recipes/push_to_hub.py` writes one from
-        a finished run.
+        The repository is created if it does not exist. If it has no model card, a card without results and licence is
+        added; `recipes/push_to_hub.py` writes one with the results of a run.
 
         Args:
             repo_id: `"owner/model"`, or `"model"` for the owner of the token.
@@ -176,7 +176,7 @@ class C2FModel(nn.Module):
             The commit's URL.
 
         Raises:
-            PermissionError: there is no token, or it has no access.
+            PermissionError: the token is missing or has no access.
             ConnectionError: the Hub cannot be reached, or fails.
             ValueError: the name is invalid, or the repository is public and `private` is true.
         """
@@ -211,9 +211,9 @@ class C2FModel(nn.Module):
             The model, in training mode, on the CPU.
 
         Raises:
-            FileNotFoundError: there is no such folder, repository or revision, a file is missing, or `local_files_only`
-                is true and the model is not in the cache.
-            PermissionError: there is no token, or it has no access.
+            FileNotFoundError: the folder, the repository, the revision or a file does not exist, or the model is not in
+                the cache and `local_files_only` is true.
+            PermissionError: the token is missing or has no access.
             ConnectionError: the Hub cannot be reached, or fails.
             ValueError: the configuration is invalid, or the weights do not fit it.
 
@@ -228,7 +228,7 @@ class C2FModel(nn.Module):
                 raise FileNotFoundError(f"there is no folder {name}; a model on the Hub is named 'owner/model'")
             name = hub.download(str(name), revision, token, cache_dir, local_files_only)
         elif revision is not None:
-            raise ValueError(f"{name} is a folder here, which has no revision {revision!r}")
+            raise ValueError(f"{name} is a local folder and has no revision {revision!r}")
         return load_model(name)
 
 
@@ -241,7 +241,7 @@ def build(config: ModelConfig, pretrained_backbone: bool = False) -> C2FModel:
         pretrained_backbone: let timm download the backbone's weights.
 
     Raises:
-        ValueError: the configuration could not be saved, a name is unknown, or the parts do not fit each other.
+        ValueError: the configuration is invalid, a name is unknown, or the parts are incompatible.
 
     Examples:
         >>> config = create_model("mlph", backbone="resnet18", hierarchy="cub", input_size=64).config
@@ -273,8 +273,8 @@ def load_model(directory: str | Path) -> C2FModel:
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: the configuration is invalid, asks for a network that is far larger than its weights, or does not
-            fit the weights.
+        ValueError: the configuration is invalid, the network is far larger than its weights, or the weights do not
+            fit it.
     """
     directory = Path(directory)
     path = find_file(directory, CONFIG_FILE)
@@ -288,8 +288,8 @@ def load_model(directory: str | Path) -> C2FModel:
         saved = {name.removeprefix(_BODY) for name in shapes if name.startswith(_BODY)}
         backbone = TapBackbone(body, config.taps, config.preprocessing.input_size, saved)
         model = _assemble(config, backbone, builder.build)
-    except Exception as error:  # a backbone's constructor may raise anything at an odd option
-        raise ValueError(f"{path} asks for a model that cannot be built: {error}") from error
+    except Exception as error:  # a backbone's constructor may raise any error for an invalid option
+        raise ValueError(f"{path}: cannot build this model: {error}") from error
     load_weights(model, files)
     builder.fill_in()
     return model
@@ -306,19 +306,20 @@ def _assemble(config: ModelConfig, backbone: TapBackbone, make: Callable[..., An
 
 
 class LevelClassifier(nn.Module):
-    """One level of a `C2FModel` with timm's classifier interface: images in, one tensor of logits out.
+    """One level of a `C2FModel` with timm's classifier interface.
 
-    With the head `"levels"` it has the linear layer of that level only. Any other head is kept whole.
+    It returns one tensor of logits. Of the head `"levels"` it keeps only the linear layer of its level; any other head
+    is kept whole.
 
     Args:
-        model: the model, whose weights are shared.
+        model: the model; its weights are shared.
         level: a level that the model predicts.
         drop_rate: dropout rate of the pooled vector, in [0, 1].
 
     Attributes:
         num_classes: number of classes; 0 after `reset_classifier(0)`.
         num_features: length of the pooled vector.
-        head_hidden_size: the same, the input size of the classifier.
+        head_hidden_size: the input size of the classifier, equal to `num_features`.
         pretrained_cfg: timm's description of the input and the classifier; `default_cfg` is the same.
 
     Raises:
@@ -356,12 +357,12 @@ class LevelClassifier(nn.Module):
         return self.head.get_classifier() if isinstance(self.head, _OneLevel) else self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new, untrained one over classes without a tree.
+        """Replace the classifier with a new, untrained linear layer.
 
-        The classifier of the original model is kept.
+        The original model keeps its classifier.
 
         Args:
-            num_classes: number of classes; 0 for no classifier: the output is then the pooled vector.
+            num_classes: number of classes; 0 removes the classifier, so that the output is the pooled vector.
             global_pool: must be None. The pooling is chosen when the model is created.
 
         Raises:
@@ -377,7 +378,7 @@ class LevelClassifier(nn.Module):
         self.num_classes = num_classes
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Let the backbone recompute activations in the backward pass instead of storing them.
+        """Make the backbone recompute activations in the backward pass instead of storing them.
 
         Raises:
             ValueError: the backbone does not support it.
@@ -386,8 +387,8 @@ class LevelClassifier(nn.Module):
         try:
             if enable or hasattr(body, "set_grad_checkpointing"):
                 body.set_grad_checkpointing(enable)  # type: ignore[operator]
-        except (AssertionError, AttributeError) as error:  # timm's networks assert, others do not have the method
-            raise ValueError(f"the backbone {type(body).__name__} has no gradient checkpointing") from error
+        except (AssertionError, AttributeError) as error:  # timm's networks assert; others have no such method
+            raise ValueError(f"the backbone {type(body).__name__} does not support gradient checkpointing") from error
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
         """Return a function from parameter names to layers, for timm's layer-wise learning rates.
@@ -409,26 +410,26 @@ class LevelClassifier(nn.Module):
         return lambda name: layers[name.removeprefix(_BODY)] if name.startswith(_BODY) else math.inf
 
     def no_weight_decay(self) -> set[str]:
-        """Return the backbone's parameters without weight decay by timm's rule, e.g. position embeddings."""
+        """Return the names of backbone parameters that timm excludes from weight decay."""
         names: Callable[[], set[str]] = getattr(self.backbone.body, "no_weight_decay", set)
         return {_BODY + name for name in names()}
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Map images to the taps' feature maps."""
+        """Compute the taps' feature maps of images."""
         return self.backbone(x)
 
     def forward_head(self, maps: Sequence[Tensor], pre_logits: bool = False) -> Tensor:
-        """Map feature maps to logits (N, num_classes), or to the pooled vector (N, num_features)."""
+        """Compute logits (N, num_classes), or the pooled vector (N, num_features), from feature maps."""
         v = self.head_drop(self.pooling(maps))
         return v if pre_logits else self.head(v)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images (N, channels, height, width) to logits (N, num_classes)."""
+        """Compute logits (N, num_classes) of images (N, channels, height, width)."""
         return self.forward_head(self.forward_features(x))
 
 
 def _classifier_of(head: Head, level: str) -> nn.Module:
-    """Return a module from vectors (N, D) to one level's logits (N, classes), with few weights."""
+    """Return the smallest module that computes one level's logits (N, classes) from vectors (N, D)."""
     return head.get_classifier(level) if isinstance(head, LevelsHead) else _OneLevel(head, level)
 
 

@@ -201,19 +201,19 @@ def test_a_tap_that_does_not_exist_is_named() -> None:
 
 
 def test_a_tap_that_is_no_map_is_named() -> None:
-    with pytest.raises(ValueError, match=r"tap 'global_pool' outputs no feature map"):
+    with pytest.raises(ValueError, match=r"the output of tap 'global_pool' is not a feature map"):
         build("resnet18", ("global_pool",))
 
 
 def test_a_tap_that_a_later_layer_writes_over_is_refused() -> None:
     # timm's ResNet adds the shortcut to the output of bn2, and its ReLU works, in place.
-    with pytest.raises(ValueError, match=r"tap 'layer4.1.bn2' outputs no feature map, or one that a later layer"):
+    with pytest.raises(ValueError, match=r"the output of tap 'layer4.1.bn2' is not a feature map, or a later layer"):
         build("resnet18", ("layer4.1.bn2",))
 
 
 @pytest.mark.slow
 def test_a_network_without_default_taps_says_how_to_name_them() -> None:
-    with pytest.raises(ValueError, match=r"no default taps for VGG; name them, taps=\[...\]: .*'features.20'"):
+    with pytest.raises(ValueError, match=r"no default taps for VGG; pass taps=\[...\]; .*'features.20'"):
         build("vgg11")
 
 

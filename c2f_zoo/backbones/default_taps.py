@@ -14,21 +14,21 @@ _ACTIVATION_MODULES = ("torch.nn.modules.activation", "timm.layers.activations")
 
 
 def default_taps(body: nn.Module, maps: dict[str, Tensor]) -> tuple[str, ...]:
-    """Choose the last three blocks of one spatial size: the smallest, or else the second smallest.
+    """Choose the last three blocks of the smallest or second smallest spatial size.
 
     timm's `group_matcher` defines the blocks: ResNet `layer4.0/1/2`, ConvNeXt `stages.3.blocks.0/1/2`, ViT the last
-    three of `blocks`. The fallback is activations, if neither size has three blocks (ResNet-18), and in VGG, whose
-    blocks are single layers: VGG-16 relu5_1, relu5_2, relu5_3.
+    three of `blocks`. If neither size has three blocks (ResNet-18), or blocks are single layers (VGG), activations
+    are chosen: VGG-16 relu5_1, relu5_2, relu5_3.
 
     Args:
         body: the network.
-        maps: the output maps of its modules, in the order in which they finish.
+        maps: module name -> output map, in order of execution.
 
     Returns:
-        Three module names in the order in which they finish.
+        Three module names in order of execution.
 
     Raises:
-        ValueError: there are no such modules; the message lists modules that can be tapped.
+        ValueError: the network has no such modules; the message lists possible taps.
     """
     maps = {name: x for name, x in maps.items() if x.shape[2] * x.shape[3] > 1}  # not squeeze-and-excite
     is_vgg = type(body).__name__ == "VGG"
@@ -40,8 +40,7 @@ def default_taps(body: nn.Module, maps: dict[str, Tensor]) -> tuple[str, ...]:
         if taps is not None:
             return taps
     raise ValueError(
-        f"no default taps for {type(body).__name__}; name them, taps=[...]: modules that give maps; "
-        f"the last are {list(maps)[-12:]}"
+        f"no default taps for {type(body).__name__}; pass taps=[...]; the last possible taps are {list(maps)[-12:]}"
     )
 
 
@@ -61,7 +60,7 @@ def _block_patterns(body: nn.Module) -> list[str]:
         return []
     blocks = groups.get("blocks", [])
     pairs = [(blocks, None)] if isinstance(blocks, str) else [(b, None) if isinstance(b, str) else b for b in blocks]
-    # A pattern with an order of its own is a stem, a downsampling or a last norm, not a block.
+    # A pattern with an explicit order is a stem, a downsampling or a last norm, not a block.
     return [pattern for pattern, order in pairs if order is None]
 
 

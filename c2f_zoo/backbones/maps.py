@@ -1,4 +1,4 @@
-"""Reading the output of a backbone's module as a feature map (N, C, H, W)."""
+"""Conversion of a module's output to a feature map (N, C, H, W)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def layout_of(output: Any, body: nn.Module, aspect: float) -> Layout | None:
     """Return the layout of a module's output as a feature map.
 
     Args:
-        output: what the module returned.
-        body: the network it belongs to; timm's `output_fmt` decides where both readings are possible.
+        output: the module's output.
+        body: the network; its `output_fmt` (timm) decides if both layouts are possible.
         aspect: height / width of the network's input and of its maps.
 
     Returns:
@@ -40,11 +40,10 @@ def layout_of(output: Any, body: nn.Module, aspect: float) -> Layout | None:
 def to_map(output: Tensor, layout: Layout, body: nn.Module, aspect: float) -> Tensor:
     """Convert a module's output to a map (N, C, H, W).
 
-    Prefix tokens (class and register tokens) are dropped; the others fill, row by row, the grid whose height / width
-    is closest to `aspect`.
+    Prefix tokens (class and register tokens) are dropped; the others fill a grid of that aspect row by row.
 
     Raises:
-        ValueError: the tokens fill no such grid.
+        ValueError: the number of tokens does not fit a grid of that aspect.
     """
     if layout == "NCHW":
         return output
@@ -53,8 +52,8 @@ def to_map(output: Tensor, layout: Layout, body: nn.Module, aspect: float) -> Te
     grid = _token_grid(output, body, aspect)
     if grid is None:
         raise ValueError(
-            f"{output.shape[1] - _num_prefix(body)} tokens fill no grid of height / width {aspect:.3g}; "
-            "use an input whose sides are multiples of the patch size"
+            f"{output.shape[1] - _num_prefix(body)} tokens do not fill a grid of height / width {aspect:.3g}; "
+            "use an input with sides that are multiples of the patch size"
         )
     return output[:, _num_prefix(body) :].transpose(1, 2).unflatten(2, grid)
 

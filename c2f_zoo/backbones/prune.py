@@ -1,4 +1,4 @@
-"""Removing the modules of a network that its taps do not depend on."""
+"""Removal of modules that the taps do not depend on."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ class Removed(nn.Module):
 
 
 def unused_modules(trace: Trace, taps: Sequence[str]) -> list[str]:
-    """Return the names of the largest modules that have weights, none of which a tap depends on."""
+    """Return the names of the largest modules without a weight that a tap depends on."""
     return list(_unused_modules(trace.probe, trace.unused_weights(taps)))
 
 
 def removable_modules(
     trace: Trace, taps: Sequence[str], names: Sequence[str], input_size: tuple[int, int, int]
 ) -> list[str]:
-    """Return those unused modules without which the network still runs.
+    """Return the unused modules that can be removed: the network runs without them.
 
-    timm's `forward_features` continues after the last tap, and a few networks read attributes of a later layer. So the
-    traced copy runs once more without the modules, or once for each module if it fails without all of them.
+    timm's `forward_features` continues after the last tap, and a few networks read attributes of a later layer. The
+    traced copy therefore runs once without all unused modules; if that fails, once without each of them.
 
     Args:
-        trace: the trace of the network. Its copy loses the modules.
+        trace: the trace of the network; the modules are removed from its copy.
         taps: the tapped modules.
         names: the unused modules.
         input_size: (channels, height, width) of the input.
@@ -56,14 +56,14 @@ def removable_modules(
 
 
 def replace_modules(body: nn.Module, names: Iterable[str]) -> None:
-    """Replace modules of a network by placeholders without weights."""
+    """Replace modules of a network with placeholders without weights."""
     for name in names:
         body.set_submodule(name, Removed())
 
 
 @torch.no_grad()
 def runs(body: nn.Module, taps: Sequence[str], input_size: tuple[int, int, int]) -> bool:
-    """Return whether a network on the meta device runs, and no layer overwrites the output of a tap."""
+    """Return whether a network on the meta device runs without overwriting a tap's output."""
     outputs: dict[str, tuple[Tensor, int]] = {}
 
     def record(name: str, output: Tensor) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from c2f_zoo.registry import Registry, unknown_name
 
-_INTEGRATION = "c2f_zoo.integrations.timm"  # registers our named models with timm; they are no backbones
+_INTEGRATION = "c2f_zoo.integrations.timm"  # registers our named models with timm; they are not backbones
 
 
 def _is_timm_model(name: str) -> bool:
@@ -42,7 +42,7 @@ def list_backbones(pattern: str = "*") -> list[str]:
 
 
 def create_body(name: str, pretrained: bool = False, **options: Any) -> nn.Module:
-    """Build the whole network of that name, without a classifier.
+    """Build a backbone's whole network, without a classifier.
 
     Raises:
         ValueError: the name is neither registered nor a timm model.
@@ -57,7 +57,7 @@ def create_body(name: str, pretrained: bool = False, **options: Any) -> nn.Modul
 
 
 def pretrained_cfg(name: str) -> dict[str, Any]:
-    """Return timm's description of a backbone's input and weights (input size, mean, std, hub id), or {}."""
+    """Return timm's `pretrained_cfg` of a backbone (input size, mean, std, ...), or {}."""
     import timm
 
     cfg = None if name in BACKBONES or not _is_timm_model(name) else timm.get_pretrained_cfg(name)

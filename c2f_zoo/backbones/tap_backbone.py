@@ -1,4 +1,4 @@
-"""A network as a list of feature maps."""
+"""Backbones that return feature maps."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from c2f_zoo.registry import unknown_name
 
 
 class TapBackbone(nn.Module):
-    """A network that returns the outputs of some of its modules, the taps, as feature maps.
+    """A network that returns the outputs of its taps as feature maps.
 
-    Layers that no tap depends on are removed: VGG-16 loses its 124 M classifier parameters.
+    A tap is a module of the network. Layers that no tap depends on are removed: of VGG-16, the 124 M parameters of the
+    classifier.
 
     Args:
         body: the network, e.g. from `timm.create_model`; it is changed. It may be on the meta device.
         taps: names of the modules, in the order of the maps; None for the three default taps, see
             `c2f_zoo.backbones.default_taps.default_taps`; an int for that many of these, counted from the last.
         input_size: (channels, height, width) of the input.
-        saved_weights: names of the weights that a saved network has. Unused layers that are not among them are
-            removed; None: those without which the network still runs.
+        saved_weights: names of a saved network's weights; unused layers without saved weights are removed. Default:
+            all unused layers are removed, if the network runs without them.
 
     Attributes:
         taps: the names of the tapped modules.
         map_shapes: (channels, height, width) of each map at that input size.
 
     Raises:
-        ValueError: a tap does not exist, or outputs no map, or one that a later layer overwrites.
+        ValueError: a tap does not exist, its output is not a feature map, or a later layer overwrites it.
 
     Examples:
         >>> backbone = TapBackbone(timm.create_model("resnet18"), ("layer4.0", "layer4.1"))
@@ -72,7 +73,7 @@ class TapBackbone(nn.Module):
         return [shape[0] for shape in self.map_shapes]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Map images (N, channels, height, width) to the taps' feature maps (N, C_i, H_i, W_i)."""
+        """Compute the taps' feature maps (N, C_i, H_i, W_i) of images (N, channels, height, width)."""
         run_features(self.body, x)
         outputs = dict(self._outputs)
         self._outputs.clear()
@@ -91,7 +92,7 @@ class TapBackbone(nn.Module):
 class _Recorder:
     """A forward hook that stores a module's output.
 
-    It is a class, not a closure, so that a deep copy of the backbone stores into the copy's own dictionary.
+    As a class, not a closure, it is copied with the backbone: a deep copy stores into its own dictionary.
     """
 
     def __init__(self, tap: str, outputs: dict[str, Tensor]) -> None:
@@ -109,8 +110,8 @@ def _check_taps(taps: Sequence[str], body: nn.Module, maps: dict[str, Tensor]) -
             raise unknown_name("tap", tap, names)
         if tap not in maps:
             raise ValueError(
-                f"tap {tap!r} outputs no feature map, or one that a later layer overwrites; "
-                f"the last modules to tap are {list(maps)[-12:]}"
+                f"the output of tap {tap!r} is not a feature map, or a later layer overwrites it; "
+                f"the last possible taps are {list(maps)[-12:]}"
             )
 
 

@@ -1,4 +1,4 @@
-"""Tracing a network: one run on the meta device, which takes no memory and computes nothing."""
+"""Tracing a network on the meta device, without memory and computation."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from c2f_zoo.backbones.maps import Layout, layout_of, to_map
 
-# What a network may raise on an input, or on a missing layer, that it does not support.
+# Errors of a network for an unsupported input, or without a layer that it needs.
 RUN_ERRORS = (RuntimeError, AssertionError, ValueError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
 class Trace:
-    """The feature maps of a network's modules, in the order in which the modules finish.
+    """The feature maps of a network's modules, in order of execution.
 
-    A module is left out if a later layer overwrites its output, e.g. an in-place activation.
+    Modules are left out if a later layer, e.g. an in-place activation, overwrites their outputs.
 
     Attributes:
         maps: module name -> its output as a map (1, C, H, W) on the meta device, with its autograd graph.
@@ -33,7 +33,7 @@ class Trace:
     probe: nn.Module
 
     def unused_weights(self, taps: Sequence[str]) -> set[str]:
-        """Return the names of trainable parameters that no tap's output depends on, by the autograd graph."""
+        """Return the names of trainable parameters that no tap depends on, by the autograd graph."""
         nodes, seen, used = [self.maps[tap].grad_fn for tap in taps], set(), set()
         while nodes:
             node = nodes.pop()
@@ -47,10 +47,10 @@ class Trace:
 
 @torch.enable_grad()  # a model may be built under torch.no_grad
 def trace_maps(body: nn.Module, input_size: tuple[int, int, int]) -> Trace:
-    """Run a copy of the network on the meta device and record which modules output feature maps.
+    """Trace the feature maps of a network by running a copy of it on the meta device.
 
     Args:
-        body: the network; neither it nor its buffers are changed.
+        body: the network; it is not changed.
         input_size: (channels, height, width) of the input.
 
     Raises:
@@ -63,7 +63,7 @@ def trace_maps(body: nn.Module, input_size: tuple[int, int, int]) -> Trace:
     def record(name: str, output: Any) -> None:
         layout = layout_of(output, trace.probe, aspect)
         if layout is not None:
-            trace.maps.pop(name, None)  # a module that runs twice counts by its last run
+            trace.maps.pop(name, None)  # if a module runs twice, the last run counts
             trace.maps[name] = to_map(output, layout, trace.probe, aspect)
             trace.layouts[name] = layout
             versions[name] = output._version
@@ -90,7 +90,7 @@ def copy_to_meta(module: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for tensor in (*module.parameters(), *module.buffers()):
         if type(tensor) in (Tensor, nn.Parameter):
-            # No function of the tensor itself: its initialization may be deferred.
+            # Call no function of the tensor: its initialization may be deferred.
             meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
             is_weight = isinstance(tensor, nn.Parameter)
             memo[id(tensor)] = nn.Parameter(meta, requires_grad=tensor.requires_grad) if is_weight else meta
@@ -98,6 +98,6 @@ def copy_to_meta(module: nn.Module) -> nn.Module:
 
 
 def run_features(body: nn.Module, x: Tensor) -> Any:
-    """Run a network without its classifier if it offers that (timm's `forward_features`)."""
+    """Run a network, without its classifier if it has timm's `forward_features`."""
     run: Any = getattr(body, "forward_features", body)
     return run(x)

@@ -1,4 +1,4 @@
-"""Predictions: from images to paths in the class tree."""
+"""Prediction of paths in the class tree."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Prediction:
     """A predicted path in the class tree, coarse to fine.
 
     Attributes:
-        path: for each level (level, class name, probability in [0, 1]). The probability is the level's own, from the
-            head; for a level that the model does not predict it is the sum over the class's descendants. Where an image
-            may stop at a class (the head `hex`), the probabilities of a level sum to less than 1.
+        path: for each level (level, class name, probability in [0, 1]). The probability comes from the head, or for a
+            level that the model does not predict from the sum over the class's descendants. With the head `hex`, an
+            image may stop at a class, so that the probabilities of a level sum to less than 1.
     """
 
     path: list[tuple[str, str, float]]
@@ -32,11 +32,11 @@ class Prediction:
 
 
 class Predictor:
-    """Predicts an image's path in the class tree.
+    """A predictor of images' paths in the class tree.
 
     Each level sees the image at its own resolution, with one forward pass for each distinct resolution. The prediction
-    is the path with the greatest product of the levels' probabilities (the decoding `joint`), and so always a path of
-    the tree. It ends at the finest level that the model predicts.
+    is the path of the tree with the greatest product of the levels' probabilities (the decoding `joint`). It ends at
+    the finest predicted level.
 
     Args:
         model: the model; it is put into evaluation mode.

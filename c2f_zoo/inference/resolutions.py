@@ -1,4 +1,4 @@
-"""The resolution at which a model sees the images for each level."""
+"""The resolution of each level of a model."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from c2f_zoo.model import C2FModel
 def own_resolutions(model: C2FModel) -> dict[str, int | None]:
     """Return each level's own resolution in pixels; None is full size.
 
-    A level that the model does not predict follows from the next finer one, and has its resolution.
+    A level that the model does not predict has the resolution of the next finer level.
 
     Returns:
-        The levels of the tree, coarse to fine, down to the finest that the model predicts.
+        level -> resolution, coarse to fine, down to the finest predicted level.
 
     Examples:
         >>> model = create_model("mlph_tiny_critters", levels=["genus", "species"], resolutions={"genus": 32})
@@ -29,7 +29,7 @@ def own_resolutions(model: C2FModel) -> dict[str, int | None]:
 def levels_by_resolution(model: C2FModel) -> dict[int | None, tuple[str, ...]]:
     """Return the distinct resolutions, each with the levels predicted at it.
 
-    A forward pass for each predicts all levels.
+    Together they are the forward passes that predict all levels.
 
     Examples:
         >>> model = create_model("mlph_tiny_critters", resolutions={"family": 32, "genus": 32})

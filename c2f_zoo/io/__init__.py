@@ -1,1 +1,1 @@
-"""Files that leave or enter the library: weights (safetensors), the Hugging Face Hub, model cards."""
+"""Input and output: safetensors weights, the Hugging Face Hub, model cards, CSV files."""

@@ -33,7 +33,7 @@ class Run:
         options: its `config.yaml`.
         test: the rows of its `test.csv`: accuracy in [0, 1] of a level at a resolution.
         epochs: the rows of its `metrics.csv`.
-        evaluation: `evaluation/metrics.json` of `recipes/evaluate.py`; {} if it was not run.
+        evaluation: the `evaluation/metrics.json` of `recipes/evaluate.py`; {} without an evaluation.
         has_curves: whether the run has a `curves.png`.
     """
 
@@ -48,7 +48,7 @@ def read_run(folder: str | Path) -> Run:
     """Read the results of a finished run of `recipes/train.py` from its folder.
 
     Raises:
-        FileNotFoundError: the folder is not that of a run, or the run is not finished.
+        FileNotFoundError: the folder is not a run's, or the run is not finished.
     """
     import yaml
 
@@ -70,10 +70,9 @@ def read_run(folder: str | Path) -> Run:
 
 
 def model_card(config: ModelConfig, name: str, licence: str | None = None, run: Run | None = None) -> str:
-    """Return the text of a model's `README.md`, with the metadata that the Hub reads.
+    """Return the text of a model's `README.md`, with the Hub's metadata.
 
-    The card states when nothing was measured or no licence is known. Paths among the options are reduced to their last
-    part.
+    If there are no results or no licence, the card states so. Paths among the options are reduced to their last part.
 
     Args:
         config: the model's configuration.
@@ -169,7 +168,7 @@ def _results(run: Run | None) -> str:
 
 
 def _evaluation(report: Mapping[str, Any]) -> str:
-    """Return the metrics of evaluate.py, with a column for each decoding."""
+    """Return the metrics of recipes/evaluate.py as a table with a column for each decoding."""
     if not report:
         return ""
     decodings = report["decodings"]
@@ -212,7 +211,7 @@ def _options(options: Mapping[str, Any]) -> str:
 def _tree(tree: Hierarchy) -> str:
     counts = ", ".join(f"{level} {number}" for level, number in tree.num_classes.items())
     shown, note = tree, ""
-    for level in reversed(tree.levels):  # the finest level with a tree that is short enough
+    for level in reversed(tree.levels):  # truncate the tree until it is short enough
         shown = tree.truncate(level)
         if sum(shown.num_classes.values()) <= MAX_TREE_LINES:
             break

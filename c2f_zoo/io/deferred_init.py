@@ -20,11 +20,11 @@ _UPDATES = (_aten.mul_, _aten.div_, _aten.add_, _aten.sub_, _aten.clamp_, _aten.
 class DeferredInit(TorchDispatchMode):
     """Defer the random initialization of large CPU tensors in this thread.
 
-    Filling a tensor with random numbers is recorded, and so are updates of it by numbers (`mul_(0.02)`). Any other
-    operation on the tensor first runs what was recorded. So a network gets the values it would get without this mode,
-    drawn from the same distributions but in another order.
+    Random fills of a tensor are recorded, and so are updates of it by numbers (`mul_(0.02)`). Any other operation on
+    the tensor runs its recorded operations first. The values come from the same distributions as without this mode,
+    but are drawn in another order.
 
-    A tensor that is never used takes no memory: VGG-16 has 119 M weights that are removed before they are initialized.
+    An unused tensor takes no memory: of VGG-16, 119 M weights are removed before they are initialized.
 
     Examples:
         >>> with DeferredInit() as init:
@@ -44,7 +44,7 @@ class DeferredInit(TorchDispatchMode):
             self._pending.pop(_address(tensor), None)
 
     def run(self) -> None:
-        """Run all initialization that is still deferred, in the order in which it was recorded."""
+        """Run all deferred initialization in the order of recording."""
         for address in list(self._pending):
             self._run(address)
 
@@ -60,7 +60,7 @@ class DeferredInit(TorchDispatchMode):
             target, address, kind = args[0], _address(args[0]), func.overloadpacket
             defer = lambda: func(*args, **kwargs)  # noqa: E731
             if len(tensors) == 1 and kind in _FILLS and _is_large(target) and kwargs.get("generator") is None:
-                self._pending[address] = [defer]  # it overwrites what was recorded before
+                self._pending[address] = [defer]  # it overwrites the recorded operations
                 return target
             if len(tensors) == 1 and kind in _UPDATES and address in self._pending:
                 self._pending[address].append(defer)
@@ -75,7 +75,7 @@ class DeferredInit(TorchDispatchMode):
 
 
 def _is_large(tensor: Tensor) -> bool:
-    """Return whether a tensor is large, on the CPU, and all that its memory holds."""
+    """Return whether a tensor is large, on the CPU, and the whole of its storage."""
     is_whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
     return tensor.numel() >= MIN_NUMEL and tensor.device.type == "cpu" and is_whole
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and CSV tables."""
+"""Atomic writes of files, and CSV files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def atomic_write(path: str | Path, write_to: Callable[[Path], object]) -> None:
 
     Args:
         path: the file to create or replace; its folder must exist.
-        write_to: writes the content to the path that it is given.
+        write_to: a function that writes the content to a path.
 
     Examples:
         >>> atomic_write("notes.txt", lambda part: part.write_text("two birds"))
@@ -32,7 +32,9 @@ def atomic_write(path: str | Path, write_to: Callable[[Path], object]) -> None:
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows to a CSV file atomically; the columns are the keys of all rows, in order of appearance.
+    """Write rows to a CSV file atomically.
+
+    The columns are the keys of all rows, in order of appearance.
 
     Args:
         path: the file to create or replace; its folder must exist.

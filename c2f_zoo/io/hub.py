@@ -1,4 +1,4 @@
-"""Push models to the Hugging Face Hub, and download them to the local cache."""
+"""Uploads to the Hugging Face Hub, and downloads to its local cache."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ def download(
 ) -> Path:
     """Download a model's configuration and weights into huggingface_hub's cache.
 
-    Other files of the repository are not downloaded. The list of files is checked first; if the server does not
-    return it, a cached model is used. huggingface_hub's environment variables apply: `HF_HOME`, `HF_ENDPOINT`,
-    `HF_TOKEN`, `HF_HUB_OFFLINE`.
+    Other files of the repository are not downloaded. The list of files is checked first; without a connection a cached
+    model is used. huggingface_hub's environment variables apply: `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`,
+    `HF_HUB_OFFLINE`.
 
     Args:
         repo_id: `"owner/model"`.
@@ -79,7 +79,7 @@ def download(
         The folder of one commit in the cache.
 
     Raises:
-        FileNotFoundError: there is no such repository or revision, or it is not in the cache and the client is offline.
+        FileNotFoundError: the repository or the revision does not exist, or is not in the cache of an offline client.
         PermissionError: the token is missing or has too few rights.
         ConnectionError: the Hub cannot be reached, or still fails after all retries.
         ValueError: the repository lists a path outside of it, or a file above its size limit.
@@ -117,13 +117,13 @@ def download(
 
 
 def _model_files(repo_id: str, info: ModelInfo) -> list[str]:
-    """Return the names of a model's files in a repository, checked before a download."""
+    """Check the list of a repository's files and return the names of the model's."""
     sizes = {file.rfilename: file.size for file in info.siblings or ()}
     for name in sizes:
         if not is_plain(name):
-            raise ValueError(f"{repo_id!r} lists the file {name!r}, a path outside of it; nothing was downloaded")
+            raise ValueError(f"unsafe path {name!r} in {repo_id!r}; nothing was downloaded")
     if CONFIG_FILE not in sizes:
-        raise FileNotFoundError(f"{repo_id!r} has no {CONFIG_FILE}; it is not a model of save_pretrained")
+        raise FileNotFoundError(f"{repo_id!r} has no {CONFIG_FILE}; it is not a model of c2f_zoo")
     for name, limit in ((CONFIG_FILE, MAX_CONFIG_BYTES), (INDEX_FILE, MAX_INDEX_BYTES)):
         if (sizes.get(name) or 0) > limit:
             raise ValueError(f"the {name} of {repo_id!r} is larger than {limit} bytes; nothing was downloaded")
@@ -144,11 +144,11 @@ def push(
 ) -> str:
     """Push the files of a folder to a repository on the Hub, in one commit.
 
-    A missing repository is created. Weights in the repository that the folder lacks (shards of an earlier push) are
-    removed by the same commit. Of two pushes at once, the later one replaces all files of the earlier one.
+    A missing repository is created. The same commit removes stale weights, e.g. shards of an earlier push. Of two
+    concurrent pushes, the later one replaces all files of the earlier one.
 
     Args:
-        folder: its files are pushed, its subfolders are not.
+        folder: the folder; its subfolders are not pushed.
         repo_id: `"owner/model"`.
         private: whether a new repository is private; None for the owner's default.
         token: an access token; None for the one of `hf auth login`.
@@ -227,7 +227,7 @@ def _status(error: BaseException | None) -> int:
 
 @contextmanager
 def _translate_errors(repo_id: str, revision: str | None) -> Iterator[None]:
-    """Translate huggingface_hub's errors into built-in ones of one line."""
+    """Translate huggingface_hub's errors into built-in errors with a message of one line."""
     what = repr(repo_id) + (f" at {revision!r}" if revision else "")
     hub = constants.ENDPOINT
     log_in = "log in by `hf auth login`, set HF_TOKEN or pass token="

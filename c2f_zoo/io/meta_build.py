@@ -1,4 +1,4 @@
-"""Building a network on the meta device, to know its size before it takes memory."""
+"""Building a network on the meta device, to check its size before memory is allocated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from c2f_zoo.io.deferred_init import DeferredInit
 
-# The whole network is built before unused layers are removed: VGG-16 has nine times the weights that are kept.
+# The whole network is built before unused layers are removed: VGG-16 has nine times the weights that remain.
 FACTOR, SLACK_NUMBERS = 32, 2**28
 # The same for the number of tensors; the deepest networks of timm have 2000.
 TENSOR_FACTOR, SLACK_TENSORS = 10, 4000
@@ -28,10 +28,10 @@ class TooLargeError(ValueError):
 
 
 class MetaBuilder:
-    """Build the parts of an untrusted network on the meta device, within a limit set by its weights file.
+    """A builder of untrusted networks on the meta device, with a limit on their size.
 
-    A network may have `FACTOR` times as many numbers as its weights file, plus `SLACK_NUMBERS`, in `TENSOR_FACTOR`
-    times as many tensors, plus `SLACK_TENSORS`. Numbers of 8 bytes count twice.
+    The limit is `FACTOR` times the numbers in the weights files plus `SLACK_NUMBERS`, in `TENSOR_FACTOR` times as many
+    tensors plus `SLACK_TENSORS`. Numbers of 8 bytes count twice.
 
     Args:
         shapes: weight name -> shape, from the headers of the weights files.
@@ -43,7 +43,7 @@ class MetaBuilder:
         device(type='meta')
         >>> builder.build(torch.nn.Linear, 2**20, 2**20)
         Traceback (most recent call last):
-        TooLargeError: the configuration asks for a network of more than 268435968 numbers, ...
+        TooLargeError: the network has more than 268435968 numbers, but its weights files have 16
     """
 
     def __init__(self, shapes: Mapping[str, Sequence[int]]) -> None:
@@ -53,7 +53,7 @@ class MetaBuilder:
     def build(self, function: Callable[..., M], *args: Any, **options: Any) -> M:
         """Call the constructor of a part on the meta device.
 
-        A constructor that reads values of its tensors does not work there; it runs on the CPU, within the same limit.
+        A constructor that reads values of its tensors fails there; it runs on the CPU instead, with the same limit.
 
         Raises:
             TooLargeError: the part is too large.
@@ -63,7 +63,7 @@ class MetaBuilder:
                 module = function(*args, **options)
         except TooLargeError:
             raise
-        except Exception:  # a constructor may raise anything; it raises it again here if the device is not the reason
+        except Exception:  # any error of a constructor; it is raised again below unless the meta device caused it
             with _SizeLimit(self):
                 module = function(*args, **options)
         self.check_numbers(sum(map(_size, (*module.parameters(), *module.buffers()))))
@@ -71,9 +71,10 @@ class MetaBuilder:
         return module
 
     def fill_in(self) -> None:
-        """Copy the tensors that no weights file holds, e.g. index tables, from parts that are built on the CPU.
+        """Replace tensors that are still on the meta device, e.g. index tables.
 
-        Call it after the weights are loaded. Only a part that has such tensors is built a second time.
+        Call it after the weights are loaded. Parts with such tensors are built a second time, on the CPU, and the
+        tensors are taken from there.
         """
         for module, construct in self._built:
             if any(_on_meta(vars(child)) for child in module.modules()):
@@ -86,20 +87,20 @@ class MetaBuilder:
                         _replace_meta(vars(child), vars(source))
 
     def check_numbers(self, size: int) -> None:
-        """Raise a TooLargeError for a network of more numbers than the limit."""
+        """Raise a TooLargeError if a network has more numbers than the limit."""
         most = FACTOR * self.numbers + SLACK_NUMBERS
         if size > most:
             raise TooLargeError(_too_large(f"{most} numbers", self.numbers))
 
     def check_tensors(self, count: int) -> None:
-        """Raise a TooLargeError for a network of more tensors than the limit."""
+        """Raise a TooLargeError if a network has more tensors than the limit."""
         most = TENSOR_FACTOR * self.tensors + SLACK_TENSORS
         if count > most:
             raise TooLargeError(_too_large(f"{most} tensors", self.tensors))
 
 
 class _SizeLimit(TorchFunctionMode):
-    """Check the tensors that this thread makes while a part is built."""
+    """A check of every tensor that this thread creates while a part is built."""
 
     def __init__(self, builder: MetaBuilder) -> None:
         super().__init__()
@@ -126,7 +127,7 @@ def allocate(module: nn.Module, names: Collection[str]) -> None:
                     memory = nn.Parameter(memory, tensor.requires_grad)
                 try:
                     torch.utils.swap_tensors(tensor, memory)  # other references to the tensor stay valid
-                except RuntimeError:  # there are weak references: an LSTM, which renews them when a weight is set
+                except RuntimeError:  # weak references, e.g. of an LSTM, which renews them when a weight is set
                     setattr(owner, name, memory)
 
 
@@ -137,7 +138,7 @@ def _replace_meta(attributes: dict[str, Any], others: Mapping[str, Any]) -> None
 
 
 def _on_meta(value: Any) -> bool:
-    """Return whether a value is a tensor on the meta device, or a collection that holds one."""
+    """Return whether a value is, or contains, a tensor on the meta device."""
     if isinstance(value, Mapping):
         return any(map(_on_meta, value.values()))
     if isinstance(value, (list, tuple)):
@@ -146,9 +147,9 @@ def _on_meta(value: Any) -> bool:
 
 
 def _size(tensor: Tensor) -> int:
-    """Return how many float32 numbers take as much memory."""
+    """Return the size in float32 numbers."""
     return tensor.numel() * tensor.element_size() // 4
 
 
 def _too_large(size: str, saved: int) -> str:
-    return f"the configuration asks for a network of more than {size}, but there are weights of {saved}"
+    return f"the network has more than {size}, but its weights files have {saved}"

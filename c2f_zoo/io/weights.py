@@ -23,15 +23,16 @@ SHARDS = "model-*-of-*.safetensors"
 
 MAX_INDEX_BYTES = 64 * 2**20
 
-_NEW, _SAVED = ".saving", ".saved"  # folders: an unfinished save; a finished save whose files are not moved yet
+_NEW, _SAVED = ".saving", ".saved"  # folders of an unfinished save, and of a finished save before its files are moved
 
 
 @contextmanager
 def atomic_save(directory: Path) -> Iterator[Path]:
-    """Save a model's files: yield a folder whose files then replace those in `directory`, all or none.
+    """Save a model's files atomically.
 
-    After a kill at any time `find_file` and `weight_files` find the old model or the new one.
-    Two processes must not save into one folder at the same time.
+    Write the files to the folder that it yields; at the end they replace those in `directory`, all or none. After a
+    kill at any time, `find_file` and `weight_files` find the old model or the new one. Two processes must not save into
+    one folder at the same time.
 
     Examples:
         >>> with atomic_save(Path("model")) as new:
@@ -85,7 +86,7 @@ def _entry(folder: Path) -> Path | None:
 
 
 def write_weights(folder: Path, weights: Mapping[str, Tensor], max_shard_size: int | str) -> None:
-    """Write `model.safetensors`, or shards and an index if it would be larger than `max_shard_size`.
+    """Write `model.safetensors`, or shards of at most `max_shard_size` with an index.
 
     Args:
         folder: the folder to write to.
@@ -111,30 +112,30 @@ def weight_files(directory: Path) -> list[Path]:
     """
     entry = _entry(directory / _SAVED) or _entry(directory)
     if entry is None:
-        raise FileNotFoundError(f"{directory} holds no {WEIGHTS_FILE}; name a folder that save_pretrained wrote")
+        raise FileNotFoundError(f"{directory} has no {WEIGHTS_FILE}; pass a folder written by save_pretrained")
     if entry.name == WEIGHTS_FILE:
         return [entry]
     files = [find_file(directory, name) for name in dict.fromkeys(_read_index(entry).values())]
     for file in files:
         if not file.is_file():
-            raise FileNotFoundError(f"{directory} lacks {file.name}, which its {INDEX_FILE} names")
+            raise FileNotFoundError(f"missing shard {file.name} of {INDEX_FILE} in {directory}")
     return files
 
 
 def _read_index(path: Path) -> dict[str, str]:
     """Read an index: weight name -> file name."""
     if path.stat().st_size > MAX_INDEX_BYTES:
-        raise ValueError(f"{path} is larger than {MAX_INDEX_BYTES} bytes; it is no index of weights")
+        raise ValueError(f"{path} is larger than the limit of {MAX_INDEX_BYTES} bytes")
     try:
         files = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         plain = isinstance(files, dict) and all(isinstance(file, str) for file in files.values())
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} is no index of weights: {error}") from error
+        raise ValueError(f"{path} is not an index of weights: {error}") from error
     if not plain or not files:
-        raise ValueError(f"{path} is no index of weights: its weight_map is not one of names to files")
+        raise ValueError(f"{path} is not an index of weights: weight_map must map weight names to files")
     for file in files.values():
         if not is_plain(file) or "/" in file or not Path(file).match(SHARDS):
-            raise ValueError(f"{path} names the file {file!r}; shards lie beside it and are called {SHARDS}")
+            raise ValueError(f"invalid shard name {file!r} in {path}; a shard is a file {SHARDS} in the same folder")
     return files
 
 
@@ -154,29 +155,29 @@ def read_shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for path in files:
         if not path.is_file():
-            raise FileNotFoundError(f"there is no weights file {path}")
+            raise FileNotFoundError(f"the weights file {path} does not exist")
         try:
             with safe_open(path, framework="pt") as file:
                 found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+            raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
         for name in found:
             if name in shapes:
-                raise ValueError(f"{path} holds {name}, as another shard does")
+                raise ValueError(f"the weight {name} of {path} is in another shard too")
         shapes |= found
     return shapes
 
 
 def load_weights(module: nn.Module, files: Sequence[Path], strict: bool = True) -> None:
-    """Load safetensors files into a module, cast to its dtypes; together they must hold every weight.
+    """Load safetensors files into a module, cast to its dtypes.
 
-    Names, shapes and dtypes are compared before a weight is changed. Weights on the meta device are allocated on the
-    CPU.
+    Names, shapes and dtypes are compared before a weight is changed; all weights must be present. Weights on the meta
+    device are allocated on the CPU.
 
     Args:
         module: the module to load into.
         files: one file, or the shards of one.
-        strict: refuse weights that the module does not have. Use False for a backbone without its last layers.
+        strict: treat unexpected keys as an error. Use False for a backbone without its last layers.
 
     Raises:
         FileNotFoundError: a file is missing.

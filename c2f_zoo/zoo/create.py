@@ -47,7 +47,7 @@ def create_model(
             `"hbp_convnext_tiny_cars"`, a method by itself (`"mlph"`, with `backbone` and `hierarchy`), `arch.tag` for
             the model of these trained weights (`list_models(pretrained=True)`), or a saved model:
             `"local-dir:PATH"`, or on the Hugging Face Hub `"hf-hub:OWNER/MODEL"` or
-            `"hf-hub:OWNER/MODEL@REVISION"`. A saved model always has its weights.
+            `"hf-hub:OWNER/MODEL@REVISION"`. A saved model is always loaded with its weights.
         pretrained: load trained weights: those of the tag, or of the model's default tag.
         pretrained_backbone: let timm download the backbone's weights.
         backbone_checkpoint: a safetensors file with the backbone's weights under timm's names.
@@ -58,26 +58,24 @@ def create_model(
         pooling: one of `list_poolings()`. Default: the method's.
         head: one of `list_heads()`. Default: `"levels"`.
         levels: the levels the model predicts. Default: the method's, all or the leaf level.
-        input_size: height and width of the input in pixels. Default: 448 as in the paper, or the backbone's own if
-            that is fixed (ViT).
-        resolutions: level -> the resolution in pixels at which the level sees an image; a level that is missing sees
-            the image as it is.
+        input_size: height and width of the input in pixels. Default: 448 as in the paper, or the backbone's own size
+            if that is fixed (ViT).
+        resolutions: level -> resolution in pixels at which the level sees an image. Missing: full size.
         preprocessing_options: overrides of `Preprocessing`'s fields, e.g.
             `{"mean": (0.5, 0.5, 0.5), "shrink_filter": "lanczos", "resolution_of": "area"}`.
         backbone_options: additional keyword arguments of the backbone.
         pooling_options: additional keyword arguments of the pooling, e.g. `{"dim": 2048}`.
         head_options: additional keyword arguments of the head.
 
-    A named model may have default options. Arguments override them; options are merged key by key. Replacing a part
-    drops the model's default options of that part: those of the backbone and the taps with the backbone, those of the
-    pooling and the head with these, levels and resolutions with the hierarchy. A saved or pretrained model accepts
-    only `hierarchy`, `levels` and `resolutions`.
+    A named model may have default options. Arguments override them; options are merged key by key. Default options of
+    a part are dropped when the part is replaced: taps with the backbone, levels and resolutions with the hierarchy. A
+    saved or pretrained model accepts only `hierarchy`, `levels` and `resolutions`.
 
     Returns:
         The model, in training mode, on the CPU, in float32.
 
     Raises:
-        ValueError: a name is unknown, the parts do not fit each other, or there are no such weights.
+        ValueError: a name is unknown, the parts are incompatible, or the model has no trained weights.
         OSError: a saved model does not exist, or a download failed; see `C2FModel.from_pretrained`.
 
     Examples:
@@ -110,7 +108,7 @@ def create_model(
 
 
 def _create_saved(name: str, pretrained: bool, overrides: Overrides) -> C2FModel:
-    """Load a saved model, or build it without its weights if only their tag is named; adapt it to other classes."""
+    """Load a saved model, or build it untrained if `pretrained` is false; adapt it to other classes."""
     weights = None if name.startswith((LOCAL_DIR, HF_HUB)) else find_weights(name)
     if weights:
         folder = fetch(weights)
@@ -128,19 +126,19 @@ def _create_saved(name: str, pretrained: bool, overrides: Overrides) -> C2FModel
     lines = replace_head(model, config)
     if lines:
         listed = "".join(f"\n  {line}" for line in lines)
-        warnings.warn(f"not all weights of {name!r} fit the other classes or levels:{listed}", stacklevel=3)
+        warnings.warn(f"some weights of {name!r} do not fit the new classes or levels:{listed}", stacklevel=3)
     return model
 
 
 def _check_adaptable(
     name: str, overrides: Overrides, pretrained_backbone: bool, backbone_checkpoint: str | Path | None
 ) -> None:
+    """Raise an error for arguments that a saved model does not accept."""
     others = [key for key in overrides.given() if key not in ADAPTABLE]
     sources = {"pretrained_backbone": pretrained_backbone, "backbone_checkpoint": backbone_checkpoint}
     others += [key for key, value in sources.items() if value]
     if others:
         name = name if name.startswith((LOCAL_DIR, HF_HUB)) else find_weights(name).name
         raise ValueError(
-            f"{name!r} is a saved model, whose parts are fixed; it accepts {', '.join(ADAPTABLE)}, "
-            f"not {', '.join(others)}"
+            f"{name!r} is a saved model with fixed parts; it accepts {', '.join(ADAPTABLE)}, not {', '.join(others)}"
         )

@@ -11,7 +11,7 @@ from c2f_zoo.model import C2FModel
 
 
 def replace_head(model: C2FModel, config: ModelConfig) -> list[str]:
-    """Give a model a new head for another tree or other levels, and keep matching weights.
+    """Replace a model's head for another tree or other levels, and keep matching weights.
 
     The classifier of a level is kept if the old tree has a level with the same classes in the same order. Other weights
     of a head are kept if their names and shapes are equal and the predicted levels have the same names.
@@ -21,7 +21,7 @@ def replace_head(model: C2FModel, config: ModelConfig) -> list[str]:
         config: the model's configuration with another hierarchy, levels and resolutions.
 
     Returns:
-        A line for each weight that is new or does not fit, and for each old one that is not used.
+        A line for each new weight without a matching old one, and for each unused old weight.
 
     Examples:
         >>> from dataclasses import replace
@@ -64,7 +64,7 @@ def _classifiers(head: Head, tree: Hierarchy) -> dict[str, str]:
         try:
             classifier = head.get_classifier(level)
         except ValueError:
-            continue  # the head has none for this level
+            continue  # the head has no classifier of this level
         if classifier in names:
             found[level] = names[classifier]
     return found

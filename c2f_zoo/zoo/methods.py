@@ -53,4 +53,4 @@ def num_taps_of(pooling: str) -> int:
         except ValueError:
             continue
         return count
-    raise ValueError(f"pooling {pooling!r} takes none of 1 to {NUM_TAPS} maps")
+    raise ValueError(f"pooling {pooling!r} does not accept 1 to {NUM_TAPS} maps")

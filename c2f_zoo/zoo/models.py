@@ -42,7 +42,7 @@ for _backbone in ("vgg16", "resnet50"):
             _spec = ModelSpec(_method, _backbone, _hierarchy)
             register_model(f"{_method}_{_backbone}_{_hierarchy}")(_spec)
 
-# Small enough to be shipped with weights. Outputs before an activation differ more between images once multiplied.
+# Small enough to ship with weights. The taps precede activations: products of such outputs differ more between images.
 _TINY_TAPS = ("layer3.0.downsample", "layer4.0.downsample", "layer4.0.conv2")
 register_model("mlph_tiny_critters")(
     ModelSpec(
@@ -112,7 +112,7 @@ def find_model(name: str) -> ModelSpec:
 def split_tag(name: str) -> tuple[str, str]:
     """Split `arch.tag`; without a tag, the second item is empty.
 
-    Not every dot separates a tag: a backbone's name may have a tag of timm's.
+    Not every dot separates a tag: a backbone's name may contain a tag of timm.
 
     Examples:
         >>> split_tag("mlph_vgg16_cub.paper"), split_tag("mlph_resnet50.a1_in1k_cub")
@@ -142,8 +142,8 @@ def find_weights(name: str) -> PretrainedWeights:
         find_model(arch)  # raises an error for an unknown name
     if not tags:
         raise ValueError(
-            f"there are no trained weights for {arch!r}; there are for {', '.join(WEIGHTS.names()) or 'none'}. Train "
-            "it with recipes/train.py, or start from the backbone's: pretrained_backbone=True, or "
+            f"there are no trained weights for {arch!r}. Available: {', '.join(WEIGHTS.names()) or 'none'}. Train it "
+            "with recipes/train.py, or start from a pretrained backbone: pretrained_backbone=True, or "
             "backbone_checkpoint=FILE"
         )
     if tag and tag not in tags:

@@ -20,7 +20,7 @@ from c2f_zoo.io.hub import download, split_revision
 from c2f_zoo.io.weights import CONFIG_FILE, find_file, is_plain, weight_files
 from c2f_zoo.registry import Registry
 
-BUNDLED = Path(__file__).parent / "weights"  # one folder for each name
+BUNDLED = Path(__file__).parent / "weights"  # a folder for each name
 WEIGHTS_JSON = "weights.json"
 
 
@@ -45,17 +45,17 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Scores of weights on a dataset.
+    """Metrics of trained weights on a dataset.
 
     Args:
         dataset: one of `list_datasets()`.
         dataset_options: additional keyword arguments of the dataset.
         split: the split.
-        every: the images with the indices 0, `every`, 2 `every` and so on were scored.
+        every: only every `every`-th image was scored, starting with the first.
         accuracy: the accuracy of every level at every level's resolution.
         date: the date, e.g. `"2026-11-25"`.
         device: the device that computed the scores.
-        command: the command that measured it.
+        command: the command that computed the scores.
     """
 
     dataset: str
@@ -107,16 +107,16 @@ class PretrainedWeights:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.-]+\.[\w-]+", self.name):
-            raise ValueError(f"{self.name!r} is no name of weights; it is 'arch.tag', e.g. 'mlph_vgg16_cub.paper'")
+            raise ValueError(f"invalid name of weights {self.name!r}; use 'arch.tag', e.g. 'mlph_vgg16_cub.paper'")
         if not re.match(r"bundled$|(hf-hub|file|https?):.", self.source):
             raise ValueError(
-                f"the source of {self.name} is {self.source!r}; it is 'bundled' or starts with hf-hub:, https: or file:"
+                f"invalid source {self.source!r} of {self.name}; use 'bundled', or start with hf-hub:, https: or file:"
             )
         if CONFIG_FILE not in self.sha256 or len(self.sha256) < 2:
             raise ValueError(f"{self.name} needs the checksums of {CONFIG_FILE} and of the weights, not {self.sha256}")
         for file, checksum in self.sha256.items():
             if not is_plain(file) or "/" in file or not re.fullmatch("[0-9a-f]{64}", checksum):
-                raise ValueError(f"{self.name} has {checksum!r} for {file!r}: not the 64 digits of a file's sha256")
+                raise ValueError(f"invalid sha256 {checksum!r} of {file!r} in {self.name}: not 64 hexadecimal digits")
 
     @property
     def arch(self) -> str:
@@ -125,7 +125,7 @@ class PretrainedWeights:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PretrainedWeights:
-        """Convert the result of `dataclasses.asdict`, also after a round trip through JSON."""
+        """Build weights from the result of `dataclasses.asdict`, read from JSON or not."""
         metrics = tuple(
             Metrics(**{**one, "accuracy": tuple(Accuracy(**row) for row in one["accuracy"])})
             for one in data.get("metrics", ())
@@ -159,7 +159,7 @@ def tags_of(arch: str) -> list[str]:
 
 
 def default_tag(arch: str) -> str:
-    """Return the default tag: the first registered one, or as a fallback the first of plug-ins by name."""
+    """Return the default tag: the first registered one, or else the plug-ins' first by name."""
     return _DEFAULTS.get(arch) or tags_of(arch)[0]
 
 
@@ -170,7 +170,7 @@ def fetch(weights: PretrainedWeights) -> Path:
 
     Raises:
         FileNotFoundError: a file is missing, on disk or at the source.
-        ValueError: a file has another checksum (the message names both), or has no registered checksum.
+        ValueError: a checksum differs from the registered one (the message names both), or a file has none.
         ConnectionError: the server cannot be reached, or the download was interrupted.
     """
     kind, _, place = weights.source.partition(":")
@@ -182,10 +182,10 @@ def fetch(weights: PretrainedWeights) -> Path:
         folder = BUNDLED / weights.name if kind == "bundled" else Path(place)
     for file, checksum in weights.sha256.items():
         if not (folder / file).is_file():
-            raise FileNotFoundError(f"{weights.name} lacks its file {folder / file}")
+            raise FileNotFoundError(f"missing file of {weights.name}: {folder / file}")
         found = checksum_of(folder / file)
         if found != checksum:
-            raise ValueError(f"{folder / file} has the checksum {found}, but that of {weights.name} is {checksum}")
+            raise ValueError(f"{folder / file} has the checksum {found}; {weights.name} expects {checksum}")
     return _only_registered(weights, folder)
 
 
@@ -194,7 +194,7 @@ def _only_registered(weights: PretrainedWeights, folder: Path) -> Path:
     used = {find_file(folder, CONFIG_FILE), *weight_files(folder)}
     other = sorted(str(path) for path in used if path.parent != folder or path.name not in weights.sha256)
     if other:
-        raise ValueError(f"{weights.name} would load {', '.join(other)}, of which no checksum is registered")
+        raise ValueError(f"{weights.name} would load files without a registered checksum: {', '.join(other)}")
     return folder
 
 
@@ -223,11 +223,11 @@ def _download(url: str, path: Path, checksum: str, name: str) -> None:
         torch.hub.download_url_to_file(url, str(path), hash_prefix=checksum, progress=sys.stderr.isatty())
     except HTTPError as error:
         kind = FileNotFoundError if error.code in (404, 410) else ConnectionError
-        raise kind(f"{name}: {url} answers {error.code} ({error.reason})") from error
+        raise kind(f"{name}: {url} failed with {error.code} ({error.reason})") from error
     except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
-        raise ConnectionError(f"{name}: {url} cannot be reached, or broke off ({error}); try again later") from error
+        raise ConnectionError(f"{name}: the download of {url} failed ({error}); try again later") from error
     except RuntimeError as error:  # it names both checksums
-        raise ValueError(f"{name}: {url} is another file, or broke off: {error}") from error
+        raise ValueError(f"{name}: the download of {url} is incomplete or another file: {error}") from error
 
 
 for _path in sorted(BUNDLED.glob(f"*/{WEIGHTS_JSON}")):

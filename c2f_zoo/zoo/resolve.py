@@ -1,4 +1,4 @@
-"""From the name of a model to its configuration."""
+"""Resolving the name of a model to its configuration."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OPTIONS_OF_PART = {
 
 @dataclass(frozen=True)
 class Overrides:
-    """Arguments of `create_model` that replace parts and options of a named model; None keeps the model's own."""
+    """Arguments of `create_model` that override a named model's; None keeps the model's own."""
 
     backbone: str | None = None
     hierarchy: str | Hierarchy | None = None
@@ -56,7 +56,7 @@ def resolve(name: str, overrides: Overrides | None = None) -> ModelConfig:
             options of a part are dropped when the part is replaced, see `OPTIONS_OF_PART`.
 
     Returns:
-        The configuration. `taps` is a number unless taps are named; `c2f_zoo.model.build` replaces it by names.
+        The configuration. `taps` is a number unless taps are named; `c2f_zoo.model.build` replaces it with names.
 
     Raises:
         ValueError: a name or an option is unknown.
@@ -102,7 +102,7 @@ def adapt(
 ) -> ModelConfig:
     """Return a saved model's configuration with another tree, other levels or other resolutions.
 
-    Without `levels`, the model predicts all levels of another tree, or only the leaf level if that was so before.
+    Without `levels`, a model of another tree predicts all its levels, or only the leaf level if it did so before.
 
     Raises:
         ValueError: the tree or a level is unknown, or the configuration could not be saved.
@@ -129,7 +129,7 @@ def _defaults(name: str, overrides: Overrides) -> tuple[Method, Overrides]:
     if name in METHODS:
         if overrides.backbone is None or overrides.hierarchy is None:
             call = f"create_model({name!r}, backbone=..., hierarchy=...)"
-            raise ValueError(f"{name!r} is a method; name a backbone and a hierarchy too: {call}")
+            raise ValueError(f"{name!r} is a method; pass a backbone and a hierarchy too: {call}")
         method, options = METHODS[name], {"backbone": overrides.backbone, "hierarchy": overrides.hierarchy}
     else:
         spec = find_model(name)
@@ -139,7 +139,7 @@ def _defaults(name: str, overrides: Overrides) -> tuple[Method, Overrides]:
 
 
 def _merge(defaults: Overrides, overrides: Overrides) -> dict[str, Any]:
-    """Return a named model's arguments with those of the caller in their place, trees for their names."""
+    """Merge a named model's arguments with those of the caller, and load trees by name."""
     parts, given = defaults.given(), overrides.given()
     for arguments in (parts, given):
         if "hierarchy" in arguments:
