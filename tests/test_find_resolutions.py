@@ -184,7 +184,7 @@ def test_the_default_grid_goes_from_full_size_to_8_pixels() -> None:
 
 @pytest.mark.parametrize("grid", [[], [None, None], [96, None], [48, 96], [48, 48], [32, 0]])
 def test_a_grid_that_does_not_decrease_is_refused(grid: list[int | None]) -> None:
-    with pytest.raises(ValueError, match=r"a resolution grid decreases"):
+    with pytest.raises(ValueError, match=r"invalid resolution grid .*; it must decrease"):
         check_grid(grid)
 
 
@@ -195,7 +195,7 @@ def test_thresholds_are_for_all_levels_but_the_coarsest() -> None:
     for given, message in (
         ({"specie": 0.5}, "unknown level in thresholds: 'specie'; did you mean 'species'"),
         ({"family": 0.5}, "family is the coarsest level"),
-        ({"genus": 80}, r"the threshold of genus is an accuracy in \(0, 1\], not 80"),
+        ({"genus": 80}, r"the threshold of genus is 80; it must be in \(0, 1\]"),
     ):
         with pytest.raises(ValueError, match=message):
             fill_thresholds(given, levels)

@@ -57,7 +57,7 @@ class TestLabels:
             (
                 ("kind", "shape"),
                 [("edged", "ring")],
-                "the dataset has the path edged > ring, which does not exist in the model's tree",
+                "the dataset's path edged > ring does not exist in the model's tree",
             ),
         ],
     )

@@ -196,8 +196,8 @@ class TestTargets:
             ({"loss": "hxe", "loss_options": {"alpha": -1}}, "alpha must be a finite number >= 0, not -1"),
             ({"loss": "hxe", "loss_options": {"alpha": "x"}}, "loss_options {'alpha': 'x'} do not fit 'hxe'"),
             ({"level_weights": {"specie": 1.0}}, "unknown level in level_weights: 'specie'; did you mean 'species'"),
-            ({"level_weights": {"species": -1.0}}, "the weight of species is -1.0; a level's weight is 0 or more"),
-            ({"tree_prior": -1.0}, "tree_prior is a weight of 0 or more, not -1.0"),
+            ({"level_weights": {"species": -1.0}}, "the weight of species is -1.0; it must be 0 or more"),
+            ({"tree_prior": -1.0}, "tree_prior is -1.0; it must be 0 or more"),
         ],
     )
     def test_errors(self, values: dict[str, object], error: str) -> None:

@@ -212,9 +212,9 @@ def test_mistakes_in_names_are_named(saved: Path) -> None:
         ({"sha256": {"model.safetensors": "0" * 64}}, "needs the checksums of config.json and of the weights"),
         (
             {"sha256": {"config.json": "0" * 64, "model.safetensors": "123"}},
-            "'123' for 'model.safetensors': not the 64",
+            "invalid sha256 '123' of 'model.safetensors' in small.first: not 64",
         ),
-        ({"sha256": {"config.json": "0" * 64, "../up": "0" * 64}}, "for '../up'"),
+        ({"sha256": {"config.json": "0" * 64, "../up": "0" * 64}}, "of '../up' in small.first"),
     ],
 )
 def test_weights_that_make_no_sense_are_refused(saved: Path, change: dict[str, Any], message: str) -> None:
@@ -333,7 +333,9 @@ def test_a_url_with_another_file_is_refused(site: str, saved: Path, tmp_path: Pa
     weights = weights_in(saved, source=f"{site}/good/model.safetensors")
     wrong, right = "0" * 64, weights.sha256["model.safetensors"]
     register_weights(replace(weights, sha256={**weights.sha256, "model.safetensors": wrong}))
-    with pytest.raises(ValueError, match=f"small.first: {site}/good/model.safetensors is another.*{wrong}.*{right}"):
+    with pytest.raises(
+        ValueError, match=f"small.first: the download of {site}/good/model.safetensors is .*{wrong}.*{right}"
+    ):
         create_model("small", pretrained=True)
     assert cached(tmp_path) == ["config.json"]
 

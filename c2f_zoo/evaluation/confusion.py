@@ -1,4 +1,4 @@
-"""Confusion matrices, their classes in the order of the tree: CSV files and plots."""
+"""Confusion matrices in the order of the tree, as CSV files and plots."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from c2f_zoo.evaluation.plots import saved_figure
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.io.files import write_csv
 
-MAX_CLASSES = 2000  # a larger confusion matrix has millions of cells, and its plot shows nothing
+MAX_CLASSES = 2000  # a larger confusion matrix has millions of cells, and its plot is unreadable
 MAX_NAMES = 60  # on an axis
 
 
 def has_confusion(num_classes: int) -> bool:
-    """Return whether a level with so many classes has a confusion matrix."""
+    """Return whether a confusion matrix is computed for this number of classes."""
     return 2 <= num_classes <= MAX_CLASSES
 
 
@@ -29,7 +29,7 @@ def write_confusions(folder: Path, confusions: Mapping[str, Tensor], tree: Hiera
 
     Args:
         folder: an existing folder.
-        confusions: for some levels the counts (classes, classes), int64; a row is a true class.
+        confusions: level -> counts (classes, classes), int64; a row is a true class.
         tree: the class tree.
     """
     for level, matrix in confusions.items():
@@ -40,7 +40,7 @@ def write_confusions(folder: Path, confusions: Mapping[str, Tensor], tree: Hiera
 
 
 def tree_order(tree: Hierarchy, level: str) -> list[int]:
-    """Order a level's labels by the tree, so that classes of a parent are neighbors.
+    """Sort a level's labels by the tree, so that siblings are neighbors.
 
     Examples:
         >>> tree = Hierarchy(("kind", "shape"), (("round", "edged"), ("disc", "box", "ring")), ((0, 1, 0),))
@@ -69,13 +69,13 @@ def write_confusion_csv(matrix: Tensor, tree: Hierarchy, level: str, order: Sequ
 
 
 def plot_confusion(matrix: Tensor, tree: Hierarchy, level: str, order: Sequence[int], path: Path) -> None:
-    """Plot the fractions of each true class, in the order of the tree.
+    """Plot a confusion matrix, normalized by true class.
 
     Lines separate the classes of coarser levels.
     """
     counts = matrix[order][:, order].double()
     side = min(5 + 0.16 * len(order), 14)
-    colors = matplotlib.colormaps["magma_r"].with_extremes(bad="0.85")  # grey: the class has no images
+    colors = matplotlib.colormaps["magma_r"].with_extremes(bad="0.85")  # grey for classes without images
     paths = class_paths(tree, level)
     depth = len(paths[0]) - 1
     with saved_figure(path, side + 1, side) as figure:
@@ -88,7 +88,7 @@ def plot_confusion(matrix: Tensor, tree: Hierarchy, level: str, order: Sequence[
             for block in blocks(paths, order, above)[1:]:
                 for line in (ax.axhline, ax.axvline):
                     line(block.start - 0.5, color="tab:blue", linewidth=width, alpha=alpha)
-        # Name the classes, or the coarsest ones above them, where there is room.
+        # Name the classes, or their coarsest ancestors if there are too many.
         named = depth if len(order) <= MAX_NAMES else 0
         large = [block for block in blocks(paths, order, named) if (block.end - block.start) * MAX_NAMES >= len(order)]
         centers = [(block.start + block.end - 1) / 2 for block in large]
@@ -99,7 +99,7 @@ def plot_confusion(matrix: Tensor, tree: Hierarchy, level: str, order: Sequence[
 
 
 class Block(NamedTuple):
-    """The places `start` to `end - 1` in an order of labels: classes below `label`."""
+    """A block `start` to `end - 1` of sorted labels: the descendants of `label`."""
 
     start: int
     end: int
@@ -107,11 +107,11 @@ class Block(NamedTuple):
 
 
 def blocks(paths: Sequence[Sequence[int]], order: Sequence[int], depth: int) -> list[Block]:
-    """Find the classes of a coarser level in an order of labels.
+    """Return the block of each class of a coarser level.
 
     Args:
         paths: the path of each label.
-        order: the labels, ordered by the tree.
+        order: the labels, sorted by the tree.
         depth: the depth of the coarser level.
     """
     above = [paths[label][depth] for label in order]

@@ -1,4 +1,4 @@
-"""A dataset's labels in the tree of a model that knows more classes or levels."""
+"""Translation of a dataset's labels to a model's larger tree."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from c2f_zoo.registry import unknown_name
 
 
 def labels_in(tree: Hierarchy, dataset: LabelledImages) -> Tensor:
-    """Translate a dataset's labels into another tree, by names.
+    """Translate a dataset's labels to another tree, by names.
 
-    Levels that the dataset's tree does not have follow from the next finer one.
+    Labels of levels that are missing in the dataset's tree are those of the parents at the next finer level.
 
     Args:
         tree: a tree with all levels and classes of the dataset's tree.
@@ -42,7 +42,7 @@ def labels_in(tree: Hierarchy, dataset: LabelledImages) -> Tensor:
     if len(wrong):
         path = zip(tree.levels, labels[wrong[0, 0]].tolist(), strict=True)
         names = " > ".join(tree.class_names(level)[label] for level, label in path if label >= 0)
-        raise ValueError(f"the dataset has the path {names}, which does not exist in the model's tree")
+        raise ValueError(f"the dataset's path {names} does not exist in the model's tree")
     return labels
 
 

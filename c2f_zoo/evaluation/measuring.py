@@ -1,4 +1,4 @@
-"""Time and memory of functions, each measured in a new process."""
+"""Measurement of time and memory in new processes."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ T = TypeVar("T")
 def run_interleaved(
     setups: Sequence[Callable[[], Mapping[str, Callable[[], object]]]], repeats: int
 ) -> list[dict[str, float]]:
-    """Time calls in several new processes that take turns, and return medians.
+    """Time calls in several new processes, interleaved, and return medians.
 
-    A machine that is slower for a while slows all processes alike. Each process also times two products of
-    2048 x 2048 matrices, which show the machine's own speed.
+    Interleaving spreads a slow phase of the machine over all processes. Each process also times two products of
+    2048 x 2048 matrices, as a measure of the machine's speed.
 
     Args:
-        setups: one for each process: a picklable function that returns calls by name. Each call runs once untimed.
-        repeats: timed calls of each name; the median counts.
+        setups: a picklable function for each process that returns calls by name. Each call runs once untimed.
+        repeats: number of timed calls of each name.
 
     Returns:
         For each setup a row with the milliseconds of each call under its name, and the rates of `torch.mm`
@@ -51,9 +51,9 @@ def run_interleaved(
 
 
 def run_in_new_process(function: Callable[[], T]) -> T:
-    """Return the result of a picklable function that runs in a new process.
+    """Run a picklable function in a new process and return its result.
 
-    There, freed memory returns to the operating system at once, so that `peak_bytes` is exact.
+    In that process, freed memory returns to the operating system at once, so that `peak_bytes` is exact.
 
     Raises:
         RuntimeError: the process failed.
@@ -63,11 +63,11 @@ def run_in_new_process(function: Callable[[], T]) -> T:
 
 
 def seconds_per_call(function: Callable[[], object], at_least: float = 0.2) -> float:
-    """Time a call; if it is short, return the median of several calls.
+    """Return the seconds of a call, the median of several calls if it is short.
 
     Args:
         function: the call.
-        at_least: total seconds of the timed calls.
+        at_least: minimum total of the timed calls in seconds.
     """
     times: list[float] = []
     while sum(times) < at_least:
@@ -78,11 +78,11 @@ def seconds_per_call(function: Callable[[], object], at_least: float = 0.2) -> f
 
 
 def kept_bytes(forward: Callable[[], Tensor], inputs: Iterable[Tensor]) -> int:
-    """Count the bytes that a forward pass keeps for its backward pass.
+    """Return the number of bytes that a forward pass keeps for the backward pass.
 
     Args:
-        forward: runs the forward pass and returns its output.
-        inputs: tensors that do not count, such as inputs, weights and buffers.
+        forward: a function that runs the forward pass and returns its output.
+        inputs: tensors that are not counted: inputs, weights and buffers.
 
     Examples:
         >>> x = torch.ones(1000, requires_grad=True)
@@ -106,7 +106,7 @@ def kept_bytes(forward: Callable[[], Tensor], inputs: Iterable[Tensor]) -> int:
 
 
 def peak_bytes(function: Callable[[], object]) -> int:
-    """Return how far the process's resident memory rises during a call (Linux only)."""
+    """Return the rise of the process's resident memory during a call (Linux only)."""
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = process_bytes("VmRSS")
     function()
@@ -150,7 +150,7 @@ def _environment_variable(name: str, value: str) -> Iterator[None]:
 
 
 def _serve(setup: Callable[[], Mapping[str, Callable[[], object]]], connection: Connection) -> None:
-    """Send the names of all calls; time each requested call until the end."""
+    """Send the names of all calls, then time each requested call."""
     a, b = torch.rand(2048, 2048), torch.rand(2048, 2048)
     rates = {"mm_gflops": lambda: torch.mm(a, b), "matmul_gflops": lambda: matmul(a, b)}
     calls = {**setup(), **rates}

@@ -20,7 +20,7 @@ from c2f_zoo.model import C2FModel
 class ModelMetrics:
     """All metrics of a model's predictions, accumulated over batches.
 
-    They cover the levels of the tree down to the finest that the model predicts.
+    They cover the levels of the tree down to the finest predicted level.
 
     Args:
         model: the model.
@@ -63,7 +63,7 @@ class ModelMetrics:
         """Add a batch.
 
         Args:
-            log_probs: at each resolution, log-probabilities (N, classes) of each level that the model predicts.
+            log_probs: resolution -> level -> log-probabilities (N, classes), for the predicted levels.
             target: int64 labels (N, levels of the tree); -1 where unknown.
         """
         own = {level: log_probs[self.own[level]][level] for level in self.predicted}
@@ -78,11 +78,12 @@ class ModelMetrics:
                 self.accuracy[level, resolution].update(z, target[:, depth])
 
     def compute(self) -> dict[str, Any]:
-        """Compute the metrics over all processes; each must call this method.
+        """Compute the metrics over all processes; all must call this method.
 
         Returns:
             The content of `metrics.json`: levels with their numbers of classes, predicted levels, resolutions, metrics
-            of any and of each decoding, numbers of images at each height, accuracy by level and resolution.
+            that do not depend on the decoding, metrics of each decoding, numbers of images at each height, and accuracy
+            by level and resolution.
         """
         decodings = {decoding: self.tree_metrics.report(decoding) for decoding in self.heights}
         return {
@@ -108,6 +109,6 @@ class ModelMetrics:
     def compute_confusions(self) -> dict[str, Tensor]:
         """Compute confusion matrices (classes, classes), over all processes.
 
-        Levels with one class, or with more than 2000, have none.
+        Levels with one class or more than 2000 are left out.
         """
         return {level: matrix.compute().cpu() for level, matrix in self.confusions.items()}

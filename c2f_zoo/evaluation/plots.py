@@ -19,24 +19,24 @@ from c2f_zoo.io.files import atomic_write
 
 @contextlib.contextmanager
 def saved_figure(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """Open a figure to draw in and save it atomically as a PNG file.
+    """Create a figure and save it atomically as a PNG file.
 
     Args:
         path: the file.
-        width: width in inches of 120 pixels.
+        width: width in inches, at 120 pixels per inch.
         height: height in inches.
     """
-    with matplotlib.rc_context({"text.parse_math": False}):  # class names may hold dollar signs
+    with matplotlib.rc_context({"text.parse_math": False}):  # class names may contain dollar signs
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         atomic_write(path, partial(figure.savefig, dpi=120, format="png"))
 
 
 def plot_mistakes(heights: Mapping[str, Sequence[int]], tree: Hierarchy, path: Path) -> None:
-    """Plot where in the tree the predicted and the true leaf class meet.
+    """Plot the heights of the common ancestors of predicted and true classes.
 
     Args:
-        heights: for each decoding the number of images at each height, see `c2f_zoo.metrics.LCAHeights`.
+        heights: decoding -> number of images at each height, see `c2f_zoo.metrics.LCAHeights`.
         tree: the class tree.
         path: the PNG file.
     """
@@ -55,7 +55,7 @@ def plot_mistakes(heights: Mapping[str, Sequence[int]], tree: Hierarchy, path: P
 
 
 def name_heights(tree: Hierarchy) -> list[str]:
-    """Name the heights of the common ancestor of predicted and true leaf class.
+    """Return names of the heights of common ancestors of predicted and true classes.
 
     Examples:
         >>> name_heights(load_hierarchy("cub"))
@@ -65,9 +65,9 @@ def name_heights(tree: Hierarchy) -> list[str]:
 
 
 def plot_resolution_curves(curves: Curves, title: str, path: Path) -> None:
-    """Plot every level's accuracy against resolution.
+    """Plot accuracy against resolution.
 
-    The plot shows intervals, thresholds and the resolutions found.
+    The plot shows each level's curve with intervals, the thresholds and the chosen resolutions.
     """
     x = [curves.side if resolution is None else resolution for resolution in curves.grid]
     with saved_figure(path, 8, 4.5) as figure:

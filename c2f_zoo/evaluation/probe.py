@@ -1,4 +1,7 @@
-"""Probes: classifiers of frozen features, fitted by L-BFGS; validation images choose the penalty on their weights."""
+"""Probes: classifiers of frozen features, fitted by L-BFGS.
+
+The penalty on the weights is chosen by validation accuracy.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ from c2f_zoo.losses import cross_entropy
 from c2f_zoo.metrics import TreeMetrics
 from c2f_zoo.model import C2FModel
 
-Features = Mapping[str, Tensor]  # for each level (n, D), of the same images at that level's resolution
-Classifier = Callable[[Features], dict[str, Tensor]]  # to log-probabilities (n, classes) of each level
+Features = Mapping[str, Tensor]  # level -> (n, D), of the same images at that level's resolution
+Classifier = Callable[[Features], dict[str, Tensor]]  # returns level -> log-probabilities (n, classes)
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class LabelledFeatures:
     """Features of images and their labels.
 
     Args:
-        features: for each level features (n, D).
+        features: level -> features (n, D).
         labels: int64 labels (n, levels of the tree); -1 where unknown.
     """
 
@@ -44,7 +47,7 @@ class Probe:
     """A fitted classifier.
 
     Args:
-        classify: maps features to log-probabilities.
+        classify: a function of features that returns log-probabilities.
         penalties: the chosen penalty of each level.
         val_accuracy: the validation accuracy of each level, in [0, 1].
     """
@@ -84,15 +87,15 @@ def extract_features(
 ) -> dict[str, Tensor]:
     """Extract pooled features of all images, for each level at its resolution.
 
-    An image is seen as its center crop.
+    Images are center-cropped.
 
     Args:
         model: the model, in evaluation mode; its head is not used.
         dataset: the dataset.
-        resolutions: the resolution of each level in pixels; None or missing: full size.
+        resolutions: level -> resolution in pixels. None or missing: full size.
 
     Returns:
-        For each level features (images, D); levels of the same resolution have the same tensor.
+        level -> features (images, D); levels of the same resolution share a tensor.
     """
     features: dict[int | None, Tensor] = {}
     for resolution in {resolutions.get(level) for level in model.levels}:
@@ -117,14 +120,14 @@ def probe_head(
 
     Args:
         name: name of the head.
-        train: the images to fit to.
-        val: the images that choose the penalty.
+        train: the training images.
+        val: the validation images.
         tree: the class tree.
         penalties: the penalties to choose from, on the sum of squared weights.
         max_iter: iterations of L-BFGS.
         seed: seed of the head's initial weights.
     """
-    # One mean and deviation for all levels: a head may use one classifier for several of them.
+    # One mean and deviation for all levels, since a head may use one classifier for several levels.
     standardize = Standardize(torch.cat(list(train.features.values())))
     train_x = {level: standardize(x) for level, x in train.features.items()}
     probes = []
@@ -180,11 +183,11 @@ def _classify_by_head(head: nn.Module, standardize: Standardize, features: Featu
 def probe_linear(
     train: LabelledFeatures, val: LabelledFeatures, tree: Hierarchy, penalties: Sequence[float], max_iter: int
 ) -> Probe:
-    """Fit a logistic regression for each level, each with the best penalty for it.
+    """Fit a logistic regression for each level, each with its best penalty.
 
     Args:
-        train: the images to fit to.
-        val: the images that choose each level's penalty.
+        train: the training images.
+        val: the validation images.
         tree: the class tree.
         penalties: the penalties to choose from, on the sum of squared weights.
         max_iter: iterations of L-BFGS.
@@ -235,12 +238,12 @@ def _accuracy(scores: Tensor, labels: Tensor) -> float:
 
 
 def minimize(loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter], max_iter: int) -> None:
-    """Minimize a loss by L-BFGS, which has no learning rate to choose.
+    """Minimize a loss by L-BFGS, without a learning rate.
 
     Args:
-        loss: computes the loss.
-        parameters: the parameters to change.
-        max_iter: the most iterations.
+        loss: a function that computes the loss.
+        parameters: the parameters.
+        max_iter: maximum number of iterations.
     """
     optimizer = torch.optim.LBFGS(parameters, max_iter=max_iter, line_search_fn="strong_wolfe")
 

@@ -1,4 +1,4 @@
-"""Where and when a result was measured: date, device, versions."""
+"""Provenance of measurements: date, device, versions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PACKAGES = ("torch", "torchvision", "timm", "torchmetrics")
 
 
 def describe_machine(device: torch.device | str = "cpu") -> dict[str, str]:
-    """Describe date, device and versions of a measurement, as columns of a CSV row.
+    """Return the date, device and versions of a measurement as columns of a CSV row.
 
     Args:
         device: the device that computed the result.

@@ -1,4 +1,4 @@
-"""Tables of metrics and of accuracies, as the recipes print them, and `metrics.json`."""
+"""Tables of metrics and accuracies, and `metrics.json`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from c2f_zoo.metrics import metric_info
 
 
 def format_metric(name: str, value: float) -> str:
-    """Format a metric's value for people.
+    """Format a metric's value for display.
 
     Fractions are in %, heights in levels of the tree; an undefined value is "-".
 
@@ -72,11 +72,11 @@ def accuracy_table(
 ) -> Table:
     """Tabulate accuracy in % by level and resolution.
 
-    A level's own resolution stands in brackets.
+    Brackets mark each level's own resolution.
 
     Args:
         title: title of the table.
-        accuracy: for each level, from coarse to fine, the accuracy in [0, 1] at each resolution (None: full size).
+        accuracy: level -> resolution -> accuracy in [0, 1], levels from coarse to fine; resolution None: full size.
         own: the resolution of each level.
         num_classes: the number of classes of each level.
 
@@ -102,7 +102,7 @@ def accuracy_table(
 
 
 def print_tables(*tables: Table) -> None:
-    """Print tables to the terminal, or to a log file wide enough for long names."""
+    """Print tables, at least 100 columns wide for long names in log files."""
     console = Console(width=max(Console().width, 100))
     for table in tables:
         console.print(table)

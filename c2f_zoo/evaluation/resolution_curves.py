@@ -1,4 +1,4 @@
-"""Accuracy against resolution, the resolutions found on it, and how certain they are."""
+"""Curves of accuracy against resolution, and the uncertainty of the chosen resolutions."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from c2f_zoo.evaluation.resolution_search import Measurement, mean_accuracy, sea
 
 @dataclass(frozen=True)
 class Curves:
-    """Accuracy against resolution, and the resolutions found.
+    """Accuracy against resolution, and the chosen resolutions.
 
     Levels are in order from fine to coarse.
 
     Args:
         levels: names of the levels, L of them.
         thresholds: thresholds of all levels but the coarsest, L - 1.
-        grid: the R resolutions that were measured, in pixels, highest first; None is full size.
+        grid: the R measured resolutions in pixels, highest first; None is full size.
         side: the images' median size in pixels, at which full size is plotted.
         accuracy: accuracies in [0, 1], (R, L).
         low: lower ends of the 95 % intervals, (R, L).
         high: upper ends of the 95 % intervals, (R, L).
         images: number of images with a known label, (L,).
-        points: for each level the index in `grid` of its resolution, or None.
-        fractions: for each level the fraction of resamples that choose each grid point, and last the fraction that
-            choose none of them, (L, R + 1).
+        points: the index in `grid` of each level's resolution, or None, (L,).
+        fractions: the fraction of resamples that choose each grid point, and last the fraction that choose none of
+            them, (L, R + 1).
     """
 
     levels: tuple[str, ...]
@@ -43,29 +43,29 @@ class Curves:
 
     @property
     def resolutions(self) -> dict[str, int | None]:
-        """The resolutions found, from fine to coarse; levels without one are missing."""
+        """level -> chosen resolution, from fine to coarse; levels without one are left out."""
         found = zip(self.levels, self.points, strict=True)
         return {level: self.grid[point] for level, point in found if point is not None}
 
     @property
     def missing(self) -> list[str]:
-        """The levels for which no resolution was found."""
+        """The levels without a chosen resolution."""
         return [level for level, point in zip(self.levels, self.points, strict=True) if point is None]
 
 
 def bootstrap(correct: np.ndarray, known: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Compute the accuracies of resamples of the images.
+    """Compute the accuracies of bootstrap resamples of the images.
 
     A resample has the same images at all grid points and levels.
 
     Args:
-        correct: whether predictions are correct, bool (grid points, images, levels).
-        known: whether labels are known, bool (images, levels).
+        correct: bool (grid points, images, levels), true for correct predictions.
+        known: bool (images, levels), true for known labels.
         resamples: number of resamples, drawn with replacement.
         seed: seed of the draws.
 
     Returns:
-        float64 (resamples, grid points, levels); nan where a resample has no image with a known label.
+        float64 (resamples, grid points, levels); nan if a resample has no image with a known label.
     """
     rng = np.random.default_rng(seed)
     images, levels = known.shape
@@ -86,7 +86,7 @@ def chosen_fractions(samples: np.ndarray, thresholds: Sequence[float]) -> np.nda
         thresholds: thresholds of all levels but the coarsest.
 
     Returns:
-        float64 (levels, grid points + 1).
+        float64 (levels, grid points + 1); the last column is the fraction that choose none.
     """
     _, points, levels = samples.shape
     counts = np.zeros((levels, points + 1))
@@ -110,7 +110,7 @@ def analyze(
     Args:
         levels: names of the levels, from fine to coarse.
         thresholds: thresholds of all levels but the coarsest.
-        grid: the resolutions that were measured, or more.
+        grid: the resolution grid; the search may have ended before its last point.
         side: the size in pixels at which full size is plotted.
         measurements: the measurement at each grid point.
         resamples: number of bootstrap resamples.

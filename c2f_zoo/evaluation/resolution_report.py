@@ -1,4 +1,4 @@
-"""Reports of a search for resolutions: sentences, `resolutions.yaml`, tables and CSV rows."""
+"""Reports of a resolution search: sentences, `resolutions.yaml`, tables and CSV rows."""
 
 from __future__ import annotations
 
@@ -18,10 +18,7 @@ from c2f_zoo.model import C2FModel
 
 
 def findings(curves: Curves) -> list[str]:
-    """Describe the result in sentences.
-
-    There is one for each level above the leaf level, and one for each non-monotone level.
-    """
+    """Describe the result of a search: a sentence for each choice and non-monotone level."""
     levels, thresholds, accuracy = curves.levels, curves.thresholds, curves.accuracy
     first, last = format_resolution(curves.grid[0]), format_resolution(curves.grid[-1])
     if len(levels) == 1:
@@ -43,7 +40,7 @@ def findings(curves: Curves) -> list[str]:
 
 
 def _describe_choice(curves: Curves, level: int, point: int) -> str:
-    """Describe the resolution found for `curves.levels[level]`, at a grid point."""
+    """Describe the choice of a grid point for `curves.levels[level]`."""
     finer, threshold = curves.levels[level - 1], curves.thresholds[level - 1]
     value, low, high = (part[point, level - 1] for part in (curves.accuracy, curves.low, curves.high))
     sentence = (
@@ -58,7 +55,7 @@ def _describe_choice(curves: Curves, level: int, point: int) -> str:
 
 
 def non_monotone_levels(curves: Curves) -> list[str]:
-    """Describe the levels that rise above their threshold at a lower resolution."""
+    """Describe levels that rise above their threshold again at a lower resolution."""
     sentences = []
     for column, (level, threshold) in enumerate(zip(curves.levels, curves.thresholds, strict=False)):
         below = curves.accuracy[:, column] < threshold
@@ -74,7 +71,7 @@ def non_monotone_levels(curves: Curves) -> list[str]:
 
 
 def warn_trained_below_full_size(model: C2FModel) -> list[str]:
-    """Warn, in one sentence, if a model was trained below full size at some level.
+    """Return a warning if a model was trained below full size at some level.
 
     Examples:
         >>> warn_trained_below_full_size(create_model("mlph_tiny_critters", resolutions={}))
@@ -88,14 +85,14 @@ def warn_trained_below_full_size(model: C2FModel) -> list[str]:
 
 
 def resolutions_yaml(curves: Curves, title: str, comments: Sequence[str]) -> str:
-    """Return the text of `resolutions.yaml`, which `recipes/train.py` reads.
+    """Return the text of `resolutions.yaml` for `recipes/train.py`.
 
     Comments on their origin precede the resolutions. Levels without a resolution are left out.
 
     Args:
         curves: the result of the search.
-        title: how the resolutions were found.
-        comments: further lines, without `#`.
+        title: the first comment.
+        comments: further comments, without `#`.
     """
     lines = [title]
     if curves.missing:
@@ -130,7 +127,7 @@ def curve_rows(curves: Curves, mode: str) -> list[dict[str, Any]]:
 
 
 def chosen_rows(curves: Curves, mode: str) -> list[dict[str, Any]]:
-    """Return a row for each level and grid point: the fraction that chooses it."""
+    """Return a row for each level and grid point: the fraction of resamples choosing it."""
     names = [*map(_csv_resolution, curves.grid), "none"]
     return [
         {

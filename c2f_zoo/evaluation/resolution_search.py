@@ -1,7 +1,7 @@
-"""The search for each level's resolution: accuracy down a grid of resolutions, and the decisions that follow from it.
+"""The search for each level's resolution on a resolution grid.
 
-The leaf level is seen at the first grid point, full size. The resolution of each next coarser level is the first grid
-point at which the accuracy of the level before falls below its threshold (Huo et al., SIGIR 2019, section 2).
+The leaf level is seen at the first grid point, full size. The resolution of the next coarser level is the first grid
+point at which the accuracy of the finer level falls below its threshold (Huo et al., SIGIR 2019, section 2).
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Measurement:
     """Predictions for validation images at one resolution, compared with their labels.
 
     Args:
-        correct: whether each prediction is correct, bool (images, levels), from the leaf level up; false where the
-            label is unknown.
-        known: whether each label is known, bool (images, levels); the same at every resolution.
+        correct: bool (images, levels), true for correct predictions, levels from fine to coarse; false for unknown
+            labels.
+        known: bool (images, levels), true for known labels; the same at every resolution.
         unreadable: indices of the unreadable images in the dataset.
     """
 
@@ -46,15 +46,15 @@ class Measurement:
 
 
 def median_side(dataset: LabelledImages, indices: Sequence[int], preprocessing: Preprocessing) -> int:
-    """Return the images' median size in pixels, as a resolution measures it.
+    """Return the images' median resolution in pixels.
 
-    A resolution measures the shorter side, or the square root of the area. The result is at most the size that images
-    are resized to: above it, no resolution removes detail.
+    It is the shorter side, or the square root of the area, as the preprocessing defines it. The result is at most the
+    size that images are resized to, since higher resolutions remove no detail.
 
     Args:
         dataset: the dataset.
-        indices: the images; unreadable ones do not count.
-        preprocessing: the model's preprocessing, which chooses the measure.
+        indices: indices of the images; unreadable ones are ignored.
+        preprocessing: the model's preprocessing.
 
     Raises:
         ValueError: all images are unreadable.
@@ -65,7 +65,7 @@ def median_side(dataset: LabelledImages, indices: Sequence[int], preprocessing: 
     """
     sizes = []
     for index in indices:
-        with contextlib.suppress(*UNREADABLE):  # such an image is reported when it is scored
+        with contextlib.suppress(*UNREADABLE):  # unreadable images are reported when they are scored
             sizes.append(_image_size(dataset, index))
     if not sizes:
         raise ValueError("all validation images are unreadable; check the data with `c2f-zoo data check`")
@@ -83,10 +83,10 @@ def _image_size(dataset: LabelledImages, index: int) -> tuple[int, int]:
 
 
 def default_grid(side: int) -> list[int | None]:
-    """Build a grid from full size down to 8 pixels, in equal ratios of about sqrt(2).
+    """Return a grid from full size down to 8 pixels, in equal ratios of about sqrt(2).
 
     Args:
-        side: the size in pixels that full size stands for.
+        side: full size in pixels.
 
     Examples:
         >>> default_grid(96)
@@ -105,7 +105,7 @@ def check_grid(grid: Sequence[int | None]) -> tuple[int | None, ...]:
     pixels = [math.inf if resolution is None else resolution for resolution in grid]
     if not pixels or min(pixels) < 1 or any(a <= b for a, b in itertools.pairwise(pixels)):
         raise ValueError(
-            f"a resolution grid decreases and ends at 1 pixel or more, e.g. [null, 96, 48], not {list(grid)}"
+            f"invalid resolution grid {list(grid)}; it must decrease and end at 1 pixel or more, e.g. [null, 96, 48]"
         )
     return tuple(grid)
 
@@ -113,11 +113,11 @@ def check_grid(grid: Sequence[int | None]) -> tuple[int | None, ...]:
 def fill_thresholds(thresholds: Mapping[str, float], levels: Sequence[str]) -> tuple[float, ...]:
     """Return the thresholds of all levels but the coarsest, from fine to coarse.
 
-    The default is the paper's, 0.8.
+    The default is 0.8, as in the paper.
 
     Args:
         thresholds: accuracies in (0, 1], for some levels.
-        levels: the levels that the model predicts, from coarse to fine.
+        levels: the predicted levels, from coarse to fine.
 
     Raises:
         ValueError: a level is unknown or the coarsest, or a threshold is outside (0, 1].
@@ -130,9 +130,9 @@ def fill_thresholds(thresholds: Mapping[str, float], levels: Sequence[str]) -> t
         if level not in levels:
             raise unknown_name("level in thresholds:", level, levels)
         if level == levels[0]:
-            raise ValueError(f"{level} is the coarsest level and has no threshold: no coarser level follows from it")
+            raise ValueError(f"{level} is the coarsest level, which has no threshold; remove it from thresholds")
         if not 0 < threshold <= 1:
-            raise ValueError(f"the threshold of {level} is an accuracy in (0, 1], not {threshold}")
+            raise ValueError(f"the threshold of {level} is {threshold}; it must be in (0, 1]")
     return tuple(thresholds.get(level, THRESHOLD) for level in reversed(levels[1:]))
 
 
@@ -142,13 +142,13 @@ def sweep(
     full: bool,
     measure_at: Callable[[int | None], Measurement],
 ) -> list[Measurement]:
-    """Measure grid point by grid point, until every level has its resolution.
+    """Measure grid points in order until every level has its resolution.
 
     Args:
         grid: resolutions in pixels, highest first; None is full size.
         thresholds: thresholds of all levels but the coarsest, from fine to coarse.
         full: measure the whole grid.
-        measure_at: scores the validation images at a resolution.
+        measure_at: a function that scores the validation images at a resolution.
     """
     measurements: list[Measurement] = []
     for resolution in grid:
@@ -162,9 +162,9 @@ def sweep(
 def measure(
     model: C2FModel, dataset: LabelledImages, indices: Sequence[int], resolution: int | None, **how: Any
 ) -> Measurement:
-    """Compare predicted with true labels of validation images at one resolution.
+    """Score validation images at one resolution.
 
-    The rows of a measurement are in the order of the indices, the same at every resolution.
+    The rows of a measurement are in the order of the indices.
 
     Args:
         model: a model on the accelerator's device.
@@ -190,23 +190,23 @@ def measure(
 
 
 def mean_accuracy(correct: Any, known: Any) -> Any:
-    """Average (..., images, levels) over the images with a known label."""
+    """Return the accuracy (..., levels) over the images with a known label."""
     return correct.sum(-2) / known.sum(-2)
 
 
 def search(accuracy: np.ndarray, thresholds: Sequence[float]) -> tuple[int | None, ...]:
     """Choose the grid point of each level, from fine to coarse.
 
-    The leaf level's is the first one. Each further level's is the first one, from the grid point of the level before
-    on, at which the accuracy of the level before is below its threshold.
+    The leaf level gets the first grid point. A coarser level gets the first grid point, not before that of the next
+    finer level, at which the finer level's accuracy is below its threshold.
 
     Args:
-        accuracy: accuracies (grid points, levels), from the highest resolution down and from the leaf level up.
+        accuracy: accuracies (grid points, levels), from the highest resolution to the lowest and from fine to coarse.
         thresholds: thresholds of all levels but the coarsest.
 
     Returns:
-        A grid point for each level; None where a threshold is not reached, and for all coarser levels. A leaf level
-        that is below its threshold at the first grid point decides nothing: all other levels have None.
+        The grid point of each level; None from the first level on for which no threshold is crossed. If the leaf level
+        is below its threshold at the first grid point, all other levels have None.
 
     Examples:
         >>> accuracy = np.array([[0.95, 0.99, 1.00], [0.75, 0.90, 0.99], [0.30, 0.70, 0.95]])

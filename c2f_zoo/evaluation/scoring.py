@@ -1,4 +1,4 @@
-"""Scoring: every image exactly once, on any number of processes, with one forward pass for each distinct resolution."""
+"""Scoring of every image exactly once, on any number of processes."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from c2f_zoo.inference.resolutions import levels_by_resolution
 from c2f_zoo.model import C2FModel
 from c2f_zoo.training.options import TrainOptions
 
-LevelsAt = Mapping[int | None, Sequence[str]]  # for each resolution the levels to predict at it
+LevelsAt = Mapping[int | None, Sequence[str]]  # resolution -> levels to predict at it
 
 
 @dataclass(frozen=True)
 class ScoredBatch:
-    """A process's batch of images, scored.
+    """A scored batch of a process.
 
     Attributes:
         index: the images' indices in the dataset, int64 (N,), on the CPU.
-        readable: whether each image is readable, bool (N,), on the CPU.
-        truth: labels (N, levels of the dataset's tree), int64, on the CPU; -1 where unknown, or the image unreadable.
-        logits: for each resolution and level, logits (N, classes), on the model's device.
+        readable: bool (N,), false for unreadable images, on the CPU.
+        truth: labels (N, levels of the dataset's tree), int64, on the CPU; -1 for unknown labels and unreadable images.
+        logits: resolution -> level -> logits (N, classes), on the model's device.
     """
 
     index: Tensor
@@ -50,19 +50,19 @@ def score_images(
     num_workers: int = 0,
     on_error: str = "raise",
 ) -> Iterator[ScoredBatch]:
-    """Score images of a dataset: one decode, one forward pass per resolution.
+    """Score images of a dataset, with one forward pass for each distinct resolution.
 
-    Each process iterates over its own images; all processes must iterate to the end.
+    Each image is decoded once. Each process iterates over its own images; all processes must iterate to the end.
 
     Args:
         model: a `C2FModel` on the accelerator's device, wrapped or not; it is put into evaluation mode.
         dataset: the dataset.
-        indices: which images, by their index in the dataset.
-        levels_at: for each resolution in pixels (None: full size) the levels to predict at it.
-        batch_size: images in a batch, for each process.
+        indices: indices of the images in the dataset.
+        levels_at: resolution in pixels (None: full size) -> levels to predict at it.
+        batch_size: number of images in a batch of each process.
         accelerator: the processes.
-        num_workers: processes that load images, for each scoring process.
-        on_error: how an unreadable image is treated, see `c2f_zoo.data.TransformedImages`.
+        num_workers: number of loader processes of each scoring process.
+        on_error: treatment of unreadable images, see `c2f_zoo.data.TransformedImages`.
 
     Raises:
         RuntimeError: an image was not scored exactly once.
@@ -76,17 +76,17 @@ def score_images(
         >>> batch.index, batch.logits[32]["genus"].shape
         (tensor([7, 9]), torch.Size([2, 12]))
     """
-    # Not the wrapper: it would exchange buffers in every forward pass, and processes may differ in their batches.
+    # Not the wrapper: it synchronizes buffers in every forward pass, but processes may have more batches than others.
     unwrapped: C2FModel = accelerator.unwrap_model(model).eval()
     with torch.no_grad():
-        broadcast(list(unwrapped.buffers()))  # batch norm's statistics are each process's own in training
+        broadcast(list(unwrapped.buffers()))  # in training, batch norm's statistics differ between processes
     preprocessing = unwrapped.config.preprocessing
     transform = create_views(preprocessing, {at: at for at in levels_at}, train=False, normalize=False)
     normalize = Normalize(preprocessing.mean, preprocessing.std).to(accelerator.device)
-    # Not the loader of accelerator.prepare, which scores some images twice to give each process as many.
+    # Not accelerator.prepare: it repeats some images so that all processes have the same number.
     own = list(indices)[accelerator.process_index :: accelerator.num_processes]
     images = TransformedImages(dataset, transform, own, on_error, shorter_side=preprocessing.resize)
-    hide_bar = None if accelerator.is_main_process else True  # None: a bar on a terminal, none in a log file
+    hide_bar = None if accelerator.is_main_process else True  # None shows the bar on a terminal only
     seen: list[int] = []
     loader = DataLoader(images, batch_size, num_workers=num_workers)
     for views, truth, index, readable in tqdm(loader, desc="scoring", disable=hide_bar, leave=False):
@@ -98,13 +98,13 @@ def score_images(
         seen += index.tolist()
         yield ScoredBatch(index, readable, truth, logits)
     if sorted(seen := gather_object(seen)) != sorted(indices):
-        raise RuntimeError(f"{len(indices)} images were to be scored once each, but {len(seen)} were scored")
+        raise RuntimeError(f"expected to score {len(indices)} images once each, but scored {len(seen)}")
 
 
 def scoring_options(options: TrainOptions, accelerator: Accelerator) -> dict[str, Any]:
-    """Return the arguments of `score_images` that follow from a run's options.
+    """Return arguments of `score_images` from a run's options.
 
-    Without gradients a batch may be larger: four times that of the training.
+    Without gradients, batches can be four times as large as in training.
     """
     return {
         "batch_size": 4 * options.batch_size // accelerator.num_processes,
@@ -121,9 +121,9 @@ class Predictions:
     Attributes:
         hierarchy: the dataset's tree.
         index: the images' indices in the dataset, int64 (n,).
-        readable: whether each image is readable, bool (n,).
-        truth: labels (n, levels of the tree); -1 where unknown, or the image unreadable.
-        labels: for each resolution and level the predicted labels (n,).
+        readable: bool (n,), false for unreadable images.
+        truth: labels (n, levels of the tree); -1 for unknown labels and unreadable images.
+        labels: resolution -> level -> predicted labels (n,).
     """
 
     hierarchy: Hierarchy
@@ -144,7 +144,7 @@ class Predictions:
         return (self.labels[resolution][level][known] == truth[known]).double().mean().item(), int(known.sum())
 
     def select(self, mask: Tensor) -> Predictions:
-        """Return the predictions of some images, given a mask (n,)."""
+        """Return the predictions of the images of a mask (n,)."""
         labels = {at: {level: column[mask] for level, column in found.items()} for at, found in self.labels.items()}
         return Predictions(self.hierarchy, self.index[mask], self.readable[mask], self.truth[mask], labels)
 
@@ -152,13 +152,13 @@ class Predictions:
 def predict_labels(
     model: nn.Module, dataset: LabelledImages, indices: Sequence[int], levels_at: LevelsAt, **how: Any
 ) -> Predictions:
-    """Predict the labels of images of a dataset; every process gets all of them.
+    """Predict the labels of images of a dataset, gathered on every process.
 
     Args:
         model: a `C2FModel` on the accelerator's device, wrapped or not.
         dataset: the dataset.
-        indices: which images, by their index in the dataset.
-        levels_at: for each resolution in pixels (None: full size) the levels to predict at it.
+        indices: indices of the images in the dataset.
+        levels_at: resolution in pixels (None: full size) -> levels to predict at it.
         **how: the other arguments of `score_images`.
     """
     batches = gather_object(
@@ -185,9 +185,9 @@ def _argmax(logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def validate(
     model: nn.Module, dataset: LabelledImages, indices: Sequence[int], *, accelerator: Accelerator, **how: Any
 ) -> tuple[dict[str, float], list[int]]:
-    """Return every level's validation accuracy, and the unreadable images.
+    """Return each level's validation accuracy at its own resolution.
 
-    Each level is scored at its own resolution; the unreadable images are given by their indices.
+    The second result is the list of indices of unreadable images.
 
     Args:
         model: a `C2FModel` on the accelerator's device, wrapped or not.
@@ -213,7 +213,7 @@ def validate(
 
 
 def accuracy_rows(predictions: Predictions, own: Mapping[str, int | None]) -> list[dict[str, Any]]:
-    """Tabulate accuracies: a row for each resolution and level.
+    """Return a row for each resolution and level, with the accuracy.
 
     Args:
         predictions: the predictions.
@@ -229,9 +229,9 @@ def accuracy_rows(predictions: Predictions, own: Mapping[str, int | None]) -> li
 
 
 def prediction_rows(predictions: Predictions, own: Mapping[str, int | None]) -> Iterator[dict[str, Any]]:
-    """Yield a row for each readable image: its true and predicted classes.
+    """Yield a row for each readable image, with its true and predicted classes.
 
-    Each level is predicted at its own resolution. An unknown true class is empty.
+    Each level is predicted at its own resolution. Unknown true classes are empty.
     """
     tree = predictions.hierarchy
     columns = {

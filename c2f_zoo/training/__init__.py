@@ -1,1 +1,1 @@
-"""Training: options, objective, optimizers, stages, checkpoints and run folders; `recipes/train.py` tells the story."""
+"""Training: options, objective, optimizers, stages, checkpoints and run folders."""

@@ -1,4 +1,4 @@
-"""Checkpoints: the state of a run after each epoch, and the model of its best epoch."""
+"""Checkpoints of a training run."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from c2f_zoo.model import C2FModel
 
 @dataclass
 class Progress:
-    """The epochs that a run has finished.
+    """The progress of a run.
 
     Attributes:
         epoch: number of finished epochs.
         best: mean validation accuracy over the levels in the best epoch.
-        best_epoch: the best epoch, from 1.
-        rows: for each epoch its row of `metrics.csv`.
-        unreadable: indices of the images that were skipped.
+        best_epoch: number of the best epoch, counted from 1.
+        rows: the rows of `metrics.csv`, one for each epoch.
+        unreadable: indices of the skipped images.
     """
 
     epoch: int = 0
@@ -36,7 +36,12 @@ class Progress:
     unreadable: list[int] = field(default_factory=list)
 
     def add_epoch(self, row: dict[str, Any], unreadable: Sequence[int]) -> None:
-        """Add an epoch: its row of `metrics.csv` and the images that it skipped."""
+        """Add a finished epoch.
+
+        Args:
+            row: its row of `metrics.csv`.
+            unreadable: indices of its skipped images.
+        """
         self.epoch += 1
         self.rows.append(row)
         self.unreadable = sorted({*self.unreadable, *unreadable})
@@ -48,9 +53,9 @@ class Progress:
 def save_checkpoint(
     model: C2FModel, optimizer: Optimizer, schedule: LRScheduler, progress: Progress, output: Path
 ) -> None:
-    """Save a checkpoint into `output`, and the model if the epoch is the best.
+    """Save a checkpoint to `output`, and the model if the epoch is the best.
 
-    The earlier checkpoint is removed last: a kill at any time leaves a whole one.
+    The previous checkpoint is removed last: a kill at any time leaves a complete one.
     """
     part, final = output / "checkpoint.part", output / f"checkpoint-{progress.epoch:04d}"
     model.save_pretrained(part)
@@ -64,7 +69,7 @@ def save_checkpoint(
 
 
 def latest_checkpoint(output: Path) -> Path | None:
-    """Find the latest checkpoint of a run's folder; None if it has none."""
+    """Return the latest checkpoint in a run's folder, or None."""
     return max(output.glob("checkpoint-*"), default=None)
 
 

@@ -1,4 +1,4 @@
-"""A plot of a run's training curves."""
+"""Training curves."""
 
 from __future__ import annotations
 

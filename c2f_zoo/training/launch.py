@@ -1,4 +1,4 @@
-"""How a recipe starts and ends: processes, threads, and errors in one line."""
+"""Starting a recipe: processes, threads and error messages."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataPara
 def create_accelerator() -> Accelerator:
     """Create the accelerator of a recipe, with threads for all usable cores.
 
-    Batches are split between processes, so that the batch size does not depend on their number.
+    Batches are split between processes: the batch size does not depend on their number.
     """
     accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # without it torchrun's CPU processes do not find each other
+        cpu=not torch.accelerator.is_available(),  # otherwise torchrun's CPU processes do not find each other
         dataloader_config=DataLoaderConfiguration(split_batches=True),
-        # A step uses the classifier of one level only.
+        # A step uses the classifier of a single level.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     if accelerator.device.type == "cpu" and torch.get_num_threads() == 1:  # accelerate launch sets OMP_NUM_THREADS=1
@@ -30,9 +30,9 @@ def usable_cores() -> int:
 
 
 def error_message(error: BaseException) -> str:
-    """Return an error's text in a line.
+    """Return an error's message.
 
-    The text of an error from a loader's worker is a traceback: then it is the last line.
+    An error from a loader's worker has a traceback as its text; the message is the last line.
 
     Examples:
         >>> error_message(ValueError("no images"))

@@ -1,4 +1,4 @@
-"""The objective of a training step: the loss of a level, for images whose labels may end at any level."""
+"""The training objective: the loss of a step, with labels of mixed depth."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from c2f_zoo.model import C2FModel
 from c2f_zoo.registry import check_options, unknown_name
 from c2f_zoo.training.options import TrainOptions
 
-# From the forward function to call, a batch's images and labels (N, levels), and the step's level to a scalar loss.
+# A function of the forward function, a batch's images and labels (N, levels), and the step's level; returns the loss.
 Objective = Callable[[Callable[..., dict[str, Tensor]], Tensor, Tensor, str], Tensor]
 
 
 def create_objective(options: TrainOptions, model: C2FModel) -> Objective:
-    """Create the objective that the options describe.
+    """Create the training objective.
 
-    The loss is the mean over the images that have a target in the step (see `select_targets`), times the level's
-    weight; the tree prior is added in the steps of the leaf level.
+    The loss is the mean over the images with a target in the step (see `select_targets`), times the level's weight.
+    Steps of the leaf level add the tree prior.
 
     Args:
-        options: `loss`, `loss_options`, `level_weights` and `tree_prior` are read.
+        options: the options; `loss`, `loss_options`, `level_weights` and `tree_prior` are used.
         model: the model to train.
 
     Returns:
-        A function from (forward, images, labels (N, levels), level) to a scalar loss. `forward(images, levels=...)`
-        returns logits: the model, as wrapped for training.
+        A function of (forward, images, labels (N, levels), level) that returns a scalar loss. `forward` is the model,
+        wrapped for training: `forward(images, levels=...)` returns logits.
 
     Raises:
         ValueError: an option is unknown or out of range.
@@ -55,7 +55,7 @@ def create_objective(options: TrainOptions, model: C2FModel) -> Objective:
 
 
 def check_objective(options: TrainOptions, model: C2FModel) -> None:
-    """Check the options of the objective before the first image is loaded.
+    """Check the options of the objective.
 
     Raises:
         ValueError: an option is unknown or out of range.
@@ -63,7 +63,7 @@ def check_objective(options: TrainOptions, model: C2FModel) -> None:
     check_options(f"option of loss {options.loss!r}:", LOSSES[options.loss], options.loss_options)
     tree, leaf = model.hierarchy, model.levels[-1]
     uniform = torch.zeros(1, tree.num_classes[leaf]).log_softmax(dim=1)
-    try:  # the loss itself checks its options' values
+    try:  # the loss itself checks the values of its options
         LOSSES[options.loss](uniform, torch.tensor([0]), tree.truncate(leaf), **options.loss_options)
     except TypeError as error:
         raise ValueError(f"loss_options {options.loss_options} do not fit {options.loss!r}: {error}") from error
@@ -71,18 +71,18 @@ def check_objective(options: TrainOptions, model: C2FModel) -> None:
         if level not in model.levels:
             raise unknown_name("level in level_weights:", level, model.levels)
         if weight < 0:
-            raise ValueError(f"the weight of {level} is {weight}; a level's weight is 0 or more")
+            raise ValueError(f"the weight of {level} is {weight}; it must be 0 or more")
     if options.tree_prior < 0:
-        raise ValueError(f"tree_prior is a weight of 0 or more, not {options.tree_prior}")
+        raise ValueError(f"tree_prior is {options.tree_prior}; it must be 0 or more")
     if options.tree_prior > 0:
-        model.head.get_classifier(leaf)  # raises where the head has none
+        model.head.get_classifier(leaf)  # raises an error if the head has no such classifier
 
 
 def select_targets(labels: Tensor, level: str, model: C2FModel) -> dict[str, Tensor]:
     """Select the labels to train on in a step of `level`.
 
     Each image has at most one target: its deepest label at `level` or above. If the head's levels are not marginals of
-    one distribution, a label above `level` says nothing about `level`: then only labels at `level` are targets.
+    one distribution, only labels at `level` are targets, because a coarser label does not train `level` then.
 
     Args:
         labels: labels (N, levels of the tree); -1 where unknown.
@@ -90,7 +90,7 @@ def select_targets(labels: Tensor, level: str, model: C2FModel) -> dict[str, Ten
         model: the model.
 
     Returns:
-        For each level with a target, and for `level`, labels (N,); -1 where an image has no target there.
+        For `level` and each other level with a target, labels (N,); -1 for images without a target at that level.
     """
     depth = model.levels.index(level)
     marginals = model.head.levels_are_marginals

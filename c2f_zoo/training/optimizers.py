@@ -16,8 +16,8 @@ def create_optimizer(model: C2FModel, stage: Stage, options: TrainOptions) -> tu
 
     Args:
         model: the model.
-        stage: its learning rates are those of the backbone, and of pooling and head.
-        options: momentum and weight decay.
+        stage: the stage; its learning rates are used.
+        options: the options; `momentum` and `weight_decay` are used.
     """
     model.backbone.requires_grad_(stage.backbone_lr > 0)
     groups = [{"params": [*model.pooling.parameters(), *model.head.parameters()], "lr": stage.lr}]

@@ -1,4 +1,4 @@
-"""The options of a training run, from YAML files and the command line."""
+"""Options of a training run, from YAML files and the command line."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Stage:
         epochs: passes over the training images, each at every level's resolution.
         lr: learning rate of pooling and head.
         backbone_lr: learning rate of the backbone; 0 freezes it, with its batch norm.
-        halve_every: halve the learning rates after every so many epochs.
-        freeze_batch_norm: keep the backbone's batch norm frozen while its other weights are trained. Batches differ in
-            resolution and so in their statistics: a pretrained backbone does better with its own.
+        halve_every: number of epochs after which the learning rates are halved, again and again.
+        freeze_batch_norm: keep the backbone's batch norm frozen while its other weights are trained. The statistics of
+            batches differ with their resolutions; those of a pretrained backbone give better results.
     """
 
     epochs: int
@@ -37,26 +37,26 @@ class TrainOptions:
 
     Args:
         dataset: one of `c2f-zoo list datasets`.
-        model: name of a model or a method, see `c2f_zoo.create_model`; its tree is the dataset's.
-        resolutions: for each level the shorter side in pixels to shrink images to; null or missing: full size.
+        model: name of a model or a method, see `c2f_zoo.create_model`; the tree is the dataset's.
+        resolutions: level -> resolution in pixels. Null or missing: full size.
         stages: the stages, in order.
         dataset_options: additional keyword arguments of the dataset, e.g. `{root: /data/CUB_200_2011}`.
         model_options: additional keyword arguments of `create_model`, e.g. `{backbone: resnet50, head: marginal}`.
         loss: the loss of each level: `cross_entropy`, `soft_labels` or `hxe`, see `c2f_zoo.losses`.
         loss_options: additional keyword arguments of the loss, e.g. `{label_smoothing: 0.1}`.
-        level_weights: for each level the weight of its loss; missing: 1, as in the paper.
+        level_weights: level -> weight of its loss. Missing: 1, as in the paper.
         tree_prior: weight of `c2f_zoo.losses.tree_prior` on the leaf classifier; 0: none.
-        batch_size: images in a batch, over all processes together.
+        batch_size: number of images in a batch, over all processes.
         momentum: momentum of SGD.
         weight_decay: weight decay of SGD.
         val_fraction: fraction of each class's training images that is held out to choose the best epoch; 0: the
-            training images choose it. Not used where the dataset has a validation set.
-        num_workers: processes that load images, for each training process.
+            training images choose it. Ignored if the dataset has a validation set.
+        num_workers: number of loader processes of each training process.
         cache: folder for a cache of decoded, resized images, see `c2f_zoo.data.CachedImages`; for small datasets.
-        on_error: how an unreadable image is treated: `raise` ends the run, `skip` leaves it out and lists it.
+        on_error: treatment of unreadable images: `raise` an error, or `skip` and list them.
         seed: seed of the weights, the split, the order of images and the augmentation.
-        output: folder for the results, which must be missing or empty; default `runs/<config>-<n>`.
-        resume: `auto` continues after the last whole epoch of `output`, or of the config's latest run.
+        output: folder for the results; it must be empty or not exist. Default: `runs/<config>-<n>`.
+        resume: `auto` continues after the last complete epoch of `output`, or of the config's latest run.
     """
 
     dataset: str
@@ -87,12 +87,12 @@ Options = TypeVar("Options", bound=TrainOptions)
 def parse(kind: type[Options], args: Sequence[str], default: str | Path) -> tuple[Options, str]:
     """Parse a command line of YAML files and options that override them.
 
-    Each file follows a `--config`. A later file overrides an earlier one; the first names the run.
+    Each `--config` names a file. Later files override earlier ones; the run is named after the first.
 
     Args:
         kind: the dataclass of the options.
         args: the command line's arguments.
-        default: the file to read where `--config` is missing.
+        default: the file to read without `--config`.
 
     Returns:
         The options and the run's name.
@@ -112,7 +112,7 @@ def parse(kind: type[Options], args: Sequence[str], default: str | Path) -> tupl
 
 
 def read_options(kind: type[Options], files: Sequence[str | Path], overrides: Sequence[str] = ()) -> Options:
-    """Read options from YAML files and from arguments that override them.
+    """Read options from YAML files and overriding arguments.
 
     Args:
         kind: the dataclass of the options.

@@ -1,4 +1,4 @@
-"""The folder of a run: which one, its options, and the list of unreadable images."""
+"""The folder of a run."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def open_run_folder(options: TrainOptions, name: str, accelerator: Accelerator) 
     """Choose and create the run's folder and write its `config.yaml`.
 
     Args:
-        options: the options; `output` and `resume` decide.
-        name: the run's name, where `output` is missing.
-        accelerator: the processes, all of which must call this function.
+        options: the options; `output` and `resume` choose the folder.
+        name: the run's name, the default for the folder's.
+        accelerator: the processes; all must call this function.
 
     Raises:
-        ValueError: the folder is not empty, or its run has other options.
+        ValueError: the folder is not empty, or its run was started with other options.
     """
     chosen: list[str | None] = [None]
     if accelerator.is_main_process:
@@ -47,7 +47,7 @@ def choose_run_folder(options: TrainOptions, name: str) -> Path:
     """Choose the folder of a new or a resumed run: `output`, or `runs/<name>-<n>`.
 
     Raises:
-        ValueError: the folder is not empty, or its run has other options.
+        ValueError: the folder is not empty, or its run was started with other options.
     """
     runs = Path("runs")
     found = [re.fullmatch(rf"{re.escape(name)}-(\d+)", path.name) for path in runs.glob("*")]
@@ -72,10 +72,10 @@ def choose_run_folder(options: TrainOptions, name: str) -> Path:
 def list_unreadable(splits: Mapping[str, tuple[LabelledImages, Sequence[int]]], output: Path) -> None:
     """List skipped images, with the reasons, on the terminal and in a file.
 
-    The file is `unreadable.csv`; without skipped images there is none.
+    The file `unreadable.csv` is written only if images were skipped.
 
     Args:
-        splits: for each split its dataset and the indices of the skipped images.
+        splits: split -> its dataset and the indices of the skipped images.
         output: the run's folder.
     """
     rows = []
@@ -85,6 +85,6 @@ def list_unreadable(splits: Mapping[str, tuple[LabelledImages, Sequence[int]]], 
             rows.append({"split": split, "index": index, "name": name_of(dataset, index), "reason": reason})
     if rows:
         write_csv(output / "unreadable.csv", rows)
-        print(f"\n{len(rows)} image(s) were unreadable and skipped; {output / 'unreadable.csv'} lists them all:")
+        print(f"\n{len(rows)} unreadable image(s) were skipped; {output / 'unreadable.csv'} lists them all:")
         for row in rows[:10]:
             print(f"  {row['split']} {row['name']}: {row['reason']}")

@@ -1,4 +1,4 @@
-"""The model and the images of a training run, as its options name them."""
+"""Building the model and checking the data of a training run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def build_model(options: TrainOptions, hierarchy: Hierarchy) -> C2FModel:
 
 
 def cache_images(dataset: LabelledImages, folder: str | None, preprocessing: Preprocessing) -> LabelledImages:
-    """Cache a dataset's decoded, resized images in a folder, if there is one."""
+    """Cache a dataset's decoded, resized images in a folder; None for no cache."""
     if folder is None:
         return dataset
     return CachedImages(dataset, folder, preprocessing.resize, preprocessing.interpolation)
@@ -44,7 +44,7 @@ def check_batch_size(batch_size: int, num_processes: int) -> None:
 
 
 def check_labels(labels: Tensor, model: C2FModel, split: str) -> None:
-    """Check that every level that the model predicts has a labelled image.
+    """Check that a split has a label at every predicted level.
 
     Args:
         labels: labels (n, levels of the tree) of a split; -1 where unknown.

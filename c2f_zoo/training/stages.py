@@ -1,4 +1,4 @@
-"""The loop over stages and epochs, and the steps of an epoch: every level at its own resolution, in turn."""
+"""The training loop: stages, epochs and steps, each level at its own resolution."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from c2f_zoo.training.objective import Objective
 from c2f_zoo.training.optimizers import create_optimizer
 from c2f_zoo.training.options import Stage, TrainOptions
 
-# From the model, as wrapped for training, to each level's accuracy and the indices of unreadable images.
+# A function of the model, wrapped for training; returns each level's accuracy and the indices of unreadable images.
 Validate = Callable[[nn.Module], tuple[dict[str, float], list[int]]]
 
 
@@ -51,18 +51,18 @@ def fit(
         dataset: the dataset that holds the training images.
         indices: the training images' indices in the dataset.
         objective: the loss of a step.
-        validate: scores the model after each epoch: from the wrapped model to each level's accuracy and the indices of
-            unreadable images.
+        validate: a function of the wrapped model that returns each level's accuracy and the indices of unreadable
+            images; it is called after each epoch.
         options: the options of the run.
         output: the run's folder.
-        accelerator: the processes, all of which must call this function.
+        accelerator: the processes; all must call this function.
     """
     progress, checkpoint = Progress(), latest_checkpoint(output)
     if checkpoint is not None:
         progress = load_checkpoint(checkpoint, model)
         accelerator.print(f"resumed after epoch {progress.epoch}")
         if progress.best_epoch == progress.epoch and accelerator.is_main_process:
-            model.save_pretrained(output)  # a kill may have come between the checkpoint and this
+            model.save_pretrained(output)  # after a kill between the checkpoint and this save
     loader = accelerator.prepare(create_loader(model, dataset, indices, options))
     last = 0
     for number, stage in enumerate(options.stages, start=1):
@@ -96,7 +96,7 @@ def create_loader(
     resolutions = {level: own[level] for level in reversed(model.levels)}
     transform = create_views(preprocessing, resolutions, train=True, normalize=False)
     images = TransformedImages(dataset, transform, indices, options.on_error, shorter_side=preprocessing.resize)
-    # A last, smaller batch would give batch norm poor statistics; another shuffle leaves out other images.
+    # A smaller last batch would give batch norm poor statistics; the next shuffle leaves out other images.
     drop_last = len(images) >= options.batch_size
     return DataLoader(images, options.batch_size, shuffle=True, drop_last=drop_last, num_workers=options.num_workers)
 
@@ -114,7 +114,7 @@ def train_epoch(
 
     Args:
         model: the model, as wrapped for training.
-        stage: says what is frozen.
+        stage: the stage; it decides which modules are frozen.
         loader: batches of `TransformedImages`, with a view for each level.
         objective: the loss of a step.
         optimizer: the optimizer.
@@ -133,7 +133,7 @@ def train_epoch(
     normalize = Normalize(preprocessing.mean, preprocessing.std).to(accelerator.device)
     losses: dict[str, list[Tensor]] = {level: [] for level in levels}
     unreadable: list[int] = []
-    # None: a bar on a terminal, none in a log file.
+    # None shows the bar on a terminal only, not in a log file.
     bar = tqdm(loader, desc=title, disable=None if accelerator.is_main_process else True, leave=False)
     for level, (views, labels, index, readable) in interleave_levels(bar, levels):
         loss = objective(model, normalize(views[level]), labels, level)
@@ -154,7 +154,7 @@ def train_epoch(
 
 
 def set_train_mode(model: nn.Module, unwrapped: C2FModel, stage: Stage) -> None:
-    """Set a model to training mode, except what the stage freezes."""
+    """Set a model to training mode, except modules that the stage freezes."""
     model.train()
     for module in unwrapped.backbone.modules():
         if stage.backbone_lr == 0 or (stage.freeze_batch_norm and isinstance(module, nn.BatchNorm2d)):
@@ -162,10 +162,10 @@ def set_train_mode(model: nn.Module, unwrapped: C2FModel, stage: Stage) -> None:
 
 
 def interleave_levels(batches: Iterable[Any], levels: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Pair every batch with every level, each level one batch behind the last.
+    """Pair every batch with every level, each level one batch behind the previous one.
 
-    Consecutive steps then see different images, as they would if each level had a loader of its own; on the same images
-    the critters' species were learnt far worse (docs/results.md).
+    Consecutive steps see different images, as with a separate loader for each level. With the same images, the species
+    of critters are learned far worse (docs/results.md).
 
     Examples:
         >>> list(interleave_levels([1, 2], ["species", "genus"]))
