@@ -314,7 +314,7 @@ class TestWarnings:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "there is no folder nowhere"),
+        (["nowhere"], "the folder nowhere does not exist"),
         (["list.csv"], "list.csv needs a tree"),
         (["list.csv", "--hierarchy", "none"], "there is no file 'none', and it is an unknown hierarchy"),
         ([".", "--root", "."], r"--root \. applies to CSV files only, and \. is not one"),

@@ -160,7 +160,7 @@ class TestNestedFolders:
     def test_no_images(self, tmp_path: Path) -> None:
         (tmp_path / "Birds").mkdir()
         assert errors_of("folder", root=tmp_path)[0] == "there are no images in folders:"
-        with pytest.raises(FileNotFoundError, match="there is no folder nowhere"):
+        with pytest.raises(FileNotFoundError, match="the folder nowhere does not exist"):
             create_dataset("folder", "train", root="nowhere")
 
 

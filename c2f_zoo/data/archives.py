@@ -1,4 +1,4 @@
-"""Download archives and unpack untrusted ones."""
+"""Download archives, and unpack untrusted archives."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _BAD_ARCHIVE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.err
 def download_file(url: str, path: str | Path, md5: str) -> None:
     """Download a file, unless it exists with the right checksum.
 
-    The file appears at `path` only when it is complete and its checksum is right.
+    `path` is written only if the download is complete and has the checksum.
 
     Args:
         url: address of the file.
@@ -35,7 +35,7 @@ def download_file(url: str, path: str | Path, md5: str) -> None:
         md5: its published checksum, 32 hexadecimal digits.
 
     Raises:
-        OSError: the server cannot be reached, does not have the file, or closed the connection early.
+        OSError: the download failed.
         ValueError: the downloaded file has another checksum.
     """
     path = Path(path)
@@ -65,7 +65,7 @@ def download_file(url: str, path: str | Path, md5: str) -> None:
 def extract(archive: str | Path, folder: str | Path, inner: str = "") -> None:
     """Unpack a tar (plain, gz, bz2, xz) or zip archive into a new folder.
 
-    Every member is checked before anything is written. The folder appears complete or not at all.
+    Every member is checked before anything is written. The folder is created only if all members are unpacked.
 
     Args:
         archive: the archive.
@@ -124,8 +124,8 @@ def _unpack(file: zipfile.ZipFile | tarfile.TarFile, archive: Path, folder: Path
 def _tar_members(file: tarfile.TarFile) -> Iterator[tuple[str, int, str]]:
     """Yield each member's name, size in bytes, and why its kind is unsafe or "".
 
-    A link must lead to a file in the archive. The data filter also allows links to folders, which in some versions of
-    Python let another link lead outside (CVE-2025-4517).
+    A link must point to a file in the archive. The data filter also allows links to folders, which are unsafe in some
+    versions of Python (CVE-2025-4517).
     """
     links = [member for member in file if member.issym() or member.islnk()]
     files = {normpath(member.name) for member in file if member.isreg()} - {normpath(link.name) for link in links}
@@ -139,7 +139,7 @@ def _tar_members(file: tarfile.TarFile) -> Iterator[tuple[str, int, str]]:
 
 
 def _zip_members(file: zipfile.ZipFile) -> Iterator[tuple[str, int, str]]:
-    """Yield each member's name, size in bytes, and why its kind is unsafe or ""."""
+    """Yield each member's name, size in bytes, and the reason if its type is unsafe, or ""."""
     for member in file.infolist():
         is_plain = stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
         error = "is encrypted" if member.flag_bits & 1 else "" if is_plain else "is not a file or folder"
@@ -147,7 +147,7 @@ def _zip_members(file: zipfile.ZipFile) -> Iterator[tuple[str, int, str]]:
 
 
 def _name_error(name: str) -> str:
-    """Return why a member's name is unsafe on some system; "" if it is safe."""
+    """Return the reason if a member's name is unsafe on any system, or ""."""
     if "\\" in name or "\0" in name:
         return "contains a backslash or a null byte"
     parts = name.split("/")

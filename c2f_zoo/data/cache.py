@@ -1,4 +1,4 @@
-"""Cache decoded, resized images in a memory-mapped file."""
+"""A cache of decoded, resized images in a memory-mapped file."""
 
 from __future__ import annotations
 
@@ -29,19 +29,18 @@ _DIGEST = hashlib.sha256().digest_size
 class CachedImages:
     """A dataset with decoded and resized images in a memory-mapped file.
 
-    The name of the file depends on the bytes of all image files and on the settings. If it is missing or damaged, it is
-    built by several threads, with a progress bar; an interrupted build leaves nothing that is used later. Opening reads
-    the image files and the cache once to compare checksums, and decodes nothing. Processes share the file's pages in
-    memory.
+    The name of the file is a hash of all image files and of the settings. A missing or damaged file is built by several
+    threads, with a progress bar; an interrupted build leaves no file. Opening reads the image files and the cache once
+    to compare checksums, without decoding. Processes share the file's pages in memory.
 
     The file contains the pixels of all images, RGB, uint8; their heights and widths, int64 (n, 2); and the SHA-256 of
     both.
 
     Args:
-        dataset: a dataset of image files, with `paths`. An image must depend on its file alone.
-        folder: the folder of the cache; it is created if missing. Files that are no longer used may be deleted.
-        shorter_side: images with a longer shorter side are resized to this many pixels, >= 1; smaller ones are not
-            enlarged. None keeps their sizes.
+        dataset: a dataset of image files, with `paths`. An image must depend on its file only.
+        folder: the folder of the cache; it is created if it does not exist. Unused files may be deleted.
+        shorter_side: maximum length of the shorter side in pixels, >= 1; larger images are resized. None keeps all
+            sizes.
         filter: the filter for resizing, as in `Degrade`, with antialiasing.
 
     Labels, tree and paths are those of the dataset. An unreadable image is not in the file; it is read from the
@@ -117,9 +116,9 @@ class CachedImages:
         return np.asarray(self._resize(image) if too_large else image)
 
     def _build(self) -> None:
-        """Write the file under a unique name and rename it when it is on disk.
+        """Write the file under a unique name, flush it to disk and rename it.
 
-        Processes that build at the same time write one file each, with the same content; the last one stays.
+        Processes that build at the same time write separate files with the same content; the last one is kept.
         """
         self.file.parent.mkdir(parents=True, exist_ok=True)
         part = self.file.with_name(f"{self.file.name}.{uuid.uuid4().hex}.part")

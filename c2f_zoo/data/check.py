@@ -1,4 +1,4 @@
-"""Check a dataset: decode every image once and report all problems."""
+"""Check of a dataset: decode every image once and report all problems."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Report:
     Attributes:
         listing: the images, before they were opened.
         entries: the images, each in its split.
-        images: information on each image, None if it cannot be decoded.
+        images: information on each image; None if it cannot be decoded.
         errors: problems that make training fail.
         warnings: other problems.
     """
@@ -93,11 +93,11 @@ def check_images(listing: Listing, workers: int | None = None, test_fraction: fl
         listing: the images; it may have errors.
         workers: number of decoding threads, >= 1; None: a few more than there are cores.
         test_fraction: fraction of each class for the test set, if no splits are named.
-        seed: seed of this choice.
+        seed: seed of this split.
 
     Returns:
-        The report. Its errors are those of the listing, images that cannot be decoded, a missing test set, a level
-        without a label in a split, and a tree with a single class.
+        The report. Errors are those of the listing, unreadable images, a missing test set, a level without a label in a
+        split, and a tree with a single class.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"reading images needs 1 worker or more, not {workers}")
@@ -164,7 +164,7 @@ def _check_labels(report: Report) -> None:
 
 
 def _check_held_out(labels: Sequence[tuple[int, ...]], tree: Hierarchy, report: Report) -> None:
-    """Look for levels without a label in the validation set that the recipes make."""
+    """Look for levels without a label in the recipes' validation set."""
     held_out = stratified_split(torch.tensor(labels), 0.1, 0)[1] if labels else []
     validation = [labels[i] for i in held_out] or labels  # as in the recipes
     for depth, level in enumerate(tree.levels):
@@ -210,7 +210,7 @@ def print_report(report: Report, console: Console, show_all: bool = False) -> No
     Args:
         report: the report.
         console: where to print; created with `emoji=False`, or names such as `:cat:` become images.
-        show_all: do not cut long lists of classes and warnings.
+        show_all: print long lists of classes and warnings in full.
     """
     console.print(f"{len(report.entries)} images in {_printable(report.listing.source)}", soft_wrap=True)
     if report.listing.hierarchy is not None:

@@ -1,4 +1,4 @@
-"""Critters: a drawn dataset in which each level needs its own resolution.
+"""Critters: a synthetic dataset in which each level needs its own resolution.
 
 A critter is an invented creature of one of 4 families, 12 genera and 36 species. Nothing is downloaded: each image is
 drawn from its seed and index. At 96 x 96 pixels its class shows in three ways, each up to its own resolution:
@@ -23,7 +23,7 @@ from c2f_zoo.data.registry import check_split, register_dataset
 from c2f_zoo.hierarchy import load_hierarchy
 
 _SPECIES = 36
-_UNIT = 96.0  # lengths below are in pixels of a 96-pixel image, whatever size is drawn
+_UNIT = 96.0  # lengths below are in pixels of a 96-pixel image
 _PATCH = 6.2  # width of a stripe: two of them must pass a 32-pixel grid and not a 12-pixel one
 _DETAIL, _PITCH = 2.2, 11.0  # width of a bar or cell of a mark; from one mark to the next
 _PATCH_CONTRAST, _MARK_CONTRAST = 0.42, 0.50
@@ -179,10 +179,10 @@ def _halve(fine: np.ndarray) -> np.ndarray:
 
 @register_dataset("critters")
 class Critters:
-    """The drawn dataset: `per_class` images of each of the 36 species.
+    """The synthetic dataset: `per_class` images of each of the 36 species.
 
-    An image is drawn when it is first used, and kept (28 kB each). It depends on the seed, the split and the index
-    only. The two splits have independent random numbers.
+    An image is drawn when it is first used, and kept (28 kB). It depends only on the seed, the split and the index. The
+    two splits have independent random numbers.
 
     Attributes:
         hierarchy: the tree of 4 families, 12 genera and 36 species.

@@ -28,8 +28,8 @@ def csv(
     """Open a dataset listed in a CSV file.
 
     The file is UTF-8 with the header `path,label` or `path,label,split`. A label is the name of a class of any level of
-    the tree, or of the finest of these classes if several have the name. An image labelled with a genus has no label at
-    the species. Classes without images are kept.
+    the tree; if several classes have the name, it is the finest of them. An image labelled with a genus has no species
+    label. Classes without images are kept.
 
     Args:
         file: the CSV file. Its splits are `train`, `test` and optionally `val` (or `valid`, `validation`). Without that
@@ -39,11 +39,12 @@ def csv(
         root: the folder to which the paths are relative; default: the folder of the CSV file.
         levels: names of the levels, coarse to fine, if the tree's file has the header `child,parent`.
         test_fraction: fraction of each class's images for the test set, if the file names no splits.
-        seed: seed of this choice.
+        seed: seed of this split.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file or the tree has errors, which are all named with their lines, or there is no such split.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file or the tree is invalid (the message lists all errors with their lines), or the split does
+            not exist.
 
     Examples:
         >>> lines = ["path,label,split", "1.png,Scarlet Tanager,train", "2.png,Piranga,train", "3.png,Piranga,test"]
@@ -64,7 +65,7 @@ def list_csv(
     root: str | Path | None = None,
     levels: Sequence[str] | None = None,
 ) -> Listing:
-    """Return the listing behind `csv`, errors included."""
+    """Return the listing of `csv`, including errors."""
     file = Path(file)
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}")
@@ -95,7 +96,7 @@ class _Line(NamedTuple):
 
 
 def _read_lines(rows: Sequence[Row], header: Sequence[str], errors: list[str]) -> list[_Line]:
-    """Return the rows that are correct by themselves; add the errors of the others."""
+    """Return the valid rows; add the errors of the others."""
     lines = []
     for location, cells in rows:
         named = dict(zip(header, (cell.strip() for cell in cells), strict=False))

@@ -22,22 +22,22 @@ MD5 = "97eceeb196236b17998738112f37df78"
 def cub(root: str | Path, split: str, download: bool = False, hierarchy: str | Path | Hierarchy = "cub") -> ImageFiles:
     """Open CUB-200-2011, or a subset of it in the same layout.
 
-    By Wah et al. (CNS-TR-2011-001). The folder may contain any of the 200 classes, under any numbers: classes are
-    matched by their names in `classes.txt`, and the tree is the subtree of `hierarchy` that contains them. No image is
-    opened.
+    By Wah et al. (CNS-TR-2011-001). The folder may contain any of the 200 classes, under any numbers. Classes are
+    matched by their names in `classes.txt`; the tree is their subtree of `hierarchy`. No image is opened.
 
     Args:
         root: the folder with `images.txt`, `image_class_labels.txt`, `classes.txt`, `train_test_split.txt` and
             `images/`, or its parent folder if it is called `CUB_200_2011/`.
         split: `"train"` or `"test"`, as in `train_test_split.txt`.
-        download: if there is no such folder, download the archive (1.1 GB) into `root`, check it against the published
+        download: if the folder does not exist, download the archive (1.1 GB) to `root`, compare it with the published
             checksum and unpack it there. An existing `CUB_200_2011.tgz` is used instead of a download.
         hierarchy: the tree of the classes: `"cub"`, `"cub_modern"`, the path of a tree's CSV file, or a tree.
 
     Raises:
         FileNotFoundError: a file is missing from the folder.
         OSError: the download failed.
-        ValueError: lines, classes or files have errors, which are all named; or the archive is not the published one.
+        ValueError: lines, classes or files are invalid (the message lists all errors), or the archive has another
+            checksum.
     """
     if download and not _is_cub(cub_folder(root)):
         _download(Path(root))
@@ -66,7 +66,7 @@ def _is_cub(folder: Path) -> bool:
 
 
 def list_cub(root: str | Path, hierarchy: str | Path | Hierarchy = "cub") -> Listing:
-    """Return the listing behind `cub`, errors included."""
+    """Return the listing of `cub`, including errors."""
     folder = cub_folder(root)
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
@@ -106,7 +106,7 @@ def _subtree(tree: Hierarchy, classes: Mapping[str, str], listing: Listing) -> H
 
 
 def _read_table(path: Path, errors: list[str]) -> dict[str, str]:
-    """Return the lines `key value` of a file; add an error for each wrong one."""
+    """Return the lines `key value` of a file; add an error for each invalid line."""
     table: dict[str, str] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="backslashreplace").splitlines(), start=1):
         if not line.strip():

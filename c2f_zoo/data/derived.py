@@ -1,4 +1,4 @@
-"""Datasets made from other datasets: joined, or with some labels hidden."""
+"""Datasets derived from other datasets: joined, or with some labels hidden."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from c2f_zoo.data.transformed_images import load_image
 
 
 class HideLabels:
-    """A dataset with some images labelled down to a certain level only.
+    """A dataset with some images labelled at coarse levels only.
 
     Args:
-        dataset: the images and their labels.
-        level: the finest level at which the given images keep their labels.
-        indices: these images, by their index in the dataset.
+        dataset: the dataset.
+        level: the finest level at which these images keep their labels.
+        indices: indices of these images in the dataset.
 
     Raises:
         ValueError: the level is unknown, or the dataset's labels do not fit its tree.
@@ -51,7 +51,7 @@ class HideLabels:
 
 
 class Joined:
-    """Datasets with the same tree, one after the other, as one dataset.
+    """A concatenation of datasets with the same tree.
 
     Their `paths`, `labels` and `read` are kept.
 
@@ -66,7 +66,7 @@ class Joined:
         self.datasets = datasets
         self.hierarchy = datasets[0].hierarchy
         if any(dataset.hierarchy != self.hierarchy for dataset in datasets):
-            raise ValueError("the datasets to join differ in their class trees")
+            raise ValueError("the datasets have different class trees; join datasets of one tree")
         self.labels = torch.cat([labels_of(dataset) for dataset in datasets])
         self.targets: list[int] = self.labels[:, -1].tolist()
         self._places = [(dataset, index) for dataset in datasets for index in range(len(dataset))]

@@ -79,14 +79,14 @@ class Entry(NamedTuple):
 
 @dataclass(eq=False)
 class Listing:
-    """The images of a dataset, with everything that is wrong with it.
+    """The images of a dataset, with its errors and warnings.
 
     Attributes:
         source: the folder or file that was read.
-        hierarchy: the tree; None if there is none or it has errors.
-        entries: the images; the label of one outside the tree is -1 at every level.
-        errors: problems that keep the dataset from being opened.
-        warnings: what was left out, or interpreted in a way worth knowing.
+        hierarchy: the tree; None if it is missing or invalid.
+        entries: the images; the label of a class outside the tree is -1 at every level.
+        errors: problems that make opening the dataset fail.
+        warnings: other problems, such as ignored files.
     """
 
     source: Path

@@ -40,13 +40,12 @@ def folder(
     takes the same fraction of each class for the test set. In each of them, or in `root`:
 
     - without `hierarchy` the folders are the tree, `family/genus/species/1.jpg`, read from all splits together. An
-      image in the folder of a coarser class has no labels below that class.
-    - with `hierarchy` an image's folder has the name of a class of any level, or of the finest of these classes if
-      several have the name. Folders around it, if any, must have the names of its ancestors. Classes without images are
-      kept.
+      image in the folder of a coarser class has no labels at finer levels.
+    - with `hierarchy` an image's folder has the name of a class of any level; if several classes have the name, it is
+      the finest of them. Outer folders, if any, must have the names of the ancestors. Classes without images are kept.
 
-    Files are images by the extensions that torchvision knows (`.jpg`, `.png`, `.webp`, ...). Other files and hidden
-    ones are left out; `c2f-zoo data check` counts them. No image is opened.
+    Images have the extensions that torchvision knows (`.jpg`, `.png`, `.webp`, ...). Other files and hidden files are
+    ignored; `c2f-zoo data check` counts them. No image is opened.
 
     Args:
         root: the folder.
@@ -54,12 +53,12 @@ def folder(
         hierarchy: path of the tree's CSV file, name of a registered tree, or a tree.
         levels: without `hierarchy`: names of the levels, coarse to fine, see `Hierarchy.from_folders`.
         test_fraction: fraction of each class's images for the test set, if there are no split folders.
-        seed: seed of this choice.
+        seed: seed of this split.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: the folders do not form a tree, classes are outside it, or there is no such split; all errors are
-            named.
+        FileNotFoundError: the folder does not exist.
+        ValueError: the folders do not form a tree, classes are outside it, or the split does not exist; the message
+            lists all errors.
 
     Examples:
         >>> for name in ("round/disc", "round/ring", "edged/box"):
@@ -76,10 +75,10 @@ def folder(
 def list_folder(
     root: str | Path, hierarchy: str | Path | Hierarchy | None = None, levels: Sequence[str] | None = None
 ) -> Listing:
-    """Return the listing behind `folder`, errors included."""
+    """Return the listing of `folder`, including errors."""
     root = Path(root)
     if not root.is_dir():
-        raise FileNotFoundError(f"there is no folder {root}")
+        raise FileNotFoundError(f"the folder {root} does not exist")
     listing = Listing(root)
     tree = None if hierarchy is None else open_hierarchy(hierarchy, levels)
     found = [
@@ -149,7 +148,7 @@ def _is_image(file: Path) -> bool:
 def _walk(top: Path, names: Names, parents: frozenset[Path]) -> Iterator[tuple[Names, list[Path], bool]]:
     """Yield the names and files of each folder, and whether it has no subfolders.
 
-    Links are followed, except to a folder of `parents`, which would never end.
+    Links are followed, except to a folder of `parents`, to avoid infinite recursion.
     """
     folder = top.joinpath(*names)
     with os.scandir(folder) as entries:

@@ -1,4 +1,4 @@
-"""Read image files of any kind as RGB."""
+"""Read image files of any format as RGB."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def read_image(path: str | Path | BinaryIO, shorter_side: int | None = None) -> 
             its size if the result is long enough, which is faster. None decodes at full size.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not an image or is damaged, its values have no known range (32-bit, float), it has more
-            pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or one side is over 100 times as long as the other.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not an image or is damaged, the range of its values is unknown (32-bit, float), it has
+            more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or one side is over 100 times as long as the other.
 
     Examples:
         >>> Image.new("L", (400, 300), 77).save("grey.jpg")
@@ -64,7 +64,7 @@ def read_image(path: str | Path | BinaryIO, shorter_side: int | None = None) -> 
 
 
 def _unsupported_reason(image: Image.Image) -> str | None:
-    """Return why an opened image should not be decoded; None if it can be."""
+    """Return the reason if an opened image is unsupported, or None."""
     if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
         return _too_large()
     if max(image.size) > _MAX_ELONGATION * min(image.size):
@@ -113,6 +113,6 @@ def _upright(image: Image.Image, rgb: Image.Image) -> Image.Image:
     """Apply the EXIF orientation of `image` to its decoded form."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # the pixels are good even if EXIF is broken
+    except Exception:  # invalid EXIF does not affect the pixels
         orientation = None
     return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb

@@ -16,14 +16,14 @@ from c2f_zoo.registry import Registry, check_options
 
 
 class LabelledImages(Protocol):
-    """A dataset: images, the leaf class of each, and the class tree.
+    """A dataset: images, their leaf classes, and the class tree.
 
     Optional attributes and methods:
 
-    - `labels`, where some images are labelled at coarser levels only: an int64 tensor (n, levels), coarse to fine,
-      with -1 for unknown labels. Where a label is known, the labels of its ancestors are known. `targets`, and the
-      labels of the items, are the last column.
-    - `paths`, where each image is a file: a list of n `Path`s. Error messages about an image include its path.
+    - `labels`, if some images are labelled at coarser levels only: an int64 tensor (n, levels), coarse to fine, with
+      -1 for unknown labels. If a label is known, so are the labels of its ancestors. `targets`, and the labels of the
+      items, are the last column.
+    - `paths`, if each image is a file: a list of n `Path`s. Error messages about an image include its path.
     - `splits`: a tuple of the splits that `create_dataset` can open; the default is `("train", "test")`. If `"val"` is
       in it, training validates on that split and trains on all of `"train"`.
     - `read(index, shorter_side=None)`: returns the RGB image without its label; a JPEG may be decoded at a reduced size
@@ -53,10 +53,10 @@ def create_dataset(name: str, split: str, **options: Any) -> LabelledImages:
     """Open one split of a dataset.
 
     Args:
-        name: one of `list_datasets()`. A listed name that ends in a slash is one of timm's readers; the dataset to read
-            follows it, e.g. `"hfds/user/birds"`.
+        name: one of `list_datasets()`. A name that ends in a slash is a reader of timm; add the dataset to read, e.g.
+            `"hfds/user/birds"`.
         split: `"train"`, `"test"`, or `"val"` if the dataset has it.
-        **options: keyword arguments of the dataset, e.g. `root`.
+        **options: additional keyword arguments of the dataset, e.g. `root`.
 
     Returns:
         A dataset whose items are (RGB image, label of the leaf class or -1 if unknown); `labels_of` returns its labels
@@ -93,7 +93,7 @@ def create_dataset(name: str, split: str, **options: Any) -> LabelledImages:
 
 
 def check_split(name: str, split: str, splits: Iterable[str] = ("train", "test"), hint: str = "") -> None:
-    """Raise a ValueError with the splits of a dataset unless it has the requested one.
+    """Raise a ValueError that lists a dataset's splits unless it has the requested one.
 
     Examples:
         >>> check_split("critters", "val")
@@ -109,14 +109,14 @@ def labels_of(dataset: LabelledImages) -> Tensor:
     """Return the labels of every image at every level.
 
     Args:
-        dataset: its `labels` are returned or, without these, computed from `targets` and the tree.
+        dataset: the dataset. Without `labels`, they are computed from `targets` and the tree.
 
     Returns:
         int64 tensor (n, levels), coarse to fine; -1 for unknown labels.
 
     Raises:
-        ValueError: a label is outside the tree, its parent's label is unknown or another class, or `targets` and
-            `labels` disagree; the message names the image.
+        ValueError: a label is outside the tree, its parent's label is unknown or wrong, or `targets` and `labels`
+            differ; the message names the image.
 
     Examples:
         >>> labels_of(create_dataset("critters", "train", per_class=1))[[0, 35]]

@@ -1,4 +1,4 @@
-"""Shared by datasets that other libraries open: relabelling and errors."""
+"""Relabelling and error translation for datasets of other libraries."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from c2f_zoo.registry import unknown_name
 
 
 class ImageItems(Protocol):
-    """A dataset whose items are (image, ...), as in torchvision."""
+    """A dataset with items (image, ...), as in torchvision."""
 
     def __len__(self) -> int: ...
 
@@ -51,8 +51,8 @@ class Relabelled:
 def labels_by_name(names: Sequence[str], hierarchy: Hierarchy, source: str) -> list[int]:
     """Match a dataset's classes with the leaf classes of a tree, by name.
 
-    A name that is not in the tree is compared by its letters and digits alone, so that `black_footed albatross` matches
-    `Black-footed Albatross`, if only one class matches.
+    If a name is not in the tree, only letters and digits are compared: `black_footed albatross` matches
+    `Black-footed Albatross`, unless several classes match.
 
     Args:
         names: the dataset's classes.

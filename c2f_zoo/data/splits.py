@@ -21,9 +21,9 @@ def train_and_val(
 
     Args:
         name: one of `list_datasets()`.
-        val_fraction: fraction of each class's training images that validates, in [0, 1); 0: none. Not used where the
+        val_fraction: fraction of each class's training images to validate on, in [0, 1); 0: none. Ignored if the
             dataset has a split `"val"`.
-        seed: seed of the choice.
+        seed: seed of the split.
         **options: additional keyword arguments of the dataset.
 
     Returns:
@@ -49,7 +49,7 @@ def stratified_split(targets: Sequence[int] | Tensor, fraction: float, seed: int
             then indices with the same deepest known label form a class.
         fraction: fraction of each class in the second set, in [0, 1), rounded. Unless it is 0, a class of two or more
             has at least one index in each set, and a class of one is in the first.
-        seed: seed of the choice; the same seed gives the same split on every machine.
+        seed: seed of the split; the same seed gives the same split on every machine.
 
     Returns:
         The sorted indices of the first and of the second set.

@@ -39,7 +39,7 @@ def timm_dataset(
     """Open a dataset with `timm.data.create_dataset` and label its images with a tree.
 
     Its classes are matched with the leaf classes by name, ignoring case and punctuation. Classes without names, as with
-    `wds/`, are matched by order if there are as many of them.
+    `wds/`, are matched by order if the numbers of classes are equal.
 
     - `hfds/NAME`: a dataset of the Hugging Face Hub, or the path of a folder that `datasets.load_dataset` accepts;
       `root` is its cache. Images are decoded when they are used.
@@ -63,7 +63,7 @@ def timm_dataset(
 
     Raises:
         ImportError: the package of the reader is missing.
-        ValueError: the dataset cannot be opened or has no such split, or a class or a label is not in the tree.
+        ValueError: the dataset cannot be opened, the split does not exist, or a class or label is not in the tree.
 
     Examples:
         >>> tree = Hierarchy.from_rows(("kind", "shape"), [("round", "disc"), ("edged", "box")])
@@ -93,7 +93,7 @@ class EncodedImages:
     """A `LabelledImages` of encoded image files, in memory or in a table.
 
     Args:
-        load_bytes: returns the file of an index.
+        load_bytes: a function from an index to the bytes of an image file.
         source: name of the dataset in errors.
         targets: for each image the label of its leaf class.
         hierarchy: the tree.
@@ -133,7 +133,7 @@ class _NamedBytes(io.BytesIO):
 
 
 class _Source(NamedTuple):
-    """An opened dataset whose labels are not yet those of the tree."""
+    """An opened dataset before its labels are matched with the tree."""
 
     labels: Sequence[Any]  # the dataset's own label of each image
     class_names: Sequence[str]  # of its labels 0, 1, ...; empty if it has none

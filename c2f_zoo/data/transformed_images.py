@@ -1,4 +1,4 @@
-"""A dataset's images, decoded and transformed for a network, and how an image that cannot be decoded is treated."""
+"""A dataset's images, decoded and transformed for a network."""
 
 from __future__ import annotations
 
@@ -21,16 +21,15 @@ class TransformedImages(Dataset[tuple[Any, Tensor, int, bool]]):
 
     Args:
         dataset: the images.
-        transform: maps a PIL image to the network's input: one view (`create_transform`) or a dictionary of views
-            (`create_views`).
+        transform: a function from a PIL image to the network's input: one view (`create_transform`) or a dictionary of
+            views (`create_views`).
         indices: the images' indices in the dataset; None for all.
-        on_error: how an unreadable image is treated: `"raise"` an error, or `"skip"` it: a black image with unknown
-            labels takes its place. The batch keeps its size, and no loss or accuracy counts the image; batch norm in
-            training mode does.
+        on_error: treatment of unreadable images: `"raise"` an error, or `"skip"` and replace them with black images of
+            unknown label. Losses and metrics ignore these; batch norm in training mode does not.
         shorter_side: a JPEG may be decoded at a reduced size, of at least this shorter side in pixels.
 
-    Each item is (transformed image, labels (levels,) int64, index in the dataset, whether the image is readable). The
-    labels of an unreadable image are -1.
+    Each item is (transformed image, labels (levels,) int64, index in the dataset, readable). Labels of an unreadable
+    image are -1.
 
     Raises:
         ValueError: the dataset's labels do not fit its tree, `on_error` is unknown, or an image is unreadable; the
@@ -90,7 +89,7 @@ def load_image(dataset: LabelledImages, index: int, shorter_side: int | None = N
 
 
 def read_error(dataset: LabelledImages, index: int) -> str:
-    """Return why an image is unreadable; `""` if it is readable.
+    """Return the reason if an image is unreadable, or `""`.
 
     Examples:
         >>> read_error(create_dataset("critters", "train", per_class=1), 7)
@@ -104,7 +103,7 @@ def read_error(dataset: LabelledImages, index: int) -> str:
 
 
 def name_of(dataset: LabelledImages, index: int) -> str:
-    """Name an image for a message: its index, and its file if it has one.
+    """Return an image's name for messages: its index, and its file if it has one.
 
     Examples:
         >>> name_of(create_dataset("critters", "train", per_class=1), 7)

@@ -1,4 +1,4 @@
-"""Transforms from an image to the model's input, at a given resolution."""
+"""Transforms from an image to the model's input."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _TENSOR_FILTERS = {"bilinear", "bicubic", "nearest"}
 
 
 class Degrade(nn.Module):
-    """Shrink an image to a resolution and resize it back, which removes finer detail.
+    """Shrink an image to a resolution and resize it back, to remove finer detail.
 
-    The paper (Huo et al., SIGIR 2019, section 2) states a resolution for each level, but neither the filters nor
-    whether a resolution is a side or an area. The defaults are the shorter side and the bilinear (triangle) filter,
-    which is antialiased when it shrinks. An image with no more pixels than the resolution is not shrunk.
+    The paper (Huo et al., SIGIR 2019, section 2) states a resolution for each level, but not the filters, nor if a
+    resolution is a side or an area. The defaults are the shorter side and the antialiased bilinear (triangle) filter.
+    An image below the resolution is not shrunk.
 
     Accepts an RGB PIL image, or a tensor (..., C, H, W), uint8 or floating, on any device, and returns the same type.
     With the bilinear filter all types, batched or not, on CPU and GPU, agree within 2/255 at any pixel and 0.5/255 in
     the mean: 8-bit values are rounded after each pass. With bicubic the bounds are 3/255 and 0.5/255, unless values
     overshoot the 8 bits: they are clipped after each pass, but floating tensors are not. `"nearest"` chooses the same
-    pixel, unless two are equally near. The tests compare all of these; the test on a GPU has not been run yet.
+    pixel, unless two are equally near. The tests compare all of these; the test on a GPU has not been run.
 
     Args:
         resolution: shorter side in pixels to shrink to, >= 1; None does not shrink.
@@ -117,13 +117,13 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        # Not persistent: a model that holds one keeps the keys of its state_dict.
+        # Not persistent: a model with a Normalize has the same state_dict keys.
         self.register_buffer("mean", 255 * torch.tensor(mean), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         *_, width, channels = images.shape
-        # Row by row: along three channels alone there would be little to do at a time.
+        # Whole rows are faster than three channels at a time.
         rows = images.flatten(-2).to(torch.float32, copy=True)
         rows = rows.sub_(self.mean.repeat(width)).div_(self.std.repeat(width))
         return rows.unflatten(-1, (width, channels)).movedim(-1, -3)
@@ -142,8 +142,8 @@ def create_transform(
         preprocessing: size, mean and std of the model's input, and the filters.
         resolution: the resolution to shrink to, see `Degrade`; None keeps that of the image.
         train: crop and flip at random, instead of cropping the centre.
-        normalize: return the model's input; otherwise uint8 (height, width, channels), a quarter of the bytes to send
-            from a loader's workers (most of their time), to be normalized as a batch with `Normalize(mean, std)`.
+        normalize: normalize the image. False returns uint8 (height, width, channels), to be normalized as a batch by
+            `Normalize(mean, std)`: a loader's workers then send a quarter of the bytes.
 
     Returns:
         A callable from an RGB PIL image to a float32 tensor (channels, height, width), or see `normalize`.
@@ -168,18 +168,18 @@ def create_transform(
 def create_views(
     preprocessing: Preprocessing, resolutions: Mapping[Key, int | None], train: bool, normalize: bool = True
 ) -> Callable[[Image.Image], dict[Key, Tensor]]:
-    """Create the transform from an image to its views, one at each resolution.
+    """Create the transform from an image to its views, one for each resolution.
 
-    In training each view has its own random crop and flip.
+    In training each view is cropped and flipped independently.
 
     Args:
         preprocessing: see `create_transform`.
-        resolutions: the resolution of each view, by any key.
+        resolutions: key -> resolution of the view.
         train: see `create_transform`.
         normalize: see `create_transform`.
 
     Returns:
-        A callable from an RGB PIL image to a dictionary of its views, by the same keys.
+        A callable from an RGB PIL image to its views, key -> tensor.
 
     Examples:
         >>> views = create_views(Preprocessing(), {"species": None, "family": 64}, train=True, normalize=False)
