@@ -303,25 +303,24 @@ class CalibrationError(TreeMetric):
     """Expected calibration error of one level, in [0, 1]; lower is better.
 
     Guo et al. (ICML 2017), eq. 3: `sum_b n_b / N |accuracy_b - confidence_b|` over bins of equal width. Bin m holds the
-    samples whose confidence, the probability of the most probable class, lies in `((m - 1) / bins, m / bins]`. Samples
-    of unknown class (-1) do not count.
+    samples whose confidence, the probability of the most probable class, lies in `((m - 1) / bins, m / bins]`; there
+    are 15 bins. Samples of unknown class (-1) do not count.
 
     Args:
         hierarchy: the class tree down to the level.
-        num_bins: number of bins.
     """
 
     scope = "level"
     higher_is_better = False
+    num_bins = 15
     correct: Tensor
     confidence: Tensor
     count: Tensor
 
-    def __init__(self, hierarchy: Hierarchy, num_bins: int = 15) -> None:
+    def __init__(self, hierarchy: Hierarchy) -> None:
         super().__init__(hierarchy)
-        self.num_bins = num_bins
-        self._add_counts("correct", "count", size=(num_bins,))
-        self.add_state("confidence", torch.zeros(num_bins), dist_reduce_fx="sum")
+        self._add_counts("correct", "count", size=(self.num_bins,))
+        self.add_state("confidence", torch.zeros(self.num_bins), dist_reduce_fx="sum")
 
     def update(self, log_probs: Tensor, target: Tensor) -> None:
         """Add log-probabilities (N, classes) and labels (N,)."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from c2f_zoo.ops.products import matmul
 
 MEBIBYTE = 2**20
+TIMED_SECONDS = 0.2  # a shorter call is repeated
 T = TypeVar("T")
 
 
@@ -62,15 +63,10 @@ def run_in_new_process(function: Callable[[], T]) -> T:
         return _receive(connection)
 
 
-def seconds_per_call(function: Callable[[], object], at_least: float = 0.2) -> float:
-    """Return the seconds of a call, the median of several calls if it is short.
-
-    Args:
-        function: the call.
-        at_least: minimum total of the timed calls in seconds.
-    """
+def seconds_per_call(function: Callable[[], object]) -> float:
+    """Return the seconds of a call, the median of several calls if it is short."""
     times: list[float] = []
-    while sum(times) < at_least:
+    while sum(times) < TIMED_SECONDS:
         start = time.perf_counter()
         function()
         times.append(time.perf_counter() - start)

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+FONT_SIZE = 6  # of the names in an image, in points (1/72 inch)
+
 
 def draw_text(tree: Hierarchy) -> str:
     """Draw a tree as text, like the Unix command `tree`.
@@ -47,7 +49,7 @@ def draw_text(tree: Hierarchy) -> str:
     return "\n".join(line for label in range(len(tree.classes[0])) for line in draw(0, label)[0])
 
 
-def draw_image(tree: Hierarchy, font_size: float = 6) -> Figure:
+def draw_image(tree: Hierarchy) -> Figure:
     """Draw a tree as rings of class names, the coarsest level inside.
 
     The size of the figure follows from the names: 200 leaf classes take about 13 inches. Colours only separate
@@ -55,7 +57,6 @@ def draw_image(tree: Hierarchy, font_size: float = 6) -> Figure:
 
     Args:
         tree: the class tree.
-        font_size: height of the names in points (1/72 inch).
 
     Returns:
         A matplotlib figure; its `savefig` writes PNG, SVG or PDF.
@@ -68,9 +69,9 @@ def draw_image(tree: Hierarchy, font_size: float = 6) -> Figure:
     children = _children(tree)
     turn = 2 * math.pi / len(tree.classes[-1])
     # Names of a ring are at least one leaf class apart: the innermost ring has room for a line of text for each.
-    rings = [max(1.3 * font_size / turn, 8 * font_size)]
+    rings = [max(1.3 * FONT_SIZE / turn, 8 * FONT_SIZE)]
     for names in tree.classes:
-        rings.append(rings[-1] + max(_width(name, font_size) for name in names) + 3 * font_size)
+        rings.append(rings[-1] + max(_width(name) for name in names) + 3 * FONT_SIZE)
     size = rings[-1]
     figure = Figure(figsize=(2 * size / 72, 2 * size / 72))  # one unit of the axes is a point
     axes = figure.add_axes((0, 0, 1, 1), xlim=(-size, size), ylim=(-size, size))
@@ -82,10 +83,10 @@ def draw_image(tree: Hierarchy, font_size: float = 6) -> Figure:
         below = [draw(depth + 1, child, colour) for child in children[depth][label]]
         angle = (below[0] + below[-1]) / 2 if below else math.pi / 2 - turn * next(leaves)
         name = tree.classes[depth][label]
-        _write(axes, name, angle, rings[depth], font_size, colour if depth == 0 else "black")
+        _write(axes, name, angle, rings[depth], colour if depth == 0 else "black")
         if below:
-            inner, outer = rings[depth] + _width(name, font_size) + font_size / 2, rings[depth + 1] - font_size / 2
-            arc = rings[depth + 1] - 1.5 * font_size
+            inner, outer = rings[depth] + _width(name) + FONT_SIZE / 2, rings[depth + 1] - FONT_SIZE / 2
+            arc = rings[depth + 1] - 1.5 * FONT_SIZE
             _line(axes, [(inner, angle), (arc, angle)], colour)
             steps = [below[0] + (below[-1] - below[0]) * step / 32 for step in range(33)]
             _line(axes, [(arc, step) for step in steps], colour)
@@ -96,7 +97,7 @@ def draw_image(tree: Hierarchy, font_size: float = 6) -> Figure:
     for label in range(len(tree.classes[0])):
         draw(0, label, f"C{label % 10}")
     counts = "\n".join(f"{level}: {number}" for level, number in tree.num_classes.items())
-    axes.text(0, 0, counts, ha="center", va="center", fontsize=min(rings[0] / 8, 3 * font_size), parse_math=False)
+    axes.text(0, 0, counts, ha="center", va="center", fontsize=min(rings[0] / 8, 3 * FONT_SIZE), parse_math=False)
     return figure
 
 
@@ -109,13 +110,13 @@ def _children(tree: Hierarchy) -> list[list[list[int]]]:
     return children
 
 
-def _width(name: str, font_size: float) -> float:
+def _width(name: str) -> float:
     """Return an upper bound of the length of a name in points."""
     from matplotlib.textpath import TextPath
 
     plain = name.replace("$", r"\$")  # not a formula
     # 1.08: letters get wider when they are fitted to pixels.
-    return 1.08 * TextPath((0, 0), plain, size=font_size).get_extents().width
+    return 1.08 * TextPath((0, 0), plain, size=FONT_SIZE).get_extents().width
 
 
 def _line(axes: Axes, points: list[tuple[float, float]], colour: str) -> None:
@@ -124,7 +125,7 @@ def _line(axes: Axes, points: list[tuple[float, float]], colour: str) -> None:
     axes.plot(xs, ys, color=colour, linewidth=0.8, solid_capstyle="round")
 
 
-def _write(axes: Axes, name: str, angle: float, radius: float, font_size: float, colour: str) -> None:
+def _write(axes: Axes, name: str, angle: float, radius: float, colour: str) -> None:
     """Write a name along a ray from the centre, never upside down."""
     left = math.cos(angle) < -1e-9
     axes.text(
@@ -135,7 +136,7 @@ def _write(axes: Axes, name: str, angle: float, radius: float, font_size: float,
         rotation_mode="anchor",
         ha="right" if left else "left",
         va="center_baseline",
-        fontsize=font_size,
+        fontsize=FONT_SIZE,
         color=colour,
         parse_math=False,
     )

@@ -90,14 +90,6 @@ def triton_multilinear_sums(
     return [sums[distinct.index(mask)] for mask in masks]
 
 
-def available() -> bool:
-    """Return whether Triton is installed and there is a GPU or its interpreter.
-
-    The interpreter runs the kernels slowly on the CPU. It requires TRITON_INTERPRET=1 before Triton is imported.
-    """
-    return triton is not None and (torch.cuda.is_available() or _interpreted())
-
-
 def unsupported(maps: Sequence[Tensor], terms: Sequence[tuple[int, ...]]) -> str | None:
     """Return why `triton_multilinear_sums` does not support these inputs, or None.
 

@@ -34,7 +34,6 @@ class SharedHbpPooling(Pooling):
     Args:
         in_channels: number of channels of the three maps, all the same.
         dim: width d of the projection; the vector has 3 d entries.
-        root_eps: added to the sums, which are not negative, before the root; it bounds the root's gradient.
         align: what to do with maps of different sizes: `"error"` or `"pool"`.
 
     Raises:
@@ -43,10 +42,9 @@ class SharedHbpPooling(Pooling):
 
     description = "Three pairs behind one projection, batch norm, ReLU: `concat(A*B, A*C, B*C)`"
     source = "after Yu et al., ECCV 2018"
+    root_eps = 1e-5  # added to the sums, which are not negative, before the root: it bounds the root's gradient
 
-    def __init__(
-        self, in_channels: Sequence[int], dim: int = 8192, root_eps: float = 1e-5, align: Align = "error"
-    ) -> None:
+    def __init__(self, in_channels: Sequence[int], dim: int = 8192, align: Align = "error") -> None:
         check_num_maps("hbp_shared", in_channels, allowed=[3])
         check_choice("align", align, get_args(Align))
         if len(set(in_channels)) > 1:
@@ -55,7 +53,6 @@ class SharedHbpPooling(Pooling):
                 "choose taps with equal numbers of channels, or the pooling hbp"
             )
         super().__init__(in_channels, out_features=dim * len(_PAIRS))
-        self.root_eps = root_eps
         self.align: Align = align
         self.one_size = align == "error"
         self.projection = projection(in_channels[0], dim, bias=False)
