@@ -25,6 +25,7 @@ from c2f_zoo.evaluation.report import metrics_table, print_tables
 from c2f_zoo.heads import list_heads
 from c2f_zoo.io.files import write_csv
 from c2f_zoo.registry import unknown_name
+from c2f_zoo.training.launch import error_message
 from c2f_zoo.zoo.create import create_model
 
 LINEAR_PROBE = "linear_probe"
@@ -59,6 +60,8 @@ def main(
     """
     methods = choose_methods(methods)
     train_set, train_indices, val_indices = train_and_val(dataset, val_fraction, seed, **dataset_options)
+    if not val_indices:
+        raise ValueError("val_fraction is 0: there are no validation images to choose the penalty on; hold some out")
     test_set = create_dataset(dataset, "test", **dataset_options)
     tree = train_set.hierarchy
     model = create_model("mlph", hierarchy=tree, pooling="avg", **model_options).eval()
@@ -74,10 +77,8 @@ def main(
         else:
             probe = probe_head(method, train, val, tree, penalties, max_iter, seed)
         metrics = score_probe(probe.classify, test, tree)
-        any_decoding, decodings = (
-            metrics.report(),
-            {decoding: metrics.report(decoding) for decoding in DECODINGS.load_all()},
-        )
+        any_decoding = metrics.report()
+        decodings = {decoding: metrics.report(decoding) for decoding in DECODINGS.load_all()}
         rows += method_rows(method, probe, any_decoding, decodings, len(test_set))
         tables.append(metrics_table(f"{method}, {len(test_set)} test images", any_decoding, decodings))
         accuracy = f"{100 * probe.mean_val_accuracy:.1f} %"
@@ -120,4 +121,7 @@ def format_penalties(probe: Probe) -> str:
 
 
 if __name__ == "__main__":
-    auto_cli(main, as_positional=False)
+    try:
+        auto_cli(main, as_positional=False)
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(f"ablation.py: {error_message(error)}") from error

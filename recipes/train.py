@@ -38,7 +38,7 @@ from c2f_zoo.training.launch import create_accelerator, error_message
 from c2f_zoo.training.objective import create_objective
 from c2f_zoo.training.options import TrainOptions, parse
 from c2f_zoo.training.run_folder import list_unreadable, open_run_folder
-from c2f_zoo.training.setup import build_model, cache_images, check_batch_size, check_labels
+from c2f_zoo.training.setup import build_model, cache_images, check_batch_size, check_labels, check_stages
 from c2f_zoo.training.stages import fit
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "critters.yaml"
@@ -71,11 +71,11 @@ def main(options: TrainOptions, name: str) -> None:
     levels_at = {resolution: best.levels for resolution in finest_first}
     predictions = predict_labels(accelerator.prepare(best), test_set, range(len(test_set)), levels_at, **scoring)
     if accelerator.is_main_process:
-        save_scores(predictions, best, output)
         held_out = set(val_indices).intersection(progress.unreadable)
         trained = sorted({*progress.unreadable} - held_out)
         splits = {"training": (dataset, trained), "validation": (dataset, sorted(held_out))}
         list_unreadable({**splits, "test": (test_set, predictions.unreadable)}, output)
+        save_scores(predictions, best, output)
         report(predictions, best, output)
     accelerator.end_training()
 
@@ -89,6 +89,7 @@ def set_up(
         The dataset of training and validation images with the indices of both, the test set, and the model.
     """
     check_batch_size(options.batch_size, accelerator.num_processes)
+    check_stages(options.stages)
     with accelerator.local_main_process_first():  # one process downloads
         dataset, train_indices, val_indices = train_and_val(
             options.dataset, options.val_fraction, options.seed, **options.dataset_options

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import runpy
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -67,6 +68,13 @@ def test_the_linear_probe_chooses_a_penalty_for_each_level() -> None:
 def test_an_unknown_method_is_named() -> None:
     with pytest.raises(ValueError, match="unknown method 'marginals'; did you mean 'marginal'"):
         ablation["choose_methods"](["marginals"])
+
+
+def test_a_mistake_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = ["--dataset", "critters", "--dataset_options.per_class", "2", "--val_fraction", "0"]
+    monkeypatch.setattr(sys, "argv", ["ablation.py", *data, "--model_options", "{}", "--resolutions", "{}"])
+    with pytest.raises(SystemExit, match=r"ablation\.py: val_fraction is 0: there are no validation images"):
+        runpy.run_path(ablation["__file__"], run_name="__main__")
 
 
 @pytest.mark.slow

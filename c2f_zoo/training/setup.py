@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,7 @@ from c2f_zoo.data import CachedImages, LabelledImages
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.model import C2FModel
 from c2f_zoo.registry import check_options
-from c2f_zoo.training.options import TrainOptions
+from c2f_zoo.training.options import Stage, TrainOptions
 from c2f_zoo.zoo.create import create_model
 
 
@@ -36,11 +38,28 @@ def check_batch_size(batch_size: int, num_processes: int) -> None:
         Traceback (most recent call last):
         ValueError: batch_size 3 cannot be split between 2 processes; choose a multiple of 2
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is a number of images, 1 or more, not {batch_size}")
     if batch_size % num_processes:
         raise ValueError(
             f"batch_size {batch_size} cannot be split between {num_processes} processes; choose a multiple of "
             f"{num_processes}"
         )
+
+
+def check_stages(stages: Sequence[Stage]) -> None:
+    """Check that a run has an epoch and that its learning rates can be halved.
+
+    Examples:
+        >>> check_stages([])
+        Traceback (most recent call last):
+        ValueError: the stages have no epoch; add one, e.g. --stages '[{epochs: 1, lr: 0.1}]'
+    """
+    if sum(stage.epochs for stage in stages) < 1:
+        raise ValueError("the stages have no epoch; add one, e.g. --stages '[{epochs: 1, lr: 0.1}]'")
+    for stage in stages:
+        if stage.halve_every < 1:
+            raise ValueError(f"halve_every is a number of epochs, 1 or more, not {stage.halve_every}")
 
 
 def check_labels(labels: Tensor, model: C2FModel, split: str) -> None:
