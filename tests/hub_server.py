@@ -91,9 +91,9 @@ class Hub:
     Attributes:
         requests: "METHOD path" of all requests in order, followed by " from N" for a range from byte N.
         leaked: requests to the file store that carried a token.
-        extra_names: repository -> file names that it lists without having them.
+        extra_names: repository -> names of missing files that it lists.
         half_sent: set when the fault "hang" has sent half a body.
-        let_go: ends the fault "hang" when set.
+        released: ends the fault "hang" when set.
     """
 
     def __init__(self, tokens: dict[str, str]) -> None:
@@ -104,7 +104,7 @@ class Hub:
         self.requests: list[str] = []
         self.leaked: list[str] = []
         self.extra_names: dict[str, list[str]] = {}
-        self.half_sent, self.let_go = threading.Event(), threading.Event()
+        self.half_sent, self.released = threading.Event(), threading.Event()
         self.lock = threading.RLock()
         self.endpoint = self.cdn = ""
 
@@ -140,7 +140,7 @@ class Hub:
         try:
             yield self
         finally:
-            self.let_go.set()
+            self.released.set()
             for server in servers:
                 server.shutdown()
                 server.server_close()
@@ -230,7 +230,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         if self.fault == "hang":
             self.hub.half_sent.set()
-            self.hub.let_go.wait(300)
+            self.hub.released.wait(300)
         self.break_off()
 
     def send_json(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:

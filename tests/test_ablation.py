@@ -1,4 +1,4 @@
-"""The comparison of heads: what it fits, how it chooses penalties, and every method and decoding in its table."""
+"""The ablation recipe: fits, the choice of penalties, and the table of methods and decodings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TREE = Hierarchy.from_rows(("kind", "shape"), [("round", "disc"), ("round", "rin
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list_heads())
 def test_every_head_is_fitted(name: str) -> None:
-    # Features that tell the shape, or at the coarse level the kind only, with noise far below the margin.
+    # Features determine the shape, or only the kind at the coarse level; noise is far below the margin.
     labels = TREE.ancestors(torch.tensor([0, 1, 2]).repeat(8))
     noise = 0.1 * torch.randn(2, 24, 3, generator=torch.Generator().manual_seed(0))
     kinds = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])
@@ -41,7 +41,7 @@ def test_every_head_is_fitted(name: str) -> None:
     assert (report["kind/accuracy"], report["shape/accuracy"]) == (1.0, 1.0)
 
 
-def test_the_penalty_keeps_weights_small() -> None:
+def test_a_larger_penalty_gives_smaller_weights() -> None:
     labels = TREE.ancestors(torch.tensor([0, 1, 2]))
     features = {"kind": torch.eye(3), "shape": torch.eye(3)}
     norms = []
@@ -52,7 +52,7 @@ def test_the_penalty_keeps_weights_small() -> None:
 
 
 def test_the_linear_probe_chooses_a_penalty_for_each_level() -> None:
-    # Features that are the kind are fitted at any penalty; random ones only at a small one, in 10 dimensions.
+    # Features equal to the kind are fitted with any penalty; random features, of 10 dimensions, only with a small one.
     labels = TREE.ancestors(torch.tensor([0, 1, 2] * 8))
     labels[0] = -1
     noise = torch.randn(24, 10, generator=torch.Generator().manual_seed(0))
@@ -65,7 +65,7 @@ def test_the_linear_probe_chooses_a_penalty_for_each_level() -> None:
     assert log_probs["shape"].exp().sum(dim=1) == pytest.approx(torch.ones(24))
 
 
-def test_an_unknown_method_is_named() -> None:
+def test_an_unknown_method_is_an_error() -> None:
     with pytest.raises(ValueError, match="unknown method 'marginals'; did you mean 'marginal'"):
         ablation["choose_methods"](["marginals"])
 
@@ -78,7 +78,7 @@ def test_a_mistake_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_the_table_has_every_head_under_every_decoding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_every_head_with_every_decoding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ablation["main"](
         dataset="critters",
         dataset_options={"per_class": 2},

@@ -67,7 +67,7 @@ def build(name: str, taps: tuple[str, ...] | None = None) -> tuple[TapBackbone, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
-def test_any_family_forward_and_backward(name: str) -> None:
+def test_every_family_runs_forward_and_backward(name: str) -> None:
     fixed = timm.get_pretrained_cfg(name).fixed_input_size
     model = create_model(
         "mlph", backbone=name, hierarchy="critters", input_size=None if fixed else 128, pooling_options={"dim": 8}
@@ -76,7 +76,7 @@ def test_any_family_forward_and_backward(name: str) -> None:
     x = torch.randn(2, *size)
     loss = sum(F.cross_entropy(logits, torch.tensor([0, 3])) for logits in model(x).values())
     loss.backward()
-    assert all(weight.grad is not None for weight in model.parameters()), "what the taps do not need is gone"
+    assert all(weight.grad is not None for weight in model.parameters()), "layers that no tap depends on are removed"
     maps = backbone(x)
     assert len(maps) == 3
     assert [tuple(x.shape) for x in maps] == [(2, *shape) for shape in backbone.map_shapes]
@@ -84,7 +84,7 @@ def test_any_family_forward_and_backward(name: str) -> None:
     assert maps[0].shape[2] == maps[0].shape[3] > 1
 
 
-def test_there_are_25_families() -> None:
+def test_at_least_25_families_are_tested() -> None:
     modules = {timm.models.model_entrypoint(name).__module__ for name in FAMILIES}
     assert len(modules) >= 25
 
@@ -107,7 +107,7 @@ def test_default_taps(name: str, taps: tuple[str, ...]) -> None:
 
 
 @pytest.mark.slow
-def test_vgg_relu_taps_are_what_they_are_called() -> None:
+def test_default_taps_of_vgg_are_relus() -> None:
     # In VGG-16's table (Simonyan & Zisserman 2015, D) block 5 is its last three convolutions before the last pool.
     features = timm.create_model("vgg16").features
     kinds = [type(layer).__name__ for layer in features[24:31]]
@@ -115,7 +115,7 @@ def test_vgg_relu_taps_are_what_they_are_called() -> None:
 
 
 @pytest.mark.slow
-def test_vgg_loses_its_classifier() -> None:
+def test_unused_classifier_of_vgg_is_removed() -> None:
     backbone, _ = build("vgg16")
     assert sum(weight.numel() for weight in backbone.parameters()) == 14_714_688  # VGG-16's 13 convolutions
     assert len([m for m in backbone.modules() if isinstance(m, nn.Conv2d)]) == 13
@@ -123,7 +123,7 @@ def test_vgg_loses_its_classifier() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0", "swin_tiny_patch4_window7_224", "convnext_atto"])
-def test_removing_layers_leaves_the_maps(name: str) -> None:
+def test_removing_layers_does_not_change_the_maps(name: str) -> None:
     torch.manual_seed(0)
     whole = create_body(name).eval()
     backbone = TapBackbone(copy.deepcopy(whole)).eval()
@@ -137,19 +137,19 @@ def test_removing_layers_leaves_the_maps(name: str) -> None:
         maps = backbone(x)
     for tap, found in zip(backbone.taps, maps, strict=True):
         expected = outputs[tap].permute(0, 3, 1, 2) if name.startswith("swin") else outputs[tap]
-        assert torch.equal(found, expected), "nor has a later layer written into the tapped tensor"
+        assert torch.equal(found, expected), "no later layer has overwritten the tapped tensor"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "mixer_s32_224"])
-def test_tokens_become_the_maps_that_timm_makes_of_them(name: str) -> None:
+def test_maps_of_tokens_equal_those_of_timm(name: str) -> None:
     backbone, size = build(name)
     whole = create_body(name)
     whole.load_state_dict(backbone.body.state_dict(), strict=False)
     x = torch.randn(2, *size)
     with torch.no_grad():
         maps = backbone.eval()(x)
-        if name.startswith("swin"):  # timm gives stages here; the last tap is the last block of the third
+        if name.startswith("swin"):  # timm returns stages; the last tap ends the third one
             expected = whole.eval().forward_intermediates(x, indices=[2], intermediates_only=True)
             maps = maps[-1:]
         else:
@@ -188,46 +188,46 @@ def test_a_compiled_backbone_gives_the_same_maps() -> None:
             torch.testing.assert_close(found, wanted)
 
 
-def test_named_taps_are_given_in_the_order_asked_for() -> None:
+def test_maps_are_in_the_order_of_the_taps() -> None:
     backbone, size = build("resnet18", ("layer3", "layer1"))
     assert backbone.out_channels == [256, 64]
     assert [x.shape[1] for x in backbone(torch.randn(1, *size))] == [256, 64]
     assert not [key for key in backbone.state_dict() if "layer4" in key]
 
 
-def test_a_tap_that_does_not_exist_is_named() -> None:
+def test_an_unknown_tap_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"unknown tap 'layer5'; did you mean 'layer4'"):
         build("resnet18", ("layer5",))
 
 
-def test_a_tap_that_is_no_map_is_named() -> None:
+def test_a_tap_without_a_feature_map_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"the output of tap 'global_pool' is not a feature map"):
         build("resnet18", ("global_pool",))
 
 
-def test_a_tap_that_a_later_layer_writes_over_is_refused() -> None:
-    # timm's ResNet adds the shortcut to the output of bn2, and its ReLU works, in place.
+def test_a_tap_overwritten_in_place_is_an_error() -> None:
+    # timm's ResNet adds the shortcut to the output of bn2 in place.
     with pytest.raises(ValueError, match=r"the output of tap 'layer4.1.bn2' is not a feature map, or a later layer"):
         build("resnet18", ("layer4.1.bn2",))
 
 
 @pytest.mark.slow
-def test_a_network_without_default_taps_says_how_to_name_them() -> None:
+def test_no_default_taps_is_an_error_that_lists_candidates() -> None:
     with pytest.raises(ValueError, match=r"no default taps for VGG; pass taps=\[...\]; .*'features.20'"):
         build("vgg11")
 
 
-def test_an_input_that_does_not_fit_is_named() -> None:
+def test_an_unsupported_input_size_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"VisionTransformer does not run on an input of \(3, 100, 100\)"):
         TapBackbone(create_body("vit_tiny_patch16_224"), None, (3, 100, 100))
 
 
-def test_an_unknown_backbone_is_named() -> None:
+def test_an_unknown_backbone_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"unknown backbone 'resnet5O'; did you mean 'resnet50'"):
         create_body("resnet5O")
 
 
-def test_a_registered_backbone_stands_beside_timms(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registered_backbone_is_listed_with_those_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BACKBONES, "_entries", dict(BACKBONES._entries))
 
     @register_backbone("three_convs")
@@ -242,8 +242,8 @@ def test_a_registered_backbone_stands_beside_timms(monkeypatch: pytest.MonkeyPat
     assert backbone(torch.randn(1, 3, 8, 8))[2].shape == (1, 4, 8, 8)
 
 
-def test_a_backbone_is_made_where_no_gradients_are_kept() -> None:
+def test_a_backbone_is_built_under_no_grad() -> None:
     with torch.no_grad():
         without = TapBackbone(create_body("test_convnext"), None, (3, 32, 32))
-    as_ever = TapBackbone(create_body("test_convnext"), None, (3, 32, 32))
-    assert list(without.state_dict()) == list(as_ever.state_dict())
+    with_gradients = TapBackbone(create_body("test_convnext"), None, (3, 32, 32))
+    assert list(without.state_dict()) == list(with_gradients.state_dict())

@@ -45,7 +45,7 @@ def run_benchmark(name: str, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("name", list_poolings())
-def test_ours_and_the_plain_transcription_are_one_function(name: str) -> None:
+def test_poolings_equal_their_plain_transcriptions(name: str) -> None:
     torch.manual_seed(0)
     maps = [torch.rand(2, 6, 4, 3) for _ in range(num_taps_of(name))]
     options = {"dim": 5} if "dim" in inspect.signature(POOLINGS[name]).parameters else {}
@@ -54,7 +54,7 @@ def test_ours_and_the_plain_transcription_are_one_function(name: str) -> None:
         torch.testing.assert_close(PLAIN[name](module, maps), module(maps), rtol=1e-3, atol=1e-3)
 
 
-def test_a_transcription_that_differs_is_refused() -> None:
+def test_a_transcription_with_other_values_is_an_error() -> None:
     _, module, maps = pooling.build(pooling.Case("avg", "ours", 2, 6, 3, None))
     pooling.check_equal(module, maps, PLAIN["avg"])
     with pytest.raises(ValueError, match=r"differ in values by 5\.0e-01"):
@@ -124,7 +124,7 @@ def test_step_writes_a_row_for_each_implementation_and_batch(tmp_path: Path, mon
     assert {row["largest_batch"] for row in rows} == {str((24 * 1024 - 100) // 50)}
 
 
-def test_photos_are_drawn_with_the_spectrum_of_photographs(tmp_path: Path) -> None:
+def test_drawn_photos_have_the_spectrum_of_photographs(tmp_path: Path) -> None:
     data.draw_photos(tmp_path, (256, 192), count=2)
     first, second = (Image.open(path) for path in sorted(tmp_path.iterdir()))
     assert first.size == second.size == (256, 192) and first.format == "JPEG"
@@ -146,7 +146,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", data.LOADERS)
-def test_every_loader_loads_the_views_that_it_names(photos: Path, name: str) -> None:
+def test_every_loader_loads_its_views(photos: Path, name: str) -> None:
     batches = list(data.open_loader(name, photos, 0, 2, 32, [None, 16, 8]))
     assert len(batches) == 2  # all four images
     if name == "decode":
@@ -159,7 +159,7 @@ def test_every_loader_loads_the_views_that_it_names(photos: Path, name: str) -> 
         assert -3 < tensor.min() < 0 < tensor.max() < 3  # normalized
 
 
-def test_a_loaders_round_goes_through_all_images(photos: Path) -> None:
+def test_a_round_of_a_loader_covers_all_images(photos: Path) -> None:
     call = data.loader_round("cached", photos, 1, 2, 32, [None, 8])["round_ms"]
     assert len(call()) == 2 and len(call()) == 2  # the workers stay for the next round
 
@@ -174,7 +174,7 @@ def test_rates_and_workers_by_hand() -> None:
     assert [row["workers_to_feed"] for row in rows] == [None, None, 4, 7]
 
 
-def test_the_same_images_are_linked_for_every_loader(cub_folder: Path, tmp_path: Path) -> None:
+def test_every_loader_reads_the_same_images(cub_folder: Path, tmp_path: Path) -> None:
     paths = sorted(cub_folder.rglob("*.jpg"))
     (tmp_path / "links").mkdir()
     data.link_images(tmp_path / "links", paths, 5)
@@ -184,7 +184,7 @@ def test_the_same_images_are_linked_for_every_loader(cub_folder: Path, tmp_path:
         data.link_images(tmp_path / "links", paths, 13)
 
 
-def test_loaders_are_measured_beside_each_other(
+def test_loaders_are_measured_interleaved(
     cub_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     setups: list = []

@@ -80,7 +80,7 @@ def test_cache_is_built_once(paths: list[Path], tmp_path: Path) -> None:
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-def test_other_bytes_order_or_settings_need_another_cache(paths: list[Path], tmp_path: Path) -> None:
+def test_changed_bytes_order_or_settings_get_a_new_cache(paths: list[Path], tmp_path: Path) -> None:
     names = {CachedImages(Files(paths), tmp_path / "cache", SIDE).file}
     names.add(CachedImages(Files(paths[::-1]), tmp_path / "cache", SIDE).file)
     names.add(CachedImages(Files(paths), tmp_path / "cache", SIDE - 1).file)

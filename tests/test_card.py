@@ -71,7 +71,7 @@ def run(model: C2FModel, tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_card_has_the_measured_results(model: C2FModel, run: Path) -> None:
+def test_the_card_reports_the_measured_results(model: C2FModel, run: Path) -> None:
     text = model_card(model.config, "me/birds", "mit", read_run(run))
     assert "| level | 64 px | 32 px | full size |" in text
     assert "| family | 87.5 | 50.0 | **25.0** |" in text
@@ -93,7 +93,7 @@ def test_an_evaluation_is_reported(model: C2FModel, run: Path) -> None:
     assert "| fpa |  | 0.5000 |" in text, "an undefined metric is empty"
 
 
-def test_the_hub_can_read_the_metadata(model: C2FModel, run: Path) -> None:
+def test_the_metadata_is_valid_for_the_hub(model: C2FModel, run: Path) -> None:
     card = ModelCard(model_card(model.config, "me/birds", "mit", read_run(run)))
     assert (card.data.license, card.data.library_name, card.data.model_name) == ("mit", "c2f_zoo", "birds")
     assert card.data.pipeline_tag == "image-classification"
@@ -107,7 +107,7 @@ def test_the_hub_can_read_the_metadata(model: C2FModel, run: Path) -> None:
     assert model_index_errors(card.data.to_dict()["model-index"]) == []
 
 
-def test_paths_are_reduced_to_their_last_part(model: C2FModel, run: Path) -> None:
+def test_only_the_last_component_of_a_path_is_shown(model: C2FModel, run: Path) -> None:
     text = model_card(model.config, "me/birds", "mit", read_run(run))
     assert "root: CUB_200_2011" in text and "backbone_checkpoint: weights.safetensors" in text
     assert "/home" not in text and "Users" not in text
@@ -135,7 +135,7 @@ def test_the_tree_is_drawn_and_shortened(model: C2FModel) -> None:
     assert "kind 59\n... and 40 more\n```" in model_card(model.config, "me/kinds")
 
 
-def test_timms_reader_understands_the_config(model: C2FModel, run: Path) -> None:
+def test_timm_reads_the_config(model: C2FModel, run: Path) -> None:
     cfg, name, arguments = load_model_config_from_path(run)
     assert (name, arguments) == ("c2f_zoo", {})
     assert cfg["num_classes"] == 200

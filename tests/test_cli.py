@@ -1,4 +1,4 @@
-"""The command line, in a process of its own."""
+"""The command line, in a new process."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def c2f_zoo(*arguments: str, ok: bool = True, columns: int = 80) -> str:
         ("metrics", ["ece", "fpa", "hd@5"]),
     ],
 )
-def test_list(kind: str, some: list[str]) -> None:
+def test_list_prints_names(kind: str, some: list[str]) -> None:
     assert set(some) <= set(c2f_zoo("list", kind).split())
 
 
 @pytest.mark.slow
-def test_list_poolings_is_a_table_of_costs() -> None:
+def test_list_poolings_prints_a_table_of_costs() -> None:
     rows = {
         line.split("│")[1].strip(): line
         for line in c2f_zoo("list", "poolings", columns=220).splitlines()
@@ -69,7 +69,7 @@ def test_info_shows_levels_taps_and_parameters() -> None:
     assert "timm/vgg16" in shown, "the source of the backbone's weights"
 
 
-def test_info_shows_a_hierarchys_levels() -> None:
+def test_info_shows_the_levels_of_a_hierarchy() -> None:
     shown = c2f_zoo("info", "cub_modern")
     for part in ("order", "13 classes", "37 classes", "121 classes", "200 classes", "1.0"):
         assert part in shown
@@ -83,7 +83,7 @@ def test_info_draws_a_hierarchy() -> None:
 
 
 @pytest.mark.slow
-def test_info_draws_a_models_tree(small_model: C2FModel, tmp_path: Path) -> None:
+def test_info_draws_the_tree_of_a_model(small_model: C2FModel, tmp_path: Path) -> None:
     small_model.save_pretrained(tmp_path / "run")
     assert c2f_zoo("info", str(tmp_path / "run"), "--tree") == c2f_zoo("info", "cub", "--tree")
 

@@ -301,7 +301,7 @@ class TestWarnings:
         assert (len(cut), cut[-1]) == (21, "... and 3 more; --all shows them")
         assert len(self.warnings(flat, "--all")[heading]) == 23
 
-    def test_names_are_printed_without_markup(self, flat: tuple[Path, Path]) -> None:
+    def test_names_are_printed_verbatim(self, flat: tuple[Path, Path]) -> None:
         name = "[red]x:cat: \x1b[31m\n.txt"
         try:
             (flat[0] / "train" / "Jay" / name).touch()

@@ -1,4 +1,4 @@
-"""The examples in the docstrings run, with the output that they show."""
+"""The examples in docstrings run and give the output shown."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ TREE = Hierarchy(
 )
 
 
-def test_text_by_hand() -> None:
+def test_tree_as_text_by_hand() -> None:
     assert draw_text(TREE).splitlines() == [
         "Birds (3)",
         "├── Gulls (2)",
@@ -48,7 +48,7 @@ def test_text_has_a_line_for_each_class(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tree", [TREE, load_hierarchy("cifar100"), load_hierarchy("cub")], ids=["4", "100", "200"])
-def test_an_image_has_every_name_without_overlaps(tree: Hierarchy) -> None:
+def test_an_image_contains_every_name_without_overlaps(tree: Hierarchy) -> None:
     figure = draw_image(tree)
     *names, counts = figure.axes[0].texts
     assert sorted(text.get_text() for text in names) == sorted(name for names in tree.classes for name in names)

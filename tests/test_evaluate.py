@@ -1,4 +1,4 @@
-"""The evaluation recipe: its metrics against loops over single images, its files, and two processes of it."""
+"""The evaluation recipe: metrics against loops over single images, files, two processes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def critters_model(levels: list[str] | None = None, head: str = "levels") -> C2F
     torch.manual_seed(0)
     options = {"hierarchy": "critters", "resolutions": RESOLUTIONS, **SMALL}
     model = create_model("mlph", head=head, levels=levels, **options)  # type: ignore[arg-type]
-    for parameter in model.head.parameters():  # or it would predict one class for all images
+    for parameter in model.head.parameters():  # otherwise it predicts one class for all images
         torch.nn.init.normal_(parameter)
     return model.eval()
 
@@ -72,7 +72,7 @@ def test_metrics_equal_those_of_a_loop_over_images() -> None:
 
 
 @pytest.mark.parametrize("head", list_heads())
-def test_the_joint_decoding_predicts_the_predictors_paths(head: str) -> None:
+def test_the_joint_decoding_equals_the_predictor(head: str) -> None:
     model, dataset = critters_model(head=head), create_dataset("critters", "test", per_class=1)
     results, tree, predictor = results_of(model, dataset, "joint"), model.hierarchy, Predictor(model)
     paths = [tuple(name for _, name, _ in predictor(dataset[index][0]).path) for index in range(36)]
@@ -137,14 +137,14 @@ class TestFiles:
             with Image.open(path) as image:
                 assert min(image.size) > 300
 
-    def test_names_may_hold_dollar_signs_and_levels_dots(self, tmp_path: Path) -> None:
+    def test_names_with_dollar_signs_and_levels_with_dots(self, tmp_path: Path) -> None:
         tree = Hierarchy(("a_b", "a.b"), (("$x^$", "y"), ("$^$", "z")), ((0, 1),))
         confusions = {level: torch.eye(2, dtype=torch.int64) for level in tree.levels}
         evaluate["write"](tmp_path, {"lca_heights": {"joint": [1, 0, 1]}}, confusions, tree)
         names = [f"confusion_{level}.{kind}" for level in ("a.b", "a_b") for kind in ("csv", "png")]
         assert sorted(path.name for path in tmp_path.iterdir()) == [*names, "metrics.json", "mistakes.png"]
 
-    def test_a_class_may_have_its_levels_name(self, tmp_path: Path) -> None:
+    def test_a_class_may_have_the_name_of_its_level(self, tmp_path: Path) -> None:
         tree = Hierarchy(("kind",), (("kind", "other"),), ())
         write_confusion_csv(torch.tensor([[3, 1], [0, 2]]), tree, "kind", [0, 1], tmp_path / "x.csv")
         assert (tmp_path / "x.csv").read_text() == "true kind,kind,other\nkind,3,1\nother,0,2\n"
@@ -157,8 +157,8 @@ class TestFiles:
         assert (tmp_path / "x.png").stat().st_size > 10_000
 
 
-def test_two_processes_score_each_image_of_a_smaller_tree_once(cub_folder: Path, tmp_path: Path) -> None:
-    # Nine images, five for one process and four for the other, of four of the 200 species that the model knows.
+def test_two_processes_score_each_image_once(cub_folder: Path, tmp_path: Path) -> None:
+    # Nine images, five for one process and four for the other, with four of the 200 species of the model.
     split = cub_folder / "train_test_split.txt"
     split.write_text("\n".join(f"{image_id} {int(image_id % 4 == 1)}" for image_id in range(1, 13)))
     torch.manual_seed(0)
@@ -203,7 +203,7 @@ def flat(value: object, name: str = "") -> dict[str, object]:
     return {name: value}
 
 
-def test_the_runs_own_dataset_is_the_default(tmp_path: Path) -> None:
+def test_the_dataset_of_the_run_is_the_default(tmp_path: Path) -> None:
     choose = evaluate["choose_dataset"]
     with pytest.raises(FileNotFoundError, match=r"has no config.yaml that names a dataset; name one: --dataset NAME"):
         choose(tmp_path, None, None)
@@ -214,7 +214,7 @@ def test_the_runs_own_dataset_is_the_default(tmp_path: Path) -> None:
     assert choose(tmp_path, "other", None) == ("other", {})
 
 
-def test_an_unknown_decoding_is_named() -> None:
+def test_an_unknown_decoding_is_an_error() -> None:
     with pytest.raises(ValueError, match="unknown decoding 'topdown'; did you mean 'top_down'"):
         evaluate["choose_decodings"]("topdown")
     assert evaluate["choose_decodings"]("joint") == ("joint",)

@@ -1,4 +1,4 @@
-"""The search for resolutions: against curves worked out by hand, the paper's loop, exact binomials, and real runs."""
+"""The resolution search: curves by hand, the loop of the paper, exact binomials, and real runs."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ HAND = {
 
 
 @pytest.mark.parametrize(("columns", "thresholds", "expected"), HAND.values(), ids=HAND)
-def test_curves_worked_out_by_hand(
+def test_curves_by_hand(
     columns: list[tuple[float, ...]], thresholds: list[float], expected: tuple[int | None, ...]
 ) -> None:
     assert search(np.array(columns).T, thresholds) == expected
 
 
 def lower_step_by_step(accuracy: np.ndarray, thresholds: Sequence[float]) -> tuple[int | None, ...]:
-    """Search as in the paper's words: lower the resolution; when the target falls, switch to the next coarser level."""
+    """Search as the paper describes: lower the resolution; below the threshold, switch to the next coarser level."""
     found: list[int | None] = [0]
     target = 0
     for point, row in enumerate(accuracy):
@@ -82,12 +82,12 @@ def lower_step_by_step(accuracy: np.ndarray, thresholds: Sequence[float]) -> tup
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_search_is_the_papers_loop(seed: int) -> None:
+def test_the_search_equals_the_loop_of_the_paper(seed: int) -> None:
     rng = np.random.default_rng(seed)
     for _ in range(300):
         points, levels = rng.integers(1, 9), rng.integers(1, 6)
         accuracy = rng.random((points, levels))
-        if rng.random() < 0.5:  # as curves of a real model are, nearly
+        if rng.random() < 0.5:  # nearly monotone, like curves of a real model
             accuracy = -np.sort(-accuracy, axis=0)
         thresholds = rng.uniform(0.1, 0.9, levels - 1)
         assert search(accuracy, thresholds) == lower_step_by_step(accuracy, thresholds)
@@ -108,20 +108,20 @@ def measured_accuracy(accuracy: np.ndarray, thresholds: Sequence[float], full: b
 
 
 @pytest.mark.parametrize(("columns", "thresholds", "expected"), HAND.values(), ids=HAND)
-def test_an_early_stop_finds_the_same_as_the_whole_grid(
+def test_stopping_early_finds_the_same_resolutions(
     columns: list[tuple[float, ...]], thresholds: list[float], expected: tuple[int | None, ...]
 ) -> None:
     accuracy = np.array(columns, dtype=float).T
     whole, early = (measured_accuracy(accuracy, thresholds, full) for full in (True, False))
     assert whole == pytest.approx(accuracy)
     assert search(early, thresholds) == expected
-    if None not in expected:  # no grid point is measured in vain
+    if None not in expected:  # no unnecessary grid point is measured
         assert len(early) == 1 + max(point for point in expected if point is not None)
     if accuracy[0, 0] < 0.8:
         assert len(early) == 1
 
 
-def test_each_resample_is_a_mean_over_drawn_images() -> None:
+def test_resampled_accuracies_are_means_over_drawn_images() -> None:
     rng = np.random.default_rng(1)
     correct, known = rng.random((3, 50, 2)) < 0.7, rng.random((50, 2)) < 0.8
     samples = bootstrap(correct, known, resamples=20, seed=7)
@@ -134,7 +134,7 @@ def test_each_resample_is_a_mean_over_drawn_images() -> None:
                 assert sample[point, level] == pytest.approx(sum(predictions) / len(predictions))
 
 
-def test_intervals_are_those_of_the_binomial() -> None:
+def test_intervals_equal_binomial_quantiles() -> None:
     images, hits, resamples = 60, 48, 4000
     correct = (np.arange(images) < hits)[None, :, None]
     samples = bootstrap(correct, np.ones((images, 1), dtype=bool), resamples, seed=0)[:, 0, 0]
@@ -147,7 +147,7 @@ def test_intervals_are_those_of_the_binomial() -> None:
     assert np.quantile(samples, (0.025, 0.975)) * images == pytest.approx(ends, abs=1)
 
 
-def test_the_fraction_that_chooses_a_grid_point_is_the_binomials() -> None:
+def test_fractions_of_chosen_grid_points_equal_binomial_probabilities() -> None:
     # Species: all correct at full size, 48 of 60 at the next grid point, none at the last. The genus has the second
     # point where a resample has fewer than 48 correct.
     places = np.arange(60)
@@ -183,7 +183,7 @@ def test_the_default_grid_goes_from_full_size_to_8_pixels() -> None:
 
 
 @pytest.mark.parametrize("grid", [[], [None, None], [96, None], [48, 96], [48, 48], [32, 0]])
-def test_a_grid_that_does_not_decrease_is_refused(grid: list[int | None]) -> None:
+def test_a_grid_that_does_not_decrease_is_an_error(grid: list[int | None]) -> None:
     with pytest.raises(ValueError, match=r"invalid resolution grid .*; it must decrease"):
         check_grid(grid)
 
@@ -211,7 +211,7 @@ class Sized:
         return Image.new("RGB", self.sizes[index]), 0
 
 
-def test_full_size_is_the_images_median_size() -> None:
+def test_full_size_is_the_median_size_of_the_images() -> None:
     dataset = Sized((50, 40), (90, 30), (100, 400), (1000, 1000))
     assert median_side(dataset, [0, 1, 2], Preprocessing()) == 40
     by_area = Preprocessing(resolution_of="area")
@@ -291,7 +291,7 @@ def test_a_complete_result_is_a_file_for_train() -> None:
         assert part in text
 
 
-def test_a_level_without_a_resolution_is_named_in_the_first_line() -> None:
+def test_the_first_line_lists_levels_without_a_resolution() -> None:
     columns, thresholds, _ = HAND["genus never falls"]
     curves = curves_of(columns, thresholds, [None, 64, 48, 32, 16])
     text = resolutions_yaml(curves, "mode test_only", findings(curves))
@@ -300,7 +300,7 @@ def test_a_level_without_a_resolution_is_named_in_the_first_line() -> None:
     assert "genus stays at 0.2 or more" in text
 
 
-def test_a_run_at_several_resolutions_is_warned_about() -> None:
+def test_a_run_at_several_resolutions_gives_a_warning() -> None:
     model = create_model("mlph", hierarchy="critters", resolutions={"genus": 32}, **SMALL)  # type: ignore[arg-type]
     (warning,) = warn_trained_below_full_size(model)
     assert "species at full size, genus at 32 px, family at full size" in warning
@@ -330,7 +330,7 @@ class Holed:
 
 def test_unreadable_and_unlabelled_images_do_not_count() -> None:
     model = create_model("mlph", hierarchy="critters", **SMALL)  # type: ignore[arg-type]
-    for parameter in model.head.parameters():  # or it would predict one class for all images
+    for parameter in model.head.parameters():  # otherwise it predicts one class for all images
         torch.nn.init.normal_(parameter)
     dataset, indices, accelerator = Holed(), [30, 0, 1, 2, 14, 3], Accelerator(cpu=True)
     found = measure(model, dataset, indices, 24, batch_size=4, on_error="skip", accelerator=accelerator)
@@ -373,7 +373,7 @@ def retrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     recipe |= {"stages": [{"epochs": 1, "lr": 0.5}], "dataset_options": {"per_class": 2}, "val_fraction": 0.5}
     recipe["model_options"] |= {"input_size": 32}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    # Nothing is learnt in one step: the species is below its threshold at full size.
+    # Nothing is learned in one step: the species is below its threshold at full size.
     return folder, run(folder, *RETRAIN, code=1)
 
 
@@ -446,7 +446,7 @@ def test_a_finished_grid_point_is_not_trained_again(
 def test_a_run_is_tested_at_each_grid_point_by_two_processes(retrained: tuple[Path, str]) -> None:
     model = retrained[0] / "runs" / "recipe-resolutions" / "grid" / "full"
     scores = {row["level"]: float(row["accuracy"]) for row in curve_in(model.parents[1]) if row["resolution"] == "full"}
-    # Low enough for the species to stay above, and so high for the genus that it is below at any grid point.
+    # The species stays above its threshold; the genus is below its own at every grid point.
     options = [
         "--thresholds",
         f"{{species: {max(scores['species'], 0.001)}, genus: 1}}",
@@ -515,7 +515,7 @@ def test_the_test_images_are_never_opened(cub_folder: Path, tmp_path: Path) -> N
         (["nowhere"], "nowhere is not a run of train.py: it has no config.yaml"),
     ],
 )
-def test_contradictory_arguments_are_refused(
+def test_contradictory_arguments_are_errors(
     options: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -526,7 +526,7 @@ def test_contradictory_arguments_are_refused(
         find.parse(options)
 
 
-def test_full_is_a_flag_at_any_place(tmp_path: Path) -> None:
+def test_full_is_a_flag_in_any_position(tmp_path: Path) -> None:
     recipe = ["--config", str(ROOT / "recipes" / "configs" / "smoke.yaml")]
     for options, full in (
         ([*recipe], False),
@@ -539,7 +539,7 @@ def test_full_is_a_flag_at_any_place(tmp_path: Path) -> None:
         assert (parsed.full, folder, name) == (full, None, "smoke")
 
 
-def test_without_validation_images_there_is_no_search(tmp_path: Path) -> None:
+def test_missing_validation_images_are_an_error(tmp_path: Path) -> None:
     options = ["--config", str(ROOT / "recipes" / "configs" / "smoke.yaml"), "--val_fraction", "0"]
     with pytest.raises(ValueError, match="there are no validation images to search on"):
         find.main(*find.parse([*options, "--output", str(tmp_path / "found")]))

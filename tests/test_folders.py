@@ -16,7 +16,7 @@ TREE = ["class,species", "Birds,Gull", "Birds,Jay", "Beasts,Lynx", "Beasts,Birds
 
 
 def draw(root: Path, *names: str) -> None:
-    """Save images 8 pixels wide, each of another height."""
+    """Save images 8 pixels wide, with different heights."""
     for number, name in enumerate(names, start=1):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)

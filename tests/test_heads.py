@@ -1,4 +1,4 @@
-"""Every head keeps the contract and its formula; properties of single heads."""
+"""Every head satisfies the contract and its formula; properties of single heads."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def test_every_head_has_a_formula() -> None:
 
 
 @pytest.mark.parametrize("name", list_heads())
-def test_a_head_keeps_the_contract(name: str) -> None:
+def test_every_head_passes_check_head(name: str) -> None:
     check_head(name, REFERENCES[name])
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
-def test_a_class_has_the_sum_of_its_children(name: str, depth: int) -> None:
+def test_the_probability_of_a_class_is_the_sum_over_its_children(name: str, depth: int) -> None:
     tree = irregular_hierarchy(depth)
     head, v = make(name, tree)
     p = {level: z.exp() for level, z in log_probs(head, v, tree.levels).items()}
@@ -115,7 +115,7 @@ def test_a_head_is_compiled_as_one_graph(name: str) -> None:
         assert torch.equal(compiled(v)[level], z)
 
 
-def test_a_coarse_loss_does_not_reach_finer_features() -> None:
+def test_a_coarse_loss_has_no_gradient_for_finer_features() -> None:
     tree = irregular_hierarchy(3)
     head, v = make("disentangled", tree)
     head(v, tree.levels)["level.1"].square().sum().backward()

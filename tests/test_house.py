@@ -23,7 +23,7 @@ def run(*command: str) -> None:
 
 
 @pytest.mark.slow
-def test_types() -> None:
+def test_mypy_finds_no_errors() -> None:
     run("-m", "mypy")
 
 
@@ -40,7 +40,7 @@ def test_importing_the_package_is_light() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_every_public_name_is_there() -> None:
+def test_every_public_name_is_importable() -> None:
     import c2f_zoo
 
     for name in c2f_zoo.__all__:
@@ -51,7 +51,7 @@ def test_every_public_name_is_there() -> None:
 
 
 @pytest.mark.slow
-def test_the_readmes_python_runs(tmp_path: Path) -> None:
+def test_the_python_code_of_the_readme_runs(tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert blocks
     for block in blocks:
@@ -59,7 +59,7 @@ def test_the_readmes_python_runs(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
-def test_ci_runs_the_readmes_test_command() -> None:
+def test_ci_runs_the_test_command_of_the_readme() -> None:
     command = 'pip install -e ".[test]" && pytest'
     assert f"\n{command}\n" in README
     assert command in (ROOT / ".ci" / "run").read_text().splitlines()
@@ -109,12 +109,12 @@ def test_imports_of_recipes_are_found(code: str) -> None:
     assert {"train", "evaluate", "recipes"} & set(imported_names(ast.parse(code)))
 
 
-def test_recipes_are_short() -> None:
+def test_recipes_have_at_most_300_lines() -> None:
     long = {path.name: count for path in RECIPES if (count := len(path.read_text().splitlines())) > 300}
     assert not long
 
 
-def test_no_six_lines_are_twice_in_recipes() -> None:
+def test_recipes_do_not_repeat_six_lines() -> None:
     first: dict[tuple[str, ...], str] = {}
     for path in RECIPES:
         lines = code_lines(path)

@@ -236,7 +236,7 @@ def publish(hub: Hub, name: str, files: dict[str, Blob], extra: Sequence[str] = 
     hub.extra_names[name] = list(extra)
 
 
-def test_server_errors_do_not_skip_the_checks(hub: Hub, pushed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_the_file_checks_run_after_server_errors(hub: Hub, pushed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     birds = hub.repos["me/birds"]
     whole = birds.commits[birds.tags["v1"]]
     publish(hub, "you/passing", whole, ["../../../evil.safetensors"])
@@ -321,7 +321,7 @@ def test_a_killed_download_leaves_no_usable_files(
     hub: Hub, pushed: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     hub.half_sent.clear()
-    hub.let_go.clear()
+    hub.released.clear()
     hub.fail("GET", "/store/", "hang")
     code = f"""
 result["same"] = same(C2FModel.from_pretrained("me/birds", revision="v1"), {str(pushed[0] / "1.safetensors")!r})
@@ -330,7 +330,7 @@ result["same"] = same(C2FModel.from_pretrained("me/birds", revision="v1"), {str(
     assert hub.half_sent.wait(300)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
-    hub.let_go.set()
+    hub.released.set()
     assert list(tmp_path.rglob("*.incomplete")), "it was killed during the download"
     assert not list(tmp_path.rglob("snapshots/*/model.safetensors"))
     assert run(code, hub.endpoint, tmp_path)["same"] is True

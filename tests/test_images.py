@@ -1,4 +1,4 @@
-"""Image files of every kind are read as the right RGB, or raise an error."""
+"""Image files of every kind are read as correct RGB, or raise an error."""
 
 from __future__ import annotations
 

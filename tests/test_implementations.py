@@ -203,7 +203,7 @@ def test_the_second_derivative_is_correct(impl: str) -> None:
 
 
 @pytest.mark.parametrize("impl", MEMORY_EFFICIENT)
-def test_numbers_kept_for_the_backward_pass(impl: str) -> None:
+def test_memory_kept_for_the_backward_pass(impl: str) -> None:
     case = make_case((3, 4, 2), HBP)
     known = {x.untyped_storage().data_ptr() for x in case.inputs()}
     kept: list[Tensor] = []
@@ -239,7 +239,7 @@ def test_compiled_by_inductor() -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_an_export_falls_back_on_the_plain_formula() -> None:
+def test_export_falls_back_on_the_plain_formula() -> None:
     pooling = create_pooling("mlp", (3, 4, 2), dim=5, impl="tiled")
     maps = [torch.randn(2, c, 4, 3) for c in (3, 4, 2)]
     with warnings.catch_warnings():
@@ -306,7 +306,7 @@ def test_compiled_with_another_batch_and_layout() -> None:
 
 
 @pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 cannot export an autograd.Function with an open batch")
-def test_an_export_may_leave_the_batch_open() -> None:
+def test_export_with_a_dynamic_batch_size() -> None:
     pooling = create_pooling("mlp", (3, 4, 2), dim=5).eval()
     maps = [torch.randn(2, c, 4, 3) for c in (3, 4, 2)]
     batch = torch.export.Dim("batch", min=1, max=64)
@@ -333,7 +333,7 @@ def test_hard_inputs_are_finite(hard: str, dtype: torch.dtype, impl: str) -> Non
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_gradient_of_one(tmp_path: Path) -> None:
+def test_gradients_of_two_processes_equal_those_of_one(tmp_path: Path) -> None:
     """Under DistributedDataParallel, each process with half of the batch."""
     script = tmp_path / "ddp.py"
     script.write_text(DDP)
@@ -390,7 +390,7 @@ BIG = SumsShape(batch=8, channels=(512,) * 3, locations=784, dim=8192, terms=MLP
         ({"device": "cuda", "dtypes": (torch.bfloat16,), "channels": (512,) * 4}, "plain"),  # the kernels hold three
     ],
 )
-def test_the_choice_is_the_documented_one(changes: dict, impl: str) -> None:
+def test_the_automatic_choice_is_as_documented(changes: dict, impl: str) -> None:
     assert choose(SumsShape(**{**vars(BIG), **changes})).impl == impl
 
 
@@ -400,7 +400,7 @@ def test_small_shapes_run_the_plain_formula() -> None:
     assert choose(SumsShape(**{**vars(at), "dim": SMALL // 2 + 1})).impl == "tiled"
 
 
-def test_explain_prints_the_choice_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_prints_the_choice_and_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
     explain((8, 512, 28, 28), terms=HBP)
     assert capsys.readouterr().out.splitlines() == [
         "gram: pairs only, and C / L + C / d < 1",
@@ -413,7 +413,7 @@ def test_explain_prints_the_choice_and_why(capsys: pytest.CaptureFixture[str]) -
         explain((8, 512, 28, 28), impl="tile")
 
 
-def test_a_pooling_takes_the_implementation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pooling_uses_the_implementation_of_its_option(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
     for impl, run in list(multilinear._RUN.items()):
         monkeypatch.setitem(multilinear._RUN, impl, lambda *a, impl=impl, run=run: ran.append(impl) or run(*a))

@@ -1,4 +1,4 @@
-"""The named models in timm: built, taken apart, trained, saved and loaded by timm's public functions."""
+"""Named models in timm: built, inspected, trained, saved and loaded by its public functions."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ assert not {*c2f_zoo.list_models()} & {*timm.list_models("*")}
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_name_of_timm_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_of_timm_are_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MODELS, "_entries", dict(MODELS._entries))
     with pytest.warns(RuntimeWarning, match="timm has its own model 'resnet18'"):
         c2f_zoo.register_model("resnet18")(ModelSpec("mlph", "resnet50", "cub"))
@@ -91,15 +91,15 @@ def test_a_model_registered_later_is_known_to_timm(monkeypatch: pytest.MonkeyPat
     assert model.num_classes == 36
 
 
-def test_our_models_are_no_backbones() -> None:
+def test_our_models_are_not_listed_as_backbones() -> None:
     assert not {*list_models()} & {*c2f_zoo.list_backbones()}
     assert {"vgg16", "resnet50"} <= {*c2f_zoo.list_backbones()}
     with pytest.raises(ValueError, match=f"unknown backbone '{NAME}'"):
         create_model("mlph", backbone=NAME, hierarchy="cub")
 
 
-def test_a_module_called_timm_of_another_package_adds_backbones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """timm keeps only the last part of a module's name: here `timm`, which is also that of our integration."""
+def test_models_from_another_module_called_timm_are_backbones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Test a name clash: timm keeps only the last part of a module name, here `timm`, as of our integration."""
     module = types.ModuleType("another.timm")
     exec("def tiny_body(pretrained=False, **options): ...", vars(module))
     monkeypatch.setitem(sys.modules, "another.timm", module)
@@ -113,7 +113,7 @@ def test_a_module_called_timm_of_another_package_adds_backbones(monkeypatch: pyt
 # Building
 
 
-def test_the_default_is_the_finest_level() -> None:
+def test_the_default_level_is_the_leaf_level() -> None:
     torch.manual_seed(3)
     model_in_timm = timm.create_model(NAME, **SMALL).eval()
     torch.manual_seed(3)
@@ -121,7 +121,7 @@ def test_the_default_is_the_finest_level() -> None:
     x = torch.rand(2, 3, 64, 64)
     assert model_in_timm.num_classes == 200
     assert torch.equal(model_in_timm(x), model(x)["species"])
-    # no other level: every parameter gets a gradient, as distributed training requires
+    # distributed training requires a gradient of every parameter
     model_in_timm(x).square().sum().backward()
     assert all(weight.grad is not None for weight in model_in_timm.parameters())
 
@@ -241,7 +241,7 @@ def test_weights_registered_later_have_their_tags_in_timm(weights: C2FModel) -> 
 
 
 @pytest.mark.parametrize(("name", "classes"), [("mlph_tiny_critters", 36), ("mlph_tiny_fashion_mnist", 10)])
-def test_timm_knows_the_settings_of_bundled_weights(name: str, classes: int) -> None:
+def test_timm_has_the_settings_of_bundled_weights(name: str, classes: int) -> None:
     cfg = timm.get_pretrained_cfg(name)
     model = timm.create_model(name, pretrained=True)
     assert {key: getattr(cfg, key) for key in INPUT} == {key: model.pretrained_cfg[key] for key in INPUT}
@@ -284,7 +284,7 @@ def test_trained_weights_accept_options_that_change_nothing() -> None:
             timm.create_model("mlph_tiny_critters", pretrained=True, **options)
 
 
-def test_every_backbone_accepts_no_stochastic_depth() -> None:
+def test_every_backbone_accepts_drop_path_rate_zero() -> None:
     options = {"backbone": "vgg11", "taps": ["features"], "pooling": "avg", "img_size": 64}
     assert timm.create_model(NAME, drop_path_rate=0.0, **options).num_classes == 200
     with pytest.raises(ValueError, match=f"the backbone of '{NAME}' has no stochastic depth; omit drop_path_rate=0.1"):
@@ -295,7 +295,7 @@ def test_every_backbone_accepts_no_stochastic_depth() -> None:
     assert not any(module.drop_prob for module in never.modules() if hasattr(module, "drop_prob"))
 
 
-# The level classifier, also of the user's own model
+# LevelClassifier
 
 
 @pytest.mark.parametrize("head", c2f_zoo.list_heads())
@@ -353,7 +353,7 @@ def test_a_backbone_without_checkpointing_is_an_error() -> None:
         model.set_grad_checkpointing()
 
 
-def test_layers_are_the_backbones_then_the_new_ones(small: LevelClassifier) -> None:
+def test_layer_groups_are_those_of_the_backbone_then_the_new_layers(small: LevelClassifier) -> None:
     body = small.backbone.body
     own = timm.models.group_parameters(body, body.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
     layers = timm.models.group_parameters(small, small.group_matcher(), reverse=True)
@@ -398,7 +398,7 @@ def test_layer_decay_and_weight_decay_reach_the_right_weights() -> None:
 
 
 def test_a_checkpoint_of_other_classes_is_loaded_without_classifier(tmp_path: Path, small: LevelClassifier) -> None:
-    """timm's rule: if the number of classes differs, the classifier is not loaded."""
+    """Test the rule of timm: if the number of classes differs, the classifier is not loaded."""
     path = tmp_path / "model.safetensors"
     save_file(small.state_dict(), path)
     for num_classes in (5, 7):
@@ -422,7 +422,9 @@ def test_a_folder_saved_by_timm_is_loaded(tmp_path: Path, small: LevelClassifier
     assert torch.equal(again.eval()(x), small.eval()(x))
 
 
-def test_the_pages_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_the_code_of_the_documentation_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     monkeypatch.chdir(tmp_path)
     page = Path(__file__).parents[1] / "docs" / "how-to" / "use-in-timm.md"
     for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
@@ -436,7 +438,7 @@ def test_the_pages_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Critters in one folder for each family, for timm's folder reader."""
+    """Write critters to one folder for each family, for timm's folder reader."""
     root = tmp_path_factory.mktemp("critters")
     for split in ("train", "test"):
         critters = create_dataset("critters", split, per_class=4)
@@ -450,7 +452,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _validate(model: torch.nn.Module, loader: Any) -> OrderedDict[str, float]:
-    """The body of timm's validate.py."""
+    """Validate as the body of timm's validate.py does."""
     losses, top1 = timm.utils.AverageMeter(), timm.utils.AverageMeter()
     criterion = torch.nn.CrossEntropyLoss()
     model.eval()
@@ -463,8 +465,8 @@ def _validate(model: torch.nn.Module, loader: Any) -> OrderedDict[str, float]:
 
 
 @pytest.mark.slow
-def test_timms_functions_train_it_save_it_and_resume_it(images: Path, tmp_path: Path) -> None:
-    """The body of timm's train.py: loader, optimizer, schedule, loss, moving average, checkpoints."""
+def test_functions_of_timm_train_save_and_resume_the_classifier(images: Path, tmp_path: Path) -> None:
+    """Train as timm's train.py does: loader, optimizer, schedule, loss, moving average, checkpoints."""
     model = timm.create_model("mlph_tiny_critters", num_classes=4, drop_rate=0.05, **TINY)
     config = timm.data.resolve_data_config({}, model=model)
     loaders = {
@@ -511,7 +513,7 @@ def test_timms_functions_train_it_save_it_and_resume_it(images: Path, tmp_path: 
     assert all(torch.equal(a["exp_avg"], b["exp_avg"]) for a, b in momenta)
 
 
-def test_timms_task_takes_it(small: LevelClassifier) -> None:
+def test_the_classifier_runs_in_a_task_of_timm(small: LevelClassifier) -> None:
     task = pytest.importorskip("timm.task").ClassificationTask(small, torch.nn.CrossEntropyLoss(), verbose=False)
     result = task(torch.rand(2, 3, 64, 64), torch.tensor([0, 4]))
     result["loss"].backward()
@@ -519,8 +521,8 @@ def test_timms_task_takes_it(small: LevelClassifier) -> None:
     assert all(weight.grad is not None for weight in small.parameters())
 
 
-def test_weights_trained_by_timm_are_the_models(small_model: C2FModel) -> None:
-    """Training one level with timm trains the model's own weights."""
+def test_training_by_timm_trains_the_weights_of_the_model(small_model: C2FModel) -> None:
+    """Test that training one level with timm trains the weights of the model."""
     species = small_model.at_level("species")
     optimizer = timm.optim.create_optimizer_v2(species, opt="sgd", lr=0.1)
     x, target = torch.rand(2, 3, 64, 64), torch.tensor([3, 150])

@@ -1,4 +1,4 @@
-"""A dataset's labels in the tree of a model that knows more."""
+"""Labels of a dataset, translated to the larger tree of a model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TestLabels:
         hidden = HideLabels(Labelled(self.TREE, [1, 2]), "kind", [1])
         assert labels_in(self.TREE, hidden).tolist() == [[1, 1], [0, -1]]
 
-    def test_levels_of_only_one_of_the_trees(self) -> None:
+    def test_levels_missing_in_one_of_the_trees(self) -> None:
         shapes = Hierarchy.from_rows(("shape",), [("box",), ("ring",)])
         assert labels_in(self.TREE, Labelled(shapes, [0, 1])).tolist() == [[1, 1], [0, 2]]
         kinds = Hierarchy.from_rows(("kind",), [("edged",), ("round",)])
@@ -61,6 +61,6 @@ class TestLabels:
             ),
         ],
     )
-    def test_missing_levels_and_classes_are_named(self, levels: tuple, rows: list, message: str) -> None:
+    def test_missing_levels_and_classes_are_errors(self, levels: tuple, rows: list, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             labels_in(self.TREE, Labelled(Hierarchy.from_rows(levels, rows), [0]))

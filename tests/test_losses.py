@@ -93,7 +93,7 @@ def test_gradients(name: str) -> None:
     assert torch.autograd.gradcheck(lambda x: LOSSES[name](x, labels, TREE), log_probs.requires_grad_())
 
 
-def test_special_cases_are_cross_entropy() -> None:
+def test_special_cases_equal_cross_entropy() -> None:
     log_probs, labels = batch(TREE)
     expected = F.cross_entropy(log_probs, labels, ignore_index=-1)
     torch.testing.assert_close(cross_entropy(log_probs, labels, TREE), expected)

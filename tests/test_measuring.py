@@ -28,7 +28,7 @@ def allocate() -> tuple[int, int]:
 
 
 @pytest.mark.slow
-def test_processes_take_turns_and_return_medians() -> None:
+def test_interleaved_processes_return_medians() -> None:
     small, large = run_interleaved([partial(make_calls, 8), partial(make_calls, 1500)], repeats=2)
     assert list(small) == list(large) == ["product_ms", "sum_ms", "mm_gflops", "matmul_gflops"]
     assert 0 <= small["product_ms"] < large["product_ms"]
@@ -36,7 +36,7 @@ def test_processes_take_turns_and_return_medians() -> None:
 
 
 @pytest.mark.slow
-def test_a_process_that_fails_is_reported(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_process_is_reported(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError, match="a measured process failed; its error is printed above"):
         run_in_new_process(fail)
     assert "ValueError: no such variant" in capfd.readouterr().err

@@ -161,7 +161,7 @@ class TestLabelsOfMixedDepth:
         target = torch.cat([torch.full((5,), -1), TRUE[:, -1]])
         assert value(OF_A_LEVEL[name](), log_probs, target) == value(OF_A_LEVEL[name](), *known)
 
-    def test_levels_count_separately(self) -> None:
+    def test_each_level_is_counted_separately(self) -> None:
         # A: the first of two; B: none of one; C: no sample, so that the weighted mean is undefined.
         found = value(LevelAccuracy(TREE), PREDICTED_DEEPER, TRUE_SHALLOW)
         assert isinstance(found, dict)

@@ -49,11 +49,11 @@ def labelled(labels: list[list[int]] | Tensor, targets: list[int] | None = None)
 
 
 class TestLabels:
-    def test_without_labels_they_come_from_the_tree(self) -> None:
+    def test_labels_default_to_ancestors_of_targets(self) -> None:
         dataset = create_dataset("critters", "train", per_class=1)
         assert torch.equal(labels_of(dataset), CRITTERS.ancestors(torch.arange(36)))
 
-    def test_a_prefix_may_be_known(self) -> None:
+    def test_labels_may_end_at_a_coarser_level(self) -> None:
         rows = [[0, 0, 1], [0, 1, -1], [1, -1, -1], [-1, -1, -1]]
         assert labels_of(labelled(rows)).tolist() == rows
         assert labels_of(labelled(torch.tensor(rows, dtype=torch.int32))).dtype == torch.int64
@@ -153,11 +153,11 @@ class TestTargets:
         assert list(targets) == ["species", "family"]
 
     @pytest.mark.parametrize("head", ["levels", "disentangled"])
-    def test_levels_that_are_no_marginals_ignore_labels_above(self, head: str) -> None:
+    def test_levels_without_marginals_ignore_labels_of_coarser_levels(self, head: str) -> None:
         targets = select_targets(self.ROWS, "species", vector_model(head, 3, TREE))
         assert {level: y.tolist() for level, y in targets.items()} == {"species": [1, -1, -1, -1]}
 
-    def test_a_step_by_hand(self) -> None:
+    def test_loss_of_a_step_by_hand(self) -> None:
         model = vector_model("marginal", 3, TREE).double()
         v = torch.randn(4, 3, dtype=torch.float64)
         p = model.head.classifier(v).softmax(dim=1)  # type: ignore[operator]
@@ -366,7 +366,7 @@ def recipe_options(**values: object) -> TrainOptions:
 
 
 @pytest.mark.slow
-def test_the_recipe_trains_on_it(mixed_critters: None, tmp_path: Path) -> None:
+def test_the_recipe_trains_on_labels_of_mixed_depth(mixed_critters: None, tmp_path: Path) -> None:
     chosen = {"loss": "hxe", "loss_options": {"alpha": 0.2}, "level_weights": {"family": 0.5}, "tree_prior": 1e-4}
     run_recipe(recipe_options(**chosen), "mixed")
     run = tmp_path / "runs" / "mixed-1"
@@ -385,7 +385,7 @@ def test_the_recipe_trains_on_it(mixed_critters: None, tmp_path: Path) -> None:
     assert model.config.head == "hex"
 
 
-def test_a_level_without_labels_is_named(mixed_critters: None, tmp_path: Path) -> None:
+def test_a_level_without_labels_is_an_error(mixed_critters: None, tmp_path: Path) -> None:
     @register_dataset("genera")
     def genera(split: str) -> LabelledImages:
         dataset = create_dataset("critters", split, per_class=2)

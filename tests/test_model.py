@@ -1,4 +1,4 @@
-"""create_model, what a model gives, and saving it."""
+"""create_model; outputs, saving and loading of models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from c2f_zoo.io.deferred_init import DeferredInit
 from c2f_zoo.zoo import num_taps_of
 
 
-def test_the_papers_model() -> None:
+def test_model_of_the_paper() -> None:
     model = create_model("mlph_vgg16_cub")
     assert model.config.taps == ("features.25", "features.27", "features.29")
     assert model.backbone.map_shapes == [(512, 28, 28)] * 3  # 448 / 16
@@ -49,7 +49,7 @@ def test_the_papers_model() -> None:
         ("isqrt_resnet50_cub", {"species": 200}, 16 * 17 // 2),
     ],
 )
-def test_names(name: str, levels: dict[str, int], features: int) -> None:
+def test_names_of_models(name: str, levels: dict[str, int], features: int) -> None:
     model = create_model(name, input_size=64, pooling_options={"dim": 16})
     logits = model(torch.randn(2, 3, 64, 64))
     assert {level: tuple(z.shape) for level, z in logits.items()} == {lv: (2, n) for lv, n in levels.items()}
@@ -61,7 +61,7 @@ def test_every_method_is_in_the_list_on_the_papers_backbone() -> None:
     assert list_models("*_vgg16_cub") == sorted(f"{method}_vgg16_cub" for method in methods)
 
 
-def test_taps_of_different_sizes_are_aligned_if_asked() -> None:
+def test_taps_of_different_sizes_are_aligned_with_align_pool() -> None:
     taps = ["layer2", "layer3", "layer4"]
     options = {"dim": 8, "align": "pool"}
     model = create_model("mlph_resnet18_cub", taps=taps, input_size=64, pooling_options=options)
@@ -76,7 +76,7 @@ def test_bcnn_pools_the_last_tap() -> None:
     assert model.pooling.out_features == 512 * 512
 
 
-def test_parts_named_one_by_one() -> None:
+def test_parts_given_as_arguments() -> None:
     model = create_model("hbp", backbone="vit_tiny_patch16_224", hierarchy="cars", pooling_options={"dim": 8})
     assert model.config.preprocessing.input_size == (3, 224, 224), "a ViT keeps its own input size"
     assert model.hierarchy == load_hierarchy("cars")
@@ -85,7 +85,7 @@ def test_parts_named_one_by_one() -> None:
     assert {level: tuple(z.shape) for level, z in model(torch.randn(1, 3, 64, 64)).items()} == {"genus": (1, 113)}
 
 
-def test_lists() -> None:
+def test_list_models_takes_a_wildcard() -> None:
     assert list_models("mlp_*") == ["mlp_resnet50_cars", "mlp_resnet50_cub", "mlp_vgg16_cars", "mlp_vgg16_cub"]
     assert {f"{method}_vgg16_cub" for method in ("bcnn", "hbp", "mlp", "mlph")} <= set(list_models())
 
@@ -110,12 +110,12 @@ def test_lists() -> None:
         ({"name": "mlph_resnet18_cub", "head_options": {"dim": 3}}, "unknown option of head 'levels': 'dim'"),
     ],
 )
-def test_mistakes_are_named(arguments: dict, message: str) -> None:
+def test_invalid_arguments_are_errors(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         create_model(**arguments, input_size=64)
 
 
-def test_only_the_levels_asked_for_are_computed(small_model: C2FModel) -> None:
+def test_only_requested_levels_are_computed(small_model: C2FModel) -> None:
     x = torch.randn(2, 3, 64, 64)
     small_model.eval()
     everything = small_model(x)
@@ -127,7 +127,7 @@ def test_only_the_levels_asked_for_are_computed(small_model: C2FModel) -> None:
         small_model(x, levels=("order",))
 
 
-def test_the_parts_make_the_whole(small_model: C2FModel) -> None:
+def test_forward_is_features_pooling_and_head(small_model: C2FModel) -> None:
     x = torch.randn(2, 3, 64, 64)
     small_model.eval()
     v = small_model.forward_pool(small_model.forward_features(x))
@@ -136,7 +136,7 @@ def test_the_parts_make_the_whole(small_model: C2FModel) -> None:
         torch.testing.assert_close(logits, v @ classifier.weight.T + classifier.bias)
 
 
-def test_a_level_is_a_timm_classifier(small_model: C2FModel) -> None:
+def test_at_level_returns_a_timm_classifier(small_model: C2FModel) -> None:
     genus = small_model.eval().at_level("genus")
     x = torch.randn(2, 3, 64, 64)
     out = genus(x)
@@ -162,7 +162,7 @@ def test_reset_classifier(small_model: C2FModel) -> None:
     assert {level: z.shape[1] for level, z in logits.items()} == {"division": 2, "group": 6, "article": 10}
 
 
-def test_a_heads_options_are_kept(tmp_path: Path) -> None:
+def test_head_options_survive_reset_and_saving(tmp_path: Path) -> None:
     model = create_model("mlph", hierarchy="cub", head="disentangled", head_options={"dim": 3}, **SMALL)  # type: ignore[arg-type]
     assert model.head.get_classifier("species").in_features == 3
     model.reset_classifier(load_hierarchy("fashion_mnist"))
@@ -175,10 +175,10 @@ def test_a_heads_options_are_kept(tmp_path: Path) -> None:
         create_model(f"local-dir:{tmp_path}", head_options={"dim": 3})
 
 
-def test_a_saved_model_comes_back_bit_for_bit(small_model: C2FModel, tmp_path: Path) -> None:
+def test_a_loaded_model_gives_bitwise_equal_logits(small_model: C2FModel, tmp_path: Path) -> None:
     small_model.config = replace(small_model.config, resolutions={"species": None, "family": 32})
     x = torch.randn(2, 3, 64, 64)
-    small_model(x)  # moves batch statistics, where there are any
+    small_model(x)  # updates batch statistics, if there are any
     small_model.eval().save_pretrained(tmp_path / "saved")
     modes = {path.stat().st_mode for path in (tmp_path / "saved").iterdir()}
     assert len(modes) == 1, "others may read the weights if they may read the configuration"
@@ -191,7 +191,7 @@ def test_a_saved_model_comes_back_bit_for_bit(small_model: C2FModel, tmp_path: P
 
 
 def equal_tensors(model: nn.Module, other: nn.Module) -> bool:
-    """Return whether all weights and buffers are equal, those that are not saved too."""
+    """Return whether all weights and buffers are equal, including those that are not saved."""
     tensors, others = ({**dict(m.named_parameters()), **dict(m.named_buffers())} for m in (model, other))
     assert tensors.keys() == others.keys()
     return all(torch.equal(tensor, others[name]) for name, tensor in tensors.items())
@@ -215,7 +215,7 @@ def equal_tensors(model: nn.Module, other: nn.Module) -> bool:
     ],
     ids=lambda parts: "-".join(parts.values()),
 )
-def test_a_loaded_model_is_what_was_saved(parts: dict, tmp_path: Path) -> None:
+def test_a_loaded_model_has_all_saved_and_unsaved_tensors(parts: dict, tmp_path: Path) -> None:
     arguments = {"backbone": "test_convnext", "hierarchy": "critters", **parts}
     if arguments["backbone"] == "test_convnext":
         arguments["input_size"] = 64
@@ -258,7 +258,7 @@ def test_deferred_initialization_gives_the_same_distributions() -> None:
         weights = [torch.empty(1024, 1024) for _ in range(5)]
         weights[0].normal_(1.0, 2.0)
         nn.init.uniform_(weights[1], -3.0, 5.0)
-        weights[1][0] = 7.0  # after the values that are there by then
+        weights[1][0] = 7.0  # after the deferred initialization
         weights[2].uniform_(-1.0, 1.0).mul_(3.0).add_(1.0)
         weights[3].normal_()
         weights[3].copy_(weights[4].normal_(5.0, 1.0))
@@ -274,7 +274,7 @@ def test_deferred_initialization_gives_the_same_distributions() -> None:
     assert torch.equal(deferred[3], deferred[4])
 
 
-def test_small_weights_are_initialized_as_ever() -> None:
+def test_deferred_initialization_leaves_small_weights_unchanged() -> None:
     torch.manual_seed(0)
     expected = create_body("tiny").state_dict()
     torch.manual_seed(0)
@@ -295,13 +295,13 @@ def change_config(folder: Path, **changes: object) -> None:
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
 
 
-def test_an_unknown_key_in_a_config_is_named(saved: Path) -> None:
+def test_an_unknown_key_in_a_config_is_an_error(saved: Path) -> None:
     change_config(saved, poolling="mlp")
     with pytest.raises(ValueError, match=r"config.json: unknown key in ModelConfig 'poolling'; did you mean 'pooling'"):
         create_model(f"local-dir:{saved}")
 
 
-def test_a_missing_key_in_a_config_is_named(saved: Path) -> None:
+def test_a_missing_key_in_a_config_is_an_error(saved: Path) -> None:
     config = json.loads((saved / "config.json").read_text())
     del config["taps"]
     (saved / "config.json").write_text(json.dumps(config))
@@ -309,20 +309,20 @@ def test_a_missing_key_in_a_config_is_named(saved: Path) -> None:
         create_model(f"local-dir:{saved}")
 
 
-def test_a_config_that_is_no_json_is_named(saved: Path) -> None:
+def test_a_config_that_is_not_json_is_an_error(saved: Path) -> None:
     (saved / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config.json: "):
         create_model(f"local-dir:{saved}")
 
 
-def test_truncated_weights_are_named(saved: Path) -> None:
+def test_truncated_weights_are_an_error(saved: Path) -> None:
     weights = saved / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"model.safetensors is not a complete safetensors file"):
         create_model(f"local-dir:{saved}")
 
 
-def test_weights_of_another_model_are_named(saved: Path) -> None:
+def test_weights_of_another_model_are_an_error(saved: Path) -> None:
     weights = load_file(saved / "model.safetensors")
     weights["head.classifiers.0.bias"] = torch.zeros(7)
     save_file(weights, saved / "model.safetensors")
@@ -330,19 +330,19 @@ def test_weights_of_another_model_are_named(saved: Path) -> None:
         create_model(f"local-dir:{saved}")
 
 
-def test_a_saved_model_takes_no_other_parts(saved: Path) -> None:
+def test_parts_of_a_saved_model_cannot_be_replaced(saved: Path) -> None:
     with pytest.raises(ValueError, match="is a saved model with fixed parts"):
         create_model(f"local-dir:{saved}", input_size=32)
     with pytest.raises(ValueError, match="is a saved model with fixed parts"):
         create_model("hf-hub:someone/model", pooling="avg")
 
 
-def test_an_empty_folder_is_named(tmp_path: Path) -> None:
+def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"has no config.json"):
         create_model(f"local-dir:{tmp_path}")
 
 
-def test_a_backbone_checkpoint_in_half_precision(tmp_path: Path) -> None:
+def test_a_backbone_checkpoint_in_half_precision_is_loaded_as_float32(tmp_path: Path) -> None:
     torch.manual_seed(0)
     body = timm.create_model("resnet18", num_classes=7)
     weights = {name: w.half() if w.is_floating_point() else w for name, w in body.state_dict().items()}
@@ -353,7 +353,7 @@ def test_a_backbone_checkpoint_in_half_precision(tmp_path: Path) -> None:
     assert model.backbone.body.conv1.weight.dtype == torch.float32
 
 
-def test_missing_keys_of_a_backbone_checkpoint_are_named(tmp_path: Path) -> None:
+def test_a_backbone_checkpoint_with_missing_weights_is_an_error(tmp_path: Path) -> None:
     weights = create_body("resnet18").state_dict()
     del weights["layer1.0.conv1.weight"]
     save_file(weights, tmp_path / "part.safetensors")

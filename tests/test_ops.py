@@ -12,7 +12,7 @@ def test_the_root_is_exact_forward() -> None:
     torch.testing.assert_close(signed_sqrt(x, grad_eps=0.03), expected, rtol=1e-15, atol=0)
 
 
-def test_the_gradient_of_the_root_is_that_of_the_caffe_release() -> None:
+def test_the_gradient_of_the_root_equals_that_of_the_caffe_release() -> None:
     x = torch.tensor([-4.0, 0.0, 0.01], dtype=torch.float64, requires_grad=True)
     (grad,) = torch.autograd.grad(signed_sqrt(x, grad_eps=0.03).sum(), x)
     expected = torch.tensor([0.5 / 2.03, 0.5 / 0.03, 0.5 / 0.13], dtype=torch.float64)

@@ -220,7 +220,7 @@ def test_the_first_of_two_plugins_wins(install: Install) -> None:
     assert "second_code" not in sys.modules
 
 
-def test_an_unreadable_list_of_entry_points_hides_no_other(install: Install) -> None:
+def test_an_unreadable_list_of_entry_points_does_not_hide_others(install: Install) -> None:
     install("fine", "[c2f_zoo.poolings]\nstd = fine_code:new\n", NEW["poolings"])
     install("bad", "[c2f_zoo.poolings]\nthis is no entry point\n", "")
     with pytest.warns(RuntimeWarning, match="cannot read the entry points of bad"):
@@ -242,7 +242,7 @@ def test_installed_packages_are_read_once_and_late(monkeypatch: pytest.MonkeyPat
     assert groups == ["numbers"]
 
 
-def test_subscribers_get_known_names_and_new_ones() -> None:
+def test_subscribers_receive_existing_and_new_names() -> None:
     registry = Registry[int]("number")
     registry.register("one")(1)
     names: list[str] = []
@@ -265,7 +265,7 @@ def test_the_table_of_poolings_has_a_row_for_a_broken_plugin(install: Install) -
     assert "512" in rows["avg"]
 
 
-def test_broken_weights_have_their_row_in_info(install: Install) -> None:
+def test_info_has_a_row_for_broken_weights(install: Install) -> None:
     from typer.testing import CliRunner
 
     from c2f_zoo.cli import app

@@ -1,4 +1,4 @@
-"""Every pooling keeps the contract and its formula; properties of single poolings."""
+"""Every pooling satisfies the contract and its formula; properties of single poolings."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_every_pooling_has_reference_formulas() -> None:
 
 @pytest.mark.slow
 @all_poolings
-def test_a_pooling_keeps_the_contract(name: str) -> None:
+def test_every_pooling_passes_check_pooling(name: str) -> None:
     reference = REFERENCES[name]
     check_pooling(name, reference.channels, reference, atol=reference.atol, **reference.options)
 
@@ -213,7 +213,7 @@ def test_maps_that_are_not_multiplied_may_differ_in_size(name: str) -> None:
 
 
 @all_poolings
-def test_maps_with_other_channels_raise(name: str) -> None:
+def test_maps_with_other_numbers_of_channels_raise(name: str) -> None:
     maps = make_maps(name)
     with pytest.raises(ValueError, match=r"takes maps of \[.*\] channels, not \[1"):
         make(name)([maps[0][:, :1], *maps[1:]])
@@ -365,7 +365,7 @@ def test_projections_are_initialized_as_in_the_caffe_release(name: str) -> None:
 
 
 def test_shared_hbp_is_the_published_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Its modules as they are called there: for each pair both maps, batch norm in training mode each time.
+    # The published order: for each pair both maps, with batch norm in training mode each time.
     monkeypatch.setattr(tiled, "_TILE_ROWS", 2)  # so that five units are several tiles
     pooling, maps = make("hbp_shared"), [x.requires_grad_() for x in make_maps("hbp_shared")]
     head = nn.Sequential(copy.deepcopy(pooling.projection), copy.deepcopy(pooling.norm), nn.ReLU())

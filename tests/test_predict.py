@@ -16,7 +16,7 @@ TREE = Hierarchy.from_rows(("kind", "shape"), [("round", "disc"), ("round", "rin
 
 
 def model_with_probabilities(levels: dict[str, list[float]]) -> C2FModel:
-    """A model whose probabilities are the same for every image."""
+    """Return a model with the same probabilities for every image."""
     model = create_model("mlph", hierarchy=TREE, levels=list(levels), **SMALL)  # type: ignore[arg-type]
     with torch.no_grad():
         for level, probabilities in levels.items():
@@ -27,7 +27,7 @@ def model_with_probabilities(levels: dict[str, list[float]]) -> C2FModel:
 
 
 def test_the_prediction_is_the_best_path_of_the_tree() -> None:
-    # Level by level the best are "edged" and "disc", which is no path. By hand, products along the paths:
+    # Level by level the best are "edged" and "disc", which is not a path. By hand, products along the paths:
     # round-disc 0.4 * 0.6 = 0.24, round-ring 0.4 * 0.3 = 0.12, edged-box 0.6 * 0.1 = 0.06.
     model = model_with_probabilities({"kind": [0.4, 0.6], "shape": [0.6, 0.3, 0.1]})
     path = Predictor(model)(Image.new("RGB", (30, 20))).path
@@ -35,7 +35,7 @@ def test_the_prediction_is_the_best_path_of_the_tree() -> None:
     assert [p for _, _, p in path] == pytest.approx([0.4, 0.6])
 
 
-def test_a_level_without_a_classifier_sums_over_its_classes() -> None:
+def test_a_level_that_is_not_predicted_is_marginalized() -> None:
     model = model_with_probabilities({"shape": [0.25, 0.3, 0.45]})
     prediction = Predictor(model)(Image.new("L", (64, 64)))
     assert [(level, name) for level, name, _ in prediction.path] == [("kind", "edged"), ("shape", "box")]
@@ -48,7 +48,7 @@ def test_a_model_of_coarse_levels_predicts_a_shorter_path() -> None:
     assert Predictor(model)(Image.new("RGB", (64, 64))).path == [("kind", "round", pytest.approx(0.9))]
 
 
-def test_a_coarser_level_follows_from_the_finest_predicted_level() -> None:
+def test_a_coarser_level_is_derived_from_the_finest_predicted_level() -> None:
     tree = Hierarchy.from_rows(
         ("world", "kind", "shape"), [("flat", "round", "disc"), ("flat", "edged", "box"), ("solid", "full", "ball")]
     )
@@ -61,8 +61,8 @@ def test_a_coarser_level_follows_from_the_finest_predicted_level() -> None:
     assert path == [("world", "solid", pytest.approx(0.45)), ("kind", "full", pytest.approx(0.45))]
 
 
-def test_probabilities_are_the_heads_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    # An image may stop at a class: a level's probabilities then sum to less than 1, and are not normalised.
+def test_probabilities_are_not_normalized(monkeypatch: pytest.MonkeyPatch) -> None:
+    # An image may stop at a class: a level's probabilities then sum to less than 1, and are not normalized.
     model = model_with_probabilities({"kind": [0.5, 0.5], "shape": [0.2, 0.3, 0.5]})
     given = {"kind": [[0.6, 0.1]], "shape": [[0.1, 0.3, 0.05]]}
     log_probs = {level: torch.tensor(values).double().log() for level, values in given.items()}
@@ -71,8 +71,8 @@ def test_probabilities_are_the_heads_own(monkeypatch: pytest.MonkeyPatch) -> Non
     assert path == [("kind", "round", pytest.approx(0.6)), ("shape", "ring", pytest.approx(0.3))]
 
 
-def test_each_level_sees_its_own_resolution() -> None:
-    # A fine pattern whose mean is grey: at 4 pixels the coarse level must see what it sees of a grey image.
+def test_each_level_sees_the_image_at_its_own_resolution() -> None:
+    # A fine pattern whose mean is grey: at 4 pixels the coarse level must see plain grey.
     torch.manual_seed(0)
     model = create_model("mlph", hierarchy=TREE, resolutions={"kind": 4, "shape": None}, **SMALL)  # type: ignore[arg-type]
     predictor = Predictor(model)
@@ -87,7 +87,7 @@ def test_each_level_sees_its_own_resolution() -> None:
 
 @pytest.fixture
 def three_levels() -> C2FModel:
-    """A model that sees two of its three levels at the same resolution."""
+    """Return a model with two of its three levels at the same resolution."""
     torch.manual_seed(0)
     resolutions = {"family": 12, "genus": 12, "species": None}
     return create_model("mlph", hierarchy="critters", resolutions=resolutions, **SMALL)  # type: ignore[arg-type]
@@ -103,7 +103,7 @@ def test_the_backbone_runs_once_for_each_distinct_resolution(three_levels: C2FMo
     assert batches[2:] == [2, 2]
 
 
-def test_shared_passes_and_batches_change_no_prediction(three_levels: C2FModel) -> None:
+def test_shared_passes_and_batches_do_not_change_predictions(three_levels: C2FModel) -> None:
     dataset = create_dataset("critters", "test", per_class=1)
     images = [dataset[index][0] for index in (0, 9, 17, 35)]
     predictor = Predictor(three_levels)

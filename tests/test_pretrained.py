@@ -1,4 +1,4 @@
-"""Names of trained weights, where they come from, other trees on trained models, and the weights in the package."""
+"""Trained weights: names, sources, head transfer to other trees, and the weights in the package."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from c2f_zoo.zoo.pretrained import BUNDLED
 
 ROOT = Path(__file__).parents[1]
 BUNDLE = str(ROOT / "recipes" / "bundle.py")
-SHIPPED = sorted(path.name for path in BUNDLED.glob("*"))
+BUNDLED_NAMES = sorted(path.name for path in BUNDLED.glob("*"))
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package puts it
 FILES = ("config.json", "model.safetensors")
 
 
 @pytest.fixture(autouse=True)
 def _registries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is gone after it."""
+    """Remove the entries that a test registers."""
     monkeypatch.setattr(WEIGHTS, "_entries", dict(WEIGHTS._entries))
     monkeypatch.setattr(MODELS, "_entries", dict(MODELS._entries))
     monkeypatch.setattr(MODELS, "_subscribers", [])
@@ -63,7 +63,7 @@ def saved(small_model: C2FModel, tmp_path: Path) -> Path:
     return tmp_path / "saved"
 
 
-# Named models with options of their own.
+# Named models with default options.
 
 TAPS = ["layer3.0.downsample", "layer4.0.downsample", "layer4.0.conv2"]
 SPELT_OUT: dict[str, dict[str, Any]] = {
@@ -86,7 +86,7 @@ SPELT_OUT: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", SPELT_OUT)
-def test_a_named_model_is_what_its_parts_spelt_out_are(name: str) -> None:
+def test_a_named_model_equals_its_options_spelt_out(name: str) -> None:
     torch.manual_seed(1)
     expected = create_model("mlph", backbone="tiny", **SPELT_OUT[name])
     torch.manual_seed(1)
@@ -105,14 +105,14 @@ def test_a_recipe_trains_the_named_model(name: str) -> None:
     assert model.config == create_model(name).config
 
 
-def test_what_the_caller_names_goes_over_a_models_options() -> None:
+def test_arguments_override_default_options() -> None:
     config = create_model("mlph_tiny_critters", pooling_options={"dim": 8}, resolutions={"genus": 20}).config
     assert config.pooling_options == {"dim": 8, "grad_eps": 0.1}
     assert config.resolutions == {"genus": 20}
     assert config.taps == tuple(TAPS)
 
 
-def test_options_fall_away_with_the_part_they_belong_to() -> None:
+def test_replacing_a_part_drops_its_default_options() -> None:
     config = create_model("mlph_tiny_fashion_mnist", backbone="resnet18").config
     assert config.backbone_options == {}
     assert config.taps == create_model("mlph", backbone="resnet18", hierarchy="cub", input_size=32).config.taps
@@ -126,7 +126,7 @@ def test_options_fall_away_with_the_part_they_belong_to() -> None:
     assert create_model("headed", head="levels", **options).config.head_options == {}
 
 
-def test_an_unknown_option_of_a_model_is_named() -> None:
+def test_an_unknown_option_of_a_model_is_an_error() -> None:
     register_model("odd")(ModelSpec("mlph", "tiny", "cub", {"pooling_option": {}}))
     with pytest.raises(ValueError, match="unknown option of model 'odd': 'pooling_option'; did you mean"):
         create_model("odd")
@@ -151,7 +151,7 @@ def test_names_with_tags(name: str, parts: tuple[str, str]) -> None:
     assert split_tag(name) == parts
 
 
-def test_a_timm_tag_is_no_tag_of_weights() -> None:
+def test_a_tag_of_timm_belongs_to_the_backbone() -> None:
     config = create_model("mlph_resnet18.a1_in1k_cub", input_size=64, pooling_options={"dim": 8}).config
     assert config.backbone == "resnet18.a1_in1k"
 
@@ -161,7 +161,10 @@ def test_weights_are_found_by_their_name(saved: Path, small_model: C2FModel) -> 
     small_model.head.requires_grad_(False).get_classifier("genus").weight.zero_()
     small_model.save_pretrained(saved.parent / "second")
     register_weights(weights_in(saved.parent / "second", "small.second"))
-    assert [name for name in list_models(pretrained=True) if name not in SHIPPED] == ["small.first", "small.second"]
+    assert [name for name in list_models(pretrained=True) if name not in BUNDLED_NAMES] == [
+        "small.first",
+        "small.second",
+    ]
     assert (
         list_models("small", pretrained=True)
         == list_models("sm*", pretrained=True)
@@ -173,7 +176,7 @@ def test_weights_are_found_by_their_name(saved: Path, small_model: C2FModel) -> 
     assert zero == {"small": False, "small.first": False, "small.second": True}
 
 
-def test_a_tag_alone_gives_the_model_untrained(saved: Path, small_model: C2FModel) -> None:
+def test_a_tag_without_pretrained_gives_an_untrained_model(saved: Path, small_model: C2FModel) -> None:
     register_weights(weights_in(saved))
     torch.manual_seed(3)
     model = create_model("small.first")
@@ -182,7 +185,7 @@ def test_a_tag_alone_gives_the_model_untrained(saved: Path, small_model: C2FMode
     assert create_model("small.first", hierarchy="fashion_mnist").levels == ("division", "group", "article")
 
 
-def test_mistakes_in_names_are_named(saved: Path) -> None:
+def test_errors_in_names_suggest_a_fix(saved: Path) -> None:
     register_weights(weights_in(saved, "mlph_tiny_critters.rehearsed"))
     with pytest.raises(ValueError, match="unknown tag of 'mlph_tiny_critters': 'rehersed'; did you mean 'rehearsed'"):
         create_model("mlph_tiny_critters.rehersed", pretrained=True)
@@ -217,7 +220,7 @@ def test_mistakes_in_names_are_named(saved: Path) -> None:
         ({"sha256": {"config.json": "0" * 64, "../up": "0" * 64}}, "of '../up' in small.first"),
     ],
 )
-def test_weights_that_make_no_sense_are_refused(saved: Path, change: dict[str, Any], message: str) -> None:
+def test_invalid_weights_are_an_error(saved: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(weights_in(saved), **change)
 
@@ -225,7 +228,7 @@ def test_weights_that_make_no_sense_are_refused(saved: Path, change: dict[str, A
 # Sources.
 
 
-def test_a_file_with_another_checksum_is_refused(saved: Path) -> None:
+def test_a_file_with_another_checksum_is_an_error(saved: Path) -> None:
     for file in FILES:
         right = weights_in(saved).sha256[file]
         wrong = {**weights_in(saved).sha256, file: "0" * 64}
@@ -238,7 +241,7 @@ def test_a_file_with_another_checksum_is_refused(saved: Path) -> None:
         create_model("small", pretrained=True)
 
 
-def test_shards_are_checked_too(small_model: C2FModel, tmp_path: Path) -> None:
+def test_checksums_of_shards_are_verified(small_model: C2FModel, tmp_path: Path) -> None:
     small_model.save_pretrained(tmp_path / "shards", max_shard_size=100_000)
     files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "shards").iterdir()}
     assert len(files) > 3
@@ -268,15 +271,15 @@ def test_a_file_without_a_checksum_is_not_loaded(
 
 
 class _Server(BaseHTTPRequestHandler):
-    """Serves `files` at any path: /half/ breaks off in the weights, /none/ has no weights."""
+    """A server of `files` at any path: /half/ interrupts the weights, /none/ has no weights."""
 
     files: ClassVar[dict[str, bytes]] = {}
-    asked: ClassVar[list[str]] = []
+    requests: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
         _, fault, name = self.path.split("/")
         body = self.files[name]
-        self.asked.append(self.path)
+        self.requests.append(self.path)
         if fault == "none" and name == "model.safetensors":
             self.send_error(404)
             return
@@ -291,11 +294,11 @@ class _Server(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def site(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a server of the saved model; torch's cache is an empty folder."""
+    """Serve the saved model and return the address; torch's cache is an empty folder."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(_Server, "files", {name: (saved / name).read_bytes() for name in FILES})
-    monkeypatch.setattr(_Server, "asked", [])
+    monkeypatch.setattr(_Server, "requests", [])
     with ThreadingHTTPServer(("127.0.0.1", 0), _Server) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -315,11 +318,11 @@ def test_weights_from_a_url(site: str, saved: Path, small_model: C2FModel, tmp_p
     assert model.config == small_model.config
     assert all(torch.equal(model.state_dict()[key], weight) for key, weight in small_model.state_dict().items())
     create_model("small", pretrained=True)
-    assert _Server.asked == ["/good/config.json", "/good/model.safetensors"], "the second time it is in the cache"
+    assert _Server.requests == ["/good/config.json", "/good/model.safetensors"], "the second load uses the cache"
     assert cached(tmp_path) == list(FILES)
     next((tmp_path / "torch").rglob("model.safetensors")).write_bytes(b"rotten")
     create_model("small", pretrained=True)
-    assert _Server.asked[2:] == ["/good/model.safetensors"], "what has changed in the cache is fetched again"
+    assert _Server.requests[2:] == ["/good/model.safetensors"], "a changed file in the cache is downloaded again"
     folder = next((tmp_path / "torch").rglob("model.safetensors")).parent
     (folder / ".saved").mkdir()
     (folder / ".saved" / "config.json").write_text("{}")
@@ -329,7 +332,7 @@ def test_weights_from_a_url(site: str, saved: Path, small_model: C2FModel, tmp_p
         create_model("small", pretrained=True)
 
 
-def test_a_url_with_another_file_is_refused(site: str, saved: Path, tmp_path: Path) -> None:
+def test_a_url_with_another_file_is_an_error(site: str, saved: Path, tmp_path: Path) -> None:
     weights = weights_in(saved, source=f"{site}/good/model.safetensors")
     wrong, right = "0" * 64, weights.sha256["model.safetensors"]
     register_weights(replace(weights, sha256={**weights.sha256, "model.safetensors": wrong}))
@@ -340,14 +343,14 @@ def test_a_url_with_another_file_is_refused(site: str, saved: Path, tmp_path: Pa
     assert cached(tmp_path) == ["config.json"]
 
 
-def test_a_url_without_the_file(site: str, saved: Path, tmp_path: Path) -> None:
+def test_missing_file_at_a_url(site: str, saved: Path, tmp_path: Path) -> None:
     register_weights(weights_in(saved, source=f"{site}/none/model.safetensors"))
     with pytest.raises(FileNotFoundError, match=f"small.first: {site}/none/model.safetensors failed with 404"):
         create_model("small", pretrained=True)
     assert cached(tmp_path) == ["config.json"]
 
 
-def test_a_connection_that_breaks_off_leaves_nothing(site: str, saved: Path, tmp_path: Path) -> None:
+def test_an_interrupted_download_leaves_no_file(site: str, saved: Path, tmp_path: Path) -> None:
     register_weights(weights_in(saved, source=f"{site}/half/model.safetensors"))
     with pytest.raises(
         (ValueError, ConnectionError), match=f"the download of {site}/half/model.safetensors (is incomplete|failed)"
@@ -356,7 +359,7 @@ def test_a_connection_that_breaks_off_leaves_nothing(site: str, saved: Path, tmp
     assert cached(tmp_path) == ["config.json"]
 
 
-def test_nobody_answers(site: str, saved: Path, tmp_path: Path) -> None:
+def test_unreachable_server(site: str, saved: Path, tmp_path: Path) -> None:
     register_weights(weights_in(saved, source="http://127.0.0.1:9/model.safetensors"))
     with pytest.raises(ConnectionError, match=r"small.first: the download of http://127.0.0.1:9/config.json failed"):
         create_model("small", pretrained=True)
@@ -364,7 +367,7 @@ def test_nobody_answers(site: str, saved: Path, tmp_path: Path) -> None:
 
 
 def run_python(code: str, **environment: str) -> dict[str, Any]:
-    """What a new process prints as JSON."""
+    """Run code in a new process and return the JSON that it prints."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     environment = {**kept, "OMP_NUM_THREADS": "1", **environment}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment)
@@ -374,7 +377,7 @@ def run_python(code: str, **environment: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_weights_from_the_hub(saved: Path, tmp_path: Path) -> None:
-    """The real client against hub_server.py: a revision is pinned, and its checksums are verified."""
+    """Use the real client with hub_server.py: a revision is pinned, and its checksums are verified."""
     code = f"""
 import json, torch
 from c2f_zoo import PretrainedWeights, create_model, register_weights
@@ -401,7 +404,7 @@ print(json.dumps(result))
     assert f"has the checksum {checksums(saved)['model.safetensors']}; small.wrong expects 000" in result["wrong"]
 
 
-# Another tree on a trained model.
+# Head transfer: trained models with another tree.
 
 
 def kept_of(model: C2FModel, other: C2FModel, part: str) -> bool:
@@ -419,9 +422,9 @@ def same_classifier(model: C2FModel, level: str, other: C2FModel, other_level: s
     return torch.equal(a.weight, b.weight) and torch.equal(a.bias, b.bias)
 
 
-def test_another_tree_keeps_what_fits_and_lists_the_rest(saved: Path, small_model: C2FModel) -> None:
+def test_head_transfer_keeps_matching_classifiers_and_lists_the_others(saved: Path, small_model: C2FModel) -> None:
     cub = load_hierarchy("cub")
-    tree = Hierarchy(  # CUB's genera and families under their own names, no species, and one level above all
+    tree = Hierarchy(  # CUB's genera and families, no species, and one level above
         ("kingdom", "clan", "genus"),
         (("animals",), cub.class_names("family"), cub.class_names("genus")),
         ((0,) * 36, cub.parents[0]),
@@ -434,8 +437,8 @@ def test_another_tree_keeps_what_fits_and_lists_the_rest(saved: Path, small_mode
         assert kept_of(model, small_model, "backbone")
         assert kept_of(model, small_model, "pooling")
         assert same_classifier(model, "genus", small_model, "genus")
-        assert same_classifier(model, "clan", small_model, "family"), "the same classes under another level's name"
-        # Vectors of four terms of 8. The families' and genera's classifiers have moved by one place.
+        assert same_classifier(model, "clan", small_model, "family"), "the same classes under another name of the level"
+        # The vector has four terms of 8. The classifiers of families and genera have moved by one place.
         assert lines_of(warning) == [
             "head.classifiers.0.weight: none saved, (1, 32) here",
             "head.classifiers.0.bias: none saved, (1,) here",
@@ -446,7 +449,7 @@ def test_another_tree_keeps_what_fits_and_lists_the_rest(saved: Path, small_mode
     assert warning[0].filename == __file__
 
 
-def test_shapes_that_differ_are_listed(saved: Path, small_model: C2FModel) -> None:
+def test_shape_mismatches_are_listed(saved: Path, small_model: C2FModel) -> None:
     with pytest.warns(UserWarning) as warning:
         model = create_model(f"local-dir:{saved}", hierarchy="fashion_mnist", levels=["group", "article"])
     assert model.levels == ("group", "article")
@@ -460,7 +463,7 @@ def test_shapes_that_differ_are_listed(saved: Path, small_model: C2FModel) -> No
     ]
 
 
-def test_as_many_other_classes_are_not_taken_for_the_same(saved: Path, small_model: C2FModel) -> None:
+def test_classifiers_of_other_classes_of_the_same_number_are_not_kept(saved: Path, small_model: C2FModel) -> None:
     cub = load_hierarchy("cub")
     tree = replace(cub, classes=(cub.classes[0], cub.classes[1], tuple(reversed(cub.classes[2]))))
     with pytest.warns(UserWarning) as warning:
@@ -484,11 +487,11 @@ def test_the_same_tree_changes_nothing(saved: Path, small_model: C2FModel) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["levels", "conditional", "hex", "marginal", "disentangled"])
-def test_every_head_keeps_a_level_that_it_shares_with_another_tree(head: str, tmp_path: Path) -> None:
+def test_every_head_keeps_the_classifier_of_a_common_level(head: str, tmp_path: Path) -> None:
     old = create_model("mlph", hierarchy="cub", head=head, **SMALL)  # type: ignore[arg-type]
     old.save_pretrained(tmp_path)
     cub = load_hierarchy("cub")
-    # The families in other order: the genera stay what they are, each under its old parent.
+    # The families are in another order; the genera are unchanged, each under its old parent.
     place = [(label + 1) % 36 for label in range(36)]
     families = tuple(cub.classes[0][place.index(label)] for label in range(36))
     tree = Hierarchy(
@@ -507,7 +510,7 @@ def test_every_head_keeps_a_level_that_it_shares_with_another_tree(head: str, tm
             assert torch.equal(new(x)["species"], old(x)["species"])
 
 
-def test_a_heads_features_are_not_taken_for_other_levels(tmp_path: Path) -> None:
+def test_features_of_a_head_are_not_kept_for_other_levels(tmp_path: Path) -> None:
     model = create_model("mlph", hierarchy="cub", head="disentangled", head_options={"dim": 4}, **SMALL)  # type: ignore[arg-type]
     model.save_pretrained(tmp_path)
     with pytest.warns(UserWarning) as warning:
@@ -516,7 +519,7 @@ def test_a_heads_features_are_not_taken_for_other_levels(tmp_path: Path) -> None
     assert not torch.equal(again.head.features[0][0].weight, model.head.features[0][0].weight)
 
 
-def test_a_model_of_the_finest_level_stays_one(tmp_path: Path) -> None:
+def test_a_model_of_the_leaf_level_keeps_to_the_leaf_level(tmp_path: Path) -> None:
     create_model("mlp", hierarchy="cub", **SMALL).save_pretrained(tmp_path)  # type: ignore[arg-type]
     with pytest.warns(UserWarning):
         model = create_model(f"local-dir:{tmp_path}", hierarchy="fashion_mnist")
@@ -528,9 +531,9 @@ def test_a_model_of_the_finest_level_stays_one(tmp_path: Path) -> None:
 # The weights in the package.
 
 
-def test_what_is_shipped() -> None:
-    assert SHIPPED == ["mlph_tiny_critters.scratch", "mlph_tiny_fashion_mnist.scratch"]
-    assert set(SHIPPED) <= set(list_models(pretrained=True))
+def test_bundled_weights_are_listed_small_and_in_the_wheel() -> None:
+    assert BUNDLED_NAMES == ["mlph_tiny_critters.scratch", "mlph_tiny_fashion_mnist.scratch"]
+    assert set(BUNDLED_NAMES) <= set(list_models(pretrained=True))
     files = [path for path in BUNDLED.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 8e6
     (patterns,) = re.findall(r"package-data\]\nc2f_zoo = \[(.*)\]", (ROOT / "pyproject.toml").read_text())
@@ -539,8 +542,8 @@ def test_what_is_shipped() -> None:
         assert any(fnmatch(name, pattern) for pattern in patterns.replace('"', "").split(", ")), f"no wheel has {name}"
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_weights_are_of_the_model_and_the_recipe_that_they_name(name: str) -> None:
+@pytest.mark.parametrize("name", BUNDLED_NAMES)
+def test_bundled_weights_match_their_model_and_recipe(name: str) -> None:
     weights = WEIGHTS[name]
     model = create_model(weights.arch, pretrained=True)
     assert (weights.name, weights.source, weights.licence) == (name, "bundled", "apache-2.0")
@@ -563,12 +566,12 @@ def test_shipped_weights_are_of_the_model_and_the_recipe_that_they_name(name: st
 
 
 @pytest.mark.slow
-def test_shipped_weights_need_no_network(tmp_path: Path) -> None:
+def test_bundled_weights_need_no_network(tmp_path: Path) -> None:
     code = f"""
 import json, torch
 from c2f_zoo import create_model
 shapes = {{}}
-for name in {SHIPPED!r}:
+for name in {BUNDLED_NAMES!r}:
     model = create_model(name.split(".")[0], pretrained=True).eval()
     logits = model(torch.zeros(1, *model.config.preprocessing.input_size))
     shapes[name] = {{level: list(z.shape) for level, z in logits.items()}}
@@ -580,13 +583,15 @@ print(json.dumps(shapes))
     }
     homes = {"HF_HOME": str(tmp_path / "hf"), "TORCH_HOME": str(tmp_path / "torch"), "HOME": str(tmp_path)}
     shapes = run_python(code, HF_HUB_OFFLINE="1", **proxies, **homes)
-    classes = {name: load_hierarchy(name.split(".")[0].removeprefix("mlph_tiny_")).num_classes for name in SHIPPED}
+    classes = {
+        name: load_hierarchy(name.split(".")[0].removeprefix("mlph_tiny_")).num_classes for name in BUNDLED_NAMES
+    }
     assert shapes == {name: {lv: [1, n] for lv, n in levels.items()} for name, levels in classes.items()}
 
 
 @torch.inference_mode()
-def rescored(model: C2FModel, dataset: Any, every: int) -> dict[tuple[str, int | None], float]:
-    """The accuracy of every level at every level's resolution, image by image."""
+def measure(model: C2FModel, dataset: Any, every: int) -> dict[tuple[str, int | None], float]:
+    """Return the accuracy of every level at the resolution of every level."""
     images = [dataset[index] for index in range(0, len(dataset), every)]
     truth = model.hierarchy.ancestors(torch.tensor([label for _, label in images]))
     found = {}
@@ -601,8 +606,8 @@ def rescored(model: C2FModel, dataset: Any, every: int) -> dict[tuple[str, int |
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_weights_score_what_is_recorded(name: str) -> None:
+@pytest.mark.parametrize("name", BUNDLED_NAMES)
+def test_bundled_weights_reach_the_recorded_accuracies(name: str) -> None:
     weights, metrics = WEIGHTS[name], WEIGHTS[name].metrics[1]
     options = dict(metrics.dataset_options)
     if metrics.dataset == "fashion_mnist":
@@ -611,24 +616,24 @@ def test_shipped_weights_score_what_is_recorded(name: str) -> None:
         options = {"root": str(FASHION_MNIST)}
     model = create_model(weights.name, pretrained=True)
     dataset = create_dataset(metrics.dataset, metrics.split, **options)
-    found = rescored(model, dataset, metrics.every)
+    found = measure(model, dataset, metrics.every)
     recorded = {(row.level, row.resolution): row.accuracy for row in metrics.accuracy}
     whole = {(row.level, row.resolution): row for row in weights.metrics[0].accuracy}
     assert found.keys() == recorded.keys() == whole.keys()
     for cell, accuracy in recorded.items():
-        assert found[cell] == pytest.approx(accuracy, abs=0.005), cell  # other processors round otherwise
-        # A part scores as the whole within four standard errors of it, or an image or two.
+        assert found[cell] == pytest.approx(accuracy, abs=0.005), cell  # rounding differs between processors
+        # The subset agrees with all images within four standard errors, or one or two images.
         p, part = whole[cell].accuracy, whole[cell].images / metrics.every
         assert accuracy == pytest.approx(p, abs=4 * (p * (1 - p) / part) ** 0.5 + 2 / part), cell
         assert whole[cell].images == len(dataset)
 
 
-# Making them.
+# Bundling.
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run's folder as train.py leaves it, but untrained."""
+    """Return a run folder as train.py writes it, but with an untrained model."""
     model = create_model("mlph_tiny_critters")
     with torch.no_grad():
         model.eval().head.get_classifier("species").bias.copy_(torch.linspace(-1, 1, 36))
@@ -649,7 +654,7 @@ def bundle(*arguments: object, ok: bool = True) -> str:
 
 
 @pytest.mark.slow
-def test_bundle(run: Path, tmp_path: Path) -> None:
+def test_a_run_is_bundled(run: Path, tmp_path: Path) -> None:
     bundle(run, "mlph_tiny_critters.new", "--license", "cc0-1.0", "--folder", tmp_path / "weights")
     folder = tmp_path / "weights" / "mlph_tiny_critters.new"
     assert sorted(path.name for path in folder.iterdir()) == [*FILES[:1], FILES[1], "recipe.yaml", "weights.json"]
@@ -665,14 +670,14 @@ def test_bundle(run: Path, tmp_path: Path) -> None:
     options = yaml.safe_load((run / "config.yaml").read_text())
     assert yaml.safe_load((folder / "recipe.yaml").read_text()) == {**options, "dataset_options": {"per_class": 2}}
     for metrics, every in zip(weights.metrics, (1, 5), strict=True):
-        found = rescored(model, create_dataset("critters", "test", per_class=2), every)
+        found = measure(model, create_dataset("critters", "test", per_class=2), every)
         assert (metrics.dataset, metrics.split, metrics.every) == ("critters", "test", every)
         assert {(row.level, row.resolution): row.accuracy for row in metrics.accuracy} == pytest.approx(found)
         assert {row.images for row in metrics.accuracy} == {len(range(0, 72, every))}
         assert [row.level for row in metrics.accuracy if row.own] == ["species", "genus", "family"]
 
 
-def test_bundle_refuses(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_bundle(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "recipes"))
     import bundle as recipe
 
@@ -687,7 +692,7 @@ def test_bundle_refuses(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         recipe.main(str(run), "mlph_tiny_critters.new", "mit")
 
 
-def test_what_is_bundled_names_no_folder_of_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bundled_options_contain_no_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "recipes"))
     import bundle as recipe
 
@@ -695,7 +700,7 @@ def test_what_is_bundled_names_no_folder_of_one_machine(monkeypatch: pytest.Monk
     about = {"dataset": "critters", "dataset_options": given, "seed": 0}
     assert recipe.portable(about) == {**about, "dataset_options": {"per_class": 3, "mini": True}}
     assert recipe.portable({"seed": 0}) == {"seed": 0, "dataset_options": {}}
-    for name in SHIPPED:
+    for name in BUNDLED_NAMES:
         options = yaml.safe_load((BUNDLED / name / "recipe.yaml").read_text())
         assert recipe.portable(options) == options
         for metrics in WEIGHTS[name].metrics:
@@ -711,13 +716,13 @@ def shown(*arguments: str) -> str:
 
 
 def test_the_command_line_lists_weights() -> None:
-    assert shown("list", "models", "*critters", "--pretrained").split() == [n for n in SHIPPED if "critters" in n]
+    assert shown("list", "models", "*critters", "--pretrained").split() == [n for n in BUNDLED_NAMES if "critters" in n]
     assert "--pretrained applies to models, not heads" in shown("list", "heads", "--pretrained")
 
 
-@pytest.mark.skipif(not SHIPPED, reason="the package has no weights yet")
-def test_the_command_line_tells_where_weights_are() -> None:
-    name = SHIPPED[0]
+@pytest.mark.skipif(not BUNDLED_NAMES, reason="the package has no weights yet")
+def test_info_shows_the_source_and_accuracy_of_weights() -> None:
+    name = BUNDLED_NAMES[0]
     metrics = WEIGHTS[name].metrics[0]
     for asked in (name, name.split(".")[0]):
         text = shown("info", asked)
@@ -729,6 +734,6 @@ def test_the_command_line_tells_where_weights_are() -> None:
     assert "none trained" in shown("info", "mlph_resnet18_cub")
 
 
-def test_methods_have_no_weights_of_their_own() -> None:
+def test_methods_have_no_weights() -> None:
     assert not [name for name in list_models(pretrained=True) if name.split(".")[0] in METHODS]
     assert "PretrainedWeights" in c2f_zoo.__all__

@@ -42,7 +42,7 @@ def test_rows_that_share_memory() -> None:
         close(bmm(a[None], b[None]), expected[None])
 
 
-def test_without_onednn_the_numbers_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fallback_without_onednn_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = draw(2, 128, 128), draw(2, 128, 128)
     expected = a.double() @ b.double()
     close(bmm(a, b), expected)

@@ -1,4 +1,4 @@
-"""What a stranger's config.json and weights cannot do, and what a kill cannot do to a saved model."""
+"""Untrusted configurations and weights are rejected, and an interrupted save keeps a whole model."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from c2f_zoo.backbones import BACKBONES
 from c2f_zoo.config import WEIGHT_SOURCES, ModelConfig
 from c2f_zoo.io.weights import atomic_save, find_file, load_weights, weight_files, write_weights
 
-# What Python reports while a model is loaded; an audit hook cannot be taken away, so it listens when it is told to.
-HEARD: list[tuple[str, Any]] | None = None
+# Audit events while a model is loaded. An audit hook cannot be removed, so it records only while this is a list.
+EVENTS: list[tuple[str, Any]] | None = None
 
 
-def hear(event: str, args: Any) -> None:
-    if HEARD is not None and not isinstance(args, dict):
-        HEARD.append((event, args))
+def record_event(event: str, args: Any) -> None:
+    if EVENTS is not None and not isinstance(args, dict):
+        EVENTS.append((event, args))
 
 
-sys.addaudithook(hear)
+sys.addaudithook(record_event)
 
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small model, whole and in shards."""
+    """Save the small model, in one file and in shards."""
     folder = tmp_path_factory.mktemp("originals")
     model = create_model("mlph", hierarchy="cub", **SMALL)  # type: ignore[arg-type]
     model.save_pretrained(folder / "saved")
@@ -115,7 +115,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_config_that_is_no_models_is_refused(saved: Path, case: str) -> None:
+def test_an_invalid_config_is_an_error(saved: Path, case: str) -> None:
     changes, message = BAD[case]
     change(saved, **changes)
     with pytest.raises(ValueError, match=rf"config\.json.*{message}"):
@@ -123,20 +123,20 @@ def test_a_config_that_is_no_models_is_refused(saved: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "null", "[]", "[" * 100_000, '{"levels": NaN}', "9" * 5000, "\x00"])
-def test_a_text_that_is_no_config_is_refused(saved: Path, text: str) -> None:
+def test_a_malformed_config_file_is_an_error(saved: Path, text: str) -> None:
     (saved / "config.json").write_text(text)
     with pytest.raises(ValueError, match=r"config\.json: "):
         create_model(f"local-dir:{saved}")
 
 
-def test_a_large_config_is_not_read(saved: Path) -> None:
+def test_a_config_file_that_is_too_large_is_an_error(saved: Path) -> None:
     with open(saved / "config.json", "ab") as file:
         file.truncate(33 * 2**20)
     with pytest.raises(ValueError, match=r"config\.json is larger than the limit of 33554432 bytes"):
         create_model(f"local-dir:{saved}")
 
 
-def test_many_levels_are_refused(small_model: C2FModel) -> None:
+def test_too_many_levels_are_an_error(small_model: C2FModel) -> None:
     names = [f"level {i}" for i in range(33)]
     tree = {"levels": names, "classes": [["a"]] * 33, "parents": [[0]] * 32, "version": ""}
     with pytest.raises(ValueError, match="the configuration has 33 levels; the limit is 32"):
@@ -144,37 +144,37 @@ def test_many_levels_are_refused(small_model: C2FModel) -> None:
 
 
 def test_loading_runs_imports_and_writes_nothing(saved: Path, sharded: Path) -> None:
-    global HEARD
+    global EVENTS
     (saved / "pytorch_model.bin").write_bytes(pickle.dumps(Path("x")))
     (saved / "config.py").write_text("raise SystemExit")
-    create_model(f"local-dir:{sharded}")  # another model: what any of them imports when it is first used is there now
+    create_model(f"local-dir:{sharded}")  # imports all that is imported on first use
     before = set(sys.modules)
-    HEARD = []
+    EVENTS = []
     try:
         create_model(f"local-dir:{saved}")
     finally:
-        heard, HEARD = HEARD, None
+        recorded, EVENTS = EVENTS, None
     assert set(sys.modules) == before
-    opened = [args for event, args in heard if event == "open"]
-    assert {Path(str(args[0])).name for args in opened} >= {"config.json"}, "the hook hears"
+    opened = [args for event, args in recorded if event == "open"]
+    assert {Path(str(args[0])).name for args in opened} >= {"config.json"}, "the hook records"
     assert not [args for args in opened if isinstance(args[1], str) and set(args[1]) & set("wax+")]
     assert not [args for args in opened if Path(str(args[0])).name in ("pytorch_model.bin", "config.py")]
     forbidden = ("pickle.find_class", "import", "exec", "compile", "os.system", "subprocess.Popen", "socket.connect")
-    assert not [(event, args) for event, args in heard if event in forbidden]
+    assert not [(event, args) for event, args in recorded if event in forbidden]
 
 
-def test_options_that_say_where_weights_come_from_are_no_part_of_a_model() -> None:
+def test_weight_sources_are_removed_from_saved_options() -> None:
     options = {"drop_rate": 0.1, "pretrained_cfg_overlay": {"mean": (0.1, 0.2, 0.3)}, "cache_dir": "x"}
     model = create_model("mlph", backbone="test_convnext", hierarchy="cub", input_size=64, backbone_options=options)
     assert model.config.backbone_options == {"drop_rate": 0.1}
 
 
-# Loads folders in a process of its own, whose peak of memory no other test has raised.
+# Loads folders in a new process, because the peak memory of this one may come from other tests.
 LOAD = """
 import resource, sys, torch
 from c2f_zoo import create_model
 torch.set_num_threads(1)
-create_model("mlph_tiny_critters")  # what is imported when it is first used takes memory too
+create_model("mlph_tiny_critters")  # imports on first use take memory too
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == "linux" else 2**20)
 before = peak()
@@ -187,7 +187,7 @@ for folder in sys.argv[1:]:
 LARGE: dict[str, tuple[dict[str, Any], str]] = {
     "a wide pooling": ({"pooling_options": {"dim": 2**24}}, r"\d+ numbers"),
     "wide layers": ({"backbone_options": {"dims": [4096] * 4, "depths": [2, 2, 18, 2]}}, r"\d+ numbers"),
-    "what a layer computes for itself": (
+    "a table that a layer computes": (
         {
             "backbone": "swin_tiny_patch4_window7_224",
             "backbone_options": {"img_size": 1024, "window_size": 112},
@@ -206,7 +206,7 @@ LARGE: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.slow
-def test_memory_that_the_weights_do_not_fill_is_not_taken(saved: Path, tmp_path: Path) -> None:
+def test_a_network_larger_than_its_weights_is_not_allocated(saved: Path, tmp_path: Path) -> None:
     folders = [str(shutil.copytree(saved, tmp_path / case)) for case in LARGE]
     for folder, (changes, _) in zip(folders, LARGE.values(), strict=True):
         change(Path(folder), **changes)
@@ -219,10 +219,10 @@ def test_memory_that_the_weights_do_not_fill_is_not_taken(saved: Path, tmp_path:
         assert found and int(found[1]) < 500, f"{case}: {line} (MiB)"
 
 
-def test_a_backbone_that_cannot_be_made_on_meta_is_counted_too(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backbone_that_cannot_be_built_on_meta_is_limited_too(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def reads_a_number(pretrained: bool = False, size: int = 1) -> torch.nn.Module:
         torch.zeros(1).item()
-        torch.empty(size, 2**20)  # is never filled, so takes no memory
+        torch.empty(size, 2**20)  # never filled, so that it takes no memory
         return timm.create_model("test_convnext", num_classes=0)
 
     monkeypatch.setattr(BACKBONES, "_entries", {**BACKBONES._entries, "reads": reads_a_number})
@@ -251,13 +251,13 @@ UNSAVABLE: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", UNSAVABLE)
-def test_a_model_that_could_not_be_loaded_is_not_made(case: str) -> None:
+def test_creating_a_model_that_cannot_be_loaded_is_an_error(case: str) -> None:
     options, message = UNSAVABLE[case]
     with pytest.raises(ValueError, match=message):
         create_model("mlph", **{"hierarchy": "cub", **SMALL, **options})  # type: ignore[arg-type]
 
 
-def test_a_model_that_could_not_be_loaded_is_not_saved(small_model: C2FModel, saved: Path) -> None:
+def test_saving_a_model_that_cannot_be_loaded_is_an_error(small_model: C2FModel, saved: Path) -> None:
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
     small_model.config = replace(small_model.config, resolutions={"species": 5000})
     with pytest.raises(ValueError, match="resolution of species is 5000"):
@@ -267,26 +267,26 @@ def test_a_model_that_could_not_be_loaded_is_not_saved(small_model: C2FModel, sa
         create_model(f"local-dir:{saved}", resolutions={"species": 5000})
 
 
-def test_a_large_seed_comes_back(tmp_path: Path) -> None:
+def test_a_large_seed_is_saved_and_loaded(tmp_path: Path) -> None:
     options = {"dim": 16, "seed": 2**63 - 1}
     model = create_model("cbcnn", hierarchy="cub", **{**SMALL, "pooling_options": options})  # type: ignore[arg-type]
     model.save_pretrained(tmp_path)
     assert C2FModel.from_pretrained(tmp_path).config == model.config
 
 
-def test_more_memory_than_there_is_is_told(saved: Path) -> None:
+def test_a_model_larger_than_memory_is_an_error(saved: Path) -> None:
     change(saved, pooling_options={"dim": 2**32})
     with pytest.raises(ValueError, match=r"config.json: cannot build this model: "):
         create_model(f"local-dir:{saved}")
 
 
 def lying_header(data: bytes) -> bytes:
-    """The same file with a header that claims to be far longer than the file."""
+    """Return the file with a header that claims to be far longer than the file."""
     return (2**62).to_bytes(8, "little") + data[8:]
 
 
 def lying_offsets(data: bytes) -> bytes:
-    """The same file with a first tensor that claims to be 2**40 times as large."""
+    """Return the file with a first tensor that claims to be 2**40 times as large."""
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     first = next(name for name in header if name != "__metadata__")
     header[first]["shape"][0] *= 2**40
@@ -295,7 +295,7 @@ def lying_offsets(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    "damage",
     [
         lambda data: data[:-1],
         lambda data: data[:100],
@@ -307,9 +307,9 @@ def lying_offsets(data: bytes) -> bytes:
         lambda data: pickle.dumps({"weight": 1}),
     ],
 )
-def test_a_file_that_is_no_safetensors_is_refused(saved: Path, spoil: Callable[[bytes], bytes]) -> None:
+def test_a_malformed_safetensors_file_is_an_error(saved: Path, damage: Callable[[bytes], bytes]) -> None:
     path = saved / "model.safetensors"
-    path.write_bytes(spoil(path.read_bytes()))
+    path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=r"model\.safetensors is not a complete safetensors file: "):
         create_model(f"local-dir:{saved}")
 
@@ -320,7 +320,7 @@ def changed_weights(saved: Path, edit: Callable[[dict[str, Tensor]], None]) -> N
     save_file(weights, saved / "model.safetensors")
 
 
-def test_weights_that_do_not_fit_change_nothing(small_model: C2FModel, tmp_path: Path) -> None:
+def test_mismatched_weights_do_not_change_the_model(small_model: C2FModel, tmp_path: Path) -> None:
     own = small_model.state_dict()
     first, *_, last = own
     before = {name: tensor.clone() for name, tensor in own.items()}
@@ -339,7 +339,7 @@ def test_weights_that_do_not_fit_change_nothing(small_model: C2FModel, tmp_path:
     assert all(torch.equal(tensor, before[name]) for name, tensor in small_model.state_dict().items())
 
 
-def test_weights_of_half_precision_are_cast(saved: Path) -> None:
+def test_weights_in_half_precision_are_cast(saved: Path) -> None:
     def halve(weights: dict[str, Tensor]) -> None:
         weights.update({name: w.half() if w.is_floating_point() else w for name, w in weights.items()})
 
@@ -349,7 +349,7 @@ def test_weights_of_half_precision_are_cast(saved: Path) -> None:
         assert torch.equal(weight, halves[name].to(weight.dtype)), name
 
 
-def test_shards_are_small_and_come_back(saved: Path, sharded: Path) -> None:
+def test_shards_respect_the_maximum_size_and_load(saved: Path, sharded: Path) -> None:
     shards = sorted(sharded.glob("*.safetensors"))
     assert len(shards) > 2 and not (sharded / "model.safetensors").exists()
     for shard in shards:
@@ -364,7 +364,7 @@ def test_shards_are_small_and_come_back(saved: Path, sharded: Path) -> None:
     "name",
     ["../x.safetensors", "/etc/passwd", "a/model-1-of-2.safetensors", "C:\\model-1-of-2.safetensors", "x.bin", ""],
 )
-def test_an_index_names_only_shards_beside_it(sharded: Path, name: str) -> None:
+def test_an_index_with_a_path_is_an_error(sharded: Path, name: str) -> None:
     index = json.loads((sharded / "model.safetensors.index.json").read_text())
     index["weight_map"] |= {next(iter(index["weight_map"])): name}
     (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -373,13 +373,13 @@ def test_an_index_names_only_shards_beside_it(sharded: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}', "[" * 100_000])
-def test_an_index_that_is_none_is_refused(sharded: Path, text: str) -> None:
+def test_a_malformed_index_is_an_error(sharded: Path, text: str) -> None:
     (sharded / "model.safetensors.index.json").write_text(text)
     with pytest.raises(ValueError, match=r"index\.json is not an index of weights: "):
         C2FModel.from_pretrained(sharded)
 
 
-def test_shards_that_do_not_belong_together_are_refused(sharded: Path) -> None:
+def test_duplicate_and_missing_shards_are_errors(sharded: Path) -> None:
     first, second, *_ = sorted(sharded.glob("*.safetensors"))
     second.write_bytes(first.read_bytes())
     with pytest.raises(ValueError, match=r"the weight .* of .* is in another shard too"):
@@ -389,7 +389,7 @@ def test_shards_that_do_not_belong_together_are_refused(sharded: Path) -> None:
         C2FModel.from_pretrained(sharded)
 
 
-# Saves that a kill interrupts: the state of a folder is the text of its config and its weights.
+# Interrupted saves. The state of a folder is the text of its configuration and its weights.
 State = tuple[str, dict[str, list[float]]]
 SAVES = {"whole": ("5GB", 1.0), "other whole": ("5GB", 2.0), "shards": (12, 3.0), "more shards": (4, 4.0)}
 
@@ -407,11 +407,11 @@ def state_of(folder: Path) -> State:
 
 
 class Killed(BaseException):
-    """What stands for a kill: from then on nothing changes on disk."""
+    """A simulated kill: nothing changes on disk after it."""
 
 
-def save_and_die(folder: Path, kind: str, step: int) -> bool:
-    """Saves, and is killed just before a step; False where there are not so many steps."""
+def save_and_kill(folder: Path, kind: str, step: int) -> bool:
+    """Save, but stop just before a step; return False if the save has fewer steps."""
     left = step
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -440,18 +440,18 @@ def save_and_die(folder: Path, kind: str, step: int) -> bool:
 
 @pytest.mark.parametrize("new", SAVES)
 @pytest.mark.parametrize("old", SAVES)
-def test_a_kill_leaves_the_old_model_or_the_new_one(tmp_path: Path, old: str, new: str) -> None:
+def test_a_killed_save_leaves_the_old_or_the_new_model(tmp_path: Path, old: str, new: str) -> None:
     expected = {kind: (kind, {name: [SAVES[kind][1]] * 3 for name in "abc"}) for kind in (old, new)}
     save_state(tmp_path / "clean", new)
     clean = sorted(path.name for path in (tmp_path / "clean").iterdir())
-    seen, step, died = set(), 0, True
-    while died:
+    seen, step, killed = set(), 0, True
+    while killed:
         folder = tmp_path / str(step)
         save_state(folder, old)
-        died = save_and_die(folder, new, step)
+        killed = save_and_kill(folder, new, step)
         assert state_of(folder) in expected.values(), f"killed before step {step}"
         seen.add(state_of(folder)[0])
-        save_and_die(folder, old, step // 2)  # a kill on a kill
+        save_and_kill(folder, old, step // 2)  # a second kill
         assert state_of(folder) in expected.values()
         save_state(folder, new)
         assert state_of(folder) == expected[new]
@@ -460,7 +460,7 @@ def test_a_kill_leaves_the_old_model_or_the_new_one(tmp_path: Path, old: str, ne
     assert seen == {old, new} and step > 5
 
 
-def test_a_save_that_fails_leaves_the_old_model(tmp_path: Path) -> None:
+def test_a_failed_save_leaves_the_old_model(tmp_path: Path) -> None:
     save_state(tmp_path, "shards")
     before = sorted(path.name for path in tmp_path.iterdir())
     with pytest.raises(RuntimeError), atomic_save(tmp_path) as new:

@@ -19,7 +19,7 @@ from c2f_zoo.inference.resolutions import levels_by_resolution, own_resolutions
 
 @pytest.fixture
 def model() -> C2FModel:
-    """A model that sees two of its three levels at the same resolution."""
+    """Return a model with two of its three levels at the same resolution."""
     torch.manual_seed(0)
     resolutions = {"family": 12, "genus": 12, "species": None}
     return create_model("mlph", hierarchy="critters", resolutions=resolutions, **SMALL)  # type: ignore[arg-type]
@@ -42,7 +42,7 @@ def test_an_image_is_decoded_once_and_passed_once_for_each_distinct_resolution(m
     }
 
 
-def test_predictions_are_those_of_single_images(model: C2FModel) -> None:
+def test_predictions_in_batches_equal_those_of_single_images(model: C2FModel) -> None:
     dataset = create_dataset("critters", "test", per_class=1)
     indices = [30, 2, 11, 20, 7]
     levels_at = dict.fromkeys((None, 12), model.levels)
@@ -57,7 +57,7 @@ def test_predictions_are_those_of_single_images(model: C2FModel) -> None:
             assert torch.equal(predictions.labels[resolution][level], logits[level].argmax(dim=1))
 
 
-def test_accuracies_count_known_labels_only(model: C2FModel) -> None:
+def test_accuracy_counts_known_labels_only(model: C2FModel) -> None:
     dataset = HideLabels(create_dataset("critters", "test", per_class=1), "genus", range(0, 36, 2))
     levels_at = levels_by_resolution(model)
     predictions = predict_labels(model, dataset, range(36), levels_at, **HOW)
@@ -71,7 +71,7 @@ def test_accuracies_count_known_labels_only(model: C2FModel) -> None:
     assert predictions.select(predictions.index < 6).accuracy("species", None)[1] == 3
 
 
-def test_unreadable_images_are_listed_and_count_nowhere(model: C2FModel, cub_folder: Path) -> None:
+def test_unreadable_images_are_listed_and_not_counted(model: C2FModel, cub_folder: Path) -> None:
     file = cub_folder / "images" / "003.Sooty_Albatross" / "0.jpg"
     file.write_bytes(file.read_bytes()[:700])
     dataset = create_dataset("cub", "train", root=str(cub_folder))

@@ -1,4 +1,4 @@
-"""Tests that take minutes: `pytest -m soak`. Each writes its outcome to `docs/results/`."""
+"""Tests that take minutes: `pytest -m soak`. Each writes its result to `docs/results/`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_pretrained import FASHION_MNIST, SHIPPED, rescored
+from test_pretrained import BUNDLED_NAMES, FASHION_MNIST, measure
 
 from c2f_zoo import create_dataset, create_model
 from c2f_zoo.evaluation.provenance import describe_machine
@@ -26,8 +26,8 @@ RESULTS = ROOT / "docs" / "results"
 COMMAND = {"command": "pytest -m soak"}
 
 
-def test_the_readmes_training_command(tmp_path: Path) -> None:
-    """The first command of README reaches the accuracy that README states."""
+def test_training_command_of_the_readme_reaches_its_accuracy(tmp_path: Path) -> None:
+    """Test that the first command of README reaches the accuracy stated there."""
     start = time.monotonic()
     accelerate = shutil.which("accelerate", path=str(Path(sys.executable).parent))
     assert accelerate
@@ -41,11 +41,11 @@ def test_the_readmes_training_command(tmp_path: Path) -> None:
     assert accuracy["species"] >= 0.98 and accuracy["genus"] >= 0.99 and accuracy["family"] >= 0.995, accuracy
 
 
-def test_bundled_weights_on_all_test_images() -> None:
-    """Every bundled model scores what is recorded, on all test images."""
+def test_bundled_weights_reach_their_accuracy_on_all_test_images() -> None:
+    """Test that every bundled model reaches the recorded accuracy on all test images."""
     torch.set_num_threads(usable_cores())
     rows: list[dict[str, Any]] = []
-    for name in SHIPPED:
+    for name in BUNDLED_NAMES:
         metrics = WEIGHTS[name].metrics[0]
         options = dict(metrics.dataset_options)
         if metrics.dataset == "fashion_mnist":
@@ -53,7 +53,7 @@ def test_bundled_weights_on_all_test_images() -> None:
                 continue
             options = {"root": str(FASHION_MNIST)}
         dataset = create_dataset(metrics.dataset, metrics.split, **options)
-        found = rescored(create_model(name, pretrained=True), dataset, every=1)
+        found = measure(create_model(name, pretrained=True), dataset, every=1)
         rows += [
             {
                 "weights": name,

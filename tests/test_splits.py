@@ -27,7 +27,7 @@ def test_a_split_is_stratified_and_seeded() -> None:
         stratified_split(targets, 1.0, seed=0)
 
 
-def test_joined_datasets_follow_each_other() -> None:
+def test_joined_datasets_are_concatenated() -> None:
     first, second = Counting(2), HideLabels(Counting(4), "genus", [3])
     joined = Joined(first, second)
     assert len(joined) == 6
@@ -39,7 +39,7 @@ def test_joined_datasets_follow_each_other() -> None:
         Joined(first, OfAnotherTree(2))
 
 
-def test_a_datasets_own_validation_set_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_validation_set_of_a_dataset_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS._entries))
 
     @register_dataset("parted")
@@ -53,6 +53,6 @@ def test_a_datasets_own_validation_set_is_used(monkeypatch: pytest.MonkeyPatch) 
     assert [dataset.targets[index] for index in val] == [0, 1, 2]
 
 
-def test_other_datasets_hold_out_training_images() -> None:
+def test_datasets_without_a_validation_set_hold_out_training_images() -> None:
     dataset, train, val = train_and_val("critters", 0.25, seed=1, per_class=4)
     assert (train, val) == stratified_split(dataset.targets, 0.25, seed=1)

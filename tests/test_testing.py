@@ -1,4 +1,4 @@
-"""The checks of poolings and heads: each fails for its kind of mistake, and names it."""
+"""check_pooling and check_head: each check fails for its kind of mistake, and names it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from c2f_zoo.testing import check_head, check_pooling
 
 
 class Mean(Pooling):
-    """A correct pooling; the broken ones replace one method."""
+    """A correct pooling; the broken ones override one method."""
 
     description = "The mean of each channel, times a weight"
     one_size = False
@@ -151,7 +151,7 @@ def test_options_must_survive_json() -> None:
 
 
 class Sound(LevelsHead):
-    """A correct head; the broken ones replace one method."""
+    """A correct head; the broken ones override one method."""
 
 
 class Chatty(Sound):
@@ -200,7 +200,7 @@ def test_a_broken_head_fails_its_check(head: Callable[..., Head], message: str) 
         check_head(head)
 
 
-def test_levels_are_marginals_must_not_be_false_without_reason() -> None:
+def test_heads_with_marginals_must_declare_them() -> None:
     from c2f_zoo.heads.marginal import MarginalHead
 
     class Modest(MarginalHead):

@@ -215,7 +215,7 @@ class TestWebDataset:
         assert rows_of(dataset) == [[0, 0], [1, 1], [0, 2]]
         assert dataset.splits == ("train",)  # type: ignore[attr-defined]
 
-    def test_images_that_timm_leaves_out(self, tmp_path: Path) -> None:
+    def test_images_skipped_by_timm_give_a_warning(self, tmp_path: Path) -> None:
         images = {"0.png": encoded(colours(0)), "1.png": b"no image", "2.png": encoded(colours(2))}
         write_shards(tmp_path, images, [0, 1, 2])
         with pytest.warns(UserWarning, match="'wds/shapes' should have 3 images, but timm returned 2"):

@@ -1,4 +1,4 @@
-"""The training recipe, run as a user runs it: in its own processes, on real files."""
+"""The training recipe, run on files in new processes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def train(folder: Path, *options: str, launcher: Sequence[str] = (), ok: bool = True) -> str:
-    """Run the recipe in a folder and return its standard output, or if it must fail, its error output."""
+    """Run the recipe in a folder and return its standard output, or its error output if it must fail."""
     command = [sys.executable, *launcher, RECIPE, *options]
     done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert (done.returncode == 0) == ok, done.stderr[-3000:]
@@ -41,7 +41,7 @@ def train(folder: Path, *options: str, launcher: Sequence[str] = (), ok: bool = 
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run of the smoke configuration: its folder and its output."""
+    """Run the smoke configuration; return the folder and the output."""
     folder = tmp_path_factory.mktemp("smoke")
     printed = train(folder, *SMOKE, launcher=LAUNCH)
     return folder / "runs" / "smoke-1", printed
@@ -143,14 +143,14 @@ def test_a_killed_run_resumes_and_ends_the_same(tmp_path: Path) -> None:
     assert "this run is finished" in train(tmp_path, *options, "--resume", "auto")
 
 
-def test_a_run_is_not_resumed_with_other_options(smoke: tuple[Path, str], tmp_path: Path) -> None:
+def test_resuming_with_other_options_is_an_error(smoke: tuple[Path, str], tmp_path: Path) -> None:
     output = ["--output", str(smoke[0])]
     error = train(tmp_path, *SMOKE, *output, "--resume", "auto", "--batch_size", "8", ok=False)
     assert "was started with other options: batch_size" in error
 
 
 def test_two_processes_agree_with_one(smoke: tuple[Path, str], tmp_path: Path) -> None:
-    # 144 test images in batches of 64 over two processes leave 16 for the last one: none may be lost or scored twice.
+    # 144 test images in batches of 64 over two processes leave 16 for the last one: each is scored exactly once.
     train(tmp_path, *SMOKE, launcher=TWO_PROCESSES)
     run = tmp_path / "runs" / "smoke-1"
     predictions = read_csv(run / "test_predictions.csv")
@@ -176,7 +176,7 @@ def test_an_odd_number_of_images_is_scored_once_by_two_processes(cub_folder: Pat
     assert [int(row["index"]) for row in predictions] == list(range(9))
 
 
-def test_a_batch_that_cannot_be_split_is_named(tmp_path: Path) -> None:
+def test_a_batch_that_cannot_be_split_is_an_error(tmp_path: Path) -> None:
     error = train(tmp_path, *SMOKE, "--batch_size", "3", launcher=TWO_PROCESSES, ok=False)
     assert "batch_size 3 cannot be split between 2 processes; choose a multiple of 2" in error
     assert not (tmp_path / "runs").exists()
@@ -229,7 +229,7 @@ def test_unreadable_images_are_skipped_and_listed(launcher: Sequence[str], cub_f
     assert {row["images"] for row in read_csv(tmp_path / "skipped" / "test.csv")} == {"3"}
 
 
-def test_a_level_without_a_readable_validation_image_is_named(tmp_path: Path) -> None:
+def test_a_level_without_a_readable_validation_image_is_an_error(tmp_path: Path) -> None:
     for split, number in (("train", 4), ("val", 1), ("test", 1)):
         for species in ("a/b/c", "a/b/d"):
             (tmp_path / "data" / split / species).mkdir(parents=True)
@@ -244,7 +244,7 @@ def test_a_level_without_a_readable_validation_image_is_named(tmp_path: Path) ->
     assert "no readable validation image has a label at 'family'; check the data with `c2f-zoo data check`" in error
 
 
-def test_cached_images_are_the_same_images(cub_folder: Path, tmp_path: Path) -> None:
+def test_training_from_the_cache_gives_the_same_results(cub_folder: Path, tmp_path: Path) -> None:
     options = [*SMOKE, "--dataset", "cub", "--dataset_options", f"{{root: {cub_folder}}}", "--batch_size", "4"]
     options += ["--resolutions", "{genus: 24}", "--val_fraction", "0.5", "--stages", "[{epochs: 1, lr: 0.1}]"]
     train(tmp_path, *options, "--output", "files")
@@ -272,7 +272,7 @@ def test_fashion_mnist_is_read_from_its_files(tmp_path: Path) -> None:
 
 
 def test_the_first_stage_freezes_the_backbone(tmp_path: Path) -> None:
-    # Batch norm must be in evaluation mode, or its running statistics would change.
+    # Batch norm must be in evaluation mode; otherwise its running statistics change.
     options = ["--dataset_options.per_class", "1", "--val_fraction", "0", "--seed", "5"]
     options += ["--model_options.backbone", "resnet18", "--stages", "[{epochs: 1, lr: 0.1}]"]
     train(tmp_path, *SMOKE, *options)
@@ -304,24 +304,24 @@ def test_the_first_stage_freezes_the_backbone(tmp_path: Path) -> None:
         (["--stages", "[]"], "train.py: the stages have no epoch; add one"),
     ],
 )
-def test_invalid_options_are_named_before_any_training(options: list[str], error: str, tmp_path: Path) -> None:
+def test_invalid_options_are_errors_before_training(options: list[str], error: str, tmp_path: Path) -> None:
     assert error in train(tmp_path, *SMOKE, *options, ok=False)
     assert not (tmp_path / "runs").exists()
 
 
-def test_numbers_out_of_range_are_named() -> None:
+def test_numbers_out_of_range_are_errors() -> None:
     with pytest.raises(ValueError, match="batch_size is a number of images, 1 or more, not 0"):
         check_batch_size(0, num_processes=1)
     with pytest.raises(ValueError, match="halve_every is a number of epochs, 1 or more, not 0"):
         check_stages([Stage(epochs=1, lr=0.1, halve_every=0)])
 
 
-def test_an_unknown_key_in_the_file_is_named(tmp_path: Path) -> None:
+def test_an_unknown_key_in_the_file_is_an_error(tmp_path: Path) -> None:
     config = yaml.safe_load(Path(SMOKE[1]).read_text())
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**config, "batchsize": 4}))
     assert "batchsize" in train(tmp_path, "--config", "mine.yaml", ok=False)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
+def test_a_non_finite_loss_ends_the_run(tmp_path: Path) -> None:
     options = ["--stages", "[{epochs: 1, lr: 1.0e+30}]", "--dataset_options.per_class", "1", "--batch_size", "4"]
     assert "lower the learning rate" in train(tmp_path, *SMOKE, *options, ok=False)

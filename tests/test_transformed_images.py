@@ -70,13 +70,13 @@ class TestTransformedImages:
         assert list(views) == ["species", "genus", "family"]
         assert dataset.reads == [(1, 20)]
 
-    def test_the_views_are_those_of_the_single_transforms(self) -> None:
+    def test_views_equal_those_of_single_transforms(self) -> None:
         image = create_dataset("critters", "test", per_class=1)[5][0]
         views = create_views(SMALL, {"species": None, "family": 4}, train=False)(image)
         for level, resolution in (("species", None), ("family", 4)):
             assert torch.equal(views[level], create_transform(SMALL, resolution, train=False)(image))
 
-    def test_an_unreadable_image_is_named(self, truncated_folder: Path) -> None:
+    def test_an_unreadable_image_is_an_error_with_its_path(self, truncated_folder: Path) -> None:
         views = TransformedImages(
             create_dataset("cub", "train", root=str(truncated_folder)), create_transform(SMALL, None, train=False)
         )
@@ -96,7 +96,7 @@ class TestTransformedImages:
         for images in views.values():
             assert (images[2] == -1).all(), "black, normalised with mean and deviation 0.5"
 
-    def test_an_unknown_on_error_is_named(self) -> None:
+    def test_an_unknown_on_error_is_an_error(self) -> None:
         with pytest.raises(ValueError, match="unknown on_error 'skp'; did you mean 'skip'"):
             TransformedImages(Counting(1), lambda image: image, on_error="skp")
 
@@ -107,7 +107,7 @@ class TestTransformedImages:
         with pytest.raises(ValueError, match=r"^a bug$"):
             TransformedImages(Counting(1), broken, on_error="skip")[0]
 
-    def test_hidden_labels_leave_reading_unchanged(self, truncated_folder: Path) -> None:
+    def test_hidden_labels_do_not_change_the_images(self, truncated_folder: Path) -> None:
         whole = create_dataset("cub", "train", root=str(truncated_folder))
         hidden = HideLabels(whole, "genus", [2])
         assert name_of(hidden, 2) == name_of(whole, 2)

@@ -213,7 +213,7 @@ class TestDegrade:
 class TestCreateTransform:
     @pytest.mark.parametrize("train", [True, False])
     @pytest.mark.parametrize("size", [(50, 40), (40, 50), (3, 300), (1000, 700)])
-    def test_any_image_becomes_the_models_input(self, size: tuple[int, int], train: bool) -> None:
+    def test_any_image_becomes_an_input_of_the_model(self, size: tuple[int, int], train: bool) -> None:
         x = create_transform(Preprocessing(input_size=(3, 64, 64)), 16, train)(Image.new("RGB", size))
         assert x.shape == (3, 64, 64)
         assert x.dtype == torch.float32
