@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from c2f_zoo.backbones import TapBackbone, create_body
+from c2f_zoo.backbones import BACKBONES, TapBackbone, create_body
 from c2f_zoo.config import WEIGHT_SOURCES, ModelConfig
 from c2f_zoo.heads import HEADS, Head, create_head
 from c2f_zoo.heads.levels import LevelsHead
@@ -252,8 +253,7 @@ def build(config: ModelConfig, pretrained_backbone: bool = False) -> C2FModel:
     kept = replace(config, backbone_options=options)
     kept.check()
     POOLINGS[config.pooling], HEADS[config.head]  # an unknown name fails before the backbone is built
-    with DeferredInit() as init:
-        body = create_body(config.backbone, pretrained=pretrained_backbone, **config.backbone_options)
+    body, init = _create_body(config.backbone, pretrained=pretrained_backbone, **config.backbone_options)
     weights = list(body.parameters())
     backbone = TapBackbone(body, config.taps, config.preprocessing.input_size)
     still_used = {id(weight) for weight in body.parameters()}
@@ -284,7 +284,7 @@ def load_model(directory: str | Path) -> C2FModel:
     shapes = read_shapes(files)
     builder = MetaBuilder(shapes)
     try:
-        body = builder.build(create_body, config.backbone, **config.backbone_options)
+        body = builder.build(_create_unfilled, config.backbone, **config.backbone_options)
         saved = {name.removeprefix(_BODY) for name in shapes if name.startswith(_BODY)}
         backbone = TapBackbone(body, config.taps, config.preprocessing.input_size, saved)
         model = _assemble(config, backbone, builder.build)
@@ -293,6 +293,21 @@ def load_model(directory: str | Path) -> C2FModel:
     load_weights(model, files)
     builder.fill_in()
     return model
+
+
+def _create_body(name: str, **options: Any) -> tuple[nn.Module, DeferredInit]:
+    """Build a network; the initialization of a timm network's large weights is deferred."""
+    init = DeferredInit()
+    with nullcontext() if name in BACKBONES else init:
+        return create_body(name, **options), init
+
+
+def _create_unfilled(name: str, **options: Any) -> nn.Module:
+    """Build a network whose large weights have no values, since they are loaded."""
+    body, init = _create_body(name, **options)
+    init.discard(body.parameters())
+    init.run()
+    return body
 
 
 def _assemble(config: ModelConfig, backbone: TapBackbone, make: Callable[..., Any]) -> C2FModel:

@@ -16,7 +16,7 @@ from torch import nn
 
 import c2f_zoo
 from c2f_zoo import C2FModel, create_model, list_heads, list_models, list_poolings, load_hierarchy
-from c2f_zoo.backbones import create_body
+from c2f_zoo.backbones import BACKBONES, create_body
 from c2f_zoo.config import ModelConfig
 from c2f_zoo.io.deferred_init import DeferredInit
 from c2f_zoo.zoo import num_taps_of
@@ -272,6 +272,43 @@ def test_deferred_initialization_gives_the_same_distributions() -> None:
         assert weight.std().item() == pytest.approx(expected.std().item(), abs=0.02)
     assert (deferred[1][0] == 7.0).all()
     assert torch.equal(deferred[3], deferred[4])
+
+
+def test_deferred_initialization_leaves_later_values_alone() -> None:
+    with DeferredInit() as init:
+        replaced = nn.Linear(1024, 1024)
+        replaced.weight.data = torch.zeros(1024, 1024)
+        copied = torch.empty(1024, 1024).normal_(5.0, 1.0)
+        copied.copy_(copied.detach())
+    init.run()
+    assert not replaced.weight.any()
+    assert copied.mean().item() == pytest.approx(5.0, abs=0.02)
+
+
+class SeededPlugIn(nn.Module):
+    """A backbone with a fixed random table that is not saved, and with large weights that are set through NumPy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 1024, 1)
+        self.mixed = nn.Conv2d(1024, 1024, 1)
+        self.mixed.weight.data.numpy()[:] = 3.0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.register_buffer("table", torch.empty(1024, 1024).normal_(), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.mixed(self.features(x))
+
+
+def test_the_constructor_of_a_plug_in_may_do_anything(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(BACKBONES._entries, "seeded", lambda pretrained: SeededPlugIn())
+    model = create_model("mlph", backbone="seeded", hierarchy="critters", taps=["mixed"], pooling="avg", input_size=16)
+    model.save_pretrained(tmp_path)
+    again, expected = create_model(f"local-dir:{tmp_path}"), SeededPlugIn()
+    for built in (model, again):
+        assert (built.backbone.body.mixed.weight == 3.0).all()  # type: ignore[union-attr, operator]
+        assert torch.equal(built.backbone.body.table, expected.table)  # type: ignore[arg-type]
 
 
 def test_deferred_initialization_leaves_small_weights_unchanged() -> None:

@@ -26,6 +26,9 @@ class DeferredInit(TorchDispatchMode):
 
     An unused tensor takes no memory: of VGG-16, 119 M weights are removed before they are initialized.
 
+    It does not notice values that are read or written in another thread or through NumPy, nor a generator that is
+    seeded meanwhile. So it is for timm's networks, which do nothing of that kind, and not for plug-ins.
+
     Examples:
         >>> with DeferredInit() as init:
         ...     layer = torch.nn.Linear(1024, 1024, bias=False)
@@ -58,15 +61,14 @@ class DeferredInit(TorchDispatchMode):
         tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         if tensors and tensors[0] is args[0]:
             target, address, kind = args[0], _address(args[0]), func.overloadpacket
-            defer = lambda: func(*args, **kwargs)  # noqa: E731
+            memory = target.detach()  # `weight.data = ...` may give the tensor other memory
+            defer = lambda: func(memory, *args[1:], **kwargs)  # noqa: E731
             if len(tensors) == 1 and kind in _FILLS and _is_large(target) and kwargs.get("generator") is None:
                 self._pending[address] = [defer]  # it overwrites the recorded operations
                 return target
             if len(tensors) == 1 and kind in _UPDATES and address in self._pending:
                 self._pending[address].append(defer)
                 return target
-            if kind is _aten.copy_ and _is_large(target) and target.shape == args[1].shape:
-                self._pending.pop(address, None)  # likewise
             if kind is _aten.detach:  # `weight.data` is the same memory
                 return func(*args, **kwargs)
         for tensor in tensors:

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from c2f_zoo.io.deferred_init import DeferredInit
-
 # The whole network is built before unused layers are removed: VGG-16 has nine times the weights that remain.
 FACTOR, SLACK_NUMBERS = 32, 2**28
 # The same for the number of tensors; the deepest networks of timm have 2000.
@@ -78,8 +76,7 @@ class MetaBuilder:
         """
         for module, construct in self._built:
             if any(_on_meta(vars(child)) for child in module.modules()):
-                with DeferredInit():  # the weights of this copy are not used
-                    complete = construct()
+                complete = construct()
                 for name, child in module.named_modules():
                     if _on_meta(vars(child)):
                         source = complete.get_submodule(name)
