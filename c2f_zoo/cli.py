@@ -1,4 +1,4 @@
-"""Command line: `c2f-zoo list | info | predict | data check`."""
+"""The command line: `c2f-zoo list | info | predict | data check`."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ class Kind(str, Enum):
 
 @app.command("list")
 def list_(
-    kind: Annotated[Kind, typer.Argument(help="What to list.")] = Kind.models,
+    kind: Annotated[Kind, typer.Argument(help="Kind of names to list.")] = Kind.models,
     pattern: Annotated[str, typer.Argument(help="A quoted shell-style wildcard.")] = "*",
     pretrained: Annotated[bool, typer.Option("--pretrained", help="List trained weights (arch.tag).")] = False,
 ) -> None:
-    """List the names of models, of their parts, or of data, losses and metrics."""
+    """List names of models, their parts, datasets, losses, decodings or metrics."""
     import c2f_zoo
 
     if pretrained and kind is not Kind.models:
         raise ValueError(f"--pretrained applies to models, not {kind.value}")
     if kind is Kind.poolings:
-        Console(width=max(Console().width, 130)).print(_pooling_table(pattern))  # a pipe has 80
+        Console(width=max(Console().width, 130)).print(_pooling_table(pattern))  # the default of a pipe is 80
         return
     lists: dict[Kind, Callable[[str], list[str]]] = {
         Kind.models: partial(c2f_zoo.list_models, pretrained=pretrained),
@@ -79,7 +79,7 @@ def _pooling_table(pattern: str) -> Table:
         try:
             maps = num_taps_of(name)
             row = describe_pooling(name, [512] * maps, (28, 28))
-        except Exception as error:  # of one plug-in; the others are listed
+        except Exception as error:  # one plug-in's error; the other poolings are listed
             table.add_row(name, f"cannot be shown: {error}")
             continue
         used_by = ", ".join(key for key in METHODS.names() if METHODS[key].pooling == name)
@@ -220,7 +220,7 @@ def check(
 
 
 def main() -> None:
-    """Run the command line; print a user's mistake in one line, without a traceback."""
+    """Run the command line; print errors in one line, without a traceback."""
     try:
         app()
     except (ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Decodings: from log-probabilities of every level to one label for every level."""
+"""Decodings: choosing a label at every level from log-probabilities."""
 
 from __future__ import annotations
 
@@ -28,18 +28,17 @@ def list_decodings(pattern: str = "*") -> list[str]:
 def decode(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy, how: str) -> Tensor:
     """Choose a class at every level.
 
-    - `independent`: the most probable class of each level. Only these labels may not be a path.
+    - `independent`: the most probable class of each level. The labels may not be a path.
     - `top_down`: the most probable class of the coarsest level, then the most probable of its children, and so on.
     - `bottom_up`: the most probable leaf class, and its ancestors.
     - `joint`: the path with the greatest product of its classes' probabilities, one factor for each level.
 
-    If coarse levels are missing, `independent` and `top_down` take them from `marginalize`; `bottom_up` and `joint` use
-    only the levels of `log_probs`. Levels finer than all of `log_probs` get the label -1. Among equals the lowest label
-    wins.
+    If coarse levels are missing, `independent` and `top_down` marginalize; `bottom_up` and `joint` use only the levels
+    of `log_probs`. Levels finer than all of `log_probs` get the label -1. Of equally probable classes the lowest label
+    is chosen.
 
     Args:
-        log_probs: log-probabilities (N, classes) of one or more levels. They need not be consistent with each
-            other, nor sum to 1.
+        log_probs: log-probabilities (N, classes) of one or more levels, consistent or not, normalized or not.
         hierarchy: the class tree.
         how: one of `list_decodings()`.
 
@@ -68,19 +67,18 @@ def decode(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy, how: str) -> T
 
 
 def marginalize(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy) -> dict[str, Tensor]:
-    """Add missing coarse levels by sums over children.
+    """Add missing coarse levels by marginalizing finer levels.
 
-    The probability of a class is the sum over its children. A missing level is summed from the next finer level, which
-    may have been missing itself. Levels finer than all of `log_probs` stay missing. If an image may stop at an inner
-    class (the head `hex`), the sum is a lower bound.
+    The probability of a class is the sum over its children. Levels finer than all of `log_probs` stay missing. With the
+    head `hex`, where an image may stop at an inner class, the sum is a lower bound.
 
     Args:
         log_probs: log-probabilities (N, classes) of one or more levels.
         hierarchy: the class tree.
 
     Returns:
-        Log-probabilities (N, classes) of every level down to the finest of `log_probs`, coarse to fine; those
-        of `log_probs` unchanged.
+        Log-probabilities (N, classes) of every level down to the finest of `log_probs`, coarse to fine. Those of
+        `log_probs` are unchanged.
 
     Raises:
         ValueError: a level is unknown, `log_probs` is empty, or the number of classes of a level does not match the
@@ -105,14 +103,14 @@ def marginalize(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy) -> dict[s
 
 
 def is_path(labels: Tensor, hierarchy: Hierarchy) -> Tensor:
-    """Return whether each label is a child of the label of the next coarser level.
+    """Return whether labels are a path: each a child of the next coarser label.
 
     Args:
         labels: integer labels (N, levels of the tree), coarse to fine; a path may stop early, with -1 from there on.
         hierarchy: the class tree.
 
     Returns:
-        bool tensor (N,); also false where a level has a label and its parent level has none.
+        bool tensor (N,); false also if a level has a label but the next coarser level has none.
 
     Examples:
         >>> tree = Hierarchy(("kind", "shape"), (("round", "edged"), ("disc", "ring", "box")), ((0, 0, 1),))

@@ -1,8 +1,8 @@
 """Losses of one level, their registry, and a prior on a classifier's weights.
 
 A loss is a function `(log_probs, labels, tree, **options) -> scalar` of the log-probabilities and labels of one level
-and of `hierarchy.truncate(level)`. A label of -1 is unknown, and is left out of the mean. Losses do not normalize:
-probabilities that sum to less than 1, like those of a hex head, are used as they are.
+and of `hierarchy.truncate(level)`. The mean ignores unknown labels, -1. Losses do not normalize: probabilities that sum
+to less than 1, as with the head `hex`, are used unchanged.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def cross_entropy(log_probs: Tensor, labels: Tensor, tree: Hierarchy, label_smoo
     Label smoothing is that of Szegedy et al. (CVPR 2016).
 
     Args:
-        log_probs: log-probabilities (N, C) of the tree's finest level.
+        log_probs: log-probabilities (N, C) of the tree's leaf level.
         labels: integer tensor (N,), values in `[0, C)`, or -1 for unknown.
         tree: the class tree down to the level of the labels.
-        label_smoothing: the fraction of the target that is spread evenly over all classes, in [0, 1].
+        label_smoothing: fraction of the target spread evenly over all classes, in [0, 1].
 
     Returns:
         A scalar; 0 with zero gradient if no label is known.
@@ -72,10 +72,10 @@ def soft_labels(log_probs: Tensor, labels: Tensor, tree: Hierarchy, beta: float 
     the number of levels. A large `beta` gives cross-entropy; 0 gives the uniform target. The paper uses 4 to 30.
 
     Args:
-        log_probs: log-probabilities (N, C) of the tree's finest level.
+        log_probs: log-probabilities (N, C) of the tree's leaf level.
         labels: integer tensor (N,), values in `[0, C)`, or -1 for unknown.
         tree: the class tree down to the level of the labels.
-        beta: how sharply the target peaks at the label, >= 0.
+        beta: sharpness of the target, >= 0.
 
     Returns:
         A scalar; 0 with zero gradient if no label is known.
@@ -108,10 +108,10 @@ def hxe(log_probs: Tensor, labels: Tensor, tree: Hierarchy, alpha: float = 0.1) 
     over leaf classes; those of the coarsest level are not divided by their sum.
 
     Args:
-        log_probs: log-probabilities (N, C) of the tree's finest level.
+        log_probs: log-probabilities (N, C) of the tree's leaf level.
         labels: integer tensor (N,), values in `[0, C)`, or -1 for unknown.
         tree: the class tree down to the level of the labels.
-        alpha: how fast the weights decrease from level to level, >= 0.
+        alpha: decrease of the weights from level to level, >= 0.
 
     Returns:
         A scalar; 0 with zero gradient if no label is known.
@@ -145,14 +145,14 @@ def tree_prior(weight: Tensor, tree: Hierarchy) -> Tensor:
 
     In this prior (Srivastava & Salakhutdinov, NIPS 2013) each class of the tree has a vector with a Gaussian prior of
     variance 1 around its parent's vector, and around 0 at the coarsest level. The vectors of the leaf classes are the
-    classifier's weights; the others are those that minimize `1/2 sum |w(class) - w(parent)|^2`, the value of the loss.
-    The minimum is exact, and the vectors are not stored: from the finest level upwards, the cost of a subtree is
-    `1/2 precision |mean - w(root)|^2` and a constant.
+    classifier's weights; the others minimize `1/2 sum |w(class) - w(parent)|^2`, the value of the loss. The minimum is
+    exact, and the vectors are not stored: from the leaf level upwards, the cost of a subtree is
+    `1/2 precision |mean - w(root)|^2` plus a constant.
 
     With this prior, classes with few images borrow from their siblings. For a tree of one level it is `1/2 |weight|^2`.
 
     Args:
-        weight: weights (C, D) of a linear classifier of the tree's finest level.
+        weight: weights (C, D) of a linear classifier of the tree's leaf level.
         tree: the class tree down to that level.
 
     Returns:
@@ -189,7 +189,7 @@ def _lca_heights(labels: Tensor, tree: Hierarchy) -> Tensor:
 
 
 def _known(log_probs: Tensor, labels: Tensor, tree: Hierarchy) -> tuple[Tensor, Tensor]:
-    """Check shapes and labels; return the rows of known label and these labels."""
+    """Check shapes and labels; return the rows with known labels, and these labels."""
     count = len(tree.classes[-1])
     if log_probs.shape != (len(labels), count):
         raise ValueError(

@@ -1,6 +1,6 @@
 """Hierarchical metrics and their registry.
 
-All are `torchmetrics.Metric`s whose states are sums: they are exact over several processes and for any batch size. A
+All are `torchmetrics.Metric`s with sums as states: they are exact for any number of processes and any batch size. A
 label of -1 is unknown. The mean over no samples is nan.
 """
 
@@ -23,17 +23,17 @@ Unit = Literal["fraction", "levels"]
 
 
 class TreeMetric(Metric):
-    """Base class of the metrics: a class tree, and the attributes that reports need.
+    """Base class of the hierarchical metrics.
 
     A metric is registered with `register_metric`, and is created as `metric(hierarchy)`.
 
     Attributes:
-        scope: what `update` takes. `"level"`: log-probabilities (N, classes) and labels (N,) of one level; there is
-            one such metric for each level, and `hierarchy` is the tree down to it. `"leaf"`: the same, for the finest
-            level only. `"path"`: predicted and true labels (N, levels), coarse to fine.
+        scope: the inputs of `update`. `"level"`: log-probabilities (N, classes) and labels (N,) of one level; there is
+            a metric for each level, with `hierarchy` truncated at it. `"leaf"`: the same, for the leaf level only.
+            `"path"`: predicted and true labels (N, levels), coarse to fine.
         higher_is_better: whether a higher value is better.
         unit: `"fraction"` for values in [0, 1], or `"levels"` for heights in levels of the tree.
-        outputs: names of the values, where `compute` returns a dictionary; a name may follow a level's name and a `/`.
+        outputs: names of the values, if `compute` returns a dictionary; its keys may have a level and a `/` in front.
 
     Args:
         hierarchy: the class tree.
@@ -79,14 +79,14 @@ def list_metrics(pattern: str = "*") -> list[str]:
 
 
 class MetricInfo(NamedTuple):
-    """Direction and unit of the values of a metric; see `TreeMetric`."""
+    """Direction and unit of a metric's values; see `TreeMetric`."""
 
     higher_is_better: bool
     unit: Unit
 
 
 def metric_info(name: str) -> MetricInfo:
-    """Return the direction and the unit of a value of a report.
+    """Return the direction and unit of a value in a report.
 
     Args:
         name: a key of `TreeMetrics.report`, with or without a level: `"species/top1"`, `"ece"`, `"hd@5"`.
@@ -115,13 +115,13 @@ class TreeMetrics:
     """All registered metrics at once, for one tree and several decodings.
 
     The built-in metrics have these names in the report: for each level, `species/top1`, `species/top5`,
-    `species/balanced_accuracy`, `species/ece`; for the finest level, `hd@1`, `hd@5`, `hd@20`; for each decoding,
+    `species/balanced_accuracy`, `species/ece`; for the leaf level, `hd@1`, `hd@5`, `hd@20`; for each decoding,
     `species/accuracy` of each level, `wap`, `fpa`, `tice`, `hierarchical_precision`, `hierarchical_recall`,
     `hierarchical_f1`, `lca_distance`, `mistake_severity`.
 
     Args:
-        hierarchy: the class tree. The model must predict its finest level; otherwise pass `hierarchy.truncate(level)`.
-        decodings: names of decodings. Default: all that are registered.
+        hierarchy: the class tree. The model must predict its leaf level; otherwise pass `hierarchy.truncate(level)`.
+        decodings: names of decodings. Default: all.
 
     Examples:
         >>> tree = Hierarchy(("kind", "shape"), (("round", "edged"), ("disc", "ring", "box")), ((0, 0, 1),))
@@ -139,15 +139,15 @@ class TreeMetrics:
         def create(tree: Hierarchy, scope: Scope, prefix: str = "") -> dict[str, TreeMetric]:
             return {prefix + name: metric(tree) for name, metric in metrics.items() if _class_of(metric).scope == scope}
 
-        # Dictionaries, not a MetricCollection: that sorts names, rejects a level called "a.b", and merges metrics
-        # whose values on the first batch are equal.
+        # Dictionaries, since a MetricCollection sorts names, rejects a level called "a.b", and merges metrics with
+        # equal values on the first batch.
         self._of_levels = {level: create(hierarchy.truncate(level), "level", f"{level}/") for level in hierarchy.levels}
         self._of_levels[hierarchy.finest] |= create(hierarchy, "leaf")
         names = DECODINGS.load_all() if decodings is None else decodings
         self._of_decodings = {name: create(hierarchy, "path") for name in names}
 
     def to(self, device: torch.device | str) -> TreeMetrics:
-        """Move the states to a device, that of the batches to come; return `self`."""
+        """Move the states to the device of the batches; return `self`."""
         for metrics in (*self._of_levels.values(), *self._of_decodings.values()):
             for metric in metrics.values():
                 metric.to(device)
@@ -157,12 +157,12 @@ class TreeMetrics:
         """Add a batch.
 
         Args:
-            log_probs: log-probabilities (N, classes) of the finest level, and of any coarser levels; the others follow
-                by `c2f_zoo.decoding.marginalize`.
+            log_probs: log-probabilities (N, classes) of the leaf level, and of any coarser levels; the others are
+                computed by `c2f_zoo.decoding.marginalize`.
             target: int64 labels (N, levels), coarse to fine; -1 for unknown.
 
         Raises:
-            ValueError: the finest level is missing, or a shape does not match the tree.
+            ValueError: the leaf level is missing, or a shape does not match the tree.
         """
         tree = self.hierarchy
         every = marginalize(log_probs, tree)
@@ -181,7 +181,7 @@ class TreeMetrics:
     def report(self, decoding: str | None = None) -> dict[str, float]:
         """Return the values of a decoding's metrics by name.
 
-        For None, return those of the metrics that need no decoding. In a process group all processes must call it.
+        None stands for the metrics without decoding. All processes of a group must call this method.
         """
         chosen = self._of_levels.values() if decoding is None else [self._of_decodings[decoding]]
         report: dict[str, float] = {}
@@ -198,7 +198,7 @@ def tree_report(
     """Compute every metric of a single batch of predictions.
 
     Args:
-        log_probs: log-probabilities (N, classes) of the finest level and of any others.
+        log_probs: log-probabilities (N, classes) of the leaf level and of any others.
         target: int64 labels (N, levels), coarse to fine; -1 for unknown.
         hierarchy: the class tree.
         decoding: one of `list_decodings()`.
@@ -207,7 +207,7 @@ def tree_report(
         Name and value of each metric; see `TreeMetrics`.
 
     Raises:
-        ValueError: the decoding is unknown, the finest level is missing, or a shape does not match the tree.
+        ValueError: the decoding is unknown, the leaf level is missing, or a shape does not match the tree.
 
     Examples:
         >>> tree = load_hierarchy("fashion_mnist")
@@ -222,7 +222,7 @@ def tree_report(
 
 
 class _Mean(TreeMetric):
-    """Mean of whole numbers, one for each sample that counts; or several means."""
+    """Mean, or several means, of integers."""
 
     total: Tensor
     count: Tensor
@@ -245,8 +245,8 @@ class _TopK(_Mean):
         self.k = k
 
     def _most_probable(self, log_probs: Tensor) -> Tensor:
-        """Return the k most probable classes (N, k), or all where there are fewer."""
-        if self.k == 1:  # the lowest label among equals, as in decoding; topk may return any of them
+        """Return the k most probable classes (N, k), or all if there are fewer."""
+        if self.k == 1:  # the lowest of equally probable labels, as in decoding; topk may return any of them
             return log_probs.argmax(dim=1, keepdim=True)
         return log_probs.topk(min(self.k, log_probs.shape[1]), dim=1).indices
 
@@ -255,7 +255,7 @@ class _TopK(_Mean):
 class TopKAccuracy(_TopK):
     """Top-k accuracy of one level, in [0, 1]; higher is better.
 
-    It is 1 for a level of at most k classes. Samples of unknown class (-1) do not count.
+    It is 1 for a level of at most k classes. Samples of unknown class (-1) are ignored.
 
     Args:
         hierarchy: the class tree down to the level.
@@ -278,7 +278,7 @@ register_metric("top5")(partial(TopKAccuracy, k=5))
 class BalancedAccuracy(_Mean):
     """Balanced accuracy of one level, in [0, 1]; higher is better.
 
-    The mean recall over the classes that occur in the targets. Samples of unknown class (-1) do not count.
+    It is the mean recall over the classes in the targets. Samples of unknown class (-1) are ignored.
     """
 
     scope = "level"
@@ -303,8 +303,8 @@ class CalibrationError(TreeMetric):
     """Expected calibration error of one level, in [0, 1]; lower is better.
 
     Guo et al. (ICML 2017), eq. 3: `sum_b n_b / N |accuracy_b - confidence_b|` over bins of equal width. Bin m holds the
-    samples whose confidence, the probability of the most probable class, lies in `((m - 1) / bins, m / bins]`; there
-    are 15 bins. Samples of unknown class (-1) do not count.
+    samples with a confidence, the probability of the most probable class, in `((m - 1) / bins, m / bins]`; there are 15
+    bins. Samples of unknown class (-1) are ignored.
 
     Args:
         hierarchy: the class tree down to the level.
@@ -341,8 +341,8 @@ class HierarchicalDistance(_TopK):
     """Hierarchical distance of a top-k prediction; lower is better.
 
     Bertinetto et al. (CVPR 2020): mean height of the lowest common ancestor of the true leaf class and each of the k
-    most probable ones, in [0, number of levels]; all classes where there are fewer than k. Samples of unknown leaf
-    class (-1) do not count.
+    most probable ones (all, if there are fewer than k), in [0, number of levels]. Samples of unknown leaf class (-1)
+    are ignored.
 
     Args:
         hierarchy: the class tree.
@@ -368,7 +368,7 @@ class LevelAccuracy(_Mean):
     """Accuracy of each level and their weighted mean, in [0, 1]; higher is better.
 
     `wap = sum_l C_l accuracy_l / sum_l C_l`, weighted by the levels' numbers of classes (as in Park et al., Visually
-    Consistent Hierarchical Image Classification, ICLR 2025). At each level, samples of unknown class (-1) do not count.
+    Consistent Hierarchical Image Classification, ICLR 2025). At each level, samples of unknown class (-1) are ignored.
     """
 
     higher_is_better = True
@@ -397,7 +397,7 @@ class FullPathAccuracy(_Mean):
     """Full-path accuracy (FPA), in [0, 1]; higher is better.
 
     The fraction of samples that are correct at every level, as in Park et al. (Visually Consistent Hierarchical Image
-    Classification, ICLR 2025). Samples with an unknown level (-1) do not count.
+    Classification, ICLR 2025). Samples with an unknown label (-1) at any level are ignored.
     """
 
     higher_is_better = True
@@ -414,7 +414,7 @@ class TreeInconsistency(_Mean):
     """Tree-based inconsistency error (TICE), in [0, 1]; lower is better.
 
     The fraction of predictions that are not a path, as in Park et al. (Visually Consistent Hierarchical Image
-    Classification, ICLR 2025). It does not depend on the true labels: samples of unknown class count, too.
+    Classification, ICLR 2025). It does not depend on the true labels: samples of unknown class are included.
     """
 
     higher_is_better = False
@@ -433,10 +433,10 @@ class HierarchicalF1(TreeMetric):
     `hP = sum |P & T| / sum |P|`, `hR = sum |P & T| / sum |T|`, `hF1 = 2 hP hR / (hP + hR)` (Kiritchenko et al., 2005;
     Kosmopoulos et al., Data Mining and Knowledge Discovery 2015).
 
-    If the labels are a path, P is the leaf class with its ancestors, as in the source, and without the root, which is
-    always correct. Labels that are not a path are used as they are: adding the ancestors of each would reward a
-    prediction for naming several branches. A prediction that stops early (-1) has a smaller P, so that precision and
-    recall differ; otherwise all three are equal. Levels whose true class is unknown (-1) do not count.
+    If the labels are a path, P is the leaf class with its ancestors, as in the source, without the root, which is
+    always correct. Labels that are not a path are used unchanged: adding the ancestors of each would reward a
+    prediction of several branches. A prediction that stops early (-1) has a smaller P, so that precision and recall
+    differ; otherwise all three are equal. Levels of unknown true class (-1) are ignored.
     """
 
     higher_is_better = True
@@ -472,8 +472,8 @@ class LCADistance(_Mean):
     """Mean LCA height of predicted and true leaf class; lower is better.
 
     The height of the lowest common ancestor (LCA) is 0 for a correct prediction, 1 for a sibling of the true class, and
-    so on (see `Hierarchy.lca_height`): it is the `hd@1` of the decoded labels. In [0, number of levels]. Samples of
-    unknown leaf class (-1) do not count.
+    so on (see `Hierarchy.lca_height`). The mean, in [0, number of levels], is the `hd@1` of the decoded labels. Samples
+    of unknown leaf class (-1) are ignored.
     """
 
     higher_is_better = False
@@ -488,8 +488,8 @@ class LCADistance(_Mean):
 class MistakeSeverity(_Mean):
     """Mean LCA height over the mistakes; lower is better.
 
-    Bertinetto et al. (CVPR 2020). In [1, number of levels]; nan where there is no mistake. A model that corrects mild
-    mistakes only scores worse: read it next to `lca_distance`. Samples of unknown leaf class (-1) do not count.
+    Bertinetto et al. (CVPR 2020). In [1, number of levels]; nan without a mistake. A model that corrects only mild
+    mistakes scores worse, so compare `lca_distance` too. Samples of unknown leaf class (-1) are ignored.
     """
 
     higher_is_better = False
@@ -504,8 +504,8 @@ class MistakeSeverity(_Mean):
 class LCAHeights(TreeMetric):
     """Histogram of the LCA heights of predicted and true leaf class.
 
-    Entry 0 counts the correct predictions, entry 1 the siblings of the true class, the last entry the predictions that
-    share no ancestor with it. Samples of unknown leaf class (-1) do not count.
+    Entry 0 counts the correct predictions, entry 1 the siblings of the true class, the last entry the predictions
+    without a common ancestor. Samples of unknown leaf class (-1) are ignored.
     """
 
     counts: Tensor
@@ -540,5 +540,5 @@ def _check_labels(predicted: Tensor, target: Tensor, hierarchy: Hierarchy) -> No
     for name, labels in (("predicted", predicted), ("true", target)):
         if tuple(labels.shape) != wanted:
             raise ValueError(
-                f"{name} labels are {wanted}, one for each of {hierarchy.levels}, not {tuple(labels.shape)}"
+                f"the shape of {name} labels is {tuple(labels.shape)}, expected {wanted} for {hierarchy.levels}"
             )

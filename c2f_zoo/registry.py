@@ -1,4 +1,4 @@
-"""Registries: names for models and their parts, with plug-ins of other packages."""
+"""Registries of models and their parts, with plug-ins of other packages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:
-    """Return the error for an unknown name, with the closest known names.
+    """Return the error for an unknown name, with suggestions.
 
     Examples:
         >>> unknown_name("backbone", "resnet5O", ["resnet50", "vgg16"])
@@ -32,7 +32,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:
 
 
 def check_options(kind: str, function: Callable[..., Any], options: Iterable[str]) -> None:
-    """Raise a ValueError, with close names, if a function does not accept an option."""
+    """Raise a ValueError with suggestions if a function does not accept an option."""
     parameters = inspect.signature(function).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         for name in options:
@@ -41,22 +41,22 @@ def check_options(kind: str, function: Callable[..., Any], options: Iterable[str
 
 
 class PluginError(ValueError):
-    """A plug-in that cannot be loaded, or that is not of the registry's kind."""
+    """A plug-in that cannot be loaded, or that has the wrong type."""
 
 
 class Registry(Generic[T]):
     """A mapping from names to entries of one kind, with plug-ins.
 
-    A plug-in is an entry point of an installed package; it refers to the object that `register` would decorate. Its
-    name is listed without an import; the package is imported when the entry is first used. A registered entry has
-    precedence over a plug-in of the same name.
+    A plug-in is an entry point of an installed package that refers to the object to register. Its name is listed
+    without an import; the package is imported when the entry is first used. A registered entry has precedence over a
+    plug-in of the same name.
 
     Args:
-        kind: the word for an entry in error messages, e.g. `"pooling"`.
-        group: the group of entry points, e.g. `"c2f_zoo.poolings"`; None for none. They are read once, when names are
-            listed or a name that is not registered is looked up.
-        fits: returns whether a loaded plug-in is of this kind.
-        reserved: returns whether a name is reserved, so that no plug-in may have it.
+        kind: the name of an entry's type in error messages, e.g. `"pooling"`.
+        group: the group of entry points, e.g. `"c2f_zoo.poolings"`; None for no plug-ins. They are read once, when
+            names are listed or a name that is not registered is looked up.
+        fits: a function that returns whether a loaded plug-in has the right type.
+        reserved: a function that returns whether a name is reserved for built-in entries.
 
     Examples:
         >>> colours = Registry[str]("colour")
@@ -86,7 +86,7 @@ class Registry(Generic[T]):
 
         Args:
             name: the name of the entry.
-            override: replace an entry of that name; without it a duplicate is an error.
+            override: replace an entry of the same name. Default: a duplicate is an error.
 
         Raises:
             ValueError: the name is empty, or is registered already and `override` is false.
@@ -133,13 +133,13 @@ class Registry(Generic[T]):
         return sorted(fnmatch.filter({*self._entries, *self._read_plugins()}, pattern))
 
     def load_all(self) -> dict[str, T]:
-        """Return all entries by name: what is registered in its order, then plug-ins.
+        """Return all entries by name: registered entries in order, then plug-ins.
 
-        A plug-in that cannot be loaded gives a warning and is left out.
+        Plug-ins that cannot be loaded are left out with a warning.
         """
         entries = dict(self._entries)
         for name in sorted({*self._read_plugins()} - {*entries}):
-            with suppress(PluginError):  # which warned
+            with suppress(PluginError):  # a warning has been issued
                 entries[name] = self[name]
         return entries
 
@@ -156,7 +156,7 @@ class Registry(Generic[T]):
         return self._plugins
 
     def _conflict(self, name: str) -> str | None:
-        """Return why a plug-in may not have a name; None if it may."""
+        """Return the reason if a plug-in may not have a name, or None."""
         if name in self._entries:
             return f"{self.kind} {name!r} is registered already ({self._entries[name]!r})"
         if self._plugins and name in self._plugins:
@@ -168,7 +168,7 @@ class Registry(Generic[T]):
             entry = point.load()
             if not self._fits(entry):
                 raise TypeError(f"it refers to {entry!r}, which is not a {self.kind}")
-        except (Exception, SystemExit) as error:  # importing third-party code can raise anything
+        except (Exception, SystemExit) as error:  # importing third-party code can raise any error
             message = f"cannot load {self._describe(point)}: {type(error).__name__}: {error}"
             _warn(message)
             raise PluginError(message) from error
@@ -180,10 +180,10 @@ class Registry(Generic[T]):
 
 
 def _entry_points(group: str) -> list[EntryPoint]:
-    """Return the entry points of a group; packages with a broken list are skipped."""
+    """Return the entry points of a group; packages with an invalid list are skipped."""
     try:
         return list(entry_points(group=group))
-    except Exception:  # one package's broken list breaks the call for all: read the packages one by one
+    except Exception:  # one invalid list makes the call fail for all packages: read them one by one
         points: dict[str, list[EntryPoint]] = {}
     for package in distributions():
         try:

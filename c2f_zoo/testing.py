@@ -1,4 +1,4 @@
-"""Checks that every pooling and head passes, for this library and for plug-ins.
+"""Checks of poolings and heads, for this library and for plug-ins.
 
 `check_pooling` and `check_head` need no test framework. They raise an `AssertionError` that names the failed check.
 """
@@ -25,7 +25,7 @@ from c2f_zoo.pooling import POOLINGS, Pooling, create_pooling
 PoolingReference = Callable[[Pooling, Sequence[Tensor]], Tensor]
 HeadReference = Callable[[Head, Tensor, Hierarchy, str], Sequence[float]]
 
-# Inputs that break second-order poolings elsewhere; constants and a single location have no covariance.
+# Inputs that are difficult for second-order poolings; constants and a single location have no covariance.
 HARD_INPUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "zeros": lambda x: torch.zeros_like(x),
     "constant": lambda x: torch.full_like(x, 0.7),
@@ -37,7 +37,7 @@ HARD_INPUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "dead channel": lambda x: torch.cat([torch.zeros_like(x[:, :1]), x[:, 1:]], dim=1),
 }
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Relative error of a whole vector under autocast: the root doubles the relative error where sums cancel.
+# Relative error of a vector under autocast: the root doubles the relative error where sums cancel.
 AUTOCAST_TOLERANCE = {torch.bfloat16: 0.05, torch.float16: 0.01}
 IN_FEATURES = 5
 
@@ -50,25 +50,25 @@ def check_pooling(
     atol: float = 1e-11,
     **options: object,
 ) -> None:
-    """Check that a pooling keeps the contract of `c2f_zoo.Pooling`.
+    """Check that a pooling satisfies the contract of `c2f_zoo.Pooling`.
 
     - The attributes are set; the vector is (N, `out_features`), also for no image and for a single location.
-    - Values are the reference's; gradients are those of numerical differentiation, in float64. An option `grad_eps`,
-      which bounds a gradient, is 0 there.
+    - Values match the reference, and gradients match numerical differentiation, in float64. An option `grad_eps`, which
+      bounds a gradient, is set to 0.
     - Values and gradients are finite for `HARD_INPUTS` in float32, bfloat16 and float16, with and without autocast, in
       training and evaluation mode. The vector has the dtype of the maps and weights.
     - Under autocast vectors stay close to those of float32, for maps of the size of 1e-8, 1 and 1e4.
     - Memory layout does not matter.
-    - Options survive JSON; `state_dict`, `copy.deepcopy` and `pickle` carry all state, a drawn sketch included.
-    - The global random generator gives the initial weights and is not touched otherwise.
+    - Options survive JSON; `state_dict`, `copy.deepcopy` and `pickle` preserve all state, including a drawn sketch.
+    - The global random generator is used for the initial weights only.
     - Maps with other numbers of channels raise a ValueError, as do maps of different sizes if `one_size` is true.
 
     Args:
         pooling: a registered name, or the class.
-        in_channels: number of channels of each map of the test, small.
-        reference: the formula, (pooling, maps) to (N, out_features) in float64; None to compare no values.
-        atol: absolute tolerance of the comparison with the reference; the relative one is 1e-9.
-        **options: options of the pooling, small too, e.g. `dim=5`.
+        in_channels: numbers of channels of the test's maps; use small numbers.
+        reference: a function of (pooling, maps) that returns (N, out_features) in float64; None to compare no values.
+        atol: absolute tolerance of the comparison with the reference; the relative tolerance is 1e-9.
+        **options: options of the pooling; use small sizes, e.g. `dim=5`.
 
     Raises:
         AssertionError: a check failed; the message names the pooling, the check and the case.
@@ -81,24 +81,25 @@ def check_pooling(
 
 
 def check_head(head: str | Callable[..., Head], reference: HeadReference | None = None, **options: object) -> None:
-    """Check that a head keeps the contract of `c2f_zoo.Head`.
+    """Check that a head satisfies the contract of `c2f_zoo.Head`.
 
     The trees are small and irregular, of one to four levels.
 
     - The attributes are set. `forward` returns the requested levels, in that order, as (N, classes), and raises a
       ValueError for unknown ones.
     - A level's logits do not depend on the other requested levels.
-    - `log_probs` gives the reference's probabilities, float32 or wider, with a sum of 1 or less per level; it takes any
-      subset of the levels.
+    - `log_probs` matches the reference's probabilities, float32 or wider, with a sum of at most 1 per level; it accepts
+      any subset of the levels.
     - If `levels_are_marginals`, a class is at least as probable as its children together; otherwise some class is not.
     - `get_classifier` returns a linear layer with an output per class, or raises a ValueError.
     - Values and gradients are finite for weights of 1e4; autocast stays close.
-    - Options survive JSON; `state_dict`, `copy.deepcopy` and `pickle` carry all state.
-    - The global random generator gives the initial weights and is not touched otherwise.
+    - Options survive JSON; `state_dict`, `copy.deepcopy` and `pickle` preserve all state.
+    - The global random generator is used for the initial weights only.
 
     Args:
         head: a registered name, or the class.
-        reference: the formula, (head, v, hierarchy, level) to the level's probabilities of one vector v (D,), float64.
+        reference: a function of (head, v, hierarchy, level) that returns the level's probabilities of one vector v (D,)
+            in float64.
         **options: options of the head.
 
     Raises:
@@ -113,7 +114,7 @@ def check_head(head: str | Callable[..., Head], reference: HeadReference | None 
 def irregular_hierarchy(depth: int) -> Hierarchy:
     """Return a class tree with one to three children per class.
 
-    Labels are in no order, and the levels' names contain dots.
+    Labels are in random order, and the levels' names contain dots.
 
     Args:
         depth: number of levels, >= 1.
@@ -137,7 +138,7 @@ def child_sums(hierarchy: Hierarchy, probabilities: Mapping[str, Tensor], level:
     Args:
         hierarchy: the class tree.
         probabilities: (N, classes) of `level` and of the next finer level.
-        level: a level other than the finest.
+        level: a level other than the leaf level.
     """
     depth = hierarchy.levels.index(level)
     below = probabilities[hierarchy.levels[depth + 1]]
@@ -202,7 +203,7 @@ def _check_generator(create: Callable[[int], nn.Module], forward: Callable[[nn.M
 
 
 def _check_copies(part: nn.Module, other: nn.Module, forward: Callable[[nn.Module], Sequence[Tensor]]) -> None:
-    """Compare a part in evaluation mode with its copies, and with `other` in its state."""
+    """Compare a part in evaluation mode with its copies, and with `other` in the same state."""
     other.load_state_dict(part.state_dict())
     copies = {"state_dict": other, "deepcopy": copy.deepcopy(part), "pickle": pickle.loads(pickle.dumps(part))}
     for name, twin in copies.items():

@@ -1,12 +1,12 @@
-"""Compare every head and every decoding, and a linear probe, on frozen features of one backbone.
+"""Compare heads, decodings and a linear probe on frozen features of a backbone.
 
     python recipes/ablation.py --config recipes/configs/ablation_heads.yaml                                 # critters
     python recipes/ablation.py --config recipes/configs/ablation_heads.yaml --dataset cub --dataset_options.root FOLDER
     python recipes/ablation.py --config recipes/configs/cub_probe_lite0.yaml --dataset_options.root FOLDER
 
 Every level is seen at its own resolution, with the same split as in train.py. The features are extracted once. Each
-method is fitted by L-BFGS to the training images; the validation images choose the penalty on its weights, and the test
-images are scored once, with every metric of `c2f_zoo.metrics`, under every decoding.
+method is fitted by L-BFGS to the training images, with the penalty on its weights chosen by validation accuracy. The
+test images are scored once, with all metrics of `c2f_zoo.metrics`, for each decoding.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ def main(
         dataset: one of `c2f-zoo list datasets`.
         dataset_options: additional keyword arguments of the dataset.
         model_options: additional keyword arguments of `create_model`: backbone, taps, weights.
-        resolutions: for each level the shorter side in pixels to shrink images to; null or missing: full size.
+        resolutions: level -> resolution in pixels. Null or missing: full size.
         methods: heads, each fitted to all levels at once, or `linear_probe`, a logistic regression for each level with
-            a penalty for each. Default: all heads and `linear_probe`.
-        penalties: l2 penalties on the weights, to choose from.
-        val_fraction: fraction of each class's training images that chooses the penalty.
+            its own penalty. Default: all heads and `linear_probe`.
+        penalties: l2 penalties on the weights to choose from.
+        val_fraction: fraction of each class's training images to validate on.
         max_iter: iterations of L-BFGS.
         seed: seed of the split and of the heads' initial weights.
         output: the CSV file to write.
@@ -90,7 +90,7 @@ def main(
 
 
 def choose_methods(methods: Sequence[str] | None) -> list[str]:
-    """Return the methods; by default all of them."""
+    """Check the names of methods; return all methods by default."""
     every = [*list_heads(), LINEAR_PROBE]
     for method in methods or ():
         if method not in every:
@@ -105,7 +105,7 @@ def method_rows(
     decodings: Mapping[str, Mapping[str, float]],
     images: int,
 ) -> list[dict[str, Any]]:
-    """Tabulate a method's results: a row for each decoding, with every metric."""
+    """Return a row with all metrics for each decoding."""
     first = {"penalty": format_penalties(probe), "val_accuracy": probe.mean_val_accuracy, "images": images}
     return [
         {"method": method, "decoding": decoding, **first, **report, **any_decoding}
@@ -114,7 +114,7 @@ def method_rows(
 
 
 def format_penalties(probe: Probe) -> str:
-    """Format the penalty, or each level's where they differ."""
+    """Format the penalty, or each level's if they differ."""
     if len(set(probe.penalties.values())) == 1:
         return f"{next(iter(probe.penalties.values())):g}"
     return ", ".join(f"{level} {penalty:g}" for level, penalty in probe.penalties.items())

@@ -1,10 +1,10 @@
-"""Make weights that are bundled with the package from a finished run of train.py.
+"""Bundle the weights of a finished run of train.py with the package.
 
     python recipes/bundle.py runs/critters-1 mlph_tiny_critters.scratch --license apache-2.0
 
-The weights are rounded to half precision, and the rounded weights are tested: their scores are the ones recorded. The
-folder `c2f_zoo/zoo/weights/NAME` gets `config.json`, `model.safetensors`, `recipe.yaml` (the run's options, with which
-train.py trains such weights again) and `weights.json` (`c2f_zoo.PretrainedWeights`).
+The weights are rounded to half precision, and the rounded weights are scored on the test images. The folder
+`c2f_zoo/zoo/weights/NAME` gets `config.json`, `model.safetensors`, `recipe.yaml` (the run's options, for train.py) and
+`weights.json` (`c2f_zoo.PretrainedWeights`).
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ EVERY = 5  # the package's tests score every fifth image, which takes seconds
 
 
 def main(run: str, name: str, license: str = "", folder: str = str(BUNDLED)) -> None:
-    """Make bundled weights from a run.
+    """Bundle the weights of a run.
 
     Args:
         run: folder of a finished run of train.py.
-        name: `arch.tag`; the run's model must be the one named `arch`.
+        name: `arch.tag`; `arch` must be the run's model.
         license: the weights' licence, required: an SPDX identifier such as `apache-2.0`.
-        folder: the folder in which the folder `name` is created.
+        folder: the parent of the new folder `name`.
     """
     if not license:
         raise ValueError("the weights have no licence; name one, e.g. --license apache-2.0")
@@ -79,7 +79,7 @@ def main(run: str, name: str, license: str = "", folder: str = str(BUNDLED)) -> 
 
 
 def check_arch(name: str, config: ModelConfig) -> None:
-    """Check that a model is the one that its weights' name promises."""
+    """Check that a model is the named model of its weights."""
     arch = name.rpartition(".")[0]
     expected = asdict(create_model(arch).config)
     differing = [key for key, value in asdict(config).items() if value != expected[key]]
@@ -88,7 +88,7 @@ def check_arch(name: str, config: ModelConfig) -> None:
 
 
 def to_half(name: str, weight: torch.Tensor) -> torch.Tensor:
-    """Round a weight to half precision; integers stay as they are."""
+    """Round a weight to half precision; integers are unchanged."""
     half = weight.half() if weight.is_floating_point() else weight
     if not half.isfinite().all():
         raise ValueError(f"{name} has values outside the range of half precision")
@@ -96,7 +96,7 @@ def to_half(name: str, weight: torch.Tensor) -> torch.Tensor:
 
 
 def score(model: C2FModel, options: TrainOptions, command: str) -> tuple[Metrics, ...]:
-    """Score every level at every resolution, on all test images and on every fifth."""
+    """Score each level at each resolution, on all test images and on every fifth."""
     accelerator, own = create_accelerator(), own_resolutions(model)
     dataset = create_dataset(options.dataset, "test", **options.dataset_options)
     levels_at = {resolution: model.levels for resolution in reversed(own.values())}

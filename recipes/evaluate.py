@@ -1,13 +1,12 @@
-"""Score a saved model with every metric, under every decoding.
+"""Score a saved model with all metrics and decodings.
 
     python recipes/evaluate.py runs/critters-1                             # a run of train.py: its test images
     accelerate launch recipes/evaluate.py runs/critters-1 --decoding joint
     python recipes/evaluate.py my-model --dataset cub --dataset_options.root /data/CUB_200_2011
 
-Each level is scored on images at its own resolution; a decoding combines the levels' predictions. A level that the
-model does not predict is marginalized from the next finer one. The dataset's classes are found in the model's tree by
-their names; the model's tree may have more classes. A prediction of such a class is a mistake. Every image counts
-exactly once, on any number of processes.
+Each level is scored on images at its own resolution; a decoding combines the levels' predictions. Levels that the model
+does not predict are marginalized. The dataset's classes are matched by name with the model's tree, which may have more
+classes; predictions of these are mistakes. Every image is scored exactly once, on any number of processes.
 """
 
 from __future__ import annotations
@@ -86,7 +85,7 @@ def main(
 
 
 def choose_decodings(decoding: str) -> tuple[str, ...]:
-    """Return the decodings that an option names."""
+    """Return the decodings of the option `decoding`."""
     if decoding == "all":
         return tuple(DECODINGS.load_all())
     if decoding not in DECODINGS:
@@ -95,11 +94,11 @@ def choose_decodings(decoding: str) -> tuple[str, ...]:
 
 
 def choose_dataset(run: Path, name: str | None, options: dict[str, Any] | None) -> tuple[str, dict[str, Any]]:
-    """Return the dataset's name and options, by default those of the run."""
+    """Return the dataset's name and options, by default the run's."""
     if name is not None:
         return name, options or {}
     if not (run / "config.yaml").is_file():
-        raise FileNotFoundError(f"{run} has no config.yaml that names a dataset; name one: --dataset NAME")
+        raise FileNotFoundError(f"{run} has no config.yaml; name a dataset: --dataset NAME")
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     return config["dataset"], config["dataset_options"] if options is None else options
 
@@ -113,13 +112,13 @@ def score(
     accelerator: Accelerator,
     **loading: Any,
 ) -> list[int]:
-    """Add every image to the metrics, and return the indices of unreadable ones.
+    """Update the metrics with all images; return the indices of unreadable images.
 
     Args:
         model: the model.
-        dataset: the images.
-        target: their labels (n, levels) in the model's tree; -1 where unknown.
-        metrics: the metrics to add to.
+        dataset: the dataset.
+        target: its labels (n, levels) in the model's tree; -1 for unknown labels.
+        metrics: the metrics.
         accelerator: the processes.
         **loading: batch size, number of workers and error handling, as in `score_images`.
     """
@@ -136,7 +135,7 @@ def score(
 
 
 def describe_images(dataset: LabelledImages, target: Tensor, unreadable: list[int], tree: Hierarchy) -> dict[str, Any]:
-    """Describe the scored images: count, labelled at each level, unreadable ones."""
+    """Return the numbers of scored and labelled images, and the unreadable images."""
     readable = torch.ones(len(target), dtype=torch.bool)
     readable[unreadable] = False
     return {
@@ -147,7 +146,7 @@ def describe_images(dataset: LabelledImages, target: Tensor, unreadable: list[in
 
 
 def describe_run(accelerator: Accelerator) -> dict[str, Any]:
-    """Describe when, where and with which versions the images were scored."""
+    """Return the date, device and versions of the evaluation."""
     machine = describe_machine(accelerator.device)
     return {
         "date": machine.pop("date"),
@@ -158,7 +157,7 @@ def describe_run(accelerator: Accelerator) -> dict[str, Any]:
 
 
 def write(folder: Path, results: dict[str, Any], confusions: Mapping[str, Tensor], tree: Hierarchy) -> None:
-    """Write all files, each atomically."""
+    """Write all results, each file atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     write_confusions(folder, confusions, tree)
     plot_mistakes(results["lca_heights"], tree, folder / "mistakes.png")
@@ -171,7 +170,7 @@ def report(
     own: Mapping[str, int | None],
     folder: Path,
 ) -> None:
-    """Print the tables, the unreadable images and the files written."""
+    """Print the tables, the unreadable images and the names of the files."""
     source = f"{results['images']} {results['split']} images of {results['dataset']}"
     title = "Accuracy in %; in brackets: own resolution"
     print_tables(

@@ -1,12 +1,12 @@
-"""Find each level's resolution as the paper does: lower it until accuracy on validation images falls.
+"""Find each level's resolution by validation accuracy, as in the paper.
 
     python recipes/find_resolutions.py runs/birds-1                         # test_only: one model is tested lower
     python recipes/find_resolutions.py --config recipes/configs/X.yaml      # retrain: one model for each grid point
     accelerate launch recipes/find_resolutions.py runs/birds-1 --thresholds.species 0.7 --full
 
-The leaf level is seen at full size. Down a grid of resolutions, the first grid point at which its accuracy falls below
-its threshold is the resolution of the next coarser level. From there on that level's accuracy decides, and so on (Huo
-et al., SIGIR 2019, section 2). Test images are never opened. The first argument is a run of train.py; without one,
+The leaf level is seen at full size. On a grid of decreasing resolutions, the first grid point at which its accuracy
+falls below its threshold is the resolution of the next coarser level. From there on that level's accuracy decides, and
+so on (Huo et al., SIGIR 2019, section 2). Test images are never opened. The first argument is a run of train.py, or
 `--config` names a recipe for train.py. All options of train.py may follow. The result is OUTPUT/resolutions.yaml:
 
     accelerate launch recipes/train.py --config recipes/configs/X.yaml --config OUTPUT/resolutions.yaml
@@ -69,19 +69,19 @@ FREE_TO_CHANGE = ("dataset_options", "batch_size", "num_workers", "cache", "on_e
 
 @dataclass
 class SearchOptions(TrainOptions):
-    """A recipe for train.py, and how to search.
+    """A recipe for train.py, with the options of the search.
 
-    With a run's folder in place of `--config` that run is tested.
+    With a run's folder instead of `--config`, that run is tested.
 
     Args:
-        grid: the resolutions to try in pixels, highest first; null is full size. Default: full size, then from the
-            median shorter side of the validation images, or from the size that they are resized to if that is smaller,
-            down to 8 in ratios of about the square root of 2.
-        thresholds: for each level but the coarsest, the accuracy below which the next coarser level takes over;
-            missing: the paper's, 0.8.
-        full: measure the whole grid, instead of stopping once every level has its resolution.
-        bootstrap: resamples of the validation images for the 95 % intervals, drawn with `seed`.
-        output: folder for the results; default `RUN/find_resolutions`, or `runs/<config>-resolutions`.
+        grid: the resolutions to try in pixels, highest first; null is full size. Default: from full size (the median
+            shorter side of the validation images, at most the size that they are resized to) down to 8, in ratios of
+            about the square root of 2.
+        thresholds: level -> accuracy below which the next coarser level takes over, for all levels but the coarsest.
+            Missing: 0.8, as in the paper.
+        full: measure the whole grid, instead of stopping when every level has its resolution.
+        bootstrap: number of resamples of the validation images for the 95 % intervals.
+        output: folder for the results. Default: `RUN/find_resolutions`, or `runs/<config>-resolutions`.
     """
 
     grid: list[int | None] | None = None
@@ -92,7 +92,7 @@ class SearchOptions(TrainOptions):
 
 @dataclass(frozen=True)
 class Data:
-    """A dataset with the indices of its training and of its validation images."""
+    """A dataset with the indices of its training and validation images."""
 
     images: LabelledImages
     train: list[int]
@@ -133,7 +133,7 @@ def main(options: SearchOptions, run: Path | None, name: str) -> bool:
 
 
 def set_up(options: SearchOptions, run: Path | None, accelerator: Accelerator) -> tuple[Data, C2FModel, int]:
-    """Open the dataset, load or build the model, and check that they fit.
+    """Open the dataset, load or build the model, and check both.
 
     Returns:
         The data, the model, and the images' median size in pixels.
@@ -141,7 +141,7 @@ def set_up(options: SearchOptions, run: Path | None, accelerator: Accelerator) -
     check_batch_size(options.batch_size, accelerator.num_processes)
     check_stages(options.stages)
     if options.bootstrap < 1:
-        raise ValueError(f"bootstrap is a number of resamples, 1 or more, not {options.bootstrap}")
+        raise ValueError(f"bootstrap is {options.bootstrap}; it must be 1 or more")
     with accelerator.local_main_process_first():  # one process downloads
         images, train_indices, val_indices = train_and_val(
             options.dataset, options.val_fraction, options.seed, **options.dataset_options
@@ -150,7 +150,7 @@ def set_up(options: SearchOptions, run: Path | None, accelerator: Accelerator) -
         if model.hierarchy != images.hierarchy:
             raise ValueError("the dataset's class tree differs from the run's; set dataset_options to the run's data")
         if not val_indices:
-            raise ValueError("val_fraction is 0: there are no validation images to search on; hold some out")
+            raise ValueError("val_fraction is 0: there are no validation images to search on; set it above 0")
         check_labels(labels_of(images)[train_indices], model, "training")
         check_labels(labels_of(images)[val_indices], model, "validation")
         side = median_side(images, val_indices, model.config.preprocessing)
@@ -161,9 +161,9 @@ def set_up(options: SearchOptions, run: Path | None, accelerator: Accelerator) -
 def train_at(
     resolution: int | None, data: Data, options: SearchOptions, folder: Path, accelerator: Accelerator
 ) -> C2FModel:
-    """Train with every level at one resolution, and return the best epoch's model.
+    """Train with all levels at one resolution, and return the best epoch's model.
 
-    A grid point's run in `folder` is resumed; one that is finished is not trained again.
+    A run of this grid point in `folder` is resumed; a finished run is not trained again.
     """
     output = folder / ("full" if resolution is None else f"{resolution}px")
     recipe = TrainOptions(**{spec.name: getattr(options, spec.name) for spec in fields(TrainOptions)})
@@ -212,20 +212,20 @@ def write(curves: Curves, mode: str, warnings: Sequence[str], data: Data, option
 
 
 def report(curves: Curves, mode: str, warnings: Sequence[str], output: Path) -> None:
-    """Print the table, the findings and the files written."""
+    """Print the table, the findings and the names of the files."""
     print_tables(curves_table(curves, f"{mode}: validation accuracy in %, with 95 % intervals"))
     print("\n".join(["", *warnings, *findings(curves)]))
     print(f"\nresolutions.yaml, curve.csv, chosen.csv and curve.png are in {output}")
 
 
 def parse(args: list[str]) -> tuple[SearchOptions, Path | None, str]:
-    """Parse a run's folder, or YAML files of a recipe, and options that override them.
+    """Parse a run's folder or a recipe's YAML files, and overriding options.
 
     Returns:
-        The options, the folder of the run if there is one, and the name of the recipe.
+        The options, the folder of the run or None, and the name of the recipe.
 
     Raises:
-        ValueError: there is no recipe, or two, or an option differs from the run's that must not.
+        ValueError: there is no recipe, or two, or an option of the run may not be changed.
         FileNotFoundError: the folder is not a run of train.py.
     """
     run = Path(args[0]) if args and not args[0].startswith("-") else None
@@ -239,13 +239,13 @@ def parse(args: list[str]) -> tuple[SearchOptions, Path | None, str]:
             raise ValueError("name a run's folder, or a recipe: --config FILE")
         return read_options(SearchOptions, known.config, overrides), None, Path(known.config[0]).stem
     if known.config:
-        raise ValueError(f"{run} has its recipe already; name a run or a recipe, not both")
+        raise ValueError(f"{run} has its own recipe; name a run or a recipe, not both")
     if not (run / "config.yaml").is_file():
         raise FileNotFoundError(f"{run} is not a run of train.py: it has no config.yaml")
     before, options = (read_options(SearchOptions, [run / "config.yaml"], more) for more in ([], overrides))
     for name in (spec.name for spec in fields(TrainOptions) if spec.name not in FREE_TO_CHANGE):
         if getattr(before, name) != getattr(options, name):
-            raise ValueError(f"{name} belongs to the run, which was trained with {getattr(before, name)}")
+            raise ValueError(f"{name} cannot be changed: the run was trained with {getattr(before, name)}")
     return options, run, ""
 
 

@@ -1,9 +1,9 @@
-"""Push a finished run of train.py to the Hugging Face Hub, with a model card of its results.
+"""Push a finished run of train.py to the Hugging Face Hub, with a model card.
 
     python recipes/push_to_hub.py runs/critters-1 me/critters --license apache-2.0
     python recipes/push_to_hub.py runs/critters-1 me/critters --license apache-2.0 --dry_run preview
 
-It pushes the best epoch's model, its card, test.csv and curves.png, but no checkpoints.
+The best epoch's model, its card, test.csv and curves.png are pushed, but no checkpoints.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ def main(
 
     Args:
         run: folder of a finished run of train.py.
-        repo: the repository, `owner/model`, or `model` of the token's owner (not in a dry run); it is created if it is
-            missing.
+        repo: the repository, `owner/model`, or `model` for the token's owner (not in a dry run); it is created if it
+            does not exist.
         license: the model's licence, required: an identifier of
             https://huggingface.co/docs/hub/repositories-licenses, e.g. `apache-2.0`.
         private: make a new repository private.
-        revision: a branch, created if it is missing; default `main`.
+        revision: a branch; it is created if it does not exist. Default: `main`.
         commit_message: the commit's first line.
-        max_shard_size: maximum size of a file of weights.
-        dry_run: a folder for the files that would be pushed; nothing is pushed.
+        max_shard_size: maximum size of a weights file.
+        dry_run: write the files to this folder instead of pushing them.
     """
     if license is None or not license.strip():
         raise ValueError("the model has no licence; name one, e.g. --license apache-2.0")
@@ -68,7 +68,7 @@ def main(
 
 
 def with_revision(repo: str, revision: str | None) -> str:
-    """Return the name under which `create_model` finds the pushed model."""
+    """Return the name of the pushed model for `create_model`."""
     return f"{repo}@{revision}" if revision else repo
 
 

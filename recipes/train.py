@@ -1,15 +1,15 @@
-"""Train a coarse-to-fine model in the paper's way: every level at its own resolution, in turn.
+"""Train a coarse-to-fine model as in the paper, each level at its own resolution.
 
-    accelerate launch recipes/train.py                                                # the embedded dataset
+    accelerate launch recipes/train.py                                                # the synthetic dataset
     accelerate launch recipes/train.py --config recipes/configs/cub_mlph_lite0.yaml   # birds
     accelerate launch recipes/train.py --config ... --batch_size 16                   # options override the file
 
-Stage by stage: first pooling and head with the backbone frozen, then everything. Each batch is seen at the highest
-resolution for the finest level, a batch later at the next lower resolution for the next coarser level, and so on: steps
-at all levels in turn (Huo et al., SIGIR 2019, section 3). An image is decoded once for all its views. Where its label
-at a level is unknown, an image is trained on by its deepest label if the head's levels are marginals of one
-distribution (docs/reference/heads.md), and left out of the step if not. Validation images choose the best epoch; the
-test images are scored once, at the end.
+The first stage trains pooling and head with the backbone frozen, the next all weights. Each batch is seen at the
+highest resolution for the finest level, one batch later at the next lower resolution for the next coarser level, and so
+on: steps of all levels alternate (Huo et al., SIGIR 2019, section 3). An image is decoded once for all its views. An
+image without a label at a step's level is trained on its deepest label if the head's levels are marginals of one
+distribution (docs/reference/heads.md), and is skipped otherwise. Validation accuracy chooses the best epoch; the test
+images are scored once, at the end.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main(options: TrainOptions, name: str) -> None:
     objective = create_objective(options, model)
     output = open_run_folder(options, name, accelerator)
     if (output / "test.csv").exists():
-        accelerator.print("this run is finished, and test images are scored only once: see test.csv")
+        accelerator.print("this run is finished; its test scores are in test.csv")
         return
 
     scoring = scoring_options(options, accelerator)
@@ -83,7 +83,7 @@ def main(options: TrainOptions, name: str) -> None:
 def set_up(
     options: TrainOptions, accelerator: Accelerator
 ) -> tuple[LabelledImages, list[int], list[int], LabelledImages, C2FModel]:
-    """Open the datasets, build the model, and check that they fit.
+    """Open the datasets, build the model, and check them.
 
     Returns:
         The dataset of training and validation images with the indices of both, the test set, and the model.
@@ -112,7 +112,7 @@ def save_scores(predictions: Predictions, model: C2FModel, output: Path) -> None
 
 
 def report(predictions: Predictions, model: C2FModel, output: Path) -> None:
-    """Print every level's accuracy at every resolution, and where the results are."""
+    """Print each level's accuracy at each resolution, and the names of the files."""
     own, resolutions = own_resolutions(model), list(predictions.labels)
     accuracy = {level: {at: predictions.accuracy(level, at)[0] for at in resolutions} for level in model.levels}
     images = max(predictions.accuracy(level, own[level])[1] for level in model.levels)

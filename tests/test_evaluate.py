@@ -205,7 +205,7 @@ def flat(value: object, name: str = "") -> dict[str, object]:
 
 def test_the_dataset_of_the_run_is_the_default(tmp_path: Path) -> None:
     choose = evaluate["choose_dataset"]
-    with pytest.raises(FileNotFoundError, match=r"has no config.yaml that names a dataset; name one: --dataset NAME"):
+    with pytest.raises(FileNotFoundError, match=r"has no config.yaml; name a dataset: --dataset NAME"):
         choose(tmp_path, None, None)
     (tmp_path / "config.yaml").write_text("dataset: critters\ndataset_options: {per_class: 4}\n")
     assert choose(tmp_path, None, None) == ("critters", {"per_class": 4})

@@ -509,9 +509,9 @@ def test_the_test_images_are_never_opened(cub_folder: Path, tmp_path: Path) -> N
     ("options", "message"),
     [
         ([], "name a run's folder, or a recipe"),
-        (["RUN", "--config", "other.yaml"], "has its recipe already"),
-        (["RUN", "--seed", "3"], "seed belongs to the run, which was trained with 0"),
-        (["RUN", "--val_fraction=0.2"], "val_fraction belongs to the run, which was trained with 0.5"),
+        (["RUN", "--config", "other.yaml"], "has its own recipe"),
+        (["RUN", "--seed", "3"], "seed cannot be changed: the run was trained with 0"),
+        (["RUN", "--val_fraction=0.2"], "val_fraction cannot be changed: the run was trained with 0.5"),
         (["nowhere"], "nowhere is not a run of train.py: it has no config.yaml"),
     ],
 )

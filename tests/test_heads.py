@@ -93,7 +93,7 @@ def test_a_marginal_head_has_one_classifier() -> None:
     head, _ = make("marginal", tree)
     assert isinstance(head.get_classifier("level.2"), nn.Linear)
     for level in ("level.0", "level.1"):
-        message = f"a marginal head has one classifier, of level 'level.2', and none of level {level!r}"
+        message = f"a marginal head has a classifier of level 'level.2' only, not of {level!r}"
         with pytest.raises(ValueError, match=re.escape(message)):
             head.get_classifier(level)
 

@@ -138,7 +138,7 @@ def test_another_number_of_classes(small: LevelClassifier) -> None:
         ({"pretrained": True}, "weights for 'mlph_resnet50_cub'"),
         ({"features_only": True}, "forward_features returns the feature maps"),
         ({"global_pool": "avg"}, "choose another pooling="),
-        ({"in_chans": 1}, "takes images of 3 channels"),
+        ({"in_chans": 1}, "expects images of 3 channels"),
         ({"levels": ["genus"]}, r"at_level\(\.\.\.\) is a classifier of another level"),
         ({"img_size": (64, 96)}, "square images"),
         ({"pooling_option": {}}, "did you mean 'pooling_options'"),

@@ -35,7 +35,7 @@ def test_joined_datasets_are_concatenated() -> None:
     assert joined[3][0].getpixel((0, 0)) == (1, 1, 1)
     joined.read(1, 17)
     assert first.reads == [(1, 17)]
-    with pytest.raises(ValueError, match="differ in their class trees"):
+    with pytest.raises(ValueError, match="the datasets have different class trees"):
         Joined(first, OfAnotherTree(2))
 
 

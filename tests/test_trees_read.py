@@ -154,7 +154,7 @@ class TestParents:
             "line 7: child 'Jays ' has surrounding white space; write 'Jays'",
             "line 9: child is empty",
             "line 15: 3 cells, not a child and a parent: ['a', 'b', 'c']",
-            "line 10: the parent 'Cats' of 'Lynx' has no row of its own",
+            "line 10: the parent 'Cats' of 'Lynx' has no row",
             "line 11: a cycle: 'egg' (line 11) under 'hen' (line 12) under 'egg'",
             "line 14: the path 'Birds > Dodo' has 2 names, the tree has 3 levels (class, group, species)",
         ]

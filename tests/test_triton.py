@@ -171,9 +171,9 @@ X = torch.ones(1, 2, 3, 3)
         ([], [(0,)], "0 projections: the kernels hold 1 to 3"),
         ([X] * 4, MLP, "4 projections: the kernels hold 1 to 3"),
         ([X], [], "an empty list of terms"),
-        ([X] * 2, [(0, 1), ()], "the term (): its indices must lie in 0 to 1"),
-        ([X] * 2, MLP, "the term (0, 2): its indices must lie in 0 to 1"),
-        ([X] * 2, [(0, -1)], "the term (0, -1): its indices must lie in 0 to 1"),
+        ([X] * 2, [(0, 1), ()], "the term (): it needs one or more indices in 0 to 1"),
+        ([X] * 2, MLP, "the term (0, 2): it needs one or more indices in 0 to 1"),
+        ([X] * 2, [(0, -1)], "the term (0, -1): it needs one or more indices in 0 to 1"),
         ([X] * 2, [(0, 1), (0, 0)], "the term (0, 0): the kernels multiply each projection at most once"),
         ([X, X.double()], [(0, 1)], "a map of torch.float64"),
         ([X.long()], [(0,)], "a map of torch.int64"),
@@ -193,7 +193,7 @@ def test_unsupported_maps(maps: list[Tensor], terms: list[tuple[int, ...]], reas
 @pytest.mark.parametrize(
     ("terms", "dtype", "reason"),
     [
-        ([(0, 3)], torch.float32, "the term (0, 3): its indices must lie in 0 to 2"),
+        ([(0, 3)], torch.float32, "the term (0, 3): it needs one or more indices in 0 to 2"),
         ([(1, 1)], torch.float32, "the term (1, 1): the kernels multiply each projection at most once"),
         (MLP, torch.float64, "torch.float64: the kernels compute in float32, float16 or bfloat16"),
     ],

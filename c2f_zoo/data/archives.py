@@ -122,7 +122,7 @@ def _unpack(file: zipfile.ZipFile | tarfile.TarFile, archive: Path, folder: Path
 
 
 def _tar_members(file: tarfile.TarFile) -> Iterator[tuple[str, int, str]]:
-    """Yield each member's name, size in bytes, and why its kind is unsafe or "".
+    """Yield each member's name, size in bytes, and the reason if its type is unsafe, or "".
 
     A link must point to a file in the archive. The data filter also allows links to folders, which are unsafe in some
     versions of Python (CVE-2025-4517).

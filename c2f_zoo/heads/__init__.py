@@ -1,4 +1,4 @@
-"""Heads: one module per method, from one vector to logits for every level."""
+"""Heads that compute logits of every level from a vector, one module per method."""
 
 import importlib
 import pkgutil

@@ -11,18 +11,18 @@ from c2f_zoo.ops import at_least_float32
 
 
 class Head(nn.Module):
-    """A module from the pooled vector to logits for each level.
+    """Base class of heads: modules that compute logits of each level from a vector.
 
-    A subclass computes the logits in `forward(v, levels)` and names itself in two class attributes.
+    A subclass defines `forward(v, levels)` and the class attributes `description` and `source`.
 
     Args:
         levels: the levels that the head predicts, coarse to fine.
 
     Attributes:
-        description: one line for tables: how the head models the levels.
-        source: the publication it comes from; empty if there is none.
+        description: the model of the levels in one line, for tables.
+        source: the publication; empty if there is none.
         levels_are_marginals: whether the levels are marginals of one distribution over the tree, so that a class is
-            at least as probable as its children together. Otherwise the levels may contradict each other.
+            at least as probable as its children together. Otherwise the levels may be inconsistent.
     """
 
     description: ClassVar[str] = ""
@@ -34,7 +34,7 @@ class Head(nn.Module):
         self.levels: tuple[str, ...] = tuple(levels)
 
     def forward(self, v: Tensor, levels: Sequence[str]) -> dict[str, Tensor]:
-        """Map vectors (N, in_features) to logits (N, classes) for each of `levels`.
+        """Compute logits (N, classes) of each of `levels` from vectors (N, in_features).
 
         Raises:
             ValueError: the head does not predict one of the levels.
@@ -42,10 +42,9 @@ class Head(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} defines no forward(v, levels)")
 
     def log_probs(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Map logits (N, classes) to log-probabilities: here a log-softmax of each level.
+        """Convert logits (N, classes) to log-probabilities, by default a log-softmax per level.
 
-        The result is float32 or wider. The logits of a subset of the levels are enough, and different levels may come
-        from different images.
+        The result is float32 or wider. The logits may be those of some levels only, each from other images.
         """
         return {level: at_least_float32(z).log_softmax(dim=1) for level, z in logits.items()}
 
@@ -53,6 +52,6 @@ class Head(nn.Module):
         """Return the linear layer that scores the classes of one level.
 
         Raises:
-            ValueError: the head does not predict the level, or has no linear layer for it.
+            ValueError: the level is not predicted, or the head has no linear layer for it.
         """
         raise ValueError(f"{type(self).__name__} has no classifier of level {level!r}")

@@ -18,8 +18,8 @@ from c2f_zoo.ops import at_least_float32
 class ConditionalHead(Head):
     """A softmax among siblings: `P(class) = P(parent) P(class | parent)`.
 
-    As in the WordTree of YOLO9000 ("Hierarchical classification"). There is a linear layer for each level of the tree
-    down to the finest predicted level, including levels that are not predicted.
+    This is the WordTree of YOLO9000 ("Hierarchical classification"). Each level of the tree down to the finest
+    predicted level has a linear layer, including levels that are not predicted.
 
     Args:
         in_features: length of the pooled vector.
@@ -39,11 +39,11 @@ class ConditionalHead(Head):
             self.register_buffer(f"parents_{below}", hierarchy.parent_index(level).clone(), persistent=False)
 
     def get_classifier(self, level: str) -> nn.Linear:
-        """Return the linear layer of one level; only scores of siblings are comparable."""
+        """Return the linear layer of one level; only the scores of siblings are comparable."""
         return self.scores.get_classifier(level)
 
     def forward(self, v: Tensor, levels: Sequence[str]) -> dict[str, Tensor]:
-        """Map vectors (N, in_features) to log-probabilities (N, classes), float32 or wider."""
+        """Compute log-probabilities (N, classes), float32 or wider, from vectors (N, in_features)."""
         for level in levels:
             depth_of(level, self.levels)
         down_to = max((self.scores.levels.index(level) for level in levels), default=-1)
@@ -60,5 +60,5 @@ class ConditionalHead(Head):
         return {level: found[level] for level in levels}
 
     def log_probs(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the logits: they are log-probabilities already."""
+        """Return the logits, which are log-probabilities."""
         return {level: at_least_float32(z) for level, z in logits.items()}

@@ -1,4 +1,4 @@
-"""A feature per level; finer features help the coarser classifiers."""
+"""A head with a feature per level."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class DisentangledHead(Head):
     """A feature per level; each classifier reads its own and all finer features.
 
     The FGN of "Your 'Flamingo' is My 'Bird'" (Chang et al., CVPR 2021): features of species help to classify families,
-    but training on families harms the features of species. Therefore a classifier reads finer features without their
-    gradient. A feature is a linear projection of the vector, layer norm and ELU, divided by sqrt(dim). Layer norm
-    replaces batch norm because batches of different levels differ in resolution and so in statistics. The length of
-    about 1 is that of the poolings' vectors, so that the learning rates of other heads are suitable.
+    but training on families harms the features of species. Therefore finer features are detached. A feature is a linear
+    projection of the vector with layer norm and ELU, divided by sqrt(dim). Layer norm replaces batch norm because the
+    statistics of batches differ with the levels' resolutions. Like the poolings' vectors, a feature has a length of
+    about 1, so that the learning rates of other heads are suitable.
 
     Args:
         in_features: length of the pooled vector.
@@ -50,11 +50,11 @@ class DisentangledHead(Head):
         )
 
     def get_classifier(self, level: str) -> nn.Linear:
-        """Return the linear layer of one level; it reads its own, then the finer features."""
+        """Return the linear layer of one level; its input is its own, then the finer features."""
         return cast(nn.Linear, self.classifiers[depth_of(level, self.levels)])
 
     def forward(self, v: Tensor, levels: Sequence[str]) -> dict[str, Tensor]:
-        """Map vectors (N, in_features) to logits (N, classes) for each of `levels`."""
+        """Compute logits (N, classes) of each of `levels` from vectors (N, in_features)."""
         depths = {level: depth_of(level, self.levels) for level in levels}
         coarsest = min([*depths.values(), len(self.levels)])
         features = [None] * coarsest + [feature(v) / self.dim**0.5 for feature in self.features[coarsest:]]

@@ -17,7 +17,7 @@ from c2f_zoo.ops import at_least_float32
 
 @register_head("hex")
 class HexHead(Head):
-    """A score per class, and a distribution over all paths from the top to any class.
+    """A head with a distribution over all paths from the top to any class.
 
     The hierarchy-and-exclusion (HEX) graph of a tree: a class implies its parent, and siblings exclude each other. A
     consistent state is a path from the top to any class, or the empty state: an image may show only a genus, or none of
@@ -25,8 +25,8 @@ class HexHead(Head):
     the empty state); that of a class is the sum over all states that contain it. One pass up the tree and one down
     compute both sums exactly.
 
-    The leaf classes therefore sum to less than 1, and a class is more probable than its children together. The
-    differences are in `stop_log_probs`.
+    The probabilities of the leaf classes therefore sum to less than 1, and a class is more probable than its children
+    together; `stop_log_probs` returns the differences.
 
     Args:
         in_features: length of the pooled vector.
@@ -49,18 +49,18 @@ class HexHead(Head):
         return self.scores.get_classifier(level)
 
     def forward(self, v: Tensor, levels: Sequence[str]) -> dict[str, Tensor]:
-        """Map vectors (N, in_features) to log-probabilities (N, classes), float32 or wider."""
+        """Compute log-probabilities (N, classes), float32 or wider, from vectors (N, in_features)."""
         for level in levels:
             depth_of(level, self.levels)
         holds, _ = self._log_marginals(v)
         return {level: holds[self.scores.levels.index(level)] for level in levels}
 
     def log_probs(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the logits: they are log-probabilities already, with a sum of less than 1."""
+        """Return the logits, which are log-probabilities of a sum below 1."""
         return {level: at_least_float32(z) for level, z in logits.items()}
 
     def stop_log_probs(self, v: Tensor) -> dict[str, Tensor]:
-        """Return the log-probability of each class that an image's path stops there.
+        """Return the log-probabilities that an image's path stops at each class.
 
         Args:
             v: vectors (N, in_features).
@@ -79,7 +79,7 @@ class HexHead(Head):
         return {level: p - z for level, p, z in zip(self.scores.levels, holds, goes_on, strict=True)}
 
     def _log_marginals(self, v: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the log-probabilities of all classes, and the log-sums over continuations.
+        """Return log-probabilities of all classes, and log-sums over continuations.
 
         Both are lists of (N, classes), coarse to fine. The second is the log of the sum over all ways to continue from
         a class; stopping there counts as 1.

@@ -35,5 +35,5 @@ class LevelsHead(Head):
         return cast(nn.Linear, self.classifiers[depth_of(level, self.levels)])
 
     def forward(self, v: Tensor, levels: Sequence[str]) -> dict[str, Tensor]:
-        """Map vectors (N, in_features) to logits (N, classes) for each of `levels`."""
+        """Compute logits (N, classes) of each of `levels` from vectors (N, in_features)."""
         return {level: self.get_classifier(level)(v) for level in levels}

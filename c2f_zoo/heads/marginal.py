@@ -1,4 +1,4 @@
-"""One classifier of the leaf classes, marginalized to the other levels."""
+"""A classifier of the leaf classes, marginalized to the other levels."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from c2f_zoo.ops import at_least_float32
 
 @register_head("marginal")
 class MarginalHead(Head):
-    """A softmax over the leaf classes; a coarse class has the sum over its leaves.
+    """A softmax over the leaf classes, marginalized to coarser levels.
 
-    A coarse logit is the log-sum-exp of its leaves' logits, so that the softmax of a level's logits is that sum. The
-    classifier has all leaf classes of the tree, even if the head predicts only coarser levels.
+    A coarse logit is the log-sum-exp of its leaves' logits, so that a coarse probability is the sum over its leaves.
+    The classifier has all leaf classes of the tree, even if the head predicts only coarser levels.
 
     Args:
         in_features: length of the pooled vector.
@@ -38,18 +38,18 @@ class MarginalHead(Head):
             self.register_buffer(f"ancestors_{number}", hierarchy.ancestor_index(level).clone(), persistent=False)
 
     def get_classifier(self, level: str) -> nn.Linear:
-        """Return the linear layer of the finest level, the only one.
+        """Return the linear layer of the leaf level, the only one.
 
         Raises:
-            ValueError: another level.
+            ValueError: the level is not the leaf level.
         """
         if level == self.finest:
             return self.classifier
         depth_of(level, (*self.levels, self.finest))
-        raise ValueError(f"a marginal head has one classifier, of level {self.finest!r}, and none of level {level!r}")
+        raise ValueError(f"a marginal head has a classifier of level {self.finest!r} only, not of {level!r}")
 
     def forward(self, v: Tensor, levels: Sequence[str]) -> dict[str, Tensor]:
-        """Map vectors (N, in_features) to logits (N, classes), float32 or wider."""
+        """Compute logits (N, classes), float32 or wider, from vectors (N, in_features)."""
         z = at_least_float32(self.classifier(v))
         return {level: self._sum(z, level) for level in levels}
 

@@ -18,14 +18,14 @@ def list_heads(pattern: str = "*") -> list[str]:
 
 
 def create_head(name: str, in_features: int, hierarchy: Hierarchy, levels: Sequence[str], **options: object) -> Head:
-    """Create a head: a module from a vector to logits for each level.
+    """Create a head.
 
     Args:
         name: one of `list_heads()`.
         in_features: length of the pooled vector.
         hierarchy: the class tree.
         levels: the levels to predict, coarse to fine, one or more.
-        **options: additional keyword arguments of the head, e.g. `dim=512`; JSON-able.
+        **options: additional keyword arguments of the head, e.g. `dim=512`; values of JSON types.
 
     Returns:
         A module with `forward(v, levels) -> dict`, from (N, in_features) to logits (N, classes) for each of `levels`,
@@ -53,7 +53,7 @@ def depth_of(level: str, levels: Sequence[str]) -> int:
     """Return the index of a level in `levels`.
 
     Raises:
-        ValueError: the level is not in `levels`; the message names similar ones.
+        ValueError: the level is not in `levels`; the message suggests close names.
     """
     if level not in levels:
         raise unknown_name("level", level, levels)

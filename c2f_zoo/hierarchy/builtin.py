@@ -41,7 +41,7 @@ for _name in _VERSIONS:
 def load_hierarchy(name: str) -> Hierarchy:
     """Return a registered class tree.
 
-    A tree is built once in a process: later calls return the same object, until its name is registered anew.
+    The tree is cached: later calls return the same object, unless the name is registered again.
 
     Args:
         name: one of `list_hierarchies()`.

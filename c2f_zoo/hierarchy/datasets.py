@@ -1,4 +1,4 @@
-"""Reading the trees of iNaturalist and FGVC-Aircraft from the datasets' own lists."""
+"""Reading the trees of iNaturalist and FGVC-Aircraft from the datasets' lists."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def read_aircraft(folder: str | Path) -> Fields:
         unlisted = [image for image in images if image not in table]
         if unlisted:
             faults.append(f"{file}: {len(unlisted)} images of the other files are missing, first {unlisted[0]}")
-    first: dict[tuple[str, ...], str] = {}  # of each path the first image
+    first: dict[tuple[str, ...], str] = {}  # path -> its first image
     for image in images:
         if all(image in table for table in tables):
             first.setdefault(tuple(table[image] for table in tables), f"image {image}")

@@ -18,7 +18,7 @@ FONT_SIZE = 6  # of the names in an image, in points (1/72 inch)
 def draw_text(tree: Hierarchy) -> str:
     """Draw a tree as text, like the Unix command `tree`.
 
-    The number of leaf classes below a class is in brackets.
+    The number of leaf classes of a class is in brackets.
 
     Examples:
         >>> print(draw_text(load_hierarchy("fashion_mnist").truncate("group")))
@@ -52,8 +52,8 @@ def draw_text(tree: Hierarchy) -> str:
 def draw_image(tree: Hierarchy) -> Figure:
     """Draw a tree as rings of class names, the coarsest level inside.
 
-    The size of the figure follows from the names: 200 leaf classes take about 13 inches. Colours only separate
-    neighbouring classes of the coarsest level.
+    The size of the figure depends on the names: 200 leaf classes take about 13 inches. Colours distinguish neighbouring
+    classes of the coarsest level.
 
     Args:
         tree: the class tree.
@@ -68,7 +68,7 @@ def draw_image(tree: Hierarchy) -> Figure:
 
     children = _children(tree)
     turn = 2 * math.pi / len(tree.classes[-1])
-    # Names of a ring are at least one leaf class apart: the innermost ring has room for a line of text for each.
+    # Names of a ring are at least one leaf class apart; the innermost ring has room for a line of text for each.
     rings = [max(1.3 * FONT_SIZE / turn, 8 * FONT_SIZE)]
     for names in tree.classes:
         rings.append(rings[-1] + max(_width(name) for name in names) + 3 * FONT_SIZE)

@@ -165,7 +165,7 @@ def read_csv_rows(path: str | Path) -> tuple[list[Row], list[str]]:
     faults = [
         f"line {number}: {line!r} is not UTF-8; {SAVE_AS_UTF8}" for number, line in numbered if not _is_utf8(line)
     ]
-    # Bytes that are not UTF-8 are kept as escapes, to find the other faults of the file as well.
+    # Bytes that are not UTF-8 are kept as escapes, so that the other faults of the file are found too.
     reader = csv.reader(io.StringIO(data.decode("utf-8-sig", "backslashreplace"), newline=""))
     rows: list[Row] = []
     start = 1
@@ -228,7 +228,7 @@ def _find_cycles(
     faults = []
     for name, parent in parent_of.items():
         if parent and parent not in parent_of:
-            faults.append(f"{where[name]}: the parent {parent!r} of {name!r} has no row of its own")
+            faults.append(f"{where[name]}: the parent {parent!r} of {name!r} has no row")
         chain = chains[name]
         if parent_of.get(chain[0]) == name and next(first for first in parent_of if first in chain) == name:
             cycle = " under ".join(f"{link!r} ({where[link]})" for link in reversed(chain))
@@ -241,7 +241,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _find_leaf_folders(folder: Path, names: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], bool]]:
-    """Yield the sorted paths of folders without subfolders; true if one has files."""
+    """Yield the sorted paths of folders without subfolders, and whether they have files."""
     with os.scandir(folder) as entries:
         visible = {entry.name: entry.is_dir() for entry in entries if not _is_hidden(entry.name)}
     folders = sorted(name for name, is_folder in visible.items() if is_folder)

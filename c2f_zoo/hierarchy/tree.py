@@ -18,16 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Hierarchy:
-    """A tree of classes whose leaves all lie at the same depth.
+    """A tree of classes with all leaves at the same depth.
 
     Labels are indices into a level's classes. Every class below the coarsest level has exactly one parent, and every
-    class above the finest level has at least one child. The classes of the finest level are the leaf classes.
+    class above the leaf level has at least one child.
 
     Args:
         levels: names of the levels, coarse to fine, e.g. `("family", "genus", "species")`.
-        classes: for each level, the names of its classes in label order.
-        parents: for each level but the coarsest, and for each of its classes, the label of its parent in the next
-            coarser level.
+        classes: the class names of each level, in label order.
+        parents: for each level but the coarsest, the label of each class's parent at the next coarser level.
         version: version of the tree, e.g. `"1.0"`; empty if unknown. Truncated trees and subtrees keep it.
 
     Raises:
@@ -53,7 +52,7 @@ class Hierarchy:
 
     @property
     def finest(self) -> str:
-        """Name of the finest level."""
+        """Name of the leaf level, the finest one."""
         return self.levels[-1]
 
     @property
@@ -109,7 +108,7 @@ class Hierarchy:
         The tensor is cached, one per device: do not modify it in place.
 
         Args:
-            level: the level of the ancestors; at the finest level each class is its own ancestor.
+            level: the level of the ancestors; at the leaf level each class is its own ancestor.
             device: the device of the tensor. Default: PyTorch's default device.
 
         Returns:
@@ -125,11 +124,11 @@ class Hierarchy:
         return self._cached_tensor("ancestor", level, self._ancestors[self.depth(level)], device)
 
     def to_parent(self, leaf_labels: torch.Tensor, level: str) -> torch.Tensor:
-        """Map leaf labels to the labels of their ancestors at a level.
+        """Return the labels of the ancestors of leaf labels at a level.
 
         Args:
             leaf_labels: integer tensor of any shape, values in `[0, num_classes[finest])`.
-            level: the level to map to; the finest level returns the labels unchanged.
+            level: the level of the ancestors; the leaf level returns the labels unchanged.
 
         Returns:
             int64 tensor of the same shape, on the same device.
@@ -140,13 +139,13 @@ class Hierarchy:
         return self.ancestor_index(level, leaf_labels.device)[self._check_labels(leaf_labels)]
 
     def ancestors(self, leaf_labels: torch.Tensor) -> torch.Tensor:
-        """Return the path of each leaf label: its ancestor at every level, and itself.
+        """Return the path of each leaf label: the label at every level.
 
         Args:
             leaf_labels: integer tensor of any shape (...), values in `[0, num_classes[finest])`.
 
         Returns:
-            int64 tensor (..., levels): the labels from the coarsest level down to the finest.
+            int64 tensor (..., levels): the labels, coarse to fine.
 
         Raises:
             ValueError: a label lies outside the tree.
@@ -185,9 +184,9 @@ class Hierarchy:
         return len(self.levels) - shared.sum(dim=-1)
 
     def truncate(self, level: str) -> Hierarchy:
-        """Return the tree down to a level, which becomes the finest; labels do not change.
+        """Return the tree truncated at a level; labels do not change.
 
-        The tree is cached: each call returns the same object, and the finest level returns this tree.
+        The result is cached: each call returns the same object, and the leaf level returns this tree.
 
         Raises:
             ValueError: the level is unknown.
@@ -215,7 +214,7 @@ class Hierarchy:
         return tuple(names[labels[leaf_label]] for names, labels in zip(self.classes, self._ancestors, strict=True))
 
     def subtree(self, leaf_classes: Iterable[str]) -> Hierarchy:
-        """Return the tree of some leaf classes and their ancestors, in this tree's order.
+        """Return the subtree of some leaf classes and their ancestors, in the same order.
 
         Raises:
             ValueError: a class is not in the tree.
@@ -236,7 +235,7 @@ class Hierarchy:
 
     @classmethod
     def from_rows(cls, levels: Sequence[str], rows: Iterable[Sequence[str]]) -> Hierarchy:
-        """Build a tree from one row for each leaf class: its path, coarse to fine.
+        """Build a tree from rows: the path of each leaf class, coarse to fine.
 
         Labels follow the order in which classes first appear.
 
@@ -424,7 +423,7 @@ class Hierarchy:
 
     @cached_property
     def _ancestors(self) -> list[Sequence[int]]:
-        """At each depth, for each leaf label, the label of its ancestor there."""
+        """The ancestors of all leaf labels, for each depth."""
         ancestors: list[Sequence[int]] = [range(len(self.classes[-1]))]
         for above in reversed(self.parents):
             ancestors.insert(0, [above[label] for label in ancestors[0]])
@@ -440,7 +439,7 @@ class Hierarchy:
             return torch.tensor(labels, dtype=torch.long, device=where)
         key = kind, level, where
         if key not in self._tensors:
-            with torch.inference_mode(False):  # autograd refuses tensors made in inference mode
+            with torch.inference_mode(False):  # autograd does not support tensors created in inference mode
                 tensor = torch.tensor(labels, dtype=torch.long, device=where)
             if type(tensor) is not torch.Tensor:  # a fake tensor belongs to its mode
                 return tensor

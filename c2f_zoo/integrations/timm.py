@@ -1,7 +1,7 @@
 """Register the named models with timm when this module is imported.
 
-`timm.create_model` then builds every named model, also one that is registered later, as a classifier of its finest
-level.
+`timm.create_model` then builds every named model, including models that are registered later, as a classifier of its
+finest predicted level.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from c2f_zoo.zoo import MODELS, WEIGHTS, find_weights
 from c2f_zoo.zoo.create import create_model
 from c2f_zoo.zoo.pretrained import BUNDLED, CONFIG_FILE, default_tag, tags_of
 
-# The keys of timm's pretrained_cfg that describe the input, and those that say where the weights are.
+# Keys of timm's pretrained_cfg for the input, and for the source of the weights.
 _INPUT = ("input_size", "test_input_size", "mean", "std", "interpolation", "crop_pct", "test_crop_pct", "crop_mode")
 _SOURCES = ("url", "file", "state_dict", "hf_hub_id")
-_OUR_URL = "c2f_zoo:"  # prefix of the url of weights that c2f_zoo loads, not timm
+_OUR_URL = "c2f_zoo:"  # url prefix of weights that c2f_zoo loads instead of timm
 
 default_cfgs: dict[str, Any] = {}  # timm's register_model reads a model's tags from here
 
 
 def register_models() -> None:
-    """Register all named models with timm, and from now on each new one."""
+    """Register all named models with timm, and each new model when it is registered."""
     MODELS.subscribe(_register_model)
     WEIGHTS.subscribe(_register_weights)
 
@@ -57,21 +57,21 @@ def _register_model(name: str) -> None:
 
 
 def _register_weights(name: str) -> None:
-    """Register the tag of the weights `arch.tag`, if timm has their model from here."""
+    """Register the tag of the weights `arch.tag`, if their model is registered with timm."""
     arch = name.rpartition(".")[0]
     if _is_ours(arch):
         _register_model(arch)
 
 
 def _is_ours(name: str) -> bool:
-    """Return whether timm has a model of that name from this module."""
+    """Return whether timm's model of that name was registered by this module."""
     return timm.is_model(name) and timm.model_entrypoint(name).__module__ == __name__
 
 
 def _weights_cfg(name: str) -> PretrainedCfg:
     """Return timm's description of weights before they are loaded.
 
-    It is complete for bundled weights, and holds only a url for weights of a plug-in that is not imported yet.
+    For weights of a plug-in that is not imported yet it contains only a url.
     """
     cfg: dict[str, Any] = {"url": f"{_OUR_URL}{name}"}
     weights, file = WEIGHTS.registered(name), BUNDLED / name / CONFIG_FILE
@@ -85,10 +85,7 @@ def _weights_cfg(name: str) -> PretrainedCfg:
 
 
 def _entrypoint(name: str) -> Callable[..., LevelClassifier]:
-    """Return the function that timm calls to build a model.
-
-    timm takes the model's name from the function.
-    """
+    """Return the function that timm calls to build a model; it has the model's name."""
 
     def create(pretrained: bool = False, **options: Any) -> LevelClassifier:
         return create_classifier(name, pretrained, **options)
@@ -110,26 +107,26 @@ def create_classifier(
     cache_dir: Any = None,
     **options: Any,
 ) -> LevelClassifier:
-    """Build a named model as a classifier of its finest level.
+    """Build a named model as a classifier of its finest predicted level.
 
     `timm.create_model` calls this function.
 
     Args:
         name: a named model, without a tag.
-        pretrained: load trained weights, as `c2f_zoo.create_model` does, or those that `pretrained_cfg` names.
-        num_classes: None for the model's leaf classes. Another number gives a new, untrained classifier without a
-            tree, with a warning if a trained one is dropped; 0 gives none.
-        img_size: height and width of the input in pixels; trained weights accept only their own.
+        pretrained: load trained weights, as `c2f_zoo.create_model` does, or the weights of `pretrained_cfg`.
+        num_classes: number of classes. Default: the model's. Another number gives a new, untrained classifier, with a
+            warning if a trained one is dropped; 0 gives no classifier.
+        img_size: height and width of the input in pixels; trained weights accept only their own size.
         drop_rate: probability of dropout before the classifier, in [0, 1].
         drop_path_rate: the backbone's stochastic depth, in [0, 1]; 0 turns it off.
-        pretrained_cfg: a tag, or timm's configuration (`PretrainedCfg` or a dict). Its input settings replace the
-            model's own.
-        pretrained_cfg_overlay: settings that replace those of `pretrained_cfg`.
-        cache_dir: timm's download folder for weights that `pretrained_cfg` names.
+        pretrained_cfg: a tag, or timm's configuration (`PretrainedCfg` or a dict). Its input settings override the
+            model's.
+        pretrained_cfg_overlay: settings that override those of `pretrained_cfg`.
+        cache_dir: timm's download folder for the weights of `pretrained_cfg`.
         **options: additional keyword arguments of `c2f_zoo.create_model`, e.g. `pooling_options={"dim": 2048}`.
 
     Raises:
-        ValueError: an argument is unknown or unsupported, or there are no such weights.
+        ValueError: an argument is unknown or unsupported, or the model has no trained weights.
 
     Examples:
         >>> model = timm.create_model("mlph_resnet50_cub", num_classes=7, img_size=64, pooling_options={"dim": 8})
@@ -140,7 +137,7 @@ def create_classifier(
     cfg = {**_as_dict(pretrained_cfg), **(pretrained_cfg_overlay or {})}
     load_by_timm = pretrained and _names_other_weights(cfg)
     load_here = pretrained and not load_by_timm
-    # timm's scripts fill in the default tag even where no weights are wanted
+    # timm's scripts fill in the default tag even without pretrained=True
     tag = cfg.get("tag") if pretrained or isinstance(pretrained_cfg, str) else None
     full_name = f"{name}.{tag}" if tag else name
     trained_size = find_weights(full_name).input[1:] if tag or load_here else None
@@ -157,7 +154,7 @@ def create_classifier(
 
 
 def _create(full_name: str, pretrained: bool, drop_path_rate: float | None, options: dict[str, Any]) -> C2FModel:
-    """Build the model with the backbone's stochastic depth set."""
+    """Build the model with the backbone's stochastic depth."""
     if drop_path_rate:
         options["backbone_options"] = {"drop_path_rate": drop_path_rate, **(options.get("backbone_options") or {})}
     try:
@@ -185,12 +182,12 @@ def _reset_classifier(classifier: LevelClassifier, num_classes: int, trained: st
         if key in saved
     ]
     if trained and lines:
-        message = f"the classifier of {trained!r} was replaced by a new one of num_classes={num_classes}:"
+        message = f"the classifier of {trained!r} was replaced with a new one of num_classes={num_classes}:"
         warnings.warn(message + "".join(lines), stacklevel=5)  # points at the call of timm.create_model
 
 
 def _check_options(name: str, options: dict[str, Any]) -> None:
-    """Raise a ValueError for options of timm's models that are unsupported here."""
+    """Raise a ValueError for unsupported options of timm's models."""
     for key, hint in {
         "features_only": f"c2f_zoo.create_model({name!r}).forward_features returns the feature maps",
         "global_pool": "choose another pooling=...",
@@ -200,17 +197,17 @@ def _check_options(name: str, options: dict[str, Any]) -> None:
         if options.get(key):
             raise ValueError(f"unsupported option {key}={options[key]!r} of {name!r} in timm; {hint}")
     if options.pop("in_chans", 3) != 3:
-        raise ValueError(f"{name!r} takes images of 3 channels; convert yours to RGB, as timm's loaders do")
+        raise ValueError(f"{name!r} expects images of 3 channels; convert yours to RGB, as timm's loaders do")
     for key in ("features_only", "global_pool", "pretrained_model_args"):  # passed by timm's scripts, and unused here
         options.pop(key, None)
     check_options(f"argument of {name!r}:", create_model, options)
 
 
 def _as_dict(cfg: Any) -> dict[str, Any]:
-    """Return the settings that the caller chose in a `pretrained_cfg`.
+    """Return the caller's settings in a `pretrained_cfg`.
 
-    timm passes on a model's registered configuration, or its own defaults for a model without weights. Values equal
-    to those are not the caller's and are left out.
+    timm passes a model's registered configuration, or its defaults for a model without weights. Values equal to these
+    are left out.
     """
     if cfg is None or isinstance(cfg, str):
         return {"tag": cfg}
@@ -230,7 +227,7 @@ def _names_other_weights(cfg: Mapping[str, Any]) -> bool:
 def _side(img_size: int | tuple[int, int]) -> int:
     sides = {img_size} if isinstance(img_size, int) else set(img_size)
     if len(sides) != 1:
-        raise ValueError(f"img_size is {img_size!r}, but these models take square images; pass one number")
+        raise ValueError(f"img_size is {img_size!r}, but these models expect square images; pass one number")
     return sides.pop()
 
 

@@ -1,4 +1,4 @@
-"""The functions behind the poolings: sums of products, matrices, sketches, norms."""
+"""Functions of the poolings: sums of products, matrices, sketches, norms."""
 
 from c2f_zoo.ops.choice import IMPLEMENTATIONS, explain
 from c2f_zoo.ops.multilinear import multilinear_sums

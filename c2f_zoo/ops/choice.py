@@ -23,7 +23,7 @@ SMALL = 2**22  # numbers in all projections together, 16 MiB in float32
 
 @dataclass(frozen=True)
 class SumsShape:
-    """The inputs of the multilinear sums, as far as the choice depends on them.
+    """The shapes, dtypes and device of the inputs of multilinear sums.
 
     Attributes:
         batch: number of images N.
@@ -48,7 +48,13 @@ class SumsShape:
 
 @dataclass(frozen=True)
 class Choice:
-    """An implementation and the reason; `refused` is why not the requested one, or None."""
+    """An implementation, and the reasons.
+
+    Attributes:
+        impl: one of `IMPLEMENTATIONS`.
+        reason: the reason for the choice.
+        refused: the reason against the requested implementation, or None.
+    """
 
     impl: str
     reason: str
@@ -56,7 +62,7 @@ class Choice:
 
 
 def choose(shape: SumsShape, impl: str | None = None) -> Choice:
-    """Choose an implementation, by the table in `docs/explanation/fast-pooling.md`.
+    """Choose an implementation by the table in `docs/explanation/fast-pooling.md`.
 
     Raises:
         ValueError: `impl` is unknown.
@@ -81,7 +87,7 @@ def explain(
     device: str = "cpu",
     impl: str | None = None,
 ) -> None:
-    """Print which implementation of the multilinear sums would run, and why.
+    """Print the implementation of the multilinear sums that would run, and the reason.
 
     Args:
         shape: (N, C, H, W) of every map.
@@ -109,19 +115,19 @@ def explain(
 
 
 def _projected_numbers(shape: SumsShape) -> int:
-    """Return how many numbers all projections hold together."""
+    """Return the total number of entries of all projections."""
     return shape.batch * shape.dim * shape.locations * len(shape.channels)
 
 
 def _gram_cost(shape: SumsShape) -> float:
-    """Return multiplications with Gram matrices as a fraction of those with projections."""
+    """Return the ratio of multiplications with Gram matrices to those with projections."""
     widest = max(shape.channels)
     return widest / shape.locations + widest / shape.dim
 
 
 def _table(shape: SumsShape) -> Iterator[tuple[str, bool, str]]:
     """Yield (implementation, whether it applies, reason), in order of preference."""
-    # First of all rows: in an export the numbers may be symbols.
+    # This row comes first because sizes may be symbols in an export.
     yield "plain", shape.exporting, "an exported program contains PyTorch's own operations only"
     on_gpu_in_half = shape.device == "cuda" and shape.dtypes[0] in (torch.float16, torch.bfloat16)
     yield "plain", _projected_numbers(shape) <= SMALL, "the projections are small, 2^22 numbers or fewer"
@@ -132,7 +138,7 @@ def _table(shape: SumsShape) -> Iterator[tuple[str, bool, str]]:
 
 
 def _unsupported_reason(impl: str, shape: SumsShape) -> str | None:
-    """Return why an implementation does not support these inputs, or None."""
+    """Return the reason if an implementation does not support these inputs, or None."""
     if impl == "plain":
         return None
     if shape.exporting:

@@ -3,7 +3,7 @@
 sum_l (u . x_l)(v . y_l) = u^T (sum_l x_l y_l^T) v. The cross-Gram matrix of two maps is computed once for each image. A
 product with a C x C matrix then replaces the projection of L locations: fewer multiplications if C / L + C / d < 1.
 The matrices are smaller than the maps and are kept for the backward pass. The outer loop is over rows of the weights,
-which stay in the cache for all images.
+so that these stay in the cache for all images.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _grams(maps: Sequence[Tensor], masks: Sequence[int]) -> Tensor:
 
 
 def _split(packed: Tensor, maps: Sequence[Tensor], masks: Sequence[int]) -> list[Tensor]:
-    """Return for each term its matrices, (N, C_i, C_j)."""
+    """Return the matrices of each term, (N, C_i, C_j)."""
     shapes = [(maps[0].shape[0], maps[i].shape[1], maps[j].shape[1]) for i, j in map(members, masks)]
     parts = packed.split([n * rows * columns for n, rows, columns in shapes])
     return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
@@ -96,7 +96,7 @@ def _backward(
         u, b = ([x[rows].to(kept.dtype) for x in group] for group in (weights, biases))
         of_u = [None if gradient is None else gradient[rows] for gradient in of_weights]
         of_b = [None if gradient is None else gradient[rows] for gradient in of_biases]
-        # Once for all images: oneDNN would copy them for each image.
+        # Transposed once for all images, or oneDNN would copy them for each image.
         transposed = [weight.T.contiguous() for weight in u] if any(x is not None for x in of_maps) else []
         upstream = grad[:, :, rows]
         _through_totals(totals, u, b, masks, upstream, maps[0].shape[2], of_totals, of_u, of_b)
@@ -130,7 +130,7 @@ def _through_totals(
 ) -> None:
     """Write the gradients of b_j u_i . t_i + b_i u_j . t_j + L b_i b_j.
 
-    t is a map's sum over locations. Gradients of weights and biases are overwritten, those of t are added to.
+    t is a map's sum over locations. Gradients of weights and biases are overwritten, those of t accumulated.
     """
     means = [weight @ total.T for weight, total in zip(u, totals, strict=True)]
     of_means, constant = [torch.zeros_like(mean) for mean in means], [torch.zeros_like(bias) for bias in b]

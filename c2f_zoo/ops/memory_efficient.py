@@ -1,6 +1,6 @@
 """Memory-efficient implementations of multilinear sums as PyTorch operators.
 
-An operator instead of an `autograd.Function`, so that `torch.compile` calls it in one piece.
+`torch.compile` calls an operator as a whole, unlike an `autograd.Function`.
 """
 
 from __future__ import annotations
@@ -36,16 +36,18 @@ def register_sums(
 ) -> SumsOperator:
     """Register the operator `c2f_zoo::<name>` with its gradients.
 
-    It maps (maps, weights, biases, masks, keep, rectify) to (sums, kept): (N, C_i, L), (d, C_i) and (d,) to sums
-    (terms, N, d), float32 or wider. A mask is a term: its projections as bits. `keep` keeps intermediate results for
-    the backward pass; `rectify` applies ReLU to projections.
+    From (maps, weights, biases, masks, keep, rectify) the operator computes (sums, kept): with maps (N, C_i, L),
+    weights (d, C_i) and biases (d,), sums are (terms, N, d), float32 or wider. A mask has a bit for each projection of
+    a term. `keep` keeps intermediate results for the backward pass; `rectify` applies ReLU to projections.
 
     Args:
         name: name of the operator.
         forward: the function.
-        backward: (maps, weights, biases, masks, rectify, kept, grad, needed) to a gradient for each input, or empty.
-        fake_kept: (maps, weights, biases, masks, keep) to an empty tensor like `kept`.
-        formula: (maps, weights, biases, masks, rectify) to sums by the plain formula, for second derivatives.
+        backward: a function of (maps, weights, biases, masks, rectify, kept, grad, needed) that returns a gradient for
+            each input; an empty tensor if it is not needed.
+        fake_kept: a function of (maps, weights, biases, masks, keep) that returns an empty tensor like `kept`.
+        formula: a function of (maps, weights, biases, masks, rectify) that computes the sums by the plain formula, for
+            second derivatives.
     """
     operator = torch.library.custom_op(f"c2f_zoo::{name}", forward, mutates_args=(), schema=_FORWARD)
     backward_operator = torch.library.custom_op(
@@ -89,16 +91,16 @@ def register_sums(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     maps, weights, biases, ctx.masks, _, ctx.rectify = inputs
-    ctx.set_materialize_grads(False)  # or zeros of the size of `kept` would be allocated
+    ctx.set_materialize_grads(False)  # otherwise zeros of the size of `kept` are allocated
     ctx.save_for_backward(*maps, *weights, *biases, output[1])
 
 
 def accumulators(
     inputs: Sequence[Tensor], needed: Sequence[bool], make: Callable[..., Tensor] = torch.zeros
 ) -> list[Tensor | None]:
-    """Return tensors to accumulate gradients in, float32 or wider; None if not needed."""
+    """Return tensors for accumulating gradients, float32 or wider; None if not needed."""
     dtype = torch.promote_types(inputs[0].dtype, torch.float32)
-    if inputs[0].shape[0] == 0:  # without images nothing writes into empty tensors
+    if inputs[0].shape[0] == 0:  # without images nothing is written to empty tensors
         make = torch.zeros
     return [
         make(x.shape, dtype=dtype, device=x.device) if need else None for x, need in zip(inputs, needed, strict=True)

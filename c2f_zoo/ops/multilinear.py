@@ -25,7 +25,7 @@ def multilinear_sums(
     terms: Sequence[tuple[int, ...]],
     impl: str | None = None,
 ) -> list[Tensor]:
-    """Project each map, multiply the projections of each term, sum over locations.
+    """Project maps, multiply the projections of each term, and sum over locations.
 
     With P_i = U_i X_i + b_i, a term such as (0, 2) gives sum_l P_0[:, l] * P_2[:, l] (Huo et al. 2019,
     eqs. 4 to 6, before root and norm). The projections may follow autocast; products and sums are computed in
@@ -36,8 +36,8 @@ def multilinear_sums(
         weights: the projections U_i, (d, C_i).
         biases: their biases b_i, (d,), or None.
         terms: indices of the maps of each product.
-        impl: one of `c2f_zoo.ops.IMPLEMENTATIONS`; None chooses, see `c2f_zoo.ops.explain`. An unsupported one
-            falls back on that choice, with a warning the first time.
+        impl: one of `c2f_zoo.ops.IMPLEMENTATIONS`. Default: chosen automatically, see `c2f_zoo.ops.explain`. This is
+            also the fallback for an unsupported implementation, with a warning the first time.
 
     Returns:
         For each term a tensor (N, d), float32 or float64.
@@ -54,7 +54,7 @@ def multilinear_sums(
     if any(x.shape[0] != first[0] or x.shape[2:] != first[2:] for x in maps):
         raise ValueError(f"the maps differ in batch or spatial size: {[tuple(x.shape) for x in maps]}; make both equal")
     choice = choose(_sums_shape(maps, weights, terms), impl)
-    # Not in an export: torch 2.6 cannot trace a warning.
+    # No warning in an export, since torch 2.6 cannot trace one.
     if choice.refused is not None and choice.refused not in _warned and not is_exporting():
         _warned.add(choice.refused)
         warnings.warn(f"multilinear_sums: {choice.refused}; using {choice.impl!r} instead", stacklevel=2)
@@ -76,7 +76,7 @@ def _plain(
 
 
 def _memory_efficient(operator: SumsOperator, keep: bool = False) -> Callable[..., list[Tensor]]:
-    """Wrap an operator on flat maps and bit masks as a function like `_plain`."""
+    """Wrap an operator on flat maps and bit masks with the signature of `_plain`."""
 
     def run(
         maps: Sequence[Tensor],

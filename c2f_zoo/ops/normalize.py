@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 def signed_sqrt(x: Tensor, grad_eps: float = 1e-4) -> Tensor:
-    """Return y = sign(x) sqrt(|x|), with a gradient that is bounded at 0.
+    """Return y = sign(x) sqrt(|x|), with a bounded gradient at 0.
 
     The backward pass uses dy/dx = 0.5 / (|y| + grad_eps), at most 0.5 / grad_eps. `grad_eps = 0.03` is
     the value of HBP's Caffe release (Yu et al., ECCV 2018); the root is that of Lin et al., ICCV 2015.
 
     Args:
         x: floating-point tensor of any shape.
-        grad_eps: bound of the gradient, >= 0; 0 gives the exact gradient, infinite at 0.
+        grad_eps: >= 0, bounds the gradient; 0 gives the exact gradient, infinite at 0.
 
     Returns:
         A tensor like `x`.
@@ -29,7 +29,7 @@ def signed_sqrt(x: Tensor, grad_eps: float = 1e-4) -> Tensor:
 
 
 def signed_sqrt_l2(x: Tensor, grad_eps: float = 1e-4) -> Tensor:
-    """Return the signed square roots of each row over their norm.
+    """Return the signed square roots of each row, divided by their norm.
 
     The result is sign(x) sqrt(|x| / sum |x|): the norm of a row of roots is the root of the sum of |x|. No square
     overflows, and only `x` is kept for the backward pass. The root's gradient is bounded as in `signed_sqrt`, the
@@ -95,12 +95,12 @@ def _slope(x: Tensor, grad: Tensor, grad_eps: float) -> Tensor:
     norm, root = total.sqrt(), x.abs().sqrt()
     y = root.copysign(x) / norm
     tangent = grad - y * (y * grad).sum(dim=1, keepdim=True)
-    # A row of zeros has no direction.
+    # The gradient of a row of zeros is 0.
     return tangent * torch.where(total > _least(x), 0.5 / norm, 0) / (root + grad_eps)
 
 
 def _slope_in_place(x: Tensor, grad: Tensor, grad_eps: float) -> Tensor:
-    """Return `_slope` with half as many temporary tensors, which cost time for B-CNN."""
+    """Compute `_slope` with half as many temporary tensors, which matters for B-CNN."""
     root = x.abs()
     total = root.sum(dim=1, keepdim=True).clamp(min=_least(x))
     signed = root.sqrt_().copysign(x)

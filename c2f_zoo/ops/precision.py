@@ -20,7 +20,7 @@ def without_autocast(x: Tensor) -> Any:
 
 
 def is_exporting() -> bool:
-    """Return whether `torch.export` runs, which allows PyTorch's own operations only."""
+    """Return whether `torch.export` is running; it supports PyTorch's own operations only."""
     # torch 2.6 cannot tell an export from a compilation.
     return getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()
 
@@ -28,8 +28,8 @@ def is_exporting() -> bool:
 def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Apply a 1x1 convolution, in the dtype of autocast or of the weight.
 
-    In float16 each image's map is first divided by a power of two that brings it into [-1, 1], and the result is
-    multiplied by it in float32. So 1e-8 does not vanish and 1e4 does not overflow, nor do their gradients.
+    In float16 each image's map is first scaled to [-1, 1] by a power of two; the result is scaled back in float32.
+    Values from 1e-8 to 1e4, and their gradients, neither vanish nor overflow.
 
     Args:
         x: the map, (N, C, H, W).
@@ -54,7 +54,7 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
-    """Return the dtype in which PyTorch would project `x`: autocast's or the weight's."""
+    """Return the dtype of a projection of `x`: autocast's or the weight's."""
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(device)

@@ -1,4 +1,4 @@
-"""Matrix products by oneDNN where PyTorch has it."""
+"""Matrix products by oneDNN if available."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
         tensor([[11.]])
     """
     (inner, count), (outer, _) = sorted(zip(b.stride(), b.shape, strict=True))
-    overlaps = outer < inner * count  # like sliding windows, which oneDNN does not accept as weights
+    overlaps = outer < inner * count  # oneDNN does not accept overlapping rows, e.g. sliding windows, as weights
     return torch.mm(a, b) if overlaps or not _uses_onednn(a, b) else _onednn_linear(a, b.T, None, "none", [], "")
 
 
@@ -97,7 +97,7 @@ def _uses_onednn(a: Tensor, b: Tensor) -> bool:
     )
 
 
-# torch.compile calls this operator for linear layers. It has no public name, and builds without oneDNN do not have it.
+# torch.compile uses this operator for linear layers. It has no public name, and is missing in builds without oneDNN.
 _onednn_linear: Any = (
     getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 )

@@ -34,7 +34,10 @@ def gram(x: Tensor, y: Tensor) -> Tensor:
 
 
 class _SelfGram(torch.autograd.Function):
-    """x x^T: three of four blocks are computed; the gradient (G + G^T) x is one product."""
+    """The Gram matrix x x^T, with three of four blocks computed.
+
+    The gradient (G + G^T) x is a single product.
+    """
 
     generate_vmap_rule = True
 
@@ -78,7 +81,7 @@ def covariance(x: Tensor) -> Tensor:
 
 
 class _Covariance(torch.autograd.Function):
-    """The covariance; its gradient is one product, without a centring after it."""
+    """The covariance matrix, with a single product as its gradient."""
 
     generate_vmap_rule = True
 
@@ -101,8 +104,8 @@ class _Covariance(torch.autograd.Function):
 def matrix_sqrt(a: Tensor, iterations: int = 5, grad_eps: float = 1e-4) -> Tensor:
     """Return the square root of positive semi-definite matrices, by Newton-Schulz.
 
-    See Li et al., CVPR 2018. The matrix is divided by its trace, so that the iteration converges; the result is
-    multiplied by the root of the trace. Zeros give zeros and a gradient of zero.
+    See Li et al., CVPR 2018. The matrix is divided by its trace, so that the iteration converges, and the result is
+    scaled back. Zeros give zeros and a gradient of zero.
 
     Args:
         a: symmetric positive semi-definite matrices (N, d, d), float32 or float64.

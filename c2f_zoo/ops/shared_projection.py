@@ -1,8 +1,8 @@
-"""Memory-efficient sums of products behind a shared projection, batch norm and ReLU.
+"""Memory-efficient sums of products after a shared projection, batch norm and ReLU.
 
-The published head of HBP in PyTorch projects every map once for every pair, and keeps all projections. Here batch norm
-is folded into the projection, and the rest runs tile by tile. Mean and variance of the projected maps follow from mean
-and covariance of the maps, so that they need no projection; their gradients pass through these small matrices.
+The published PyTorch head of HBP projects every map once for every pair, and keeps all projections. Here batch norm is
+folded into the projection, and the rest runs tile by tile. Mean and variance of the projected maps are computed from
+mean and covariance of the maps, without a projection; their gradients pass through these small matrices.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def shared_projection_sums(
         gain: batch norm's weight, (d,).
         offset: batch norm's bias, (d,).
         terms: indices of the maps of each product.
-        statistics: mean and variance (d,) for all maps; None for each map's own over the batch.
+        statistics: mean and variance (d,) for all maps. Default: each map's own, over the batch.
         eps: batch norm's epsilon.
 
     Returns:
@@ -84,7 +84,7 @@ class _BatchStatistics(torch.autograd.Function):
             weighting = 1 / max(1, x.shape[0] * x.shape[2])
             of_covariance, of_centre = _product(weight.T, scaled), weight.T @ of_mean
             spread = (2 * weighting * of_covariance).expand(len(x), -1, -1)
-            # In place: allocating a tensor of the map's size takes longer than to compute it.
+            # In place, because allocating a tensor of the map's size takes longer than computing it.
             return bmm(spread, x - centre[:, None]).add_(weighting * of_centre[:, None]), of_weight
 
 

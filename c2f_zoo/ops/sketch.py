@@ -1,4 +1,4 @@
-"""Random sketches of outer products: short vectors with the same mean inner products."""
+"""Random sketches of outer products: short vectors that preserve inner products on average."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from c2f_zoo.ops.precision import without_autocast
 
 
 def draw_hashes(count: int, channels: int, dim: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw count sketches: an entry of the sketch and a sign for each channel.
+    """Draw count sketches: a hash and a sign for each channel.
 
     Args:
         count: number of sketches.
         channels: number of channels C of the sketched vectors.
         dim: length d of a sketch.
-        generator: the random generator; the global one is not used.
+        generator: the random generator.
 
     Returns:
-        Entries in [0, d), (count, C), int64, and signs -1 or 1, (count, C), int8.
+        Hashes in [0, d), (count, C), int64, and signs -1 or 1, (count, C), int8.
     """
     hashes = torch.randint(dim, (count, channels), generator=generator, device="cpu")
     return hashes, draw_signs((count, channels), generator)
@@ -67,7 +67,7 @@ def tensor_sketch_sums(x: Tensor, hashes: Tensor, signs: Tensor, dim: int) -> li
         dim: length d of a sketch.
 
     Returns:
-        For each order 1, 2, ... a tensor (N, d). For maps of one location, inner products of two estimate
+        A tensor (N, d) for each order 1, 2, ... For two maps of one location, the inner product estimates
         (x . y)^order.
     """
     if len(x) == 0:  # the FFT raises an error for it

@@ -1,9 +1,9 @@
 """Multilinear sums tile by tile, without a tensor of size N x d x HW.
 
-A tile is some rows of the projections of one image. It is projected, multiplied, summed over locations and
-discarded; the backward pass projects it again. All images use the same rows in turn, which stay in the cache. A
-training step with three maps has 12 large matrix products instead of 9, and is faster than 9 that write their results
-to memory. With `keep`, the projections are kept in bfloat16, for 9 products and more memory.
+A tile is a block of rows of one image's projections. It is projected, multiplied, summed over locations and discarded;
+the backward pass projects it again. Rows stay in the cache while all images use them. A training step with three maps
+has 12 large matrix products instead of 9, but is faster because their results are not written to memory. With `keep`,
+projections are kept in bfloat16, for 9 products and more memory.
 """
 
 from __future__ import annotations
@@ -158,12 +158,12 @@ class _Tiles:
         return [tile.relu_() for tile in projected] if rectify else projected
 
     def load(self, kept: Tensor) -> list[Tensor]:
-        """Return this tile's projections from those that the forward pass kept."""
+        """Return this tile's projections as kept by the forward pass."""
         return [tile.to(self.dtype) for tile in kept]
 
 
 def _product(projected: Sequence[Tensor], indices: Sequence[int], out: Tensor) -> Tensor:
-    """Return the product of some projections, in `out` unless it is a single one."""
+    """Return the product of some projections; `out` holds it unless it is one projection."""
     if not indices:
         return out.fill_(1)
     if len(indices) == 1:

@@ -1,8 +1,8 @@
-"""`multilinear_sums` as fused Triton kernels that write no projection to memory.
+"""Fused Triton kernels of `multilinear_sums`, which write no projection to memory.
 
 The forward kernel keeps a tile of every projection in registers, multiplies the tiles, sums over locations and writes
 only the sums. The backward pass projects again, `_CHUNK` of the d units at a time: a kernel writes the gradients of
-that chunk's projections, and matrix products (cuBLAS) turn them into gradients of maps and weights.
+that chunk's projections, and matrix products (cuBLAS) compute the gradients of maps and weights from them.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def triton_multilinear_sums(
 
 
 def unsupported(maps: Sequence[Tensor], terms: Sequence[tuple[int, ...]]) -> str | None:
-    """Return why `triton_multilinear_sums` does not support these inputs, or None.
+    """Return the reason if `triton_multilinear_sums` does not support these inputs.
 
     Args:
         maps: the feature maps, (N, C_i, H, W).
@@ -105,7 +105,7 @@ def unsupported(maps: Sequence[Tensor], terms: Sequence[tuple[int, ...]]) -> str
 
 
 def unsupported_kind(terms: Sequence[tuple[int, ...]], dtype: torch.dtype, device: str) -> str | None:
-    """Return why the kernels do not support these terms, dtype and device, or None.
+    """Return the reason if the kernels do not support these terms, dtype and device.
 
     Args:
         terms: indices of the maps of each product.
@@ -130,7 +130,7 @@ def _unsupported_terms(count: int, terms: Sequence[tuple[int, ...]]) -> str | No
         return "an empty list of terms"
     for term in terms:
         if not term or not set(term) <= set(range(count)):
-            return f"the term {term}: its indices must lie in 0 to {count - 1}, and it needs one"
+            return f"the term {term}: it needs one or more indices in 0 to {count - 1}"
         if len(set(term)) < len(term):
             return f"the term {term}: the kernels multiply each projection at most once"
     return None
@@ -144,7 +144,7 @@ def _unsupported_maps(maps: Sequence[Tensor]) -> str | None:
         if x.dim() != 4 or x.numel() == 0:
             return f"a map of shape {tuple(x.shape)}: the kernels take (N, C, H, W), none of them 0"
         if x.shape[0] != first.shape[0] or x.shape[2:] != first.shape[2:]:
-            return f"maps of {tuple(first.shape)} and {tuple(x.shape)}: batch and spatial size must be one"
+            return f"maps of {tuple(first.shape)} and {tuple(x.shape)}: batch and spatial size must be equal"
         if x.device != first.device:
             return f"maps on {first.device} and {x.device}: they must be on one device"
     return None
@@ -155,7 +155,7 @@ def _unsupported_parameters(
 ) -> str | None:
     # The kernels do not check shapes: they would read beyond the end of a small tensor.
     if not len(maps) == len(weights) == len(biases):
-        return f"{len(maps)} maps with {len(weights)} weights and {len(biases)} biases: give one of each a map"
+        return f"{len(maps)} maps with {len(weights)} weights and {len(biases)} biases: each map needs one of each"
     dtype, dim = compute_dtype(maps[0], weights[0]), len(weights[0])
     if dtype not in _TILES:
         return f"weights of {dtype}: the kernels compute in float32, float16 or bfloat16"
@@ -174,7 +174,7 @@ def _unsupported_device(device: torch.device) -> str | None:
     if triton is None:
         return "a machine without Triton: pip install triton"
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return "a model that is being compiled, exported or traced: only the plain formula can be"
+        return "a model that is being compiled, exported or traced: only the plain formula does"
     if _interpreted():
         return None
     if device.type != "cuda":
@@ -187,7 +187,10 @@ def _unsupported_device(device: torch.device) -> str | None:
 
 
 class _MultilinearSums(torch.autograd.Function):
-    """The sums (terms, N, d), differentiable once; bit i of a mask is projection i."""
+    """The sums (terms, N, d), differentiable once.
+
+    Bit i of a mask stands for projection i.
+    """
 
     @staticmethod
     def forward(ctx: Any, masks: tuple[int, ...], dtype: torch.dtype, *inputs: Tensor | None) -> Tensor:
@@ -239,7 +242,7 @@ def _input_gradients(
 
 @dataclass(frozen=True)
 class _Projection:
-    """One projection's tensors as the kernels read them.
+    """The tensors of one projection, in the kernels' layout.
 
     Attributes:
         rows: the map, one row per location, (N * H * W, C), in the compute dtype; for float16 divided by `scale`.
@@ -287,9 +290,9 @@ class _Gradients:
         Args:
             projection: the projection.
             factor: factor of each image's slopes before they are rounded to the compute dtype, (N,).
-            of_map: whether the map needs a gradient.
-            of_weight: whether the weight needs a gradient.
-            of_bias: whether the bias needs a gradient.
+            of_map: allocate the map's gradient.
+            of_weight: allocate the weight's gradient.
+            of_bias: allocate the bias's gradient.
         """
         self.projection, self.factor, self.wanted = projection, factor, of_map or of_weight or of_bias
         self.map = torch.zeros_like(projection.rows, dtype=torch.float32) if of_map else None
@@ -325,7 +328,7 @@ class _Gradients:
 
 
 def _weighted_rows(projection: _Projection, factor: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return rows and a number that turn scaled slopes into the weight's gradient.
+    """Return the rows and the factor of the weight's gradient from scaled slopes.
 
     An image with less than 2^-24 of the weight of another adds nothing, as in a float32 sum.
     """
@@ -340,7 +343,7 @@ def _weighted_rows(projection: _Projection, factor: Tensor) -> tuple[Tensor, Ten
 
 
 def _gradient_factors(projections: list[_Projection], upstream: Tensor, masks: tuple[int, ...]) -> list[Tensor]:
-    """Return powers of two (N,) that bring each projection's slopes into float16's range."""
+    """Return powers of two (N,) that scale each projection's slopes to float16's range."""
     if projections[0].rows.dtype != torch.float16:
         return [torch.ones_like(projection.scale) for projection in projections]
     largest = [_largest(projection) for projection in projections]
@@ -447,7 +450,7 @@ def _channels(projections: list[_Projection]) -> list[int]:
 
 
 def _three(items: list[_T]) -> list[_T]:
-    """Fill a list up to three items; the kernels ignore items beyond `count`."""
+    """Pad a list to three items; the kernels ignore items beyond `count`."""
     return (items + items[:1] * 2)[:3]
 
 

@@ -1,4 +1,4 @@
-"""Poolings: one module per method, from feature maps to one vector."""
+"""Poolings of feature maps to a vector, one module per method."""
 
 import importlib
 import pkgutil

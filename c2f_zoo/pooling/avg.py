@@ -1,4 +1,4 @@
-"""Average pooling: the baseline, also of the linear probe."""
+"""Average pooling: a baseline, also used by the linear probe."""
 
 from __future__ import annotations
 

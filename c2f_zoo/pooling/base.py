@@ -9,18 +9,18 @@ from torch import Tensor, nn
 
 
 class Pooling(nn.Module):
-    """A module from a list of feature maps to one vector per image.
+    """Base class of poolings: modules that pool feature maps to a vector per image.
 
-    A subclass computes the vector in `forward(maps)`, from maps (N, C_i, H_i, W_i) to (N, `out_features`), and names
-    itself in two class attributes.
+    A subclass defines `forward(maps)`, from maps (N, C_i, H_i, W_i) to (N, `out_features`), and the class attributes
+    `description` and `source`.
 
     Args:
         in_channels: number of channels C_i of each map, one map per tap.
         out_features: length of the vector.
 
     Attributes:
-        description: one line for tables: what the pooling computes.
-        source: the publication it comes from; empty if there is none.
+        description: the formula in one line, for tables.
+        source: the publication; empty if there is none.
         one_size: whether all maps must have the same height and width. `create_model` checks it.
 
     Examples:

@@ -17,12 +17,12 @@ from c2f_zoo.pooling.registry import register_pooling
 class BilinearPooling(Pooling):
     """Bilinear pooling (B-CNN): the Gram matrix `X Y^T` of one map or of two.
 
-    sum_l x_l y_l^T over locations, then signed root and l2. There are no parameters. With one map, y is x.
+    It is sum_l x_l y_l^T over locations, followed by signed root and l2, without parameters. With one map, y is x.
 
     Args:
         in_channels: number of channels of the one or two maps.
         grad_eps: bound on the root's gradient, see `c2f_zoo.ops.signed_sqrt`.
-        align: what to do with two maps of different sizes: `"error"` or `"pool"`.
+        align: treatment of two maps of different sizes: `"error"` or `"pool"`.
 
     Raises:
         ValueError: the number of maps is not 1 or 2.

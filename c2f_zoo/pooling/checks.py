@@ -1,4 +1,4 @@
-"""Checks of options and maps that poolings share."""
+"""Shared checks of the poolings' options and maps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_num_maps(name: str, in_channels: Sequence[int], allowed: Sequence[int]
 
 
 def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
-    """Raise a ValueError with close names unless `value` is one of `choices`."""
+    """Raise a ValueError that suggests close names unless `value` is one of `choices`."""
     if value not in choices:
         raise unknown_name(option, value, choices)
 
@@ -32,11 +32,11 @@ def check_channels(maps: Sequence[Tensor], in_channels: Sequence[int]) -> None:
     """Raise a ValueError unless the maps have these numbers of channels."""
     channels = [x.shape[1] for x in maps]
     if channels != list(in_channels):
-        raise ValueError(f"the pooling takes maps of {list(in_channels)} channels, not {channels}")
+        raise ValueError(f"the pooling expects maps of {list(in_channels)} channels, not {channels}")
 
 
 def align_maps(maps: Sequence[Tensor], in_channels: Sequence[int], align: Align) -> list[Tensor]:
-    """Return maps of one spatial size, as the option `align` says.
+    """Check that maps have one spatial size, or pool them to one size.
 
     Args:
         maps: the feature maps (N, C_i, H_i, W_i).
@@ -45,7 +45,7 @@ def align_maps(maps: Sequence[Tensor], in_channels: Sequence[int], align: Align)
             width among them (`adaptive_avg_pool2d`); a map of that size is unchanged.
 
     Raises:
-        ValueError: other numbers of channels, or different sizes with `"error"`.
+        ValueError: the numbers of channels differ from `in_channels`, or the sizes differ with `"error"`.
     """
     check_channels(maps, in_channels)
     sizes = [(x.shape[2], x.shape[3]) for x in maps]

@@ -28,16 +28,16 @@ class CompactBilinearPooling(Pooling):
     """Compact bilinear pooling (CB-CNN): a random sketch of `X Y^T` with d entries.
 
     The inner product of two sketches is an unbiased estimate of that of the bilinear vectors. Signed root and l2
-    follow. There are no parameters; the sketch is drawn once, from its own generator, and saved.
+    follow. There are no parameters: the sketch is drawn once, from a separate generator, and saved.
 
     Args:
         in_channels: number of channels of the one or two maps.
         dim: length d of the sketch.
-        sketch: `"tensor_sketch"` (their algorithm 2), or `"random_maclaurin"` (algorithm 1), which projects
-            each location on random signs and multiplies.
+        sketch: `"tensor_sketch"` (algorithm 2 of the paper), or `"random_maclaurin"` (algorithm 1), products of
+            projections on random signs.
         seed: seed of the sketch.
         grad_eps: bound on the root's gradient, see `c2f_zoo.ops.signed_sqrt`.
-        align: what to do with two maps of different sizes: `"error"` or `"pool"`.
+        align: treatment of two maps of different sizes: `"error"` or `"pool"`.
 
     Raises:
         ValueError: the number of maps is not 1 or 2, or `sketch` is unknown.
@@ -78,7 +78,7 @@ class CompactBilinearPooling(Pooling):
                 self.register_buffer(f"signs_{name}", draw_signs((dim, channels), generator))
 
     def sums(self, maps: Sequence[Tensor]) -> Tensor:
-        """Return the sketches (N, d) before root and norm, which estimate Gram matrices."""
+        """Return the sketches (N, d) of Gram matrices, before root and norm."""
         maps = align_maps(maps, self.in_channels, self.align)
         x, y = maps[0], maps[-1]
         if self.sketch == "tensor_sketch":

@@ -25,7 +25,7 @@ class PoolingDescription:
         source: the pooling's `source`.
         parameters: number of trainable parameters.
         out_features: length of the vector.
-        multiply_adds: multiply-adds of one image's forward pass, with `impl="plain"` where there is that option. An
+        multiply_adds: multiply-adds of one image's forward pass, with `impl="plain"` if the pooling has this option. An
             element-wise product, power or comparison counts as one, an FFT of n real numbers as 5/4 n log2(n).
     """
 
@@ -39,7 +39,7 @@ class PoolingDescription:
 def describe_pooling(
     name: str, in_channels: Sequence[int], size: tuple[int, int], **options: object
 ) -> PoolingDescription:
-    """Describe a pooling, and count its parameters and operations in one run.
+    """Describe a pooling and count its parameters and operations.
 
     Args:
         name: one of `list_poolings()`.

@@ -17,8 +17,8 @@ from c2f_zoo.pooling.registry import register_pooling
 class GeneralizedMeanPooling(Pooling):
     """Generalised-mean pooling: `(mean_l x_l^p)^(1/p)` of each channel.
 
-    p is one trained number: 1 gives the average, infinity the maximum. Values below `eps`, negative ones included, are
-    raised to `eps`: the pooling is meant for maps behind a ReLU.
+    p is a trained scalar: 1 gives the average, infinity the maximum. Values below `eps`, including negative values, are
+    clamped to `eps`: the pooling is meant for maps after a ReLU.
 
     Args:
         in_channels: number of channels of each map; the maps may differ in size.
@@ -47,7 +47,7 @@ class GeneralizedMeanPooling(Pooling):
 
     def _mean(self, x: Tensor) -> Tensor:
         x = x.clamp(min=self.eps)
-        # Powers of at most 1 do not overflow. The largest value is a constant for autograd: the mean is
+        # Powers of values up to 1 do not overflow. The largest value is a constant for autograd: the mean is
         # homogeneous, so that the result does not depend on the scale.
         largest = x.detach().amax(dim=(2, 3), keepdim=True)
         p = self.p.to(x.dtype)

@@ -13,15 +13,15 @@ from c2f_zoo.pooling.registry import register_pooling
 class HbpPooling(MultilinearPooling):
     """Hierarchical bilinear pooling, as in the network of its Caffe release.
 
-    There is neither batch norm nor an activation after the projections.
+    The projections have no batch norm and no activation.
 
     Args:
         in_channels: number of channels of the three maps.
         dim: width d of the projections; the vector has 3 d entries.
         grad_eps: bound on the root's gradient, see `c2f_zoo.ops.signed_sqrt`.
         l2: normalise each `"branch"` or the whole `"vector"`.
-        align: what to do with maps of different sizes: `"error"` or `"pool"`.
-        impl: the implementation, see [fast pooling](../explanation/fast-pooling.md); None chooses.
+        align: treatment of maps of different sizes: `"error"` or `"pool"`.
+        impl: the implementation, see [fast pooling](../explanation/fast-pooling.md). Default: chosen automatically.
 
     Raises:
         ValueError: the number of maps is not 3.

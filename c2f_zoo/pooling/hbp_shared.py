@@ -24,17 +24,17 @@ _PAIRS = ((0, 1), (0, 2), (1, 2))
 
 @register_pooling("hbp_shared")
 class SharedHbpPooling(Pooling):
-    """HBP behind one shared projection with batch norm and ReLU: `concat(A*B, A*C, B*C)`.
+    """HBP with a shared projection, batch norm and ReLU: `concat(A*B, A*C, B*C)`.
 
-    A = relu(norm(U X)), with the same U and batch norm for all three maps, which therefore have the same number of
-    channels. The PyTorch reimplementations of HBP have this head; the Caffe release has `hbp`. As in the published
-    code, each map updates the running statistics once for each of its two pairs, six times a step in total. All
-    computation is in float32 or wider.
+    A = relu(norm(U X)), with the same U and batch norm for all three maps, which therefore need the same number of
+    channels. PyTorch reimplementations of HBP use this head, the Caffe release uses `hbp`. As in the published code,
+    each map updates the running statistics once for each of its two pairs, six times a step in total. All computation
+    is in float32 or wider.
 
     Args:
         in_channels: number of channels of the three maps, all the same.
         dim: width d of the projection; the vector has 3 d entries.
-        align: what to do with maps of different sizes: `"error"` or `"pool"`.
+        align: treatment of maps of different sizes: `"error"` or `"pool"`.
 
     Raises:
         ValueError: the number of maps is not 3, or their numbers of channels differ.
@@ -62,17 +62,17 @@ class SharedHbpPooling(Pooling):
         """Pool maps (N, C, H, W) to (N, out_features), in the projection's dtype.
 
         Raises:
-            ValueError: in training mode, for one image with one location, which has no variance.
+            ValueError: the batch is one image with one location, in training mode; it has no variance.
         """
         maps = [at_least_float32(x) for x in align_maps(maps, self.in_channels, self.align)]
-        # Any other norm, like SyncBatchNorm or a frozen one, runs as it is.
+        # Any other norm, e.g. SyncBatchNorm or a frozen batch norm, runs as a module.
         sums = self._memory_efficient_sums(maps) if type(self.norm) is nn.BatchNorm2d else self._sums_of_modules(maps)
         with without_autocast(maps[0]):
             pooled = torch.cat([signed_sqrt_l2(branch + self.root_eps, grad_eps=0.0) for branch in sums], dim=1)
         return pooled.to(self.projection.weight.dtype)
 
     def _sums_of_modules(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Return the sums as published: each map passes the modules once for each pair."""
+        """Return the sums as in the published code: modules run once for each map and pair."""
         active = [
             [self.norm(self.projection(maps[index].to(self.projection.weight.dtype))).relu().float() for index in pair]
             for pair in _PAIRS
@@ -101,7 +101,7 @@ class SharedHbpPooling(Pooling):
 
     @torch.no_grad()
     def _track(self, mean: Sequence[Tensor], var: Sequence[Tensor], count: int) -> None:
-        """Update the running statistics map by map of each pair, as the published head does."""
+        """Update the running statistics once for each map of each pair."""
         for running, found in (
             (cast(Tensor, self.norm.running_mean), mean),
             (cast(Tensor, self.norm.running_var), [x * (count / (count - 1)) for x in var]),

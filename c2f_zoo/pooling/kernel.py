@@ -28,7 +28,7 @@ class KernelPooling(Pooling):
 
     By default a_i^2 = exp(-2 gamma) (2 gamma)^i / i!, so that K is the Gaussian kernel exp(-gamma |x - y|^2)
     without its constant and its orders beyond p (for unit vectors). The sketches of all orders share their first
-    factors; each order's estimate is as good as with factors of its own.
+    factors, which does not affect the quality of each order's estimate.
 
     Args:
         in_channels: number of channels of the one map.
@@ -63,7 +63,7 @@ class KernelPooling(Pooling):
     ) -> None:
         check_num_maps("kernel", in_channels, allowed=[1])
         if max_order < 1:
-            raise ValueError(f"kernel has orders 1 to max_order; max_order={max_order} leaves none; choose 1 or more")
+            raise ValueError(f"kernel requires max_order >= 1, not {max_order}")
         if coefficients is None:
             orders = range(1, max_order + 1)
             coefficients = [math.exp(-2 * gamma) * (2 * gamma) ** order / math.factorial(order) for order in orders]
@@ -77,7 +77,7 @@ class KernelPooling(Pooling):
             self.coefficients = nn.Parameter(roots)
         else:
             self.register_buffer("coefficients", roots)
-        # Order 1 needs no sketch; an unused one is drawn so that all files of weights have the same names.
+        # Order 1 needs no sketch; an unused one is drawn so that all weights files have the same keys.
         hashes, signs = draw_hashes(max_order, in_channels[0], dim, torch.Generator().manual_seed(seed))
         self.register_buffer("hashes", hashes)
         self.register_buffer("signs", signs)

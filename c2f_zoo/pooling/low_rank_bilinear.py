@@ -13,14 +13,14 @@ from c2f_zoo.pooling.registry import register_pooling
 class LowRankBilinearPooling(MultilinearPooling):
     """Low-rank (factorised) bilinear pooling: `P^T (U^T X * V^T X)`.
 
-    As in HBP's and the paper's comparisons, signed root and l2 follow the sum over locations, and P is the linear
-    classifier that reads the vector.
+    As in the comparisons of HBP and the paper, signed root and l2 follow the sum over locations, and P is the linear
+    classifier after the pooling.
 
     Args:
         in_channels: number of channels of the one map.
         dim: width d of the projections and of the vector.
         grad_eps: bound on the root's gradient, see `c2f_zoo.ops.signed_sqrt`.
-        impl: the implementation, see [fast pooling](../explanation/fast-pooling.md); None chooses.
+        impl: the implementation, see [fast pooling](../explanation/fast-pooling.md). Default: chosen automatically.
 
     Raises:
         ValueError: the number of maps is not 1.

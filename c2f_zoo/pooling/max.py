@@ -17,7 +17,7 @@ from c2f_zoo.pooling.registry import register_pooling
 class MaxPooling(Pooling):
     """Global max pooling: the maximum over locations of each channel.
 
-    Locations that share the maximum share its gradient equally.
+    Equal maxima share the gradient equally.
 
     Args:
         in_channels: number of channels of each map; the maps may differ in size.

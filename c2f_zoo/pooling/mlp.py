@@ -14,17 +14,17 @@ from c2f_zoo.pooling.registry import register_pooling
 class MlpPooling(MultilinearPooling):
     """The paper's multi-linear pooling: products of all subsets of the projections.
 
-    The paper has three maps, and so three pairs and one triple. For n maps the terms are all subsets of 2, 3, ...,
-    `max_order` maps, the smaller subsets first.
+    The paper uses three maps: three pairs and one triple. For n maps the terms are all subsets of 2, 3, ...,
+    `max_order` maps, smaller subsets first.
 
     Args:
         in_channels: number of channels of each map, two maps or more.
-        dim: width d of the projections; the vector has d entries for each term, with three maps 4 d.
+        dim: width d of the projections; the vector has d entries for each term, 4 d with three maps.
         max_order: number of maps in the largest term, >= 2.
         grad_eps: bound on the root's gradient, see `c2f_zoo.ops.signed_sqrt`.
         l2: normalise each `"branch"` or the whole `"vector"`.
-        align: what to do with maps of different sizes: `"error"` or `"pool"`.
-        impl: the implementation, see [fast pooling](../explanation/fast-pooling.md); None chooses.
+        align: treatment of maps of different sizes: `"error"` or `"pool"`.
+        impl: the implementation, see [fast pooling](../explanation/fast-pooling.md). Default: chosen automatically.
 
     Raises:
         ValueError: fewer than two maps, or `max_order` is below 2.
@@ -46,9 +46,7 @@ class MlpPooling(MultilinearPooling):
         if len(in_channels) < 2:
             raise ValueError(f"mlp pools 2 or more maps, not {len(in_channels)}; name that many taps")
         if max_order < 2:
-            raise ValueError(
-                f"mlp multiplies 2 or more maps, so max_order={max_order} leaves no term; choose 2 or more"
-            )
+            raise ValueError(f"mlp requires max_order >= 2, not {max_order}")
         indices = range(len(in_channels))
         terms = [term for order in range(2, max_order + 1) for term in combinations(indices, order)]
         super().__init__(in_channels, terms, None, dim, grad_eps, l2, align, impl)

@@ -16,14 +16,14 @@ L2 = Literal["branch", "vector"]
 
 
 class MultilinearPooling(Pooling):
-    """Pooled products of projections of maps; subclasses choose the products.
+    """Base class of poolings by products of projections; subclasses choose the products.
 
     Each term's product is summed over locations; signed square root, l2 and concatenation follow. The projections are
     separate 1x1 convolutions with bias, without normalisation or activation, initialised as in HBP's Caffe release:
     uniform within sqrt(3 / C_i).
 
-    The paper writes U in R^(hw x d). Like HBP's released network, this class projects channels, U in R^(C x d): only
-    so do d = 8192 and the size of the classifier P match.
+    The paper writes U in R^(hw x d). Like HBP's released network, this class projects channels, U in R^(C x d), which
+    matches d = 8192 and the size of the classifier P.
 
     Args:
         in_channels: number of channels of each map.
@@ -32,8 +32,8 @@ class MultilinearPooling(Pooling):
         dim: width d of the projections.
         grad_eps: bound on the root's gradient, see `c2f_zoo.ops.signed_sqrt`.
         l2: normalise each term (`"branch"`, as in HBP) or the concatenation of all (`"vector"`).
-        align: what to do with maps of different sizes, see `c2f_zoo.pooling.checks.align_maps`.
-        impl: one of `c2f_zoo.ops.IMPLEMENTATIONS`, which differ in speed, memory and rounding; None chooses
+        align: treatment of maps of different sizes, see `c2f_zoo.pooling.checks.align_maps`.
+        impl: one of `c2f_zoo.ops.IMPLEMENTATIONS`, which differ in speed, memory and rounding. Default: chosen
             automatically.
 
     Raises:

@@ -17,19 +17,19 @@ def list_poolings(pattern: str = "*") -> list[str]:
 
 
 def create_pooling(name: str, in_channels: Sequence[int], **options: object) -> Pooling:
-    """Create a pooling: a module from a list of feature maps to one vector.
+    """Create a pooling.
 
-    Initial weights come from PyTorch's global generator, as those of any layer. No pooling seeds it or uses it
-    otherwise. Random sketches have their own `seed` and are saved as buffers.
+    Initial weights are drawn from PyTorch's global generator, as for any layer. Random sketches are drawn from a
+    separate generator, by the option `seed`, and are saved as buffers.
 
     Args:
         name: one of `list_poolings()`.
         in_channels: number of channels of each map, one map per tap.
-        **options: additional keyword arguments of the pooling, e.g. `dim=8192`; JSON-able.
+        **options: additional keyword arguments of the pooling, e.g. `dim=8192`; values of JSON types.
 
     Returns:
-        A module with `forward(maps) -> Tensor`, from a list of (N, C_i, H, W) to (N, `out_features`). A pooling that
-        multiplies maps with each other requires maps of one spatial size, unless its option is `align="pool"`.
+        A module with `forward(maps) -> Tensor`, from a list of (N, C_i, H, W) to (N, `out_features`). Products of maps
+        require maps of one spatial size, or the option `align="pool"`.
 
     Raises:
         ValueError: the name or an option is unknown, or the pooling does not support this number of maps.

@@ -17,8 +17,8 @@ class TrilinearPooling(MultilinearPooling):
         in_channels: number of channels of the three maps.
         dim: width d of the projections and of the vector.
         grad_eps: bound on the root's gradient, see `c2f_zoo.ops.signed_sqrt`.
-        align: what to do with maps of different sizes: `"error"` or `"pool"`.
-        impl: the implementation, see [fast pooling](../explanation/fast-pooling.md); None chooses.
+        align: treatment of maps of different sizes: `"error"` or `"pool"`.
+        impl: the implementation, see [fast pooling](../explanation/fast-pooling.md). Default: chosen automatically.
 
     Raises:
         ValueError: the number of maps is not 3.

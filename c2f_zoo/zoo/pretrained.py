@@ -144,7 +144,7 @@ def register_weights(weights: PretrainedWeights, *, override: bool = False) -> P
 
     Args:
         weights: the weights.
-        override: replace weights of the same name; without it a duplicate is an error.
+        override: replace weights of the same name. Default: a duplicate is an error.
 
     Raises:
         ValueError: the name is registered and `override` is false.

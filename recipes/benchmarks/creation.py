@@ -1,8 +1,9 @@
-"""Measure the time of create_model, and how often it builds a backbone, runs it on the meta device and parses a tree.
+"""Measure the time of create_model, and count its expensive calls.
 
     python recipes/benchmarks/creation.py --baseline ../another-checkout
 
-Each call runs in a new process, which takes turns with the other checkout. Only the call is timed, not the imports.
+The counts are of building a backbone, running it on the meta device and parsing a tree. Each call runs in a new
+process; processes of the two checkouts alternate. Only the call is timed, not the imports.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ CALLS: dict[str, dict[str, Any]] = {
 }
 COUNTED = ("create_body", "trace_maps", "run_features", "from_csv")
 
-# Prints the seconds of two calls, or how often the first one calls functions of c2f_zoo.
+# Prints the seconds of two calls, or the numbers of calls of functions of c2f_zoo in the first one.
 PROGRAM = """
 import collections, json, sys, time
 import timm, torch, c2f_zoo
@@ -52,11 +53,11 @@ else:
 
 
 def main(baseline: str | None = None, rounds: int = 7, output: str = "runs/creation.csv") -> None:
-    """Measure this checkout, and another one beside it, and write a CSV row for each call and checkout.
+    """Measure this checkout and a baseline; write a CSV row for each call and checkout.
 
     Args:
         baseline: the folder of another checkout to compare with.
-        rounds: new processes for each call and checkout; the median counts.
+        rounds: number of new processes for each call and checkout; the median is reported.
         output: the CSV file to create or replace.
     """
     checkouts = {"this": HERE, **({"baseline": Path(baseline)} if baseline else {})}
@@ -87,7 +88,7 @@ def main(baseline: str | None = None, rounds: int = 7, output: str = "runs/creat
 
 
 def run(checkout: Path, arguments: dict[str, Any], what: str) -> Any:
-    """Return what a new process prints that imports the c2f_zoo of a checkout."""
+    """Run the program in a new process with the c2f_zoo of a checkout."""
     environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", PROGRAM, json.dumps(arguments), what]
     done = subprocess.run(command, env=environment, cwd=checkout, capture_output=True, text=True, check=True)

@@ -1,11 +1,10 @@
-"""Measure the images a second that our loaders and timm's prepare.
+"""Measure the rates of our loaders and timm's in images a second.
 
     python recipes/benchmarks/data.py                                                          # JPEGs drawn on the fly
     python recipes/benchmarks/data.py --dataset cub --dataset_options.root /data/CUB_200_2011
 
-The loaders run in processes of one thread each. They take turns, round by round, with a process that trains a model, on
-the accelerator if there is one: its rate tells how many loader processes a training needs. `LOADERS` describes each
-loader.
+The loaders run in processes of one thread each, interleaved with a process that trains a model, on the accelerator if
+there is one: its rate determines the number of loader processes that a training needs. `LOADERS` describes each loader.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from c2f_zoo.evaluation.measuring import MEBIBYTE, run_interleaved
 from c2f_zoo.evaluation.provenance import describe_machine, device_name
 from c2f_zoo.io.files import write_csv
 
-# In the table's order; ratios are to "timm". A loader's bytes are normalized in the process that asks for the batch.
+# In the table's order; ratios are to "timm". A loader's bytes are normalized in the main process.
 LOADERS = {
     "timm": "timm's loader, one view, bytes",
     "timm_float": "timm's loader, one view, normalized",
@@ -67,23 +66,23 @@ def main(
     repeats: int = 5,
     output: str = "runs/benchmark-data.csv",
 ) -> None:
-    """Measure loaders and a training step; write a row for each loader.
+    """Measure loaders and a training step.
 
-    One CSV row is for one loader and one number of workers.
+    The CSV file has a row for each loader and number of workers.
 
     Args:
         dataset: a dataset of files; default: JPEGs drawn on the fly.
         dataset_options: additional keyword arguments of the dataset, e.g. `{root: /data/CUB_200_2011}`.
-        image_size: width and height of the JPEGs that are drawn.
+        image_size: width and height of the drawn JPEGs.
         images: number of images, a multiple of `batch`.
         input_size: height and width of a view.
-        resolutions: resolution of each view, null for the image's own; the loader of one view takes the first.
-        batch: images in a batch.
-        num_workers: numbers of loader processes; 0: the process that asks for the images.
-        loaders: names in `LOADERS`; default: all. timm's is always measured, to compare with.
-        model: the model to train, one step at each of its deepest levels, as many as there are views.
-        model_batch: images in a batch of the training.
-        repeats: timed rounds through all images; the median counts.
+        resolutions: resolution of each view; null for full size. The loader of one view uses the first.
+        batch: number of images in a batch.
+        num_workers: numbers of loader processes; 0: the main process.
+        loaders: names in `LOADERS`; default: all. timm's is always measured as the baseline.
+        model: the model to train, with a step for each view, at its finest levels.
+        model_batch: number of images in a training batch.
+        repeats: number of timed rounds through all images; the median is reported.
         output: the CSV file to create or replace.
     """
     if images % batch:
@@ -146,7 +145,7 @@ def link_images(folder: Path, paths: Sequence[Path], count: int) -> None:
 
 
 def measure_cache(folder: Path, input_size: int) -> dict[str, Any]:
-    """Measure the seconds to build and to open the cache, and its size."""
+    """Measure the time to build and to open the cache, and its size."""
     start = time.perf_counter()
     cached = open_cache(folder, input_size)
     built = time.perf_counter()
@@ -217,7 +216,7 @@ def skip_transform(image: Image.Image) -> int:
 
 
 class Normalized:
-    """A loader whose batches are normalized in the main process, as timm does."""
+    """A loader that normalizes batches in the main process, as timm does."""
 
     def __init__(self, loader: DataLoader, normalize: Normalize) -> None:
         self.loader, self.normalize = loader, normalize
@@ -228,7 +227,7 @@ class Normalized:
 
 
 def training_step(name: str, batch: int, input_size: int, views: int) -> dict[str, Callable[[], object]]:
-    """Return a training step at each of the deepest levels, as in train.py."""
+    """Return a training step at each of the finest levels, as in train.py."""
     device = training_device()
     model = c2f_zoo.create_model(name, input_size=input_size)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -272,7 +271,7 @@ def loader_rows(
 
 
 def loader_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Show the loaders' rates and the number of workers that a training needs."""
+    """Build the table of the loaders' rates and the workers that a training needs."""
     about, counts = rows[0], sorted({row["workers"] for row in rows})
     table = Table(
         title="images a second, in brackets / timm's",

@@ -3,9 +3,8 @@
     python recipes/benchmarks/pooling.py                                # every pooling, at the paper's shape
     python recipes/benchmarks/pooling.py --names [hbp] --channels 256   # one pooling, on other maps
 
-Each variant runs in two new processes: one measures memory, the other one time. The processes that measure time take
-turns, call by call: if the machine is slower for a while, it slows all variants. Memory is read from the operating
-system (Linux).
+Each variant runs in two new processes: one measures memory, the other one time. The calls of the timing processes are
+interleaved, so that a slow phase of the machine affects all variants. Memory is read from the operating system (Linux).
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from reference.poolings import PLAIN
 
 Pool = Callable[[nn.Module, Sequence[Tensor]], Tensor]
-# Poolings that are also measured compiled, or with an implementation that is not their default.
+# Poolings that are also measured compiled, or with another implementation than the default.
 VARIANTS = {"mlp": ("plain", "compiled", "ours", "saved_bf16"), "hbp": ("plain", "ours", "tiled")}
 COLUMNS = {
     "forward, ms": "forward_ms",
@@ -70,13 +69,13 @@ def main(
 
     Args:
         names: the poolings to measure; default: all.
-        variants: "plain", "compiled" (plain, by torch.compile), "ours", or implementations of ours; default: those
-            that the pooling has.
+        variants: "plain", "compiled" (plain, by torch.compile), "ours", or our implementations. Default: those in
+            `VARIANTS`.
         batch: number of images.
-        channels: channels of each map.
+        channels: number of channels of each map.
         size: height and width of the maps.
-        dim: output dimension; default: the pooling's own.
-        repeats: timed runs of each kind; the median counts.
+        dim: output dimension. Default: the pooling's own.
+        repeats: number of timed calls; the median is reported.
         output: the CSV file to create or replace.
     """
     Path(output).parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +92,7 @@ def main(
 
 
 def measure(cases: Sequence[Case], repeats: int) -> list[dict[str, Any]]:
-    """Measure the variants of one pooling: times in turns, then memory."""
+    """Measure the variants of one pooling: interleaved times, then memory."""
     times = run_interleaved([partial(timed_calls, case) for case in cases], repeats)
     return [
         {**asdict(case), **run_in_new_process(partial(memory, case)), **time_of, **describe_machine()}
@@ -169,7 +168,7 @@ def check_equal(module: nn.Module, maps: Sequence[Tensor], plain: Pool) -> None:
     """Check that ours and the plain transcription have the same values and gradients.
 
     Raises:
-        ValueError: they differ, so that comparing their costs means nothing.
+        ValueError: they differ, so that their costs are not comparable.
     """
     found = []
     for call in (lambda: module(maps), lambda: plain(module, maps)):
@@ -177,7 +176,7 @@ def check_equal(module: nn.Module, maps: Sequence[Tensor], plain: Pool) -> None:
         gradient = torch.autograd.grad((out * torch.linspace(-1, 1, out.shape[1])).sum(), maps[0])[0]
         found.append((out.detach(), gradient))
     for name, ours, theirs in zip(("values", "gradients"), *found, strict=True):
-        # Medians: near 0 the slope of the root, which ours bounds, turns rounding errors into a few large numbers.
+        # Medians, because the root's slope near 0, which ours bounds, amplifies a few rounding errors.
         nonzero = (ours != 0) | (theirs != 0)
         difference = ((ours - theirs)[nonzero].abs().median() / theirs[nonzero].abs().median()).item()
         if not difference < 1e-2:
@@ -185,7 +184,7 @@ def check_equal(module: nn.Module, maps: Sequence[Tensor], plain: Pool) -> None:
 
 
 def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Show all variants; in brackets the ratio of the plain transcription's cost."""
+    """Build the table of all variants, with ratios of the plain transcription's costs."""
     table = Table(title="in brackets: plain / this")
     table.add_column("pooling")
     table.add_column("variant")

@@ -2,9 +2,9 @@
 
     python recipes/benchmarks/step.py
 
-All weights are trained, at one level, on images of 448 x 448. The sums of the pooling are computed plainly, and by the
-memory-efficient implementation `tiled`. Each runs in two new processes: one measures memory, the other one time. Memory
-grows linearly with the batch: two batch sizes predict the largest batch that fits.
+All weights are trained, at one level, on images of 448 x 448, with the implementations `plain` and `tiled` of the
+pooling. Each runs in two new processes: one measures memory, the other one time. Memory grows linearly with the batch:
+two batch sizes predict the largest batch that fits.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def main(repeats: int = 3, memory_gib: float = 24.0, output: str = "runs/benchma
     """Measure steps of two batch sizes, and write a CSV row for each.
 
     Args:
-        repeats: timed runs; the median counts.
-        memory_gib: the memory that the largest batch must fit.
+        repeats: number of timed steps; the median is reported.
+        memory_gib: available memory for the largest batch.
         output: the CSV file to create or replace.
     """
     Path(output).parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def timed_calls(impl: str, batch: int) -> dict[str, Callable[[], None]]:
 
 
 def memory_mib(impl: str, batch: int) -> float:
-    """Return the largest resident memory of the process during a step."""
+    """Return the peak resident memory of the process during a step."""
     step = training_step(impl, batch)
     step()  # allocates gradients and momentum
     peak_bytes(step)
@@ -80,7 +80,7 @@ def training_step(impl: str, batch: int) -> Callable[[], None]:
 
 
 def largest_batch(small: dict[str, Any], large: dict[str, Any], memory_gib: float) -> tuple[float, int]:
-    """Return the MiB of one more image, and the largest batch that fits."""
+    """Return the MiB of an additional image, and the largest batch that fits."""
     mib_per_image = (large["total_mib"] - small["total_mib"]) / (large["batch"] - small["batch"])
     constant = small["total_mib"] - small["batch"] * mib_per_image
     return mib_per_image, int((memory_gib * 1024 - constant) / mib_per_image)

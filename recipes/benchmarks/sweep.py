@@ -35,7 +35,7 @@ def main(repeats: int = 3, output: str = "runs/benchmark-sweep.csv") -> None:
     """Measure every point, write a CSV row for each variant, and draw the plots.
 
     Args:
-        repeats: timed runs of each kind; the median counts.
+        repeats: number of timed calls; the median is reported.
         output: the CSV file to create or replace; the plot has the same name with .png.
     """
     Path(output).parent.mkdir(parents=True, exist_ok=True)
