@@ -215,7 +215,7 @@ def test_maps_that_are_not_multiplied_may_differ_in_size(name: str) -> None:
 @all_poolings
 def test_maps_with_other_numbers_of_channels_raise(name: str) -> None:
     maps = make_maps(name)
-    with pytest.raises(ValueError, match=r"takes maps of \[.*\] channels, not \[1"):
+    with pytest.raises(ValueError, match=r"expects maps of \[.*\] channels, not \[1"):
         make(name)([maps[0][:, :1], *maps[1:]])
 
 
