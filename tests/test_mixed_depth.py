@@ -246,15 +246,15 @@ def texture_features(images: Tensor) -> Tensor:
         banks.append(bank - bank.mean(dim=(2, 3), keepdim=True))
     rows = []
     for chunk in images.split(16):  # small enough to stay in the cache
-        answers = [F.conv2d(F.avg_pool2d(chunk, 2**i), bank).abs() for i, bank in enumerate(banks)]
-        strengths = [(a.mean(dim=(2, 3)), a.square().mean(dim=(2, 3)).sqrt()) for a in answers]
+        responses = [F.conv2d(F.avg_pool2d(chunk, 2**i), bank).abs() for i, bank in enumerate(banks)]
+        strengths = [(a.mean(dim=(2, 3)), a.square().mean(dim=(2, 3)).sqrt()) for a in responses]
         rows.append(torch.cat([x for pair in strengths for x in pair], dim=1))
     return torch.cat(rows).log()
 
 
 @pytest.fixture(scope="module")
 def critter_features() -> tuple[Tensor, Tensor]:
-    """Return standardised features of the training images and of 20 test images of each species."""
+    """Return standardized features of the training images and of 20 test images of each species."""
     found = []
     for split, per_class in (("train", PER_CLASS), ("test", 20)):
         dataset = create_dataset("critters", split, per_class=per_class)

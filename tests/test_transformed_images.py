@@ -94,7 +94,7 @@ class TestTransformedImages:
         assert (labels[2] == -1).all()
         assert torch.equal(labels[[0, 1, 3]], labels_of(dataset)[[0, 1, 3]])
         for images in views.values():
-            assert (images[2] == -1).all(), "black, normalised with mean and deviation 0.5"
+            assert (images[2] == -1).all(), "black, normalized with mean and deviation 0.5"
 
     def test_an_unknown_on_error_is_an_error(self) -> None:
         with pytest.raises(ValueError, match="unknown on_error 'skp'; did you mean 'skip'"):
