@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from PIL import Image
 
 from c2f_zoo import C2FModel, Hierarchy, Predictor, create_dataset, create_model
 from c2f_zoo.data import create_transform
+from c2f_zoo.inference.resolutions import own_resolutions
 
 TREE = Hierarchy.from_rows(("kind", "shape"), [("round", "disc"), ("round", "ring"), ("edged", "box")])
 
@@ -59,6 +61,14 @@ def test_a_coarser_level_is_derived_from_the_finest_predicted_level() -> None:
         classifier.bias.copy_(torch.tensor([0.3, 0.25, 0.45]).log())
     path = Predictor(model)(Image.new("RGB", (64, 64))).path
     assert path == [("world", "solid", pytest.approx(0.45)), ("kind", "full", pytest.approx(0.45))]
+
+
+def test_a_level_that_is_not_predicted_has_the_next_finer_resolution() -> None:
+    coarse: dict[str, Any] = {**SMALL, "levels": ["genus"], "resolutions": {"genus": 32}}
+    assert own_resolutions(create_model("mlph", hierarchy="critters", **coarse)) == {"family": 32, "genus": 32}
+    outer: dict[str, Any] = {**SMALL, "levels": ["family", "species"], "resolutions": {"family": 12}}
+    model = create_model("mlph", hierarchy="critters", **outer)
+    assert own_resolutions(model) == {"family": 12, "genus": None, "species": None}
 
 
 def test_probabilities_are_not_normalized(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -289,7 +289,7 @@ class TestCIFAR100:
 def test_unknown_split(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"dataset '{name}' has no split 'val'; it has 'train' and 'test'"):
         create_dataset(name, "val", root=str(tmp_path))
-    with pytest.raises(ValueError, match="no split 'valid'; it has 'train' and 'val' and 'test'"):
+    with pytest.raises(ValueError, match="unknown split 'valid'; did you mean 'val'"):
         create_dataset(name, "valid", root=str(tmp_path))
 
 

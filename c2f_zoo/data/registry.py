@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from c2f_zoo.hierarchy import Hierarchy
-from c2f_zoo.registry import Registry, check_options
+from c2f_zoo.registry import Registry, check_options, unknown_name
 
 
 class LabelledImages(Protocol):
@@ -76,7 +76,8 @@ def create_dataset(name: str, split: str, **options: Any) -> LabelledImages:
     if slash:
         open_split = partial(open_split, name)
     check_options(f"option of dataset {name!r}:", open_split, options)
-    check_split(name, split, SPLITS)
+    if split not in SPLITS:
+        raise unknown_name("split", split, SPLITS)
     parameters = inspect.signature(open_split).parameters.values()
     required = [
         p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
