@@ -137,7 +137,7 @@ class ModelConfig:
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
-        """The input in the form of `timm.data.resolve_data_config`: size, mean, std, interpolation, crop."""
+        """The input's size, mean, std, interpolation and crop, as timm names them."""
         p = self.preprocessing
         return {
             "architecture": self.backbone,
@@ -216,7 +216,7 @@ class ModelConfig:
 
 
 def format_resolution(resolution: int | str | None) -> str:
-    """Format a resolution for display: `"32 px"`, or `"full size"` for None or an empty CSV cell.
+    """Format a resolution for display; None or an empty CSV cell is full size.
 
     Examples:
         >>> format_resolution(32), format_resolution(None)
@@ -234,7 +234,7 @@ def _jsonable(value: Any) -> Any:
 
 
 def _read(hint: Any, value: Any, where: str) -> Any:
-    """Validate a value by an annotation; convert lists to tuples and mappings to dataclasses.
+    """Validate a value by an annotation; build tuples and dataclasses.
 
     Raises:
         ValueError: the value has another type; the message names the key.

@@ -181,7 +181,7 @@ class TreeMetrics:
     def report(self, decoding: str | None = None) -> dict[str, float]:
         """Return the values of a decoding's metrics by name.
 
-        None stands for the metrics without decoding. All processes of a group must call this method.
+        Default: the metrics without decoding. All processes of a group must call this method.
         """
         chosen = self._of_levels.values() if decoding is None else [self._of_decodings[decoding]]
         report: dict[str, float] = {}

@@ -73,11 +73,11 @@ class C2FModel(nn.Module):
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
-        """The input in the form of `timm.data.resolve_data_config`: size, mean, std, interpolation, crop."""
+        """The input's size, mean, std, interpolation and crop, as timm names them."""
         return self.config.pretrained_cfg
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Compute the taps' feature maps (N, C_i, H, W) of images (N, channels, height, width)."""
+        """Compute feature maps (N, C_i, H, W) of images (N, channels, height, width)."""
         return self.backbone(x)
 
     def forward_pool(self, maps: Sequence[Tensor]) -> Tensor:
@@ -85,7 +85,7 @@ class C2FModel(nn.Module):
         return self.pooling(maps)
 
     def forward_head(self, v: Tensor, levels: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """Compute logits (N, classes) of `levels`, or of all predicted levels, from vectors (N, D).
+        """Compute logits (N, classes) of levels, by default all, from vectors (N, D).
 
         Raises:
             ValueError: the model does not predict one of the levels.
@@ -108,14 +108,14 @@ class C2FModel(nn.Module):
         return self.forward_head(self.forward_pool(self.forward_features(x)), levels)
 
     def log_probs(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Convert logits (N, classes) of `forward` to log-probabilities, as the head defines them.
+        """Convert logits (N, classes) to log-probabilities, as the head defines them.
 
         The logits may be those of some levels only, each from images of another resolution.
         """
         return self.head.log_probs(logits)
 
     def at_level(self, level: str, drop_rate: float = 0.0) -> LevelClassifier:
-        """Return one level as a classifier with timm's interface; it shares this model's weights."""
+        """Return one level as a classifier with timm's interface and shared weights."""
         return LevelClassifier(self, level, drop_rate)
 
     def reset_classifier(self, hierarchy: Hierarchy, levels: Sequence[str] | None = None) -> None:
@@ -296,14 +296,14 @@ def load_model(directory: str | Path) -> C2FModel:
 
 
 def _create_body(name: str, **options: Any) -> tuple[nn.Module, DeferredInit]:
-    """Build a network; the initialization of a timm network's large weights is deferred."""
+    """Build a network; defer the initialization of timm's large weights."""
     init = DeferredInit()
     with nullcontext() if name in BACKBONES else init:
         return create_body(name, **options), init
 
 
 def _create_unfilled(name: str, **options: Any) -> nn.Module:
-    """Build a network whose large weights have no values, since they are loaded."""
+    """Build a network without values of large weights, which are loaded later."""
     body, init = _create_body(name, **options)
     init.discard(body.parameters())
     init.run()
@@ -368,7 +368,7 @@ class LevelClassifier(nn.Module):
         self.default_cfg = self.pretrained_cfg
 
     def get_classifier(self) -> nn.Module:
-        """Return the linear layer of the logits, or an `nn.Identity` after `reset_classifier(0)`."""
+        """Return the linear layer, or an `nn.Identity` after `reset_classifier(0)`."""
         return self.head.get_classifier() if isinstance(self.head, _OneLevel) else self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
@@ -393,7 +393,7 @@ class LevelClassifier(nn.Module):
         self.num_classes = num_classes
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Make the backbone recompute activations in the backward pass instead of storing them.
+        """Set whether the backbone recomputes activations instead of storing them.
 
         Raises:
             ValueError: the backbone does not support it.
@@ -406,7 +406,7 @@ class LevelClassifier(nn.Module):
             raise ValueError(f"the backbone {type(body).__name__} does not support gradient checkpointing") from error
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
-        """Return a function from parameter names to layers, for timm's layer-wise learning rates.
+        """Return timm's grouping of parameters for layer-wise learning rates.
 
         Args:
             coarse: group by the backbone's stages instead of its blocks.
@@ -434,7 +434,7 @@ class LevelClassifier(nn.Module):
         return self.backbone(x)
 
     def forward_head(self, maps: Sequence[Tensor], pre_logits: bool = False) -> Tensor:
-        """Compute logits (N, num_classes), or the pooled vector (N, num_features), from feature maps."""
+        """Compute logits (N, num_classes), or pooled vectors (N, num_features), of maps."""
         v = self.head_drop(self.pooling(maps))
         return v if pre_logits else self.head(v)
 
@@ -444,7 +444,7 @@ class LevelClassifier(nn.Module):
 
 
 def _classifier_of(head: Head, level: str) -> nn.Module:
-    """Return the smallest module that computes one level's logits (N, classes) from vectors (N, D)."""
+    """Return the smallest module that computes one level's logits from vectors."""
     return head.get_classifier(level) if isinstance(head, LevelsHead) else _OneLevel(head, level)
 
 

@@ -203,7 +203,7 @@ def _check_generator(create: Callable[[int], nn.Module], forward: Callable[[nn.M
 
 
 def _check_copies(part: nn.Module, other: nn.Module, forward: Callable[[nn.Module], Sequence[Tensor]]) -> None:
-    """Compare a part in evaluation mode with its copies, and with `other` in the same state."""
+    """Compare a part in evaluation mode with its copies and with `other`."""
     other.load_state_dict(part.state_dict())
     copies = {"state_dict": other, "deepcopy": copy.deepcopy(part), "pickle": pickle.loads(pickle.dumps(part))}
     for name, twin in copies.items():

@@ -63,7 +63,7 @@ def replace_modules(body: nn.Module, names: Iterable[str]) -> None:
 
 @torch.no_grad()
 def runs(body: nn.Module, taps: Sequence[str], input_size: tuple[int, int, int]) -> bool:
-    """Return whether a network on the meta device runs without overwriting a tap's output."""
+    """Return whether a network runs on the meta device without overwriting a tap."""
     outputs: dict[str, tuple[Tensor, int]] = {}
 
     def record(name: str, output: Tensor) -> None:

@@ -57,7 +57,7 @@ def create_body(name: str, pretrained: bool = False, **options: Any) -> nn.Modul
 
 
 def pretrained_cfg(name: str) -> dict[str, Any]:
-    """Return timm's `pretrained_cfg` of a backbone (input size, mean, std, ...), or {}."""
+    """Return timm's `pretrained_cfg` of a backbone (input size, mean, ...), or {}."""
     import timm
 
     cfg = None if name in BACKBONES or not _is_timm_model(name) else timm.get_pretrained_cfg(name)

@@ -73,7 +73,7 @@ class TapBackbone(nn.Module):
         return [shape[0] for shape in self.map_shapes]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Compute the taps' feature maps (N, C_i, H_i, W_i) of images (N, channels, height, width)."""
+        """Compute feature maps (N, C_i, H_i, W_i) of images (N, channels, H, W)."""
         run_features(self.body, x)
         outputs = dict(self._outputs)
         self._outputs.clear()

@@ -13,7 +13,7 @@ _OPTIONS = {"channels": (16, 32, 64, 128), "stem_width": 16, "output_stride": 16
 
 @register_backbone("tiny")
 def tiny(pretrained: bool = False, **options: Any) -> nn.Module:
-    """Build timm's `resnet10t` with 16 to 128 channels and output stride 16: 0.3 M weights.
+    """Build timm's `resnet10t` with 16 to 128 channels and output stride 16.
 
     Args:
         pretrained: unsupported, since there are no weights of this backbone alone.

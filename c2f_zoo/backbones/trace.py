@@ -33,7 +33,7 @@ class Trace:
     probe: nn.Module
 
     def unused_weights(self, taps: Sequence[str]) -> set[str]:
-        """Return the names of trainable parameters that no tap depends on, by the autograd graph."""
+        """Return the names of trainable parameters that no tap depends on."""
         nodes, seen, used = [self.maps[tap].grad_fn for tap in taps], set(), set()
         while nodes:
             node = nodes.pop()

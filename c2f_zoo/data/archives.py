@@ -122,7 +122,7 @@ def _unpack(file: zipfile.ZipFile | tarfile.TarFile, archive: Path, folder: Path
 
 
 def _tar_members(file: tarfile.TarFile) -> Iterator[tuple[str, int, str]]:
-    """Yield each member's name, size in bytes, and the reason if its type is unsafe, or "".
+    """Yield each member's name, size in bytes, and why its type is unsafe, or "".
 
     A link must point to a file in the archive. The data filter also allows links to folders, which are unsafe in some
     versions of Python (CVE-2025-4517).
@@ -139,7 +139,7 @@ def _tar_members(file: tarfile.TarFile) -> Iterator[tuple[str, int, str]]:
 
 
 def _zip_members(file: zipfile.ZipFile) -> Iterator[tuple[str, int, str]]:
-    """Yield each member's name, size in bytes, and the reason if its type is unsafe, or ""."""
+    """Yield each member's name, size in bytes, and why its type is unsafe, or ""."""
     for member in file.infolist():
         is_plain = stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
         error = "is encrypted" if member.flag_bits & 1 else "" if is_plain else "is not a file or folder"

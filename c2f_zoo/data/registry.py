@@ -59,7 +59,7 @@ def create_dataset(name: str, split: str, **options: Any) -> LabelledImages:
         **options: additional keyword arguments of the dataset, e.g. `root`.
 
     Returns:
-        A dataset whose items are (RGB image, label of the leaf class or -1 if unknown); `labels_of` returns its labels
+        A dataset with items (RGB image, label of the leaf class or -1 if unknown); `labels_of` returns its labels
         at all levels.
 
     Raises:
@@ -94,7 +94,7 @@ def create_dataset(name: str, split: str, **options: Any) -> LabelledImages:
 
 
 def check_split(name: str, split: str, splits: Iterable[str] = ("train", "test"), hint: str = "") -> None:
-    """Raise a ValueError that lists a dataset's splits unless it has the requested one.
+    """Raise a ValueError with a dataset's splits unless it has the requested one.
 
     Examples:
         >>> check_split("critters", "val")

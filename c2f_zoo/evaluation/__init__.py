@@ -1,1 +1,1 @@
-"""Evaluation: scoring, the search for resolutions, and reports (tables, plots, CSV files)."""
+"""Evaluation: scoring, the resolution search, tables, plots and CSV files."""

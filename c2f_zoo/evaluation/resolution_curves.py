@@ -1,4 +1,4 @@
-"""Curves of accuracy against resolution, and the uncertainty of the chosen resolutions."""
+"""Curves of accuracy against resolution, and the resolutions' uncertainty."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Curves:
 
     @property
     def resolutions(self) -> dict[str, int | None]:
-        """level -> chosen resolution, from fine to coarse; levels without one are left out."""
+        """level -> chosen resolution, fine to coarse; levels without one are left out."""
         found = zip(self.levels, self.points, strict=True)
         return {level: self.grid[point] for level, point in found if point is not None}
 

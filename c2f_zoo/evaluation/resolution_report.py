@@ -1,4 +1,4 @@
-"""Reports of a resolution search: sentences, `resolutions.yaml`, tables and CSV rows."""
+"""Reports of a resolution search: sentences, YAML, tables and CSV rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from c2f_zoo.model import C2FModel
 
 
 def findings(curves: Curves) -> list[str]:
-    """Describe the result of a search: a sentence for each choice and non-monotone level."""
+    """Describe the result: a sentence for each choice and non-monotone level."""
     levels, thresholds, accuracy = curves.levels, curves.thresholds, curves.accuracy
     first, last = format_resolution(curves.grid[0]), format_resolution(curves.grid[-1])
     if len(levels) == 1:
@@ -127,7 +127,7 @@ def curve_rows(curves: Curves, mode: str) -> list[dict[str, Any]]:
 
 
 def chosen_rows(curves: Curves, mode: str) -> list[dict[str, Any]]:
-    """Return a row for each level and grid point: the fraction of resamples choosing it."""
+    """Return a row for each level and grid point, with the fraction of resamples."""
     names = [*map(_csv_resolution, curves.grid), "none"]
     return [
         {

@@ -42,7 +42,7 @@ class Head(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} defines no forward(v, levels)")
 
     def log_probs(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Convert logits (N, classes) to log-probabilities, by default a log-softmax per level.
+        """Convert logits (N, classes) to log-probabilities; default: log-softmax.
 
         The result is float32 or wider. The logits may be those of some levels only, each from other images.
         """

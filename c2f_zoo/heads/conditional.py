@@ -39,11 +39,14 @@ class ConditionalHead(Head):
             self.register_buffer(f"parents_{below}", hierarchy.parent_index(level).clone(), persistent=False)
 
     def get_classifier(self, level: str) -> nn.Linear:
-        """Return the linear layer of one level; only the scores of siblings are comparable."""
+        """Return the linear layer of one level; only siblings' scores are comparable."""
         return self.scores.get_classifier(level)
 
     def forward(self, v: Tensor, levels: Sequence[str]) -> dict[str, Tensor]:
-        """Compute log-probabilities (N, classes), float32 or wider, from vectors (N, in_features)."""
+        """Compute log-probabilities (N, classes) of vectors (N, in_features).
+
+        The result is float32 or wider.
+        """
         for level in levels:
             depth_of(level, self.levels)
         down_to = max((self.scores.levels.index(level) for level in levels), default=-1)

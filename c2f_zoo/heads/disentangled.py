@@ -50,7 +50,7 @@ class DisentangledHead(Head):
         )
 
     def get_classifier(self, level: str) -> nn.Linear:
-        """Return the linear layer of one level; its input is its own, then the finer features."""
+        """Return the linear layer of one level, for its own and then finer features."""
         return cast(nn.Linear, self.classifiers[depth_of(level, self.levels)])
 
     def forward(self, v: Tensor, levels: Sequence[str]) -> dict[str, Tensor]:

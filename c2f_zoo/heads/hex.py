@@ -49,7 +49,10 @@ class HexHead(Head):
         return self.scores.get_classifier(level)
 
     def forward(self, v: Tensor, levels: Sequence[str]) -> dict[str, Tensor]:
-        """Compute log-probabilities (N, classes), float32 or wider, from vectors (N, in_features)."""
+        """Compute log-probabilities (N, classes) of vectors (N, in_features).
+
+        The result is float32 or wider.
+        """
         for level in levels:
             depth_of(level, self.levels)
         holds, _ = self._log_marginals(v)

@@ -241,7 +241,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _find_leaf_folders(folder: Path, names: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], bool]]:
-    """Yield the sorted paths of folders without subfolders, and whether they have files."""
+    """Yield the sorted paths of leaf folders, and whether they have files."""
     with os.scandir(folder) as entries:
         visible = {entry.name: entry.is_dir() for entry in entries if not _is_hidden(entry.name)}
     folders = sorted(name for name, is_folder in visible.items() if is_folder)

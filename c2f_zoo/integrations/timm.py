@@ -57,7 +57,7 @@ def _register_model(name: str) -> None:
 
 
 def _register_weights(name: str) -> None:
-    """Register the tag of the weights `arch.tag`, if their model is registered with timm."""
+    """Register the tag of weights `arch.tag` if timm has their model."""
     arch = name.rpartition(".")[0]
     if _is_ours(arch):
         _register_model(arch)

@@ -1,1 +1,1 @@
-"""Input and output: safetensors weights, the Hugging Face Hub, model cards, CSV files."""
+"""Input and output: safetensors, the Hugging Face Hub, model cards, CSV files."""

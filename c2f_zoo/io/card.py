@@ -168,7 +168,7 @@ def _results(run: Run | None) -> str:
 
 
 def _evaluation(report: Mapping[str, Any]) -> str:
-    """Return the metrics of recipes/evaluate.py as a table with a column for each decoding."""
+    """Return the table of recipes/evaluate.py's metrics, a column per decoding."""
     if not report:
         return ""
     decodings = report["decodings"]

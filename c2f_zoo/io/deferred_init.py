@@ -1,4 +1,4 @@
-"""Random initialization of large weights, deferred until unused layers are removed."""
+"""Deferred random initialization of large weights."""
 
 from __future__ import annotations
 

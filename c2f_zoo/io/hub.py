@@ -227,7 +227,7 @@ def _status(error: BaseException | None) -> int:
 
 @contextmanager
 def _translate_errors(repo_id: str, revision: str | None) -> Iterator[None]:
-    """Translate huggingface_hub's errors into built-in errors with a message of one line."""
+    """Translate huggingface_hub's errors into built-in ones with short messages."""
     what = repr(repo_id) + (f" at {revision!r}" if revision else "")
     hub = constants.ENDPOINT
     log_in = "log in by `hf auth login`, set HF_TOKEN or pass token="

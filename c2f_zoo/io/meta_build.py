@@ -1,4 +1,4 @@
-"""Building a network on the meta device, to check its size before memory is allocated."""
+"""Building networks on the meta device, to check their size first."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class _SizeLimit(TorchFunctionMode):
 
 
 def allocate(module: nn.Module, names: Collection[str]) -> None:
-    """Move weights and buffers of these names from the meta device to the CPU, without values."""
+    """Move named weights and buffers from the meta device to the CPU, uninitialized."""
     for prefix, owner in module.named_modules():
         for name, tensor in (*owner._parameters.items(), *owner._buffers.items()):
             if tensor is not None and tensor.is_meta and f"{prefix}.{name}".lstrip(".") in names:

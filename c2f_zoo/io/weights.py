@@ -104,7 +104,7 @@ def write_weights(folder: Path, weights: Mapping[str, Tensor], max_shard_size: i
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """Return the weights files of a saved model: one, or the shards that its index names.
+    """Return the weights files of a saved model: one file, or all shards.
 
     Raises:
         FileNotFoundError: there are no weights, or a shard is missing.
@@ -146,7 +146,7 @@ def is_plain(name: str) -> bool:
 
 
 def read_shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
-    """Read the names and shapes of the weights in safetensors files, from their headers.
+    """Read names and shapes of weights from the headers of safetensors files.
 
     Raises:
         FileNotFoundError: a file is missing.

@@ -120,7 +120,7 @@ def _projected_numbers(shape: SumsShape) -> int:
 
 
 def _gram_cost(shape: SumsShape) -> float:
-    """Return the ratio of multiplications with Gram matrices to those with projections."""
+    """Return the ratio of the multiplications of `gram` to those of projections."""
     widest = max(shape.channels)
     return widest / shape.locations + widest / shape.dim
 

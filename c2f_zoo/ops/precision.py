@@ -20,7 +20,7 @@ def without_autocast(x: Tensor) -> Any:
 
 
 def is_exporting() -> bool:
-    """Return whether `torch.export` is running; it supports PyTorch's own operations only."""
+    """Return whether `torch.export` is running, with PyTorch's operations only."""
     # torch 2.6 cannot tell an export from a compilation.
     return getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()
 

@@ -1,4 +1,4 @@
-"""Memory-efficient sums of products after a shared projection, batch norm and ReLU.
+"""Memory-efficient sums of products after shared projection, norm and ReLU.
 
 The published PyTorch head of HBP projects every map once for every pair, and keeps all projections. Here batch norm is
 folded into the projection, and the rest runs tile by tile. Mean and variance of the projected maps are computed from

@@ -1,4 +1,4 @@
-"""Random sketches of outer products: short vectors that preserve inner products on average."""
+"""Random sketches: short vectors that preserve inner products on average."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ class _Tiles:
 
 
 def _product(projected: Sequence[Tensor], indices: Sequence[int], out: Tensor) -> Tensor:
-    """Return the product of some projections; `out` holds it unless it is one projection."""
+    """Return the product of projections, in `out` if there are two or more."""
     if not indices:
         return out.fill_(1)
     if len(indices) == 1:

@@ -47,7 +47,7 @@ _TILES = {
     torch.bfloat16: _Tile(128, 64, 64, warps=8, stages=3),
 }
 MAX_PROJECTIONS = 3
-# Units whose gradients exist at once in the backward pass: enough for efficient matrix products.
+# Units with gradients in memory at once in the backward pass: enough for efficient matrix products.
 _CHUNK = 1024
 # float16 slopes are scaled to at most this: far below the largest float16, 65504, and 28 powers of two above the
 # smallest normal one, because the distance of the slopes from the bound is unknown.
@@ -343,7 +343,7 @@ def _weighted_rows(projection: _Projection, factor: Tensor) -> tuple[Tensor, Ten
 
 
 def _gradient_factors(projections: list[_Projection], upstream: Tensor, masks: tuple[int, ...]) -> list[Tensor]:
-    """Return powers of two (N,) that scale each projection's slopes to float16's range."""
+    """Return powers of two (N,) that scale a projection's slopes to float16's range."""
     if projections[0].rows.dtype != torch.float16:
         return [torch.ones_like(projection.scale) for projection in projections]
     largest = [_largest(projection) for projection in projections]
@@ -493,7 +493,7 @@ def _project_tile(
 
 @_jit
 def _product(p0, p1, p2, bits: tl.constexpr):
-    """Return the product of the projections whose bits are set; 1 for none."""
+    """Return the product of the projections in a bit mask; 1 for none."""
     product = tl.full(p0.shape, 1.0, tl.float32)
     if bits & 1:
         product = product * p0

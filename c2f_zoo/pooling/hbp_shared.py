@@ -72,7 +72,7 @@ class SharedHbpPooling(Pooling):
         return pooled.to(self.projection.weight.dtype)
 
     def _sums_of_modules(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Return the sums as in the published code: modules run once for each map and pair."""
+        """Return the sums as published: modules run once for each map and pair."""
         active = [
             [self.norm(self.projection(maps[index].to(self.projection.weight.dtype))).relu().float() for index in pair]
             for pair in _PAIRS

@@ -83,7 +83,7 @@ class KernelPooling(Pooling):
         self.register_buffer("signs", signs)
 
     def sums(self, maps: Sequence[Tensor]) -> Tensor:
-        """Return the features (N, out_features), summed over locations, before root and norm."""
+        """Return sums of features (N, out_features) before root and norm."""
         check_channels(maps, self.in_channels)
         x = _UnitVectors.apply(at_least_float32(maps[0]).flatten(2))
         orders = [x.sum(dim=2)]

@@ -16,7 +16,7 @@ L2 = Literal["branch", "vector"]
 
 
 class MultilinearPooling(Pooling):
-    """Base class of poolings by products of projections; subclasses choose the products.
+    """Base class of poolings by sums of products of projections.
 
     Each term's product is summed over locations; signed square root, l2 and concatenation follow. The projections are
     separate 1x1 convolutions with bias, without normalisation or activation, initialised as in HBP's Caffe release:

@@ -108,7 +108,7 @@ def create_model(
 
 
 def _create_saved(name: str, pretrained: bool, overrides: Overrides) -> C2FModel:
-    """Load a saved model, or build it untrained if `pretrained` is false; adapt it to other classes."""
+    """Load a saved model, or build it untrained, and adapt it to other classes."""
     weights = None if name.startswith((LOCAL_DIR, HF_HUB)) else find_weights(name)
     if weights:
         folder = fetch(weights)

@@ -1,4 +1,4 @@
-"""Head transfer: a new head for a trained model that keeps matching weights of the old one."""
+"""Head transfer: a new head that keeps matching weights of the old one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from c2f_zoo.model import C2FModel
 
 
 def replace_head(model: C2FModel, config: ModelConfig) -> list[str]:
-    """Replace a model's head for another tree or other levels, and keep matching weights.
+    """Replace a model's head for other classes or levels; keep matching weights.
 
     The classifier of a level is kept if the old tree has a level with the same classes in the same order. Other weights
     of a head are kept if their names and shapes are equal and the predicted levels have the same names.
@@ -71,7 +71,7 @@ def _classifiers(head: Head, tree: Hierarchy) -> dict[str, str]:
 
 
 def _matching_level(tree: Hierarchy, level: str, other: Hierarchy) -> str | None:
-    """Return the level of another tree with the same classes; of several, the one with the same name."""
+    """Return the level of another tree with the same classes, preferring the name."""
     matching = [name for name in other.levels if other.class_names(name) == tree.class_names(level)]
     return level if level in matching else matching[0] if matching else None
 

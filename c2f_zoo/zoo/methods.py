@@ -43,7 +43,7 @@ for _name, _method in {
 
 
 def num_taps_of(pooling: str) -> int:
-    """Return a pooling's number of taps: its method's, or as a fallback the smallest that it supports."""
+    """Return a pooling's number of taps: its method's, or else the smallest possible."""
     for name in METHODS.names():
         if METHODS[name].pooling == pooling:
             return METHODS[name].num_taps

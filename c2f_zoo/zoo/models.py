@@ -92,7 +92,7 @@ def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
 
 
 def find_model(name: str) -> ModelSpec:
-    """Return the parts of a model's name: a registered one, or any `method_backbone_hierarchy`.
+    """Return the parts of a registered model or a `method_backbone_hierarchy`.
 
     Raises:
         ValueError: the name is unknown; the message suggests close names.

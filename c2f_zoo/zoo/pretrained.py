@@ -1,4 +1,4 @@
-"""Trained weights by name, `arch.tag`: their source, their scores, and fetching them."""
+"""Trained weights by name, `arch.tag`: sources, scores and downloads."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def tags_of(arch: str) -> list[str]:
 
 
 def default_tag(arch: str) -> str:
-    """Return the default tag: the first registered one, or else the plug-ins' first by name."""
+    """Return the default tag: the first registered, or the plug-ins' first by name."""
     return _DEFAULTS.get(arch) or tags_of(arch)[0]
 
 
@@ -190,7 +190,7 @@ def fetch(weights: PretrainedWeights) -> Path:
 
 
 def _only_registered(weights: PretrainedWeights, folder: Path) -> Path:
-    """Return the folder; raise an error if a file without a registered checksum would be loaded."""
+    """Check that only files with a registered checksum are loaded."""
     used = {find_file(folder, CONFIG_FILE), *weight_files(folder)}
     other = sorted(str(path) for path in used if path.parent != folder or path.name not in weights.sha256)
     if other:
@@ -218,7 +218,7 @@ def _fetch_url(weights: PretrainedWeights) -> Path:
 
 
 def _download(url: str, path: Path, checksum: str, name: str) -> None:
-    """Download a weights file; `path` is written only if the file is complete and has the checksum."""
+    """Download a weights file to `path`, atomically and with its checksum."""
     try:
         torch.hub.download_url_to_file(url, str(path), hash_prefix=checksum, progress=sys.stderr.isatty())
     except HTTPError as error:

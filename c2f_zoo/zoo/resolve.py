@@ -26,7 +26,7 @@ OPTIONS_OF_PART = {
 
 @dataclass(frozen=True)
 class Overrides:
-    """Arguments of `create_model` that override a named model's; None keeps the model's own."""
+    """Arguments of `create_model` that override a named model's; None keeps them."""
 
     backbone: str | None = None
     hierarchy: str | Hierarchy | None = None
@@ -100,7 +100,7 @@ def adapt(
     levels: Sequence[str] | None = None,
     resolutions: Mapping[str, int | None] | None = None,
 ) -> ModelConfig:
-    """Return a saved model's configuration with another tree, other levels or other resolutions.
+    """Return a saved model's configuration with another tree, levels or resolutions.
 
     Without `levels`, a model of another tree predicts all its levels, or only the leaf level if it did so before.
 
@@ -139,7 +139,7 @@ def _defaults(name: str, overrides: Overrides) -> tuple[Method, Overrides]:
 
 
 def _merge(defaults: Overrides, overrides: Overrides) -> dict[str, Any]:
-    """Merge a named model's arguments with those of the caller, and load trees by name."""
+    """Merge a named model's arguments with the caller's, and load trees by name."""
     parts, given = defaults.given(), overrides.given()
     for arguments in (parts, given):
         if "hierarchy" in arguments:
@@ -155,7 +155,7 @@ def _merge(defaults: Overrides, overrides: Overrides) -> dict[str, Any]:
 def _preprocessing(
     backbone: str, input_size: int | None, overrides: Mapping[str, Any], backbone_options: Mapping[str, Any]
 ) -> tuple[Preprocessing, dict[str, Any]]:
-    """Return a backbone's preprocessing, and its options with `img_size` if its input size is fixed (ViT)."""
+    """Return a backbone's preprocessing, and its options with `img_size` for a ViT."""
     cfg, options = pretrained_cfg(backbone), dict(backbone_options)
     own_size = cfg.get("input_size", (3, PAPER_INPUT_SIZE, PAPER_INPUT_SIZE))
     if cfg.get("fixed_input_size", False):

@@ -53,7 +53,7 @@ else:
 
 
 def main(baseline: str | None = None, rounds: int = 7, output: str = "runs/creation.csv") -> None:
-    """Measure this checkout and a baseline; write a CSV row for each call and checkout.
+    """Measure this checkout and a baseline, and write a CSV file.
 
     Args:
         baseline: the folder of another checkout to compare with.
