@@ -169,7 +169,7 @@ class ModelConfig:
         `timm.data.resolve_data_config`).
 
         Raises:
-            ValueError: the configuration is not one that `from_json` can read.
+            ValueError: the configuration is invalid or too large.
         """
         self.check()
         names = self.hierarchy.class_names(self.levels[-1])

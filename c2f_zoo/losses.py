@@ -35,7 +35,7 @@ def list_losses(pattern: str = "*") -> list[str]:
 def cross_entropy(log_probs: Tensor, labels: Tensor, tree: Hierarchy, label_smoothing: float = 0.0) -> Tensor:
     """Return the mean of `-log p(label)`, with optional label smoothing.
 
-    Label smoothing is that of Szegedy et al. (CVPR 2016).
+    Label smoothing follows Szegedy et al. (CVPR 2016).
 
     Args:
         log_probs: log-probabilities (N, C) of the tree's leaf level.

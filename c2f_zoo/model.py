@@ -144,7 +144,7 @@ class C2FModel(nn.Module):
                 with an index `model.safetensors.index.json`.
 
         Raises:
-            ValueError: the configuration is not one that can be loaded again; nothing is saved.
+            ValueError: the configuration is invalid; nothing is saved.
         """
         text = self.config.to_json()
         with atomic_save(Path(directory)) as folder:

@@ -61,7 +61,7 @@ def main(
     methods = choose_methods(methods)
     train_set, train_indices, val_indices = train_and_val(dataset, val_fraction, seed, **dataset_options)
     if not val_indices:
-        raise ValueError("val_fraction is 0: there are no validation images to choose the penalty on; hold some out")
+        raise ValueError("val_fraction is 0: there are no validation images to choose the penalty; set it above 0")
     test_set = create_dataset(dataset, "test", **dataset_options)
     tree = train_set.hierarchy
     model = create_model("mlph", hierarchy=tree, pooling="avg", **model_options).eval()

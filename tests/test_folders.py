@@ -154,7 +154,7 @@ class TestNestedFolders:
         draw(tmp_path, "train/Birds/Gull/1.jpg")
         assert errors_of("folder", root=tmp_path) == [
             "splits without an image:",
-            "'test': add images, or name no splits to have them assigned (of a folder, use what is in 'train')",
+            "'test': add images, or name no splits to have them assigned (for a folder, pass its subfolder 'train')",
         ]
 
     def test_no_images(self, tmp_path: Path) -> None:

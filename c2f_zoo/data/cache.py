@@ -43,7 +43,7 @@ class CachedImages:
             sizes.
         filter: the filter for resizing, as in `Degrade`, with antialiasing.
 
-    Labels, tree and paths are those of the dataset. An unreadable image is not in the file; it is read from the
+    Labels, tree and paths are the dataset's. An unreadable image is not in the file; it is read from the
     dataset, which raises the error.
 
     Raises:

@@ -96,8 +96,8 @@ def check_images(listing: Listing, workers: int | None = None, test_fraction: fl
         seed: seed of this split.
 
     Returns:
-        The report. Errors are those of the listing, unreadable images, a missing test set, a level without a label in a
-        split, and a tree with a single class.
+        The report. Errors include the listing's errors, unreadable images, a missing test set, a level without a label
+        in a split, and a tree with a single class.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"reading images needs 1 worker or more, not {workers}")

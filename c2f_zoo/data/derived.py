@@ -46,7 +46,7 @@ class HideLabels:
         return self.read(index), self.targets[index]
 
     def read(self, index: int, shorter_side: int | None = None) -> Image.Image:
-        """Load an image; `shorter_side` is that of `load_image`."""
+        """Load an image; `shorter_side` as in `load_image`."""
         return load_image(self.dataset, index, shorter_side)
 
 
@@ -80,5 +80,5 @@ class Joined:
         return self.read(index), self.targets[index]
 
     def read(self, index: int, shorter_side: int | None = None) -> Image.Image:
-        """Load an image; `shorter_side` is that of `load_image`."""
+        """Load an image; `shorter_side` as in `load_image`."""
         return load_image(*self._places[index], shorter_side)

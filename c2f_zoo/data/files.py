@@ -163,7 +163,7 @@ class Listing:
             splits = nonempty_splits(self.entries)
         for split in ("train", "test"):
             if splits and split not in splits:
-                hint = "add images, or name no splits to have them assigned (of a folder, use what is in 'train')"
+                hint = "add images, or name no splits to have them assigned (for a folder, pass its subfolder 'train')"
                 self.errors["splits without an image"].append(f"{split!r}: {hint}")
 
 

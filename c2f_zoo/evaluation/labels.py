@@ -14,7 +14,7 @@ from c2f_zoo.registry import unknown_name
 def labels_in(tree: Hierarchy, dataset: LabelledImages) -> Tensor:
     """Translate a dataset's labels to another tree, by names.
 
-    Labels of levels that are missing in the dataset's tree are those of the parents at the next finer level.
+    A level that is missing in the dataset's tree gets the parents of the next finer labels.
 
     Args:
         tree: a tree with all levels and classes of the dataset's tree.

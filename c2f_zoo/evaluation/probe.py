@@ -264,6 +264,6 @@ def score_probe(classify: Classifier, images: LabelledFeatures, tree: Hierarchy)
 
 
 def level_accuracies(classify: Classifier, images: LabelledFeatures, tree: Hierarchy) -> dict[str, float]:
-    """Compute each level's accuracy by itself, in [0, 1]."""
+    """Compute the accuracy of each level's most probable class, in [0, 1]."""
     log_probs = classify(images.features)
     return {level: _accuracy(log_probs[level], images.labels[:, depth]) for depth, level in enumerate(tree.levels)}

@@ -12,7 +12,7 @@ def signed_sqrt(x: Tensor, grad_eps: float = 1e-4) -> Tensor:
     """Return y = sign(x) sqrt(|x|), with a bounded gradient at 0.
 
     The backward pass uses dy/dx = 0.5 / (|y| + grad_eps), at most 0.5 / grad_eps. `grad_eps = 0.03` is
-    the value of HBP's Caffe release (Yu et al., ECCV 2018); the root is that of Lin et al., ICCV 2015.
+    the value of HBP's Caffe release (Yu et al., ECCV 2018); the root follows Lin et al., ICCV 2015.
 
     Args:
         x: floating-point tensor of any shape.

@@ -189,7 +189,7 @@ def _unsupported_device(device: torch.device) -> str | None:
 class _MultilinearSums(torch.autograd.Function):
     """The sums (terms, N, d), differentiable once.
 
-    Bit i of a mask stands for projection i.
+    Bit i of a mask selects projection i.
     """
 
     @staticmethod

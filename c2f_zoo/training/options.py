@@ -19,7 +19,7 @@ class Stage:
         epochs: passes over the training images, each at every level's resolution.
         lr: learning rate of pooling and head.
         backbone_lr: learning rate of the backbone; 0 freezes it, with its batch norm.
-        halve_every: number of epochs after which the learning rates are halved, again and again.
+        halve_every: number of epochs between halvings of the learning rates.
         freeze_batch_norm: keep the backbone's batch norm frozen while its other weights are trained. The statistics of
             batches differ with their resolutions; those of a pretrained backbone give better results.
     """

@@ -44,7 +44,7 @@ def create_model(
 
     Args:
         name: a named model (`list_models()`), any `method_backbone_hierarchy` such as
-            `"hbp_convnext_tiny_cars"`, a method by itself (`"mlph"`, with `backbone` and `hierarchy`), `arch.tag` for
+            `"hbp_convnext_tiny_cars"`, a method (`"mlph"`, with `backbone` and `hierarchy`), `arch.tag` for
             the model of these trained weights (`list_models(pretrained=True)`), or a saved model:
             `"local-dir:PATH"`, or on the Hugging Face Hub `"hf-hub:OWNER/MODEL"` or
             `"hf-hub:OWNER/MODEL@REVISION"`. A saved model is always loaded with its weights.

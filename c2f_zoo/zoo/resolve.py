@@ -51,7 +51,7 @@ def resolve(name: str, overrides: Overrides | None = None) -> ModelConfig:
     """Return the configuration of a named model.
 
     Args:
-        name: a named model, a `method_backbone_hierarchy`, or a method by itself.
+        name: a named model, a `method_backbone_hierarchy`, or a method.
         overrides: parts and options to replace. Options are merged with the model's own, key by key; the model's own
             options of a part are dropped when the part is replaced, see `OPTIONS_OF_PART`.
 
