@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor
 
 from c2f_zoo.ops import at_least_float32
-from c2f_zoo.pooling.base import Pooling
-from c2f_zoo.pooling.checks import check_channels
+from c2f_zoo.pooling.base import ChannelwisePooling
 from c2f_zoo.pooling.registry import register_pooling
 
 
 @register_pooling("avg")
-class AveragePooling(Pooling):
+class AveragePooling(ChannelwisePooling):
     """Global average pooling: the mean over locations of each channel.
 
     Args:
@@ -23,12 +19,7 @@ class AveragePooling(Pooling):
 
     description = "Global average pooling: the mean of each channel over locations"
     source = "Lin et al., ICLR 2014"
-    one_size = False
 
-    def __init__(self, in_channels: Sequence[int]) -> None:
-        super().__init__(in_channels, out_features=sum(in_channels))
-
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Pool maps of shape (N, C_i, H_i, W_i) to (N, out_features)."""
-        check_channels(maps, self.in_channels)
-        return torch.cat([at_least_float32(x).mean(dim=(2, 3)) for x in maps], dim=1).to(maps[0].dtype)
+    def pool_map(self, x: Tensor) -> Tensor:
+        """Pool one map (N, C_i, H_i, W_i) to (N, C_i), float32 or wider."""
+        return at_least_float32(x).mean(dim=(2, 3))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, get_args
 
+import torch
 from torch import Tensor, nn
+
+from c2f_zoo.pooling.checks import Align, check_channels, check_choice
 
 
 class Pooling(nn.Module):
@@ -17,11 +20,17 @@ class Pooling(nn.Module):
     Args:
         in_channels: number of channels C_i of each map, one map per tap.
         out_features: length of the vector.
+        align: what a pooling that multiplies maps does with maps of different sizes, see
+            `c2f_zoo.pooling.checks.align_maps`.
 
     Attributes:
         description: the formula in one line, for tables.
         source: the publication; empty if there is none.
-        one_size: whether all maps must have the same height and width. `create_model` checks it.
+        one_size: whether all maps must have the same height and width: the class's value, but false with
+            `align="pool"`. `create_model` checks it.
+
+    Raises:
+        ValueError: `align` is unknown.
 
     Examples:
         >>> class Sum(Pooling):
@@ -41,11 +50,39 @@ class Pooling(nn.Module):
     source: ClassVar[str] = ""
     one_size: bool = True
 
-    def __init__(self, in_channels: Sequence[int], out_features: int) -> None:
+    def __init__(self, in_channels: Sequence[int], out_features: int, align: Align = "error") -> None:
+        check_choice("align", align, get_args(Align))
         super().__init__()
         self.in_channels: tuple[int, ...] = tuple(in_channels)
         self.out_features = out_features
+        self.align: Align = align
+        if align == "pool":
+            self.one_size = False
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Pool maps of shape (N, C_i, H_i, W_i) to (N, out_features)."""
         raise NotImplementedError(f"{type(self).__name__} defines no forward(maps)")
+
+
+class ChannelwisePooling(Pooling):
+    """A pooling that turns each channel of each map into one number.
+
+    A subclass computes the numbers of one map in `pool_map`. The maps may differ in size.
+
+    Args:
+        in_channels: number of channels C_i of each map.
+    """
+
+    one_size = False
+
+    def __init__(self, in_channels: Sequence[int]) -> None:
+        super().__init__(in_channels, out_features=sum(in_channels))
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Pool maps of shape (N, C_i, H_i, W_i) to (N, out_features)."""
+        check_channels(maps, self.in_channels)
+        return torch.cat([self.pool_map(x) for x in maps], dim=1).to(maps[0].dtype)
+
+    def pool_map(self, x: Tensor) -> Tensor:
+        """Pool one map (N, C_i, H_i, W_i) to (N, C_i), float32 or wider."""
+        raise NotImplementedError(f"{type(self).__name__} defines no pool_map(x)")

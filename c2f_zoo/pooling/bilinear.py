@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
 
 from torch import Tensor
 
 from c2f_zoo.ops import gram, signed_sqrt_l2
 from c2f_zoo.pooling.base import Pooling
-from c2f_zoo.pooling.checks import Align, align_maps, check_choice, check_num_maps
+from c2f_zoo.pooling.checks import Align, align_maps, check_num_maps
 from c2f_zoo.pooling.registry import register_pooling
 
 
@@ -33,11 +32,8 @@ class BilinearPooling(Pooling):
 
     def __init__(self, in_channels: Sequence[int], grad_eps: float = 1e-4, align: Align = "error") -> None:
         check_num_maps("bilinear", in_channels, allowed=[1, 2])
-        check_choice("align", align, get_args(Align))
-        super().__init__(in_channels, out_features=in_channels[0] * in_channels[-1])
+        super().__init__(in_channels, out_features=in_channels[0] * in_channels[-1], align=align)
         self.grad_eps = grad_eps
-        self.align: Align = align
-        self.one_size = align == "error"
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Pool maps of shape (N, C_i, H, W) to (N, out_features), x_i y_j row by row."""

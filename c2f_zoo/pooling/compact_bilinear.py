@@ -62,12 +62,9 @@ class CompactBilinearPooling(Pooling):
     ) -> None:
         check_num_maps("compact_bilinear", in_channels, allowed=[1, 2])
         check_choice("sketch", sketch, get_args(Sketch))
-        check_choice("align", align, get_args(Align))
-        super().__init__(in_channels, out_features=dim)
+        super().__init__(in_channels, dim, align)
         self.sketch = sketch
         self.grad_eps = grad_eps
-        self.align: Align = align
-        self.one_size = align == "error"
         generator = torch.Generator().manual_seed(seed)
         for name, channels in zip("xy", (in_channels[0], in_channels[-1]), strict=True):
             if sketch == "tensor_sketch":

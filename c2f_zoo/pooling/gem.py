@@ -8,13 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from c2f_zoo.ops import at_least_float32
-from c2f_zoo.pooling.base import Pooling
-from c2f_zoo.pooling.checks import check_channels
+from c2f_zoo.pooling.base import ChannelwisePooling
 from c2f_zoo.pooling.registry import register_pooling
 
 
 @register_pooling("gem")
-class GeneralizedMeanPooling(Pooling):
+class GeneralizedMeanPooling(ChannelwisePooling):
     """Generalised-mean pooling: `(mean_l x_l^p)^(1/p)` of each channel.
 
     p is a trained scalar: 1 gives the average, infinity the maximum. Values below `eps`, including negative values, are
@@ -31,22 +30,17 @@ class GeneralizedMeanPooling(Pooling):
 
     description = "The generalised mean `(mean_l x_l^p)^(1/p)` of each channel"
     source = "Radenovic et al., TPAMI 2019"
-    one_size = False
 
     def __init__(self, in_channels: Sequence[int], p: float = 3.0, eps: float = 1e-6) -> None:
         if p <= 0 or eps <= 0:
             raise ValueError(f"gem requires p > 0 and eps > 0, not p={p} and eps={eps}")
-        super().__init__(in_channels, out_features=sum(in_channels))
+        super().__init__(in_channels)
         self.eps = eps
         self.p = nn.Parameter(torch.tensor(float(p)))
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Pool maps of shape (N, C_i, H_i, W_i) to (N, out_features)."""
-        check_channels(maps, self.in_channels)
-        return torch.cat([self._mean(at_least_float32(x)) for x in maps], dim=1).to(maps[0].dtype)
-
-    def _mean(self, x: Tensor) -> Tensor:
-        x = x.clamp(min=self.eps)
+    def pool_map(self, x: Tensor) -> Tensor:
+        """Pool one map (N, C_i, H_i, W_i) to (N, C_i), float32 or wider."""
+        x = at_least_float32(x).clamp(min=self.eps)
         # Powers of values up to 1 do not overflow. The largest value is a constant for autograd: the mean is
         # homogeneous, so that the result does not depend on the scale.
         largest = x.detach().amax(dim=(2, 3), keepdim=True)

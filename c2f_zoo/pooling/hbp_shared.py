@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast, get_args
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from c2f_zoo.ops import (
     without_autocast,
 )
 from c2f_zoo.pooling.base import Pooling
-from c2f_zoo.pooling.checks import Align, align_maps, check_choice, check_num_maps
+from c2f_zoo.pooling.checks import Align, align_maps, check_num_maps
 from c2f_zoo.pooling.multilinear import projection
 from c2f_zoo.pooling.registry import register_pooling
 
@@ -46,15 +46,12 @@ class SharedHbpPooling(Pooling):
 
     def __init__(self, in_channels: Sequence[int], dim: int = 8192, align: Align = "error") -> None:
         check_num_maps("hbp_shared", in_channels, allowed=[3])
-        check_choice("align", align, get_args(Align))
         if len(set(in_channels)) > 1:
             raise ValueError(
                 f"hbp_shared projects all maps with one weight, but they have {list(in_channels)} channels; "
                 "choose taps with equal numbers of channels, or the pooling hbp"
             )
-        super().__init__(in_channels, out_features=dim * len(_PAIRS))
-        self.align: Align = align
-        self.one_size = align == "error"
+        super().__init__(in_channels, out_features=dim * len(_PAIRS), align=align)
         self.projection = projection(in_channels[0], dim, bias=False)
         self.norm = nn.BatchNorm2d(dim)
 

@@ -52,17 +52,14 @@ class MultilinearPooling(Pooling):
         impl: str | None = None,
     ) -> None:
         check_choice("l2", l2, get_args(L2))
-        check_choice("align", align, get_args(Align))
         if impl is not None:
             check_choice("impl", impl, list(IMPLEMENTATIONS))
-        super().__init__(in_channels, out_features=dim * len(terms))
+        super().__init__(in_channels, out_features=dim * len(terms), align=align)
         self.terms = tuple(terms)
         self.sources = tuple(sources if sources is not None else range(len(in_channels)))
         self.grad_eps = grad_eps
         self.l2 = l2
         self.impl = impl
-        self.align: Align = align
-        self.one_size = align == "error"
         self.projections = nn.ModuleList(projection(in_channels[source], dim) for source in self.sources)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
