@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from enum import Enum
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,17 +48,8 @@ def list_(
     if kind is Kind.poolings:
         Console(width=max(Console().width, 130)).print(_pooling_table(pattern))  # the default of a pipe is 80
         return
-    lists: dict[Kind, Callable[[str], list[str]]] = {
-        Kind.models: partial(c2f_zoo.list_models, pretrained=pretrained),
-        Kind.backbones: c2f_zoo.list_backbones,
-        Kind.heads: c2f_zoo.list_heads,
-        Kind.hierarchies: c2f_zoo.list_hierarchies,
-        Kind.datasets: c2f_zoo.list_datasets,
-        Kind.losses: c2f_zoo.list_losses,
-        Kind.decodings: c2f_zoo.list_decodings,
-        Kind.metrics: c2f_zoo.list_metrics,
-    }
-    for name in lists[kind](pattern):
+    options = {"pretrained": True} if pretrained else {}
+    for name in getattr(c2f_zoo, f"list_{kind.value}")(pattern, **options):
         print(name)
 
 

@@ -95,7 +95,7 @@ def _backward(
     of_maps, of_weights, of_biases = (gradients[i * count : (i + 1) * count] for i in range(3))
     tiles = _Tiles(maps, weights, biases)
     for n, rows in tiles:
-        projected = tiles.load(kept[:, n, rows]) if kept.numel() else tiles.project(rows, rectify)
+        projected = list(kept[:, n, rows].to(tiles.dtype)) if kept.numel() else tiles.project(rows, rectify)
         for index in range(count):
             if of_maps[index] is None and of_weights[index] is None and of_biases[index] is None:
                 continue
@@ -117,21 +117,15 @@ class _Tiles:
     def __init__(self, maps: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
         self._all = (maps, weights, biases)
         self.dtype = torch.promote_types(maps[0].dtype, torch.float32)
-        self._buffers = [
-            torch.empty(_TILE_ROWS, maps[0].shape[2], dtype=self.dtype, device=maps[0].device) for _ in range(2)
-        ]
-        self.maps: list[Tensor] = []
-        self.weights: list[Tensor] = []
-        self._transposed: list[Tensor] = []
-        self._height = 0
 
     def __iter__(self) -> Iterator[tuple[int, slice]]:
         maps, weights, _ = self._all
+        buffers = maps[0].new_empty(2, _TILE_ROWS, maps[0].shape[2], dtype=self.dtype)
         for start in range(0, len(weights[0]), _TILE_ROWS):
             rows = slice(start, min(start + _TILE_ROWS, len(weights[0])))
-            self._height = rows.stop - start
+            self.scratch, self.upstream = buffers[:, : rows.stop - start]
             self.weights = [weight[rows].to(self.dtype) for weight in weights]
-            self._transposed = []
+            self._transposed: list[Tensor] = []
             for n in range(len(maps[0])):
                 self.maps = [x[n].to(self.dtype) for x in maps]
                 yield n, rows
@@ -141,14 +135,6 @@ class _Tiles:
         self._transposed = self._transposed or [weight.T.contiguous() for weight in self.weights]
         return self._transposed
 
-    @property
-    def scratch(self) -> Tensor:
-        return self._buffers[0][: self._height]
-
-    @property
-    def upstream(self) -> Tensor:
-        return self._buffers[1][: self._height]
-
     def project(self, rows: slice, rectify: bool) -> list[Tensor]:
         """Return this tile's projections, (rows, L) each."""
         biases = [bias[rows, None].to(self.dtype) for bias in self._all[2]]
@@ -156,10 +142,6 @@ class _Tiles:
             matmul(weight, x).add_(bias) for x, weight, bias in zip(self.maps, self.weights, biases, strict=True)
         ]
         return [tile.relu_() for tile in projected] if rectify else projected
-
-    def load(self, kept: Tensor) -> list[Tensor]:
-        """Return this tile's projections as kept by the forward pass."""
-        return [tile.to(self.dtype) for tile in kept]
 
 
 def _product(projected: Sequence[Tensor], indices: Sequence[int], out: Tensor) -> Tensor:
