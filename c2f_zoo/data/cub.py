@@ -9,6 +9,7 @@ from c2f_zoo.data.archives import download_file, extract
 from c2f_zoo.data.files import Entry, ImageFiles, Listing, labels_by_suffix, open_hierarchy
 from c2f_zoo.data.registry import register_dataset
 from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.hierarchy.datasets import read_lines
 
 FILES = ("images.txt", "image_class_labels.txt", "classes.txt", "train_test_split.txt")
 FOLDER = "CUB_200_2011"
@@ -108,13 +109,11 @@ def _subtree(tree: Hierarchy, classes: Mapping[str, str], listing: Listing) -> H
 def _read_table(path: Path, errors: list[str]) -> dict[str, str]:
     """Return the lines `key value` of a file; add an error for each invalid line."""
     table: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="backslashreplace").splitlines(), start=1):
-        if not line.strip():
-            continue
-        key, _, value = line.strip().partition(" ")
+    for place, line in read_lines(path):
+        key, _, value = line.partition(" ")
         if key in table:
-            errors.append(f"{path.name}, line {number}: {key} is on an earlier line already")
+            errors.append(f"{place}: {key} is on an earlier line already")
         elif not value:
-            errors.append(f"{path.name}, line {number}: expected a number and a value, not {line!r}")
+            errors.append(f"{place}: expected a number and a value, not {line!r}")
         table.setdefault(key, value.strip())
     return table

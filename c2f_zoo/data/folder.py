@@ -21,6 +21,7 @@ from c2f_zoo.data.files import (
 )
 from c2f_zoo.data.registry import register_dataset
 from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.hierarchy.reading import walk_folders
 
 Names = tuple[str, ...]  # of nested folders, the outermost first
 
@@ -127,7 +128,7 @@ def _split_folders(root: Path, listing: Listing) -> dict[str, Path]:
 
 def _find_images(top: Path, listing: Listing) -> Iterator[tuple[Names, Path]]:
     """Yield the images below a folder, sorted, each with the names of its folders."""
-    for names, files, is_leaf in _walk(top, (), frozenset({top.resolve()})):
+    for names, files, is_leaf in walk_folders(top):
         images = [file for file in files if _is_image(file)]
         listing.warnings["files without an image extension, left out"] += [
             str(file) for file in files if not _is_image(file)
@@ -143,22 +144,6 @@ def _find_images(top: Path, listing: Listing) -> Iterator[tuple[Names, Path]]:
 
 def _is_image(file: Path) -> bool:
     return file.name.lower().endswith(IMG_EXTENSIONS)
-
-
-def _walk(top: Path, names: Names, parents: frozenset[Path]) -> Iterator[tuple[Names, list[Path], bool]]:
-    """Yield the names and files of each folder, and whether it has no subfolders.
-
-    Links are followed, except to a folder of `parents`, to avoid infinite recursion.
-    """
-    folder = top.joinpath(*names)
-    with os.scandir(folder) as entries:
-        visible = {entry.name: entry.is_dir() for entry in entries if not entry.name.startswith(".")}
-    subfolders = sorted(name for name, is_folder in visible.items() if is_folder)
-    yield names, [folder / name for name in sorted(set(visible) - set(subfolders))], not subfolders
-    for name in subfolders:
-        real = (folder / name).resolve()
-        if real not in parents:
-            yield from _walk(top, (*names, name), parents | {real})
 
 
 def _read_tree(listing: Listing, folders: Sequence[Names], levels: Sequence[str] | None) -> dict[Names, Label]:

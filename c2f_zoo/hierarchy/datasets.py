@@ -71,7 +71,7 @@ def read_aircraft(folder: str | Path) -> Fields:
     return build_fields(tuple(_AIRCRAFT), rows, classes)
 
 
-def _read_lines(path: Path) -> list[tuple[str, str]]:
+def read_lines(path: Path) -> list[tuple[str, str]]:
     """Read the place and the text of each line that is not blank."""
     lines = path.read_text(encoding="utf-8", errors="backslashreplace").splitlines()
     return [(f"{path.name}, line {number}", line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
@@ -79,7 +79,7 @@ def _read_lines(path: Path) -> list[tuple[str, str]]:
 
 def _read_classes(path: Path, faults: list[str]) -> list[str]:
     where: dict[str, str] = {}
-    for place, name in _read_lines(path):
+    for place, name in read_lines(path):
         if where.setdefault(name, place) != place:
             faults.append(f"{place}: {name!r} is already in {where[name]}")
     return list(where)
@@ -88,7 +88,7 @@ def _read_classes(path: Path, faults: list[str]) -> list[str]:
 def _read_images(path: Path, names: Sequence[str], list_file: str, faults: list[str]) -> dict[str, str]:
     """Read the class of each image."""
     class_of: dict[str, str] = {}
-    for place, line in _read_lines(path):
+    for place, line in read_lines(path):
         image, _, name = line.partition(" ")
         if name not in names:
             faults.append(f"{place}: {line!r} must be an image number and a class of {list_file}")

@@ -58,10 +58,10 @@ def read_parents(path: str | Path, levels: Sequence[str]) -> Fields:
 
 def read_folders(folder: str | Path, levels: Sequence[str] | None) -> Fields:
     """Read the fields of `Hierarchy.from_folders`."""
-    found = dict(_find_leaf_folders(Path(folder), ()))
+    found = {names: files for names, files, is_leaf in walk_folders(Path(folder)) if is_leaf}
     if () in found:
         raise_faults(folder, ["it contains no folders; each class needs one"])
-    faults = [f"folder {'/'.join(names)} is empty" for names, has_files in found.items() if not has_files]
+    faults = [f"folder {'/'.join(names)} is empty" for names, files in found.items() if not files]
     return _read_from_folders(folder, list(found), levels, faults)
 
 
@@ -161,9 +161,10 @@ def read_csv_rows(path: str | Path) -> tuple[list[Row], list[str]]:
     data = Path(path).read_bytes()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data:
         return [], [f"it is encoded as UTF-16; {SAVE_AS_UTF8}"]
-    numbered = enumerate(data.splitlines(), start=1)
     faults = [
-        f"line {number}: {line!r} is not UTF-8; {SAVE_AS_UTF8}" for number, line in numbered if not _is_utf8(line)
+        f"line {number}: {line!r} is not UTF-8; {SAVE_AS_UTF8}"
+        for number, line in enumerate(data.splitlines(), start=1)
+        if line.decode(errors="ignore").encode() != line
     ]
     # Bytes that are not UTF-8 are kept as escapes, so that the other faults of the file are found too.
     reader = csv.reader(io.StringIO(data.decode("utf-8-sig", "backslashreplace"), newline=""))
@@ -180,14 +181,6 @@ def read_csv_rows(path: str | Path) -> tuple[list[Row], list[str]]:
         if rows and any(delimiter in cell for cell in rows[0][1]):
             return [], [*faults, f"{rows[0][0]}: cells are separated by {name}; use commas"]
     return rows, faults
-
-
-def _is_utf8(line: bytes) -> bool:
-    try:
-        line.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _read_parents(rows: Sequence[Row], child: int) -> tuple[dict[str, str], dict[str, str], list[str]]:
@@ -240,15 +233,23 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") and name != ".."
 
 
-def _find_leaf_folders(folder: Path, names: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], bool]]:
-    """Yield the sorted paths of leaf folders, and whether they have files."""
+def walk_folders(
+    top: Path, names: tuple[str, ...] = (), parents: frozenset[Path] = frozenset()
+) -> Iterator[tuple[tuple[str, ...], list[Path], bool]]:
+    """Yield the names and files of each folder below `top`, and whether it has no subfolders.
+
+    Everything is sorted, and hidden files are left out. Links are followed, except to a folder of `parents` (those
+    above), to avoid infinite recursion.
+    """
+    folder = top.joinpath(*names)
+    parents = parents | {folder.resolve()}
     with os.scandir(folder) as entries:
         visible = {entry.name: entry.is_dir() for entry in entries if not _is_hidden(entry.name)}
-    folders = sorted(name for name, is_folder in visible.items() if is_folder)
-    if not folders:
-        yield names, bool(visible)
-    for name in folders:
-        yield from _find_leaf_folders(folder / name, (*names, name))
+    subfolders = sorted(name for name, is_folder in visible.items() if is_folder)
+    yield names, [folder / name for name in sorted(set(visible) - set(subfolders))], not subfolders
+    for name in subfolders:
+        if (folder / name).resolve() not in parents:
+            yield from walk_folders(top, (*names, name), parents)
 
 
 def _read_from_folders(
