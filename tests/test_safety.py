@@ -201,6 +201,10 @@ LARGE: dict[str, tuple[dict[str, Any], str]] = {
         },
         r"\d+ numbers",
     ),
+    "a table that is drawn on the CPU": (
+        {"pooling": "compact_bilinear", "pooling_options": {"sketch": "random_maclaurin", "dim": 2**25}, "taps": 1},
+        r"\d+ numbers",
+    ),
     "many small layers": ({"backbone_options": {"depths": [1, 1, 4096, 1], "dims": [1] * 4}}, r"\d+ tensors"),
 }
 

@@ -15,7 +15,10 @@ FACTOR, SLACK_NUMBERS = 32, 2**28
 # The same for the number of tensors; the deepest networks of timm have 2000.
 TENSOR_FACTOR, SLACK_TENSORS = 10, 4000
 _NEW_TENSOR = frozenset(
-    (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.tensor, torch.arange)
+    (
+        *(torch.empty, torch.zeros, torch.ones, torch.full, torch.tensor, torch.arange, torch.linspace, torch.eye),
+        *(torch.rand, torch.randn, torch.randint, torch.randperm),
+    )
 )
 
 M = TypeVar("M", bound=nn.Module)
@@ -104,13 +107,16 @@ class _SizeLimit(TorchFunctionMode):
         self.builder, self.numbers, self.tensors = builder, 0, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func in _NEW_TENSOR:  # before it takes memory
+            options = {key: value for key, value in kwargs.items() if key not in ("device", "generator", "out")}
+            size = _size(func(*args, device="meta", **options))
+            self.numbers, self.tensors = self.numbers + size, self.tensors + 1
+            self.builder.check_numbers(self.numbers)
+            self.builder.check_tensors(self.tensors)
+        result = func(*args, **kwargs)
         if isinstance(result, Tensor):
             self.builder.check_numbers(_size(result))
-            if func in _NEW_TENSOR:
-                self.numbers, self.tensors = self.numbers + _size(result), self.tensors + 1
-                self.builder.check_numbers(self.numbers)
-                self.builder.check_tensors(self.tensors)
         return result
 
 
