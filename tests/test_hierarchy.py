@@ -71,8 +71,10 @@ def test_truncated_trees_and_index_tensors_are_cached(tree: Hierarchy) -> None:
 def test_index_tensor_from_inference_mode_works_with_autograd(tree: Hierarchy) -> None:
     with torch.inference_mode():
         tree.parent_index("species")
-    scores = torch.zeros(3, requires_grad=True)
+    scores = torch.ones(3, requires_grad=True)
     (scores[tree.parent_index("species")] ** 2).sum().backward()
+    assert scores.grad is not None
+    assert scores.grad.tolist() == [2.0 * tree.parents[-1].count(parent) for parent in range(3)]
 
 
 def test_fake_tensor_is_not_cached(tree: Hierarchy) -> None:
