@@ -13,7 +13,7 @@ from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from c2f_zoo.hierarchy import Hierarchy
-from c2f_zoo.registry import unknown_name
+from c2f_zoo.registry import check_names
 
 # Filters that shrink an image to a resolution, and the two definitions of a resolution.
 SHRINK_FILTERS = ("bilinear", "bicubic", "box", "hamming", "lanczos")
@@ -81,8 +81,7 @@ class Preprocessing:
             ("resolution_of", self.resolution_of, MEASURES),
             ("interpolation", self.interpolation, INTERPOLATIONS),
         ):
-            if value not in known:
-                raise unknown_name(name, value, known)
+            check_names(name, [value], known)
         if min(self.input_size) < 1 or not 0 < self.crop_pct <= 1:
             raise ValueError(f"invalid input_size {self.input_size} or crop_pct {self.crop_pct}")
         if not len(self.mean) == len(self.std) == self.input_size[0] or min(self.std) <= 0:
@@ -129,9 +128,7 @@ class ModelConfig:
     head_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for level in (*self.levels, *self.resolutions):
-            if level not in self.hierarchy.levels:
-                raise unknown_name("level", level, self.hierarchy.levels)
+        check_names("level", (*self.levels, *self.resolutions), self.hierarchy.levels)
         if not self.levels:
             raise ValueError(f"levels is empty; name one or more of {self.hierarchy.levels}")
 
@@ -274,9 +271,7 @@ def _read_dataclass(cls: Any, value: Any, where: str) -> Any:
     if not isinstance(value, Mapping):
         raise ValueError(f"{where} is of type {type(value).__name__}, expected a mapping")
     specs, hints = {spec.name: spec for spec in fields(cls)}, _hints(cls)
-    for key in value:
-        if key not in specs:
-            raise unknown_name(f"key in {cls.__name__}", str(key)[:MAX_NAME_LENGTH], specs)
+    check_names(f"key in {cls.__name__}", (str(key)[:MAX_NAME_LENGTH] for key in value), specs)
     missing = [name for name, spec in specs.items() if _is_required(spec) and name not in value]
     if missing:
         raise ValueError(f"missing keys in {cls.__name__}: {', '.join(missing)}")

@@ -31,7 +31,7 @@ from c2f_zoo.io.weights import (
 )
 from c2f_zoo.pooling import POOLINGS, Pooling, create_pooling
 from c2f_zoo.pooling.checks import check_one_size
-from c2f_zoo.registry import unknown_name
+from c2f_zoo.registry import check_names
 
 README_FILE = "README.md"
 _BODY = "backbone.body."  # prefix of the names of the backbone's weights
@@ -90,9 +90,7 @@ class C2FModel(nn.Module):
         Raises:
             ValueError: the model does not predict one of the levels.
         """
-        for level in levels or ():
-            if level not in self.levels:
-                raise unknown_name("level", level, self.levels)
+        check_names("level", levels or (), self.levels)
         return self.head(v, self.levels if levels is None else tuple(levels))
 
     def forward(self, x: Tensor, levels: Sequence[str] | None = None) -> dict[str, Tensor]:
@@ -349,8 +347,7 @@ class LevelClassifier(nn.Module):
 
     def __init__(self, model: C2FModel, level: str, drop_rate: float = 0.0) -> None:
         super().__init__()
-        if level not in model.levels:
-            raise unknown_name("level", level, model.levels)
+        check_names("level", [level], model.levels)
         self.backbone = model.backbone
         self.pooling = model.pooling
         self.head_drop = nn.Dropout(drop_rate)

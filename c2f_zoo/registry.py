@@ -6,7 +6,7 @@ import difflib
 import fnmatch
 import inspect
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from importlib.metadata import EntryPoint, distributions, entry_points
 from typing import Any, Generic, TypeVar
@@ -31,13 +31,18 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:
     return ValueError(f"unknown {kind} {name!r}; {hint}")
 
 
+def check_names(kind: str, names: Iterable[str], known: Collection[str]) -> None:
+    """Raise a ValueError with suggestions if one of the names is unknown."""
+    for name in names:
+        if name not in known:
+            raise unknown_name(kind, name, known)
+
+
 def check_options(kind: str, function: Callable[..., Any], options: Iterable[str]) -> None:
     """Raise a ValueError with suggestions if a function does not accept an option."""
     parameters = inspect.signature(function).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        for name in options:
-            if name not in parameters:
-                raise unknown_name(kind, name, parameters)
+        check_names(kind, options, parameters)
 
 
 class PluginError(ValueError):

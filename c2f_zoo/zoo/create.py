@@ -15,7 +15,7 @@ from c2f_zoo.model import C2FModel, build, load_model
 from c2f_zoo.zoo.head_transfer import replace_head
 from c2f_zoo.zoo.models import find_weights, split_tag
 from c2f_zoo.zoo.pretrained import fetch
-from c2f_zoo.zoo.resolve import Overrides, adapt, resolve
+from c2f_zoo.zoo.resolve import adapt, resolve, select_overrides
 
 LOCAL_DIR, HF_HUB = "local-dir:", "hf-hub:"  # as timm writes them
 ADAPTABLE = ("hierarchy", "levels", "resolutions")  # arguments that a saved model accepts
@@ -84,20 +84,7 @@ def create_model(
         >>> model.save_pretrained("my-model")
         >>> model = create_model("local-dir:my-model")
     """
-    overrides = Overrides(
-        backbone=backbone,
-        hierarchy=hierarchy,
-        taps=taps,
-        pooling=pooling,
-        head=head,
-        levels=levels,
-        input_size=input_size,
-        resolutions=resolutions,
-        preprocessing_options=preprocessing_options,
-        backbone_options=backbone_options,
-        pooling_options=pooling_options,
-        head_options=head_options,
-    )
+    overrides = select_overrides(locals())  # at this point, the arguments
     if name.startswith((LOCAL_DIR, HF_HUB)) or pretrained or split_tag(name)[1]:
         _check_adaptable(name, overrides, pretrained_backbone, backbone_checkpoint)
         return _create_saved(name, pretrained, overrides)
@@ -107,7 +94,7 @@ def create_model(
     return model
 
 
-def _create_saved(name: str, pretrained: bool, overrides: Overrides) -> C2FModel:
+def _create_saved(name: str, pretrained: bool, overrides: Mapping[str, Any]) -> C2FModel:
     """Load a saved model, or build it untrained, and adapt it to other classes."""
     weights = None if name.startswith((LOCAL_DIR, HF_HUB)) else find_weights(name)
     if weights:
@@ -117,9 +104,9 @@ def _create_saved(name: str, pretrained: bool, overrides: Overrides) -> C2FModel
     else:
         folder = download(*split_revision(name.removeprefix(HF_HUB)))
     if weights and not pretrained:
-        return build(adapt(ModelConfig.from_json(find_file(folder, CONFIG_FILE)), **overrides.given()))
+        return build(adapt(ModelConfig.from_json(find_file(folder, CONFIG_FILE)), **overrides))
     model = load_model(folder)
-    config = adapt(model.config, **overrides.given())
+    config = adapt(model.config, **overrides)
     if (config.hierarchy, config.levels) == (model.hierarchy, model.levels):
         model.config = config
         return model
@@ -131,10 +118,10 @@ def _create_saved(name: str, pretrained: bool, overrides: Overrides) -> C2FModel
 
 
 def _check_adaptable(
-    name: str, overrides: Overrides, pretrained_backbone: bool, backbone_checkpoint: str | Path | None
+    name: str, overrides: Mapping[str, Any], pretrained_backbone: bool, backbone_checkpoint: str | Path | None
 ) -> None:
     """Raise an error for arguments that a saved model does not accept."""
-    others = [key for key in overrides.given() if key not in ADAPTABLE]
+    others = [key for key in overrides if key not in ADAPTABLE]
     sources = {"pretrained_backbone": pretrained_backbone, "backbone_checkpoint": backbone_checkpoint}
     others += [key for key, value in sources.items() if value]
     if others:

@@ -22,8 +22,8 @@ class ModelSpec:
         method: one of the methods, e.g. `"mlph"`.
         backbone: one of `list_backbones()`.
         hierarchy: one of `list_hierarchies()`.
-        options: default options, by the names of `c2f_zoo.zoo.resolve.Overrides`. Arguments of `create_model` override
-            them. Options of a backbone, pooling, head or hierarchy are dropped when the caller replaces that part.
+        options: default options, by the names of `create_model`'s arguments, which override them. Options of a
+            backbone, pooling, head or hierarchy are dropped when the caller replaces that part.
     """
 
     method: str

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
+from itertools import chain
 from typing import Any
 
 from c2f_zoo.backbones import pretrained_cfg
 from c2f_zoo.config import ModelConfig, Preprocessing
 from c2f_zoo.hierarchy import Hierarchy, load_hierarchy
-from c2f_zoo.registry import check_options, unknown_name
+from c2f_zoo.registry import check_names
 from c2f_zoo.zoo.methods import METHODS, Method
 from c2f_zoo.zoo.models import find_model
 
@@ -22,38 +23,23 @@ OPTIONS_OF_PART = {
     "head": ("head_options",),
     "hierarchy": ("levels", "resolutions"),
 }
+# Arguments of `create_model` that override a named model's.
+OVERRIDES = (*OPTIONS_OF_PART, *chain(*OPTIONS_OF_PART.values()), "input_size", "preprocessing_options")
 
 
-@dataclass(frozen=True)
-class Overrides:
-    """Arguments of `create_model` that override a named model's; None keeps them."""
-
-    backbone: str | None = None
-    hierarchy: str | Hierarchy | None = None
-    taps: Sequence[str] | None = None
-    pooling: str | None = None
-    head: str | None = None
-    levels: Sequence[str] | None = None
-    input_size: int | None = None
-    resolutions: Mapping[str, int | None] | None = None
-    preprocessing_options: Mapping[str, Any] | None = None
-    backbone_options: Mapping[str, Any] | None = None
-    pooling_options: Mapping[str, Any] | None = None
-    head_options: Mapping[str, Any] | None = None
-
-    def given(self) -> dict[str, Any]:
-        """Return the arguments that are not None, by name."""
-        values = {spec.name: getattr(self, spec.name) for spec in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
+def select_overrides(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that override a named model's; None keeps the model's."""
+    return {name: value for name, value in arguments.items() if name in OVERRIDES and value is not None}
 
 
-def resolve(name: str, overrides: Overrides | None = None) -> ModelConfig:
+def resolve(name: str, overrides: Mapping[str, Any]) -> ModelConfig:
     """Return the configuration of a named model.
 
     Args:
         name: a named model, a `method_backbone_hierarchy`, or a method.
-        overrides: parts and options to replace. Options are merged with the model's own, key by key; the model's own
-            options of a part are dropped when the part is replaced, see `OPTIONS_OF_PART`.
+        overrides: parts and options to replace, by the names of `create_model`'s arguments (`OVERRIDES`). Options are
+            merged with the model's own, key by key; the model's own options of a part are dropped when the part is
+            replaced, see `OPTIONS_OF_PART`.
 
     Returns:
         The configuration. `taps` is a number unless taps are named; `c2f_zoo.model.build` replaces it with names.
@@ -62,13 +48,12 @@ def resolve(name: str, overrides: Overrides | None = None) -> ModelConfig:
         ValueError: a name or an option is unknown.
 
     Examples:
-        >>> config = resolve("mlph_tiny_critters", Overrides(pooling_options={"dim": 64}))
+        >>> config = resolve("mlph_tiny_critters", {"pooling_options": {"dim": 64}})
         >>> config.pooling, config.pooling_options
         ('mlp', {'dim': 64, 'grad_eps': 0.1})
-        >>> resolve("mlph_tiny_critters", Overrides(pooling="avg")).pooling_options
+        >>> resolve("mlph_tiny_critters", {"pooling": "avg"}).pooling_options
         {}
     """
-    overrides = overrides or Overrides()
     method, defaults = _defaults(name, overrides)
     parts = _merge(defaults, overrides)
     tree = parts["hierarchy"]
@@ -123,24 +108,24 @@ def as_tree(hierarchy: str | Hierarchy) -> Hierarchy:
     return load_hierarchy(hierarchy) if isinstance(hierarchy, str) else hierarchy
 
 
-def _defaults(name: str, overrides: Overrides) -> tuple[Method, Overrides]:
+def _defaults(name: str, overrides: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
     """Return the method of a named model, and its own parts and options."""
-    options: dict[str, Any]
     if name in METHODS:
-        if overrides.backbone is None or overrides.hierarchy is None:
+        if "backbone" not in overrides or "hierarchy" not in overrides:
             call = f"create_model({name!r}, backbone=..., hierarchy=...)"
             raise ValueError(f"{name!r} is a method; pass a backbone and a hierarchy too: {call}")
-        method, options = METHODS[name], {"backbone": overrides.backbone, "hierarchy": overrides.hierarchy}
+        method, options = METHODS[name], {part: overrides[part] for part in ("backbone", "hierarchy")}
     else:
         spec = find_model(name)
-        check_options(f"option of model {name!r}:", Overrides, spec.options)
-        method, options = METHODS[spec.method], {"backbone": spec.backbone, "hierarchy": spec.hierarchy, **spec.options}
-    return method, Overrides(**{"pooling": method.pooling, "head": "levels", **options})
+        check_names(f"option of model {name!r}:", spec.options, OVERRIDES)
+        options = {"backbone": spec.backbone, "hierarchy": spec.hierarchy, **select_overrides(spec.options)}
+        method = METHODS[spec.method]
+    return method, {"pooling": method.pooling, "head": "levels", **options}
 
 
-def _merge(defaults: Overrides, overrides: Overrides) -> dict[str, Any]:
+def _merge(defaults: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Merge a named model's arguments with the caller's, and load trees by name."""
-    parts, given = defaults.given(), overrides.given()
+    parts, given = dict(defaults), dict(overrides)
     for arguments in (parts, given):
         if "hierarchy" in arguments:
             arguments["hierarchy"] = as_tree(arguments["hierarchy"])
@@ -165,9 +150,7 @@ def _preprocessing(
     else:
         size = input_size or PAPER_INPUT_SIZE
     known = [spec.name for spec in fields(Preprocessing) if spec.name != "input_size"]
-    for key in overrides:
-        if key not in known:
-            raise unknown_name("key in preprocessing_options:", key, known)
+    check_names("key in preprocessing_options:", overrides, known)
     values: dict[str, Any] = {key: cfg[key] for key in ("mean", "std", "interpolation") if key in cfg}
     values |= {key: tuple(value) if isinstance(value, list) else value for key, value in overrides.items()}
     return Preprocessing(input_size=(own_size[0], size, size), **values), options
