@@ -1,18 +1,8 @@
 """Datasets with a label at every level, and transforms to the model's input."""
 
-# Importing a dataset's module registers it.
-from c2f_zoo.data import (
-    aircraft,
-    cars,
-    cifar100,
-    critters,
-    csv_list,
-    cub,
-    fashion_mnist,
-    folder,
-    inaturalist,
-    timm_readers,
-)
+import importlib
+import pkgutil
+
 from c2f_zoo.data.cache import CachedImages
 from c2f_zoo.data.derived import HideLabels, Joined
 from c2f_zoo.data.files import ImageFiles
@@ -32,18 +22,9 @@ __all__ = [
     "LabelledImages",
     "Normalize",
     "TransformedImages",
-    "aircraft",
-    "cars",
-    "cifar100",
     "create_dataset",
     "create_transform",
     "create_views",
-    "critters",
-    "csv_list",
-    "cub",
-    "fashion_mnist",
-    "folder",
-    "inaturalist",
     "labels_of",
     "list_datasets",
     "load_image",
@@ -52,6 +33,10 @@ __all__ = [
     "read_image",
     "register_dataset",
     "stratified_split",
-    "timm_readers",
     "train_and_val",
 ]
+
+# Importing a dataset's module registers it. `check` is slow to import: it needs rich.
+for _module in pkgutil.iter_modules(__path__):
+    if _module.name != "check":
+        importlib.import_module(f"{__name__}.{_module.name}")

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from c2f_zoo.data.registry import LabelledImages, labels_of
+from c2f_zoo.data.registry import IndexedImages, LabelledImages, labels_of
 from c2f_zoo.data.transformed_images import UNREADABLE, load_image
 from c2f_zoo.data.transforms import Degrade
 
@@ -26,7 +26,7 @@ _CHUNK = 64  # images in memory while a file is written
 _DIGEST = hashlib.sha256().digest_size
 
 
-class CachedImages:
+class CachedImages(IndexedImages):
     """A dataset with decoded and resized images in a memory-mapped file.
 
     The name of the file is a hash of all image files and of the settings. A missing or damaged file is built by several
@@ -86,12 +86,6 @@ class CachedImages:
         sizes = np.memmap(self.file, mode="r")[-_DIGEST - 16 * count : -_DIGEST].tobytes()
         self._sizes = np.frombuffer(sizes, np.int64).reshape(count, 2)
         self._ends = 3 * self._sizes.prod(axis=1).cumsum()
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return self.read(index), self.targets[index]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_pixels": None}  # a worker process maps the file itself

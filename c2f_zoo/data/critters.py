@@ -19,7 +19,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from c2f_zoo.data.registry import check_split, register_dataset
+from c2f_zoo.data.registry import IndexedImages, check_split, register_dataset
 from c2f_zoo.hierarchy import load_hierarchy
 
 _SPECIES = 36
@@ -178,7 +178,7 @@ def _halve(fine: np.ndarray) -> np.ndarray:
 
 
 @register_dataset("critters")
-class Critters:
+class Critters(IndexedImages):
     """The synthetic dataset: `per_class` images of each of the 36 species.
 
     An image is drawn when it is first used, and kept (28 kB). It depends only on the seed, the split and the index. The
@@ -212,14 +212,10 @@ class Critters:
         self._stream = (seed, int(split == "test"))
         self._drawn: dict[int, Image.Image] = {}
 
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """Return the image of an index and its species."""
+    def read(self, index: int, shorter_side: int | None = None) -> Image.Image:
+        """Return an image; `shorter_side` is ignored."""
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is out of range for {len(self)} images")
-        species = self.targets[index]
         if index not in self._drawn:
-            self._drawn[index] = draw_critter(species, np.random.default_rng((*self._stream, index)))
-        return self._drawn[index].copy(), species
+            self._drawn[index] = draw_critter(self.targets[index], np.random.default_rng((*self._stream, index)))
+        return self._drawn[index].copy()

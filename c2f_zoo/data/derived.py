@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from PIL import Image
 
-from c2f_zoo.data.registry import LabelledImages, labels_of
+from c2f_zoo.data.registry import IndexedImages, LabelledImages, labels_of
 from c2f_zoo.data.transformed_images import load_image
 
 
-class HideLabels:
+class HideLabels(IndexedImages):
     """A dataset with some images labelled at coarse levels only.
 
     Args:
@@ -36,21 +37,13 @@ class HideLabels:
         self.labels = labels_of(dataset).clone()
         self.labels[torch.tensor(indices, dtype=torch.long), dataset.hierarchy.depth(level) + 1 :] = -1
         self.targets: list[int] = self.labels[:, -1].tolist()
-        if getattr(dataset, "paths", None):
-            self.paths = dataset.paths  # type: ignore[attr-defined]
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return self.read(index), self.targets[index]
+        self.paths: list[Path] | None = getattr(dataset, "paths", None)
 
     def read(self, index: int, shorter_side: int | None = None) -> Image.Image:
-        """Load an image; `shorter_side` as in `load_image`."""
         return load_image(self.dataset, index, shorter_side)
 
 
-class Joined:
+class Joined(IndexedImages):
     """A concatenation of datasets with the same tree.
 
     Their `paths`, `labels` and `read` are kept.
@@ -73,12 +66,5 @@ class Joined:
         if all(getattr(dataset, "paths", None) for dataset in datasets):
             self.paths = [path for dataset in datasets for path in dataset.paths]  # type: ignore[attr-defined]
 
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return self.read(index), self.targets[index]
-
     def read(self, index: int, shorter_side: int | None = None) -> Image.Image:
-        """Load an image; `shorter_side` as in `load_image`."""
         return load_image(*self._places[index], shorter_side)

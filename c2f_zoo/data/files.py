@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from c2f_zoo.data.images import read_image
-from c2f_zoo.data.registry import SPLITS
+from c2f_zoo.data.registry import SPLITS, IndexedImages
 from c2f_zoo.data.splits import stratified_split
 from c2f_zoo.hierarchy import HIERARCHIES, Hierarchy, load_hierarchy
 from c2f_zoo.hierarchy.reading import read_csv_rows
@@ -29,7 +29,7 @@ Label = tuple[int, ...]  # at each level, coarse to fine; -1 where unknown
 
 
 @dataclass(eq=False)
-class ImageFiles:
+class ImageFiles(IndexedImages):
     """A `LabelledImages` of image files.
 
     Args:
@@ -52,12 +52,6 @@ class ImageFiles:
     hierarchy: Hierarchy
     labels: Tensor | None = None
     splits: tuple[str, ...] = ("train", "test")
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return self.read(index), self.targets[index]
 
     def read(self, index: int, shorter_side: int | None = None) -> Image.Image:
         """Return an image in RGB, decoded by `read_image`; see there for `shorter_side`.

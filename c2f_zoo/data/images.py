@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image, ImageOps
 
 _MAX_ELONGATION = 100  # longer side over shorter; a few kB of a line of pixels, resized by its width, take gigabytes
-
-# The transposition that turns an image upright, for each orientation in EXIF (2.32, section 4.6.5.1).
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def read_image(path: str | Path | BinaryIO, shorter_side: int | None = None) -> Image.Image:
@@ -53,7 +43,8 @@ def read_image(path: str | Path | BinaryIO, shorter_side: int | None = None) -> 
                 if shorter_side is not None:
                     image.draft("RGB", (shorter_side, shorter_side))
                 image.load()
-                return _upright(image, _to_rgb(image))
+                apply_orientation(image)
+                return _to_rgb(image)
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no image {path}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # the warning, where warnings are errors
@@ -109,10 +100,7 @@ def _convert_16_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey)
 
 
-def _upright(image: Image.Image, rgb: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation of `image` to its decoded form."""
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # invalid EXIF does not affect the pixels
-        orientation = None
-    return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+def apply_orientation(image: Image.Image) -> None:
+    """Turn a loaded image upright in place, by its EXIF orientation."""
+    with contextlib.suppress(Exception):  # invalid EXIF does not affect the pixels
+        ImageOps.exif_transpose(image, in_place=True)

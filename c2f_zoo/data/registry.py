@@ -38,6 +38,22 @@ class LabelledImages(Protocol):
     def __getitem__(self, index: int) -> tuple[Image.Image, int]: ...
 
 
+class IndexedImages:
+    """A base class of datasets that implement `read`: the items follow from it."""
+
+    targets: list[int]
+
+    def read(self, index: int, shorter_side: int | None = None) -> Image.Image:
+        """Return an image in RGB; `shorter_side` as in `load_image`."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.read(index), self.targets[index]
+
+
 SPLITS = ("train", "val", "test")
 
 DATASETS: Registry[Callable[..., LabelledImages]] = Registry("dataset", "c2f_zoo.datasets")

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from c2f_zoo.data.registry import IndexedImages
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.registry import unknown_name
 
@@ -26,7 +27,7 @@ class ImageItems(Protocol):
 
 
 @dataclass(eq=False)
-class Relabelled:
+class Relabelled(IndexedImages):
     """A `LabelledImages` of another library's images, with labels of a tree.
 
     Args:
@@ -41,11 +42,8 @@ class Relabelled:
     hierarchy: Hierarchy
     splits: tuple[str, ...] = ("train", "test")
 
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return self.data[index][0].convert("RGB"), self.targets[index]
+    def read(self, index: int, shorter_side: int | None = None) -> Image.Image:
+        return self.data[index][0].convert("RGB")
 
 
 def labels_by_name(names: Sequence[str], hierarchy: Hierarchy, source: str) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import io
 import warnings
@@ -13,12 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import ExifTags, Image
+from PIL import Image
 from tqdm import tqdm
 
 from c2f_zoo.data.files import ImageFiles, open_hierarchy
-from c2f_zoo.data.images import read_image
-from c2f_zoo.data.registry import SPLITS, LabelledImages, check_split, register_dataset
+from c2f_zoo.data.images import apply_orientation, read_image
+from c2f_zoo.data.registry import SPLITS, IndexedImages, LabelledImages, check_split, register_dataset
 from c2f_zoo.data.sources import Relabelled, labels_by_index, labels_by_name, translate_labels
 from c2f_zoo.hierarchy import Hierarchy
 
@@ -89,7 +88,7 @@ def timm_dataset(
 
 
 @dataclass(eq=False)
-class EncodedImages:
+class EncodedImages(IndexedImages):
     """A `LabelledImages` of encoded image files, in memory or in a table.
 
     Args:
@@ -105,12 +104,6 @@ class EncodedImages:
     targets: list[int]
     hierarchy: Hierarchy
     splits: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return self.read(index), self.targets[index]
 
     def read(self, index: int, shorter_side: int | None = None) -> Image.Image:
         """Return an image in RGB, decoded by `read_image`; see there for `shorter_side`.
@@ -229,6 +222,7 @@ def _split_names(builder: Any) -> list[str]:
 
 def _encode(image: Image.Image) -> bytes:
     """Encode a loaded image so that `read_image` treats it like the original file."""
+    apply_orientation(image)  # a copy in another format may lose it
     if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "F"):
         image = image.convert("RGB")
     if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
@@ -239,17 +233,8 @@ def _encode(image: Image.Image) -> bytes:
     else:
         image_format, options = "PNG", {"compress_level": 1}
     file = io.BytesIO()
-    image.save(file, image_format, exif=_orientation(image), **options)
+    image.save(file, image_format, exif=Image.Exif(), **options)
     return file.getvalue()
-
-
-def _orientation(image: Image.Image) -> Image.Exif:
-    """Return EXIF data with an image's orientation only, which may come from XMP."""
-    exif, key = Image.Exif(), ExifTags.Base.Orientation
-    with contextlib.suppress(Exception):  # broken EXIF is ignored, as in read_image
-        if key in image.getexif():
-            exif[key] = image.getexif()[key]
-    return exif
 
 
 def _class_names(reader: Any) -> list[str]:
