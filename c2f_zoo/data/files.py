@@ -141,9 +141,7 @@ class Listing:
 
     def add_missing_files(self) -> None:
         """Add an error for each file that does not exist."""
-        missing = [str(entry.path) for entry in self.entries if not os.path.isfile(entry.path)]
-        if missing:
-            self.errors["missing files"] += missing
+        self.errors["missing files"] += [str(entry.path) for entry in self.entries if not os.path.isfile(entry.path)]
 
     def complete_splits(self) -> None:
         """Use the images of "val" as the test set if there is none, as for ImageNet.
@@ -212,10 +210,9 @@ def labels_by_path(tree: Hierarchy) -> dict[tuple[str, ...], Label]:
     """Return the label of each class of every level, by its path from the top."""
     table = {}
     for depth, level in enumerate(tree.levels):
-        rows = tree.truncate(level).ancestors(torch.arange(len(tree.classes[depth]))).tolist()
-        for row in rows:
-            path = tuple(tree.classes[at][label] for at, label in enumerate(row))
-            table[path] = (*row, *[-1] * (len(tree.levels) - len(row)))
+        above, below = tree.truncate(level), [-1] * (len(tree.levels) - depth - 1)
+        for label, row in enumerate(above.ancestors(torch.arange(len(tree.classes[depth]))).tolist()):
+            table[above.path(label)] = (*row, *below)
     return table
 
 

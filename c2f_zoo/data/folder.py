@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.datasets.folder import IMG_EXTENSIONS, is_image_file
 
 from c2f_zoo.data.files import (
     SPLIT_NAMES,
@@ -129,10 +129,9 @@ def _split_folders(root: Path, listing: Listing) -> dict[str, Path]:
 def _find_images(top: Path, listing: Listing) -> Iterator[tuple[Names, Path]]:
     """Yield the images below a folder, sorted, each with the names of its folders."""
     for names, files, is_leaf in walk_folders(top):
-        images = [file for file in files if _is_image(file)]
-        listing.warnings["files without an image extension, left out"] += [
-            str(file) for file in files if not _is_image(file)
-        ]
+        images = [file for file in files if is_image_file(file.name)]
+        others = [str(file) for file in files if not is_image_file(file.name)]
+        listing.warnings["files without an image extension, left out"] += others
         if not names:
             listing.warnings["images outside class folders, left out"] += map(str, images)
             continue
@@ -140,10 +139,6 @@ def _find_images(top: Path, listing: Listing) -> Iterator[tuple[Names, Path]]:
             listing.warnings["folders without an image, left out"].append(str(top.joinpath(*names)))
         for file in images:
             yield names, file
-
-
-def _is_image(file: Path) -> bool:
-    return file.name.lower().endswith(IMG_EXTENSIONS)
 
 
 def _read_tree(listing: Listing, folders: Sequence[Names], levels: Sequence[str] | None) -> dict[Names, Label]:

@@ -223,15 +223,10 @@ class Hierarchy:
         unknown = wanted.difference(self.classes[-1])
         if unknown:
             raise unknown_name(self.finest, min(unknown), self.classes[-1])
-        fine = [label for label, name in enumerate(self.classes[-1]) if name in wanted]
-        kept = [sorted({labels[label] for label in fine}) for labels in self._ancestors]
-        renumbered = [{old: new for new, old in enumerate(labels)} for labels in kept]
-        classes = [tuple(names[label] for label in labels) for names, labels in zip(self.classes, kept, strict=True)]
-        parents = [
-            tuple(renumbered[depth][above[label]] for label in kept[depth + 1])
-            for depth, above in enumerate(self.parents)
-        ]
-        return Hierarchy(self.levels, tuple(classes), tuple(parents), self.version)
+        paths = [("", self.path(label)) for label, name in enumerate(self.classes[-1]) if name in wanted]
+        kept = [{path[depth] for _, path in paths} for depth in range(len(self.levels))]
+        classes = [[name for name in names if name in kept[depth]] for depth, names in enumerate(self.classes)]
+        return Hierarchy(*reading.build_fields(self.levels, paths, classes), self.version)
 
     @classmethod
     def from_rows(cls, levels: Sequence[str], rows: Iterable[Sequence[str]]) -> Hierarchy:
@@ -467,14 +462,13 @@ def _find_faults(
             f"{len(levels)} levels need {len(levels)} lists of classes and {max(len(levels) - 1, 0)} lists of parents, "
             f"not {len(classes)} and {len(parents)}"
         ]
-    faults = [f"level {name!r} is named twice" for name, count in Counter(levels).items() if count > 1]
-    faults += ["a level has an empty name"] * any(not name.strip() for name in levels)
-    faults += [f"level {name!r} has surrounding white space" for name in levels if name.strip() not in ("", name)]
+    faults = ["a level has an empty name"] * any(not name.strip() for name in levels)
     for level, names in zip(levels, classes, strict=True):
         faults += [f"{level} has no classes"] * (not names)
         faults += [f"{level} has a class with an empty name"] * any(not name.strip() for name in names)
-        faults += [f"{level} {name!r} has surrounding white space" for name in names if name.strip() not in ("", name)]
-        faults += [f"{level} {name!r} is named twice" for name, count in Counter(names).items() if count > 1]
+    for kind, names in (("level", levels), *zip(levels, classes, strict=True)):
+        faults += [f"{kind} {name!r} has surrounding white space" for name in names if name.strip() not in ("", name)]
+        faults += [f"{kind} {name!r} is named twice" for name, count in Counter(names).items() if count > 1]
     for depth, labels in enumerate(parents):
         above, level, names = classes[depth], levels[depth + 1], classes[depth + 1]
         if len(labels) != len(names):
