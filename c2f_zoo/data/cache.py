@@ -16,6 +16,7 @@ import PIL
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from c2f_zoo.data.registry import IndexedImages, LabelledImages, labels_of
 from c2f_zoo.data.transformed_images import UNREADABLE, load_image
@@ -117,8 +118,10 @@ class CachedImages(IndexedImages):
         self.file.parent.mkdir(parents=True, exist_ok=True)
         part = self.file.with_name(f"{self.file.name}.{uuid.uuid4().hex}.part")
         digest, sizes, indices = hashlib.sha256(), [], range(len(self.paths))
+        # disable=None: no bar in a log file
+        progress = tqdm(total=len(indices), desc="caching images", unit="", disable=None, leave=False)
         try:
-            with open(part, "xb") as out, ThreadPoolExecutor() as pool, _bar("caching images", indices) as bar:
+            with open(part, "xb") as out, ThreadPoolExecutor() as pool, progress as bar:
                 for start in indices[::_CHUNK]:
                     for pixels in pool.map(self._decode, indices[start : start + _CHUNK]):
                         sizes.append(pixels.shape[:2])
@@ -140,10 +143,8 @@ class CachedImages(IndexedImages):
 def _key(paths: Sequence[Path], settings: dict[str, Any]) -> str:
     """Return a hash of the bytes of these files, in this order, and of the settings."""
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    with ThreadPoolExecutor() as pool, _bar("checking images", paths) as bar:
-        for digest in pool.map(_digest, paths):
-            key.update(digest)
-            bar.update()
+    for digest in thread_map(_digest, paths, desc="checking images", unit="", disable=None, leave=False):
+        key.update(digest)
     return key.hexdigest()[:32]
 
 
@@ -160,7 +161,3 @@ def _is_intact(file: Path) -> bool:
         return False
     content = np.memmap(file, mode="r")
     return hashlib.sha256(content[:-_DIGEST].data).digest() == content[-_DIGEST:].tobytes()
-
-
-def _bar(title: str, items: Sequence[Any]) -> tqdm:
-    return tqdm(total=len(items), desc=title, unit="", disable=None, leave=False)  # None: none in a log file

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from statistics import median_low
 from typing import NamedTuple
@@ -17,19 +16,17 @@ from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from c2f_zoo.data.csv_list import list_csv
 from c2f_zoo.data.cub import FILES as CUB_FILES
 from c2f_zoo.data.cub import cub_folder, list_cub
-from c2f_zoo.data.files import MAX_SHOWN, TOO_FEW, Entry, Listing, Messages, assign_splits, nonempty_splits
+from c2f_zoo.data.files import MAX_SHOWN, TOO_FEW, Entry, Listing, assign_splits, nonempty_splits
 from c2f_zoo.data.folder import list_folder
 from c2f_zoo.data.images import read_image
 from c2f_zoo.data.registry import SPLITS
 from c2f_zoo.data.splits import stratified_split
 from c2f_zoo.hierarchy import Hierarchy
-
-_CHUNK = 256  # images queued at a time
 
 
 class ImageInfo(NamedTuple):
@@ -42,22 +39,14 @@ class ImageInfo(NamedTuple):
 
 
 @dataclass(eq=False)
-class Report:
-    """The result of a check.
+class Report(Listing):
+    """The result of a check: a listing with a split for each entry, and with all errors and warnings.
 
     Attributes:
-        listing: the images, before they were opened.
-        entries: the images, each in its split.
         images: information on each image; None if it cannot be decoded.
-        errors: problems that make training fail.
-        warnings: other problems.
     """
 
-    listing: Listing
-    entries: list[Entry]
     images: list[ImageInfo | None] = field(default_factory=list)
-    errors: Messages = field(default_factory=lambda: defaultdict(list))
-    warnings: Messages = field(default_factory=lambda: defaultdict(list))
 
 
 def list_images(
@@ -101,38 +90,32 @@ def check_images(listing: Listing, workers: int | None = None, test_fraction: fl
     """
     if workers is not None and workers < 1:
         raise ValueError(f"reading images needs 1 worker or more, not {workers}")
-    report = Report(listing, assign_splits(listing.entries, test_fraction, seed))
-    report.errors.update(listing.errors)
-    report.warnings.update(listing.warnings)
-    empty = [split for split in ("train", "test") if split not in nonempty_splits(report.entries)]
-    if report.entries and empty and "splits without an image" not in report.errors:
+    entries = assign_splits(listing.entries, test_fraction, seed)
+    report = Report(listing.source, listing.hierarchy, entries, deepcopy(listing.errors), deepcopy(listing.warnings))
+    empty = [split for split in ("train", "test") if split not in nonempty_splits(entries)]
+    if entries and empty and "splits without an image" not in report.errors:
         report.errors["splits without an image"].append(f"{empty[0]!r}: {TOO_FEW}")
-    missing = set(listing.errors.get("missing files", ()))
-    paths = [entry.path for entry in report.entries]
-    for path, info in zip(paths, _inspect_all(paths, workers), strict=True):
-        report.images.append(info if isinstance(info, ImageInfo) else None)
-        if isinstance(info, Exception) and str(path) not in missing:
-            report.errors["images that cannot be decoded (on_error: skip leaves them out)"].append(str(info))
+    paths = [entry.path for entry in entries]
+    found = thread_map(_inspect, paths, max_workers=workers, unit="image", disable=None)
+    report.images = [info if isinstance(info, ImageInfo) else None for info in found]
+    missing = set(report.errors["missing files"])
+    report.errors["images that cannot be decoded (on_error: skip leaves them out)"] += [
+        error for path, error in zip(paths, found, strict=True) if isinstance(error, str) and str(path) not in missing
+    ]
     _check_labels(report)
     _check_duplicates(report)
     return report
 
 
-def _inspect_all(paths: Sequence[Path], workers: int | None) -> Iterator[ImageInfo | Exception]:
-    rest = iter(tqdm(paths, unit="image", disable=None))
-    with ThreadPoolExecutor(workers) as pool:
-        while chunk := list(islice(rest, _CHUNK)):
-            yield from pool.map(_inspect, chunk)
-
-
-def _inspect(path: Path) -> ImageInfo | Exception:
+def _inspect(path: Path) -> ImageInfo | str:
+    """Decode an image; return information on it, or the error."""
     try:
         image = read_image(path)
         with Image.open(path) as file:
             image_format = f"{file.format} {file.mode}"
         file_digest = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
     except (ValueError, OSError) as error:
-        return error
+        return str(error)
     pixels = hashlib.blake2b(str(image.size).encode(), digest_size=16)
     pixels.update(image.tobytes())
     return ImageInfo(image.size, image_format, file_digest, pixels.digest())
@@ -140,7 +123,7 @@ def _inspect(path: Path) -> ImageInfo | Exception:
 
 def _check_labels(report: Report) -> None:
     """Look for levels and classes without labels."""
-    tree = report.listing.hierarchy
+    tree = report.hierarchy
     if tree is None:
         return
     if len(tree.classes[-1]) == 1:
@@ -194,7 +177,7 @@ def _check_duplicates(report: Report) -> None:
             heading = "the same image under several classes"
         else:
             heading = "the same image more than once"
-        items = [f"{entry.path} ({entry.split}, {_class_name(entry, report.listing.hierarchy)})" for entry in entries]
+        items = [f"{entry.path} ({entry.split}, {_class_name(entry, report.hierarchy)})" for entry in entries]
         report.warnings[heading].append(f"same {same}: {', '.join(items)}")
 
 
@@ -212,9 +195,9 @@ def print_report(report: Report, console: Console, show_all: bool = False) -> No
         console: where to print; created with `emoji=False`, or names such as `:cat:` become images.
         show_all: print long lists of classes and warnings in full.
     """
-    console.print(f"{len(report.entries)} images in {_printable(report.listing.source)}", soft_wrap=True)
-    if report.listing.hierarchy is not None:
-        _print_labels(report, report.listing.hierarchy, console, show_all)
+    console.print(f"{len(report.entries)} images in {_printable(report.source)}", soft_wrap=True)
+    if report.hierarchy is not None:
+        _print_labels(report, report.hierarchy, console, show_all)
     _print_images([info for info in report.images if info is not None], console)
     for kind, colour, messages in (("error", "red", report.errors), ("warning", "yellow", report.warnings)):
         for heading, items in messages.items():
@@ -233,48 +216,44 @@ def print_report(report: Report, console: Console, show_all: bool = False) -> No
 
 def _print_labels(report: Report, tree: Hierarchy, console: Console, show_all: bool) -> None:
     """Print the number of images of each level, split and leaf class."""
-    table = _table("level", "classes", "with training images", "labelled images")
+    rows: list[tuple[object, ...]] = []
     for depth, level in enumerate(tree.levels):
         known = [entry for entry in report.entries if entry.label[depth] >= 0]
         trained = {entry.label[depth] for entry in known if entry.split == "train"}
-        table.add_row(_printable(level), str(len(tree.classes[depth])), str(len(trained)), str(len(known)))
-    console.print(table)
+        rows.append((level, len(tree.classes[depth]), len(trained), len(known)))
+    _print_table(console, ("level", "classes", "with training images", "labelled images"), rows)
 
-    leaf, splits = _printable(tree.finest), nonempty_splits(report.entries)
+    splits = nonempty_splits(report.entries)
     counts = {split: Counter(e.label[-1] for e in report.entries if e.split == split) for split in splits}
-    table = _table("split", "images", f"{leaf} classes", "min per class", "median", "max per class")
+    rows = []
     for split, count in counts.items():
         known_counts = [number for label, number in count.items() if label >= 0]
-        table.add_row(split, str(count.total()), str(len(known_counts)), *_min_median_max(known_counts))
-    console.print(table)
+        rows.append((split, count.total(), len(known_counts), *_min_median_max(known_counts)))
+    columns = ("split", "images", f"{tree.finest} classes", "min per class", "median", "max per class")
+    _print_table(console, columns, rows)
 
-    rows = [(name, [counts[split][label] for split in splits]) for label, name in enumerate(tree.classes[-1])]
-    rows.sort(key=lambda row: sum(row[1]))  # classes with few images first
-    shown = rows if show_all else rows[:MAX_SHOWN]
-    table = _table(leaf, *splits)
-    for name, numbers in shown:
-        table.add_row(_printable(name), *map(str, numbers))
-    console.print(table)
-    if len(shown) < len(rows):
-        console.print(f"  ... and {len(rows) - len(shown)} more {leaf} classes; --all shows them")
+    # Classes with few images come first.
+    labels = sorted(range(len(tree.classes[-1])), key=lambda label: sum(count[label] for count in counts.values()))
+    shown = labels if show_all else labels[:MAX_SHOWN]
+    rows = [(tree.classes[-1][label], *(count[label] for count in counts.values())) for label in shown]
+    _print_table(console, (tree.finest, *splits), rows)
+    if len(shown) < len(labels):
+        hidden = f"{len(labels) - len(shown)} more {_printable(tree.finest)} classes"
+        console.print(f"  ... and {hidden}; --all shows them")
 
 
 def _print_images(images: Sequence[ImageInfo], console: Console) -> None:
     """Print the sizes and formats of the images."""
     if not images:
         return
-    table = _table("pixels", "min", "median", "max")
-    for name, lengths in (
-        ("width", [image.size[0] for image in images]),
-        ("height", [image.size[1] for image in images]),
-        ("shorter side", [min(image.size) for image in images]),
-    ):
-        table.add_row(name, *_min_median_max(lengths))
-    console.print(table)
-    table = _table("format", "images")
-    for image_format, count in Counter(image.format for image in images).most_common():
-        table.add_row(_printable(image_format), str(count))
-    console.print(table)
+    lengths = {
+        "width": [image.size[0] for image in images],
+        "height": [image.size[1] for image in images],
+        "shorter side": [min(image.size) for image in images],
+    }
+    rows = [(name, *_min_median_max(values)) for name, values in lengths.items()]
+    _print_table(console, ("pixels", "min", "median", "max"), rows)
+    _print_table(console, ("format", "images"), Counter(image.format for image in images).most_common())
 
 
 def _printable(text: object) -> str:
@@ -283,12 +262,13 @@ def _printable(text: object) -> str:
     return escape("".join(shown))
 
 
-def _table(first: str, *others: str) -> Table:
+def _print_table(console: Console, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     table = Table()
-    table.add_column(first, overflow="fold")
-    for name in others:
-        table.add_column(name, justify="right", overflow="fold")
-    return table
+    for name in columns:
+        table.add_column(_printable(name), justify="right" if table.columns else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(_printable, row))
+    console.print(table)
 
 
 def _min_median_max(values: Sequence[int]) -> tuple[str, str, str]:
