@@ -135,19 +135,12 @@ class ModelConfig:
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
         """The input's size, mean, std, interpolation and crop, as timm names them."""
-        p = self.preprocessing
-        return {
-            "architecture": self.backbone,
-            "input_size": p.input_size,
-            "mean": p.mean,
-            "std": p.std,
-            "interpolation": p.interpolation,
-            "crop_pct": p.crop_pct,
-        }
+        names = ("input_size", "mean", "std", "interpolation", "crop_pct")
+        return {"architecture": self.backbone} | {name: getattr(self.preprocessing, name) for name in names}
 
     def to_dict(self) -> dict[str, Any]:
         """Convert the configuration to JSON-compatible values for `from_dict`."""
-        return _jsonable(asdict(self))
+        return json.loads(json.dumps(asdict(self)))
 
     def check(self) -> None:
         """Check that the configuration can be saved and loaded again.
@@ -171,7 +164,7 @@ class ModelConfig:
         self.check()
         names = self.hierarchy.class_names(self.levels[-1])
         for_timm = ("c2f_zoo", len(names), names, self.pretrained_cfg)
-        data = self.to_dict() | _jsonable(dict(zip(TIMM_KEYS, for_timm, strict=True)))
+        data = asdict(self) | dict(zip(TIMM_KEYS, for_timm, strict=True))
         text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
         if len(text.encode()) > MAX_CONFIG_BYTES:
             raise ValueError(f"the configuration is larger than the limit of {MAX_CONFIG_BYTES} bytes")
@@ -220,14 +213,6 @@ def format_resolution(resolution: int | str | None) -> str:
         ('32 px', 'full size')
     """
     return "full size" if resolution in (None, "") else f"{resolution} px"
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_jsonable(item) for item in value]
-    return value
 
 
 def _read(hint: Any, value: Any, where: str) -> Any:

@@ -18,12 +18,11 @@ def own_resolutions(model: C2FModel) -> dict[str, int | None]:
         >>> own_resolutions(model)
         {'family': 32, 'genus': 32, 'species': None}
     """
-    own: dict[str, int | None] = {}
-    levels, predicted = model.hierarchy.levels, model.levels[-1]
-    for level in reversed(levels[: levels.index(predicted) + 1]):
-        predicted = level if level in model.levels else predicted
-        own[level] = model.config.resolutions.get(predicted)
-    return dict(reversed(own.items()))
+    levels = model.hierarchy.levels
+    return {
+        level: model.config.resolutions.get(next(finer for finer in levels[number:] if finer in model.levels))
+        for number, level in enumerate(levels[: levels.index(model.levels[-1]) + 1])
+    }
 
 
 def levels_by_resolution(model: C2FModel) -> dict[int | None, tuple[str, ...]]:

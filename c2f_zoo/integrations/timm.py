@@ -42,10 +42,7 @@ def _register_model(name: str) -> None:
     if timm.is_model(name) and not ours:
         warnings.warn(f"timm has its own model {name!r}; use c2f_zoo.create_model", RuntimeWarning, stacklevel=2)
         return
-    tags = deque(tags_of(name))
-    if tags:
-        tags.remove(default_tag(name))
-        tags.appendleft(default_tag(name))
+    tags = deque(sorted(tags_of(name), key=lambda tag: tag != default_tag(name)))  # the default tag first
     cfg = DefaultCfg(tags, {tag: _weights_cfg(f"{name}.{tag}") for tag in tags}, is_pretrained=True) if tags else None
     if ours and cfg == default_cfgs.get(name):
         return

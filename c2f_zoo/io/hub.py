@@ -165,29 +165,30 @@ def push(
         ValueError: the name is invalid, or the repository is public and `private` is true.
     """
     api = HfApi(token=token)
+
+    def commit(repo_id: str) -> str:
+        try:
+            head = api.model_info(repo_id, revision=revision)
+        except RevisionNotFoundError:
+            api.create_branch(repo_id, branch=str(revision), exist_ok=True)
+            head = api.model_info(repo_id, revision=revision)
+        if private and not head.private:
+            raise ValueError(
+                f"{repo_id!r} is public; nothing was pushed. Make it private on the Hub, or choose another name"
+            )
+        changes = _changes(Path(folder), head, keep)
+        # parent_commit refuses to mix the files of two pushes at once
+        return api.create_commit(
+            repo_id, changes, commit_message=commit_message, revision=revision, parent_commit=head.sha
+        ).commit_url
+
     with _translate_errors(repo_id, revision):
         created = _retry(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
-        return _retry(lambda: _commit(api, Path(folder), created.repo_id, private, revision, commit_message, keep))
+        return _retry(lambda: commit(created.repo_id))
 
 
-def _commit(
-    api: HfApi,
-    folder: Path,
-    repo_id: str,
-    private: bool | None,
-    revision: str | None,
-    commit_message: str,
-    keep: Sequence[str],
-) -> str:
-    try:
-        head = api.model_info(repo_id, revision=revision)
-    except RevisionNotFoundError:
-        api.create_branch(repo_id, branch=str(revision), exist_ok=True)
-        head = api.model_info(repo_id, revision=revision)
-    if private and not head.private:
-        raise ValueError(
-            f"{repo_id!r} is public; nothing was pushed. Make it private on the Hub, or choose another name"
-        )
+def _changes(folder: Path, head: ModelInfo, keep: Sequence[str]) -> list[CommitOperationAdd | CommitOperationDelete]:
+    """Return the uploads of a folder's files and the deletions of stale weights."""
     present = {file.rfilename for file in head.siblings or ()}
     files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
     stale = [name for name in present - files.keys() if name in (WEIGHTS_FILE, INDEX_FILE) or Path(name).match(SHARDS)]
@@ -196,14 +197,7 @@ def _commit(
         for name, path in files.items()
         if name not in keep or name not in present
     ]
-    commit = api.create_commit(
-        repo_id,
-        [*added, *(CommitOperationDelete(path_in_repo=name) for name in sorted(stale))],
-        commit_message=commit_message,
-        revision=revision,
-        parent_commit=head.sha,  # refuses to mix the files of two pushes at once
-    )
-    return commit.commit_url
+    return [*added, *(CommitOperationDelete(path_in_repo=name) for name in sorted(stale))]
 
 
 def _retry(request: Callable[[], T]) -> T:
