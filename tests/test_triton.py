@@ -473,7 +473,7 @@ def test_the_kernels_compile_for_an_h100_without_one(
     numbers = {"batch", "length", "dim", "c0", "c1", "c2", "start", "stop"}
     element = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}[dtype]
     constants = {"count": 3, "terms": 4, "term_bits": 0b111_110_101_011, "columns": 4, "wanted": 7}
-    constants |= {"block_d": tile.units, "block_c": tile.channels, "block_l": tile.locations}
+    constants |= {name: tile[name] for name in ("block_d", "block_c", "block_l")}
     signature = {}
     for argument in kernel.arg_names:
         in_dtype = argument == "slopes" or re.fullmatch("[xu][012]", argument)
@@ -487,7 +487,7 @@ def test_the_kernels_compile_for_an_h100_without_one(
         {argument: value for argument, value in constants.items() if argument in signature},
         {(number,): [["tt.divisibility", 16]] for number in aligned},
     )
-    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    options = {name: tile[name] for name in ("num_warps", "num_stages")}
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     assert compiled.metadata.shared <= 99 * 1024  # the size on a small GPU; an H100 has 227 KiB
     assert "cp.async.cg" in compiled.asm["ptx"]  # loads of 16 bytes, ahead of their use

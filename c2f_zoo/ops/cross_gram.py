@@ -8,33 +8,23 @@ so that these stay in the cache for all images.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from c2f_zoo.ops.memory_efficient import accumulators, finished, register_sums
+from c2f_zoo.ops.memory_efficient import Operands, members, register_sums, row_slices
 from c2f_zoo.ops.products import add_product, matmul
-from c2f_zoo.ops.tiled import members, plain_sums
 
 _ROWS = 1024
 
 
-def _forward(
-    maps: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    masks: Sequence[int],
-    keep: bool,
-    rectify: bool,
-) -> tuple[Tensor, Tensor]:
-    dtype = torch.promote_types(maps[0].dtype, torch.float32)
-    sums = maps[0].new_empty(len(masks), len(maps[0]), len(weights[0]), dtype=dtype)
-    kept = _grams(maps, masks)
-    grams = _split(kept, maps, masks)
-    totals = [x.sum(dim=2, dtype=dtype) for x in maps]
-    for rows in _row_slices(len(weights[0])):
-        u, b = ([x[rows].to(dtype) for x in group] for group in (weights, biases))
+def _forward(operands: Operands, masks: Sequence[int], rectify: bool, sums: Tensor, kept: Tensor) -> None:
+    maps, weights, biases = operands
+    grams = _grams(operands, masks, kept if kept.numel() else _new_kept(operands, masks))
+    totals = [x.sum(dim=2, dtype=sums.dtype) for x in maps]
+    for rows in row_slices(len(weights[0]), _ROWS):
+        u, b = ([x[rows].to(sums.dtype) for x in group] for group in (weights, biases))
         means = [weight @ total.T for weight, total in zip(u, totals, strict=True)]
         for term, mask in enumerate(masks):
             i, j = members(mask)
@@ -42,25 +32,23 @@ def _forward(
                 torch.sum(matmul(u[i], gram).mul_(u[j]), dim=1, out=sums[term, n, rows])
             linear = b[j][:, None] * means[i] + b[i][:, None] * means[j]
             sums[term, :, rows] += (linear + maps[0].shape[2] * (b[i] * b[j])[:, None]).T
-    return sums, kept if keep else kept.new_empty(0)
 
 
-def _fake_kept(
-    maps: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor], masks: Sequence[int], keep: bool
-) -> Tensor:
-    dtype = torch.promote_types(maps[0].dtype, torch.float32)
-    size = sum(maps[i].shape[1] * maps[j].shape[1] for i, j in map(members, masks)) if keep else 0
-    return maps[0].new_empty(maps[0].shape[0] * size, dtype=dtype)
+def _new_kept(operands: Operands, masks: Sequence[int]) -> Tensor:
+    """Allocate a flat tensor for the cross-Gram matrices of all terms and images."""
+    maps = operands.maps
+    size = sum(maps[i].shape[1] * maps[j].shape[1] for i, j in map(members, masks))
+    return maps[0].new_empty(maps[0].shape[0] * size, dtype=operands.dtype)
 
 
-def _grams(maps: Sequence[Tensor], masks: Sequence[int]) -> Tensor:
-    """Return the cross-Gram matrices of all terms and images in one flat tensor."""
-    packed = _fake_kept(maps, (), (), masks, keep=True)
-    for mask, matrices in zip(masks, _split(packed, maps, masks), strict=True):
-        i, j = members(mask)
+def _grams(operands: Operands, masks: Sequence[int], packed: Tensor) -> list[Tensor]:
+    """Write the cross-Gram matrices to a flat tensor; return those of each term."""
+    grams = _split(packed, operands.maps, masks)
+    for mask, matrices in zip(masks, grams, strict=True):
+        x, y = (operands.maps[index] for index in members(mask))
         for n, out in enumerate(matrices):
-            out.copy_(matmul(maps[i][n].to(packed.dtype), maps[j][n].to(packed.dtype).T))
-    return packed
+            out.copy_(matmul(x[n].to(packed.dtype), y[n].to(packed.dtype).T))
+    return grams
 
 
 def _split(packed: Tensor, maps: Sequence[Tensor], masks: Sequence[int]) -> list[Tensor]:
@@ -70,30 +58,23 @@ def _split(packed: Tensor, maps: Sequence[Tensor], masks: Sequence[int]) -> list
     return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
-def _row_slices(dim: int) -> Iterator[slice]:
-    return (slice(start, min(start + _ROWS, dim)) for start in range(0, dim, _ROWS))
-
-
 def _backward(
-    maps: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
+    operands: Operands,
     masks: Sequence[int],
     rectify: bool,
     kept: Tensor,
     grad: Tensor,
-    needed: Sequence[bool],
-) -> list[Tensor]:
-    inputs, count = [*maps, *weights, *biases], len(maps)
-    gradients = accumulators(inputs, needed, torch.empty)
-    of_maps, of_weights, of_biases = (gradients[i * count : (i + 1) * count] for i in range(3))
-    kept = kept if kept.numel() else _grams(maps, masks)
-    grams = _split(kept, maps, masks)
-    of_grams = _split(torch.zeros_like(kept), maps, masks)
-    totals = [x.sum(dim=2, dtype=kept.dtype) for x in maps]
+    gradients: Sequence[Sequence[Tensor | None]],
+) -> None:
+    maps, weights, biases = operands
+    of_maps, of_weights, of_biases = gradients
+    dtype = operands.dtype
+    grams = _split(kept, maps, masks) if kept.numel() else _grams(operands, masks, _new_kept(operands, masks))
+    of_grams = _split(_new_kept(operands, masks).zero_(), maps, masks)
+    totals = [x.sum(dim=2, dtype=dtype) for x in maps]
     of_totals = [torch.zeros_like(total) for total in totals]
-    for rows in _row_slices(len(weights[0])):
-        u, b = ([x[rows].to(kept.dtype) for x in group] for group in (weights, biases))
+    for rows in row_slices(len(weights[0]), _ROWS):
+        u, b = ([x[rows].to(dtype) for x in group] for group in (weights, biases))
         of_u = [None if gradient is None else gradient[rows] for gradient in of_weights]
         of_b = [None if gradient is None else gradient[rows] for gradient in of_biases]
         # Transposed once for all images, or oneDNN would copy them for each image.
@@ -111,10 +92,9 @@ def _backward(
         i, j = members(mask)
         for n, matrix in enumerate(of_gram):
             if (gradient := of_maps[i]) is not None:
-                add_product(gradient[n], matrix, maps[j][n].to(kept.dtype))
+                add_product(gradient[n], matrix, maps[j][n].to(dtype))
             if (gradient := of_maps[j]) is not None:
-                add_product(gradient[n], matrix.T, maps[i][n].to(kept.dtype))
-    return finished(gradients, inputs)
+                add_product(gradient[n], matrix.T, maps[i][n].to(dtype))
 
 
 def _through_totals(
@@ -171,4 +151,4 @@ def _through_products(
             gradient.addcmul_(matmul(u[i], gram), factor)
 
 
-cross_gram_sums = register_sums("cross_gram_sums", _forward, _backward, _fake_kept, plain_sums)
+cross_gram_sums = register_sums("cross_gram_sums", _forward, _backward, _new_kept)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import partial, reduce
 from operator import mul
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from c2f_zoo.ops.choice import SumsShape, choose
 from c2f_zoo.ops.cross_gram import cross_gram_sums
-from c2f_zoo.ops.memory_efficient import SumsOperator
+from c2f_zoo.ops.memory_efficient import SumsOperator, bit_masks
 from c2f_zoo.ops.precision import compute_dtype, is_exporting, project, without_autocast
 from c2f_zoo.ops.tiled import tiled_sums
 from c2f_zoo.ops.triton_multilinear import triton_multilinear_sums
@@ -75,30 +75,27 @@ def _plain(
         return [reduce(mul, [projected[index] for index in term]).sum(dim=2) for term in terms]
 
 
-def _memory_efficient(operator: SumsOperator, keep: bool = False) -> Callable[..., list[Tensor]]:
-    """Wrap an operator on flat maps and bit masks with the signature of `_plain`."""
-
-    def run(
-        maps: Sequence[Tensor],
-        weights: Sequence[Tensor],
-        biases: Sequence[Tensor | None],
-        terms: Sequence[tuple[int, ...]],
-    ) -> list[Tensor]:
-        given = [weight.new_zeros(len(weight)) if b is None else b for weight, b in zip(weights, biases, strict=True)]
-        masks = [sum(1 << index for index in term) for term in terms]
-        trained = torch.is_grad_enabled() and any(x.requires_grad for x in (*maps, *weights, *given))
-        flat = [x.flatten(2) for x in maps]
-        with without_autocast(maps[0]):
-            return list(operator(flat, list(weights), given, masks, keep and trained, False)[0])
-
-    return run
+def _memory_efficient(
+    operator: SumsOperator,
+    keep: bool,
+    maps: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    terms: Sequence[tuple[int, ...]],
+) -> list[Tensor]:
+    """Call an operator on flat maps, biases and bit masks."""
+    given = [weight.new_zeros(len(weight)) if b is None else b for weight, b in zip(weights, biases, strict=True)]
+    trained = torch.is_grad_enabled() and any(x.requires_grad for x in (*maps, *weights, *given))
+    flat = [x.flatten(2) for x in maps]
+    with without_autocast(maps[0]):
+        return list(operator(flat, list(weights), given, bit_masks(terms), keep and trained, False)[0])
 
 
 _RUN: dict[str, Callable[..., list[Tensor]]] = {
     "plain": _plain,
-    "tiled": _memory_efficient(tiled_sums),
-    "saved_bf16": _memory_efficient(tiled_sums, keep=True),
-    "gram": _memory_efficient(cross_gram_sums, keep=True),
+    "tiled": partial(_memory_efficient, tiled_sums, False),
+    "saved_bf16": partial(_memory_efficient, tiled_sums, True),
+    "gram": partial(_memory_efficient, cross_gram_sums, True),
     "triton": triton_multilinear_sums,
 }
 

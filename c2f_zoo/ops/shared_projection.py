@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from c2f_zoo.ops.memory_efficient import Operands, bit_masks, plain_sums
 from c2f_zoo.ops.precision import is_exporting, without_autocast
 from c2f_zoo.ops.products import bmm
-from c2f_zoo.ops.tiled import plain_sums, tiled_sums
+from c2f_zoo.ops.tiled import tiled_sums
 
 
 def shared_projection_sums(
@@ -58,10 +59,9 @@ def shared_projection_sums(
     scales = [gain * (var + eps).rsqrt() for var in variances]
     weights = [weight * scale[:, None] for scale in scales]
     biases = [offset - scale * mean for scale, mean in zip(scales, means, strict=True)]
-    masks = [sum(1 << index for index in term) for term in terms]
-    if is_exporting():
-        return list(plain_sums(flat, weights, biases, masks, rectify=True)), means, variances
-    return list(tiled_sums(flat, weights, biases, masks, False, True)[0]), means, variances
+    operands, masks = Operands(flat, weights, biases), bit_masks(terms)
+    sums = plain_sums(operands, masks, True) if is_exporting() else tiled_sums(*operands, masks, False, True)[0]
+    return list(sums), means, variances
 
 
 class _BatchStatistics(torch.autograd.Function):

@@ -8,7 +8,6 @@ that chunk's projections, and matrix products (cuBLAS) compute the gradients of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import reduce
 from operator import mul
 from typing import Any, NamedTuple, TypeVar
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from c2f_zoo.ops.memory_efficient import bit_masks, in_three, row_slices
 from c2f_zoo.ops.precision import compute_dtype, power_of_two_above, without_autocast
 
 try:
@@ -28,23 +28,14 @@ _T = TypeVar("_T")
 # Without Triton the kernels are never called.
 _jit: Any = (lambda kernel: kernel) if triton is None else triton.jit
 
-
-class _Tile(NamedTuple):
-    """The block of one program, and the numbers of its warps and pipeline stages."""
-
-    units: int
-    channels: int
-    locations: int
-    warps: int
-    stages: int
-
-
-# Compiled for an H100, three float32 tiles of units x locations use up to 235 of a thread's 255 registers without
-# spilling; 128 x 128 spills. float32 without TF32 has no tensor cores, so that its tiles are smaller.
+# The block of one program, and the numbers of its warps and pipeline stages. Compiled for an H100, three float32 tiles
+# of block_d x block_l use up to 235 of a thread's 255 registers without spilling; 128 x 128 spills. float32 without
+# TF32 has no tensor cores, so that its tiles are smaller.
+_HALF_TILE = {"block_d": 128, "block_c": 64, "block_l": 64, "num_warps": 8, "num_stages": 3}
 _TILES = {
-    torch.float32: _Tile(64, 32, 64, warps=8, stages=2),
-    torch.float16: _Tile(128, 64, 64, warps=8, stages=3),
-    torch.bfloat16: _Tile(128, 64, 64, warps=8, stages=3),
+    torch.float32: {"block_d": 64, "block_c": 32, "block_l": 64, "num_warps": 8, "num_stages": 2},
+    torch.float16: _HALF_TILE,
+    torch.bfloat16: _HALF_TILE,
 }
 MAX_PROJECTIONS = 3
 # Units with gradients in memory at once in the backward pass: enough for efficient matrix products.
@@ -82,7 +73,7 @@ def triton_multilinear_sums(
     reason = unsupported(maps, terms) or _unsupported_parameters(maps, weights, biases)
     if reason is not None:
         raise ValueError(f"triton_multilinear_sums does not support {reason}; use multilinear_sums")
-    masks = [sum(1 << index for index in term) for term in terms]
+    masks = bit_masks(terms)
     distinct = tuple(dict.fromkeys(masks))
     dtype = compute_dtype(maps[0], weights[0])
     with without_autocast(maps[0]):
@@ -233,15 +224,17 @@ def _input_gradients(
     """Return the gradients of maps, weights and biases; None if not wanted."""
     projections = _projections(inputs, dtype)
     factors = _gradient_factors(projections, upstream, masks)
-    gradients = [_Gradients(*its) for its in zip(projections, factors, *_in_three(wanted), strict=True)]
-    for first in range(0, upstream.shape[2], _CHUNK):
-        _add_chunk(gradients, upstream, masks, dtype, first)
-    found = [each.like(*its) for each, *its in zip(gradients, *_in_three(inputs), strict=True)]
+    gradients = [_Gradients(*its) for its in zip(projections, factors, *in_three(wanted), strict=True)]
+    for units in row_slices(upstream.shape[2], _CHUNK):
+        slopes, bias_parts = _launch_slopes(gradients, upstream, masks, units)
+        for index, each in enumerate(gradients):
+            if each.wanted:
+                each.add(units, slopes[index].to(dtype), bias_parts[index])
+    found = [each.like(*its) for each, *its in zip(gradients, *in_three(inputs), strict=True)]
     return [gradient for kind in zip(*found, strict=True) for gradient in kind]
 
 
-@dataclass(frozen=True)
-class _Projection:
+class _Projection(NamedTuple):
     """The tensors of one projection, in the kernels' layout.
 
     Attributes:
@@ -258,7 +251,7 @@ class _Projection:
 
 
 def _projections(inputs: Sequence[Tensor | None], dtype: torch.dtype) -> list[_Projection]:
-    return [_projection(*each, dtype) for each in zip(*_in_three(inputs), strict=True)]
+    return [_projection(*each, dtype) for each in zip(*in_three(inputs), strict=True)]
 
 
 def _projection(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> _Projection:
@@ -273,12 +266,6 @@ def _projection(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dty
     # The interpreter does not support bfloat16: its kernels get the rounded values in float32.
     held = torch.float32 if dtype == torch.bfloat16 and _interpreted() else dtype
     return _Projection(rows.to(held), weight.to(dtype).to(held).contiguous(), bias.float().contiguous(), scale)
-
-
-def _in_three(items: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
-    """Split a list into thirds: those of maps, weights and biases."""
-    count = len(items) // 3
-    return items[:count], items[count : 2 * count], items[2 * count :]
 
 
 class _Gradients:
@@ -366,16 +353,6 @@ def _largest(projection: _Projection) -> Tensor:
     return norm[:, None] * weight_norms + projection.bias.abs()
 
 
-def _add_chunk(
-    gradients: list[_Gradients], upstream: Tensor, masks: tuple[int, ...], dtype: torch.dtype, first: int
-) -> None:
-    units = slice(first, min(first + _CHUNK, upstream.shape[2]))
-    slopes, bias_parts = _launch_slopes(gradients, upstream, masks, units)
-    for index, each in enumerate(gradients):
-        if each.wanted:
-            each.add(units, slopes[index].to(dtype), bias_parts[index])
-
-
 def _matmul_float32(a: Tensor, b: Tensor) -> Tensor:
     """Return the product in float32 of two matrices of the same dtype."""
     if a.is_cuda and a.dtype != torch.float32:
@@ -392,7 +369,7 @@ def _launch_sums(projections: list[_Projection], masks: tuple[int, ...]) -> Tens
     tile = _TILES[first.rows.dtype]
     sums = first.scale.new_empty(len(masks), batch, dim)
     with torch.cuda.device_of(sums):
-        _sums_kernel[(triton.cdiv(dim, tile.units) * batch,)](
+        _sums_kernel[(triton.cdiv(dim, tile["block_d"]) * batch,)](
             *_pointers(projections),
             sums,
             batch,
@@ -417,11 +394,11 @@ def _launch_slopes(
     batch, width = len(first.scale), units.stop - units.start
     locations = len(first.rows) // batch
     tile = _TILES[first.rows.dtype]
-    places = batch * triton.cdiv(locations, tile.locations)
+    places = batch * triton.cdiv(locations, tile["block_l"])
     slopes = first.rows.new_empty(len(projections), width, batch * locations)
     bias_parts = first.scale.new_empty(len(projections), places, width)
     with torch.cuda.device_of(slopes):
-        _slopes_kernel[(triton.cdiv(width, tile.units) * places,)](
+        _slopes_kernel[(triton.cdiv(width, tile["block_d"]) * places,)](
             *_pointers(projections),
             *_three([each.factor for each in gradients]),
             upstream,
@@ -440,9 +417,7 @@ def _launch_slopes(
 
 
 def _pointers(projections: list[_Projection]) -> list[Tensor]:
-    three = _three(projections)
-    kinds = ([p.rows for p in three], [p.weight for p in three], [p.bias for p in three], [p.scale for p in three])
-    return [tensor for kind in kinds for tensor in kind]
+    return [tensor for kind in zip(*_three(projections), strict=True) for tensor in kind]
 
 
 def _channels(projections: list[_Projection]) -> list[int]:
@@ -454,17 +429,9 @@ def _three(items: list[_T]) -> list[_T]:
     return (items + items[:1] * 2)[:3]
 
 
-def _constants(tile: _Tile, projections: list[_Projection], masks: tuple[int, ...]) -> dict[str, int]:
-    return {
-        "count": len(projections),
-        "terms": len(masks),
-        "term_bits": sum(mask << 3 * number for number, mask in enumerate(masks)),
-        "block_d": tile.units,
-        "block_c": tile.channels,
-        "block_l": tile.locations,
-        "num_warps": tile.warps,
-        "num_stages": tile.stages,
-    }
+def _constants(tile: dict[str, int], projections: list[_Projection], masks: tuple[int, ...]) -> dict[str, int]:
+    term_bits = sum(mask << 3 * number for number, mask in enumerate(masks))
+    return {"count": len(projections), "terms": len(masks), "term_bits": term_bits, **tile}
 
 
 # The kernels. `term_bits` has three bits per term, one for each of its projections. Offsets in maps, weights and slopes
@@ -574,9 +541,8 @@ def _slopes_kernel(
                     slope += tl.load(gradient, mask=units < stop, other=0.0)[:, None] * _product(
                         p0, p1, p2, ((term_bits >> (3 * term)) & 7) - (1 << index)
                     )
-            slope = tl.where(
-                (locations < length)[None, :], slope, 0.0
-            )  # a term of one projection has the product 1 everywhere
+            # Outside the map too, a term of one projection has the product 1.
+            slope = tl.where((locations < length)[None, :], slope, 0.0)
             row = index * (stop - start) + units - start
             parts = bias_parts + (index * batch * length_blocks + place) * (stop - start) + units - start
             tl.store(parts, tl.sum(slope, axis=1), mask=units < stop)
