@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -69,7 +69,8 @@ def list_csv(
     file = Path(file)
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}")
-    listing = Listing(file, open_hierarchy(hierarchy, levels))
+    tree = open_hierarchy(hierarchy, levels)
+    listing = Listing(file, tree)
     rows, errors = read_csv_rows(file)
     listing.errors["errors in the file"] = errors
     header = [cell.strip().lower() for cell in rows[0][1]] if rows else []
@@ -81,8 +82,16 @@ def list_csv(
     if len(rows) == 1:
         errors.append("there is no row below the header")
     root = file.parent if root is None else Path(root)
-    lines = _read_lines(rows[1:], header, errors)
-    _add_entries(_drop_repeated(lines, root, listing), root, listing)
+    lines = _drop_repeated(_read_lines(rows[1:], header, errors), root, listing)
+    labels = labels_by_suffix(tree)
+    places: dict[str, list[str]] = defaultdict(list)  # of the classes outside the tree
+    for line in lines:
+        if (line.label,) not in labels:
+            places[line.label].append(line.location)
+    unknown = {name: where + (f" and {len(more)} more" if more else "") for name, (where, *more) in places.items()}
+    listing.add_unknown_classes(unknown, [name for names in tree.classes for name in names])
+    no_label = (-1,) * len(tree.levels)
+    listing.entries = [Entry(root / line.path, labels.get((line.label,), no_label), line.split) for line in lines]
     listing.add_missing_files()
     listing.complete_splits()
     return listing
@@ -126,17 +135,3 @@ def _drop_repeated(lines: Sequence[_Line], root: Path, listing: Listing) -> list
             both = f"{before.location} and {line.location}"
             listing.warnings["images listed more than once, used once"].append(f"{line.path}: {both}")
     return list(first.values())
-
-
-def _add_entries(lines: Sequence[_Line], root: Path, listing: Listing) -> None:
-    """Add each image with the label of its class."""
-    tree = listing.hierarchy
-    assert tree is not None, "list_csv opened it"
-    labels = labels_by_suffix(tree)
-    count = Counter(line.label for line in lines if (line.label,) not in labels)
-    first = {line.label: line.location for line in reversed(lines) if line.label in count}
-    more = {name: f" and {count[name] - 1} more" if count[name] > 1 else "" for name in count}
-    known = [name for names in tree.classes for name in names]
-    listing.add_unknown_classes({name: first[name] + more[name] for name in count}, known)
-    unknown = (-1,) * len(tree.levels)
-    listing.entries = [Entry(root / line.path, labels.get((line.label,), unknown), line.split) for line in lines]

@@ -41,19 +41,14 @@ def cub(root: str | Path, split: str, download: bool = False, hierarchy: str | P
             checksum.
     """
     if download and not _is_cub(cub_folder(root)):
-        _download(Path(root))
+        folder, archive = Path(root, FOLDER), Path(root, URL.rsplit("/", 1)[1])
+        if folder.exists():
+            raise FileExistsError(
+                f"{folder} exists, but is not a CUB-200-2011 folder; move it away to download the dataset"
+            )
+        download_file(URL, archive, MD5)
+        extract(archive, folder, inner=FOLDER)
     return list_cub(root, hierarchy).open_split(split)
-
-
-def _download(root: Path) -> None:
-    folder = root / FOLDER
-    if folder.exists():
-        raise FileExistsError(
-            f"{folder} exists, but is not a CUB-200-2011 folder; move it away to download the dataset"
-        )
-    archive = root / URL.rsplit("/", 1)[1]
-    download_file(URL, archive, MD5)
-    extract(archive, folder, inner=FOLDER)
 
 
 def cub_folder(root: str | Path) -> Path:

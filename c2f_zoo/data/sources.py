@@ -6,24 +6,17 @@ import contextlib
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import Image
+from torch.utils.data import Dataset
 
 from c2f_zoo.data.registry import IndexedImages
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.registry import unknown_name
-
-
-class ImageItems(Protocol):
-    """A dataset with items (image, ...), as in torchvision."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Any: ...
 
 
 @dataclass(eq=False)
@@ -37,7 +30,7 @@ class Relabelled(IndexedImages):
         splits: the splits of the dataset.
     """
 
-    data: ImageItems
+    data: Dataset[Any]
     targets: list[int]
     hierarchy: Hierarchy
     splits: tuple[str, ...] = ("train", "test")
@@ -134,18 +127,3 @@ def translate_torchvision_errors(source: str, root: str | Path, download: bool, 
         raise FileNotFoundError(f"{root} does not contain {source} ({error}); it must contain {content}") from error
     finally:
         tarfile.TarFile.extraction_filter = before  # type: ignore[assignment]
-
-
-def translate_labels(labels: Sequence[Any], table: Mapping[Any, int], source: str) -> list[int]:
-    """Translate a dataset's own labels, numbers or names, to those of the tree.
-
-    Raises:
-        ValueError: a label is not in the table; the message names its first image.
-    """
-    for index, label in enumerate(labels):
-        if not isinstance(label, (int, str)) or label not in table:
-            raise ValueError(
-                f"image {index} of {source} has the label {label!r}, which is not one of its {len(table)} classes; "
-                "remove it"
-            )
-    return [table[label] for label in labels]

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from c2f_zoo.data.files import ImageFiles, open_hierarchy
 from c2f_zoo.data.images import apply_orientation, read_image
 from c2f_zoo.data.registry import SPLITS, IndexedImages, LabelledImages, check_split, register_dataset
-from c2f_zoo.data.sources import Relabelled, labels_by_index, labels_by_name, translate_labels
+from c2f_zoo.data.sources import Relabelled, labels_by_index, labels_by_name
 from c2f_zoo.hierarchy import Hierarchy
 
 _PACKAGES = {"hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets", "wds": "webdataset"}
@@ -215,11 +215,6 @@ def _stream(splits_of: Callable[[Any], Collection[str]], data: Any, source: str)
     return _Source(labels, _class_names(reader), splits_of(reader), partial(EncodedImages, images.__getitem__, source))
 
 
-def _split_names(builder: Any) -> list[str]:
-    """Return the splits of a Hugging Face dataset that was never prepared."""
-    return [str(split) for split in builder.config.data_files or ()]
-
-
 def _encode(image: Image.Image) -> bytes:
     """Encode a loaded image so that `read_image` treats it like the original file."""
     apply_orientation(image)  # a copy in another format may lose it
@@ -261,12 +256,18 @@ def _match_labels(
         table = dict(enumerate(labels_by_index(max(numbers) + 1, tree, source)))
     else:  # a test set need not have all classes
         table = {label: label for label in range(len(tree.classes[-1]))}
-    return translate_labels(labels, table, source)
+    for index, label in enumerate(labels):
+        if not isinstance(label, (int, str)) or label not in table:
+            raise ValueError(
+                f"image {index} of {source} has the label {label!r}, which is not one of its {len(table)} classes; "
+                "remove it"
+            )
+    return [table[label] for label in labels]
 
 
 _SOURCES: dict[str, Callable[[Any, str], _Source]] = {
     "hfds": _hugging_face,
-    "hfids": partial(_stream, lambda reader: reader.builder.info.splits or _split_names(reader.builder)),
+    "hfids": partial(_stream, lambda reader: reader.builder.info.splits or reader.builder.config.data_files or ()),
     "tfds": partial(_stream, lambda reader: reader.builder.info.splits),
     "torch": _torchvision,
     "wds": partial(_stream, lambda reader: reader.info.get("splits", ())),

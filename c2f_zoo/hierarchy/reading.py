@@ -105,8 +105,14 @@ def find_path_faults(levels: Sequence[str], rows: Sequence[Row]) -> list[str]:
         above = ""
         for depth, name in enumerate(cell.strip() for cell in cells):
             if name and (above or not depth):
-                fault = _find_parent_fault(name, above, where, seen[depth], is_finest=depth == len(levels) - 1)
-                faults += [f"{where}: {levels[depth]} {name!r} {fault}"] if fault else []
+                places = seen[depth].setdefault(name, {})
+                if places and above not in places:
+                    first, place = next(iter(places.items()))
+                    two = f"{first!r} ({place}) and {above!r} ({where})"
+                    faults.append(f"{where}: {levels[depth]} {name!r} has two parents: {two}")
+                elif places and depth == len(levels) - 1:
+                    faults.append(f"{where}: {levels[depth]} {name!r} is already in {places[above]}")
+                places.setdefault(above, where)
             above = name
     return faults
 
@@ -139,21 +145,6 @@ def _find_name_fault(name: str) -> str | None:
     if name != name.strip():
         return f"{name!r} has surrounding white space; write {name.strip()!r}"
     return None
-
-
-def _find_parent_fault(
-    name: str, parent: str, where: str, seen: dict[str, dict[str, str]], is_finest: bool
-) -> str | None:
-    """Record the parent of a class in `seen`; return the fault, once for each parent."""
-    places = seen.setdefault(name, {})
-    if parent in places:
-        return f"is already in {places[parent]}" if is_finest else None
-    fault = None
-    if places:
-        first, place = next(iter(places.items()))
-        fault = f"has two parents: {first!r} ({place}) and {parent!r} ({where})"
-    places[parent] = where
-    return fault
 
 
 def read_csv_rows(path: str | Path) -> tuple[list[Row], list[str]]:
