@@ -138,7 +138,8 @@ def _weights_rows(name: str) -> list[tuple[str, str]]:
     """Return rows on the trained weights of a model: source, licence, accuracy."""
     from c2f_zoo.config import format_resolution
     from c2f_zoo.registry import PluginError
-    from c2f_zoo.zoo import WEIGHTS, default_tag, split_tag, tags_of
+    from c2f_zoo.zoo import WEIGHTS, split_tag
+    from c2f_zoo.zoo.pretrained import default_tag, tags_of
 
     if Path(name).is_dir():
         return [("weights", f"{name}/model.safetensors")]

@@ -6,7 +6,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType
@@ -299,12 +299,11 @@ def _option(name: str, value: Any, where: str) -> Any:
     )
 
 
-def _flat(value: Any) -> Iterator[Any]:
+def _largest(value: Any) -> int:
+    """Return the largest integer of an option, or 0."""
     if isinstance(value, list):
-        for item in value:
-            yield from _flat(item)
-    else:
-        yield value
+        return max(map(_largest, value), default=0)
+    return value if isinstance(value, int) else 0
 
 
 def _check_sizes(config: ModelConfig) -> None:
@@ -318,7 +317,7 @@ def _check_sizes(config: ModelConfig) -> None:
         if number > most:
             raise ValueError(f"the configuration has {number} {what}; the limit is {most}")
     for name, value in config.backbone_options.items():
-        if any(isinstance(size, int) and size > MAX_INPUT_SIZE for size in _flat(value)):
+        if _largest(value) > MAX_INPUT_SIZE:
             raise ValueError(f"backbone_options.{name} is {value}; the limit is {MAX_INPUT_SIZE}")
     for level, resolution in config.resolutions.items():
         if resolution is not None and not 1 <= resolution <= MAX_INPUT_SIZE:

@@ -353,15 +353,10 @@ class LevelClassifier(nn.Module):
         self.head_drop = nn.Dropout(drop_rate)
         self.head = _classifier_of(model.head, level)
         self.num_classes = model.hierarchy.num_classes[level]
-        self.num_features = model.pooling.out_features
-        self.head_hidden_size = self.num_features
-        self.pretrained_cfg = {
-            **model.pretrained_cfg,
-            "num_classes": self.num_classes,
-            "pool_size": None,
-            "first_conv": None,
-            "classifier": "head",
-        }
+        self.num_features = self.head_hidden_size = model.pooling.out_features
+        self.pretrained_cfg = dict(
+            model.pretrained_cfg, num_classes=self.num_classes, pool_size=None, first_conv=None, classifier="head"
+        )
         self.default_cfg = self.pretrained_cfg
 
     def get_classifier(self) -> nn.Module:

@@ -8,6 +8,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, distributions, entry_points
 from typing import Any, Generic, TypeVar
 
@@ -49,6 +50,7 @@ class PluginError(ValueError):
     """A plug-in that cannot be loaded, or that has the wrong type."""
 
 
+@dataclass(eq=False, repr=False)
 class Registry(Generic[T]):
     """A mapping from names to entries of one kind, with plug-ins.
 
@@ -71,20 +73,13 @@ class Registry(Generic[T]):
         '#f00'
     """
 
-    def __init__(
-        self,
-        kind: str,
-        group: str | None = None,
-        fits: Callable[[Any], bool] = callable,
-        reserved: Callable[[str], bool] = lambda name: False,
-    ) -> None:
-        self.kind = kind
-        self.group = group
-        self._fits = fits
-        self._reserved = reserved
-        self._entries: dict[str, T] = {}
-        self._plugins: dict[str, EntryPoint] | None = None  # None: not read yet
-        self._subscribers: list[Callable[[str], object]] = []
+    kind: str
+    group: str | None = None
+    fits: Callable[[Any], bool] = callable
+    reserved: Callable[[str], bool] = lambda name: False
+    _entries: dict[str, T] = field(default_factory=dict, init=False)
+    _plugins: dict[str, EntryPoint] | None = field(default=None, init=False)  # None: not read yet
+    _subscribers: list[Callable[[str], object]] = field(default_factory=list, init=False)
 
     def register(self, name: str, *, override: bool = False) -> Callable[[T], T]:
         """Return a decorator that stores the decorated object under `name`.
@@ -166,12 +161,12 @@ class Registry(Generic[T]):
             return f"{self.kind} {name!r} is registered already ({self._entries[name]!r})"
         if self._plugins and name in self._plugins:
             return f"{self._describe(self._plugins[name])} has the same name"
-        return f"the name is reserved for a built-in {self.kind}" if self._reserved(name) else None
+        return f"the name is reserved for a built-in {self.kind}" if self.reserved(name) else None
 
     def _load(self, point: EntryPoint) -> T:
         try:
             entry = point.load()
-            if not self._fits(entry):
+            if not self.fits(entry):
                 raise TypeError(f"it refers to {entry!r}, which is not a {self.kind}")
         except (Exception, SystemExit) as error:  # importing third-party code can raise any error
             message = f"cannot load {self._describe(point)}: {type(error).__name__}: {error}"

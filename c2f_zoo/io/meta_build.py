@@ -67,7 +67,7 @@ class MetaBuilder:
         except Exception:  # any error of a constructor; it is raised again below unless the meta device caused it
             with _SizeLimit(self):
                 module = function(*args, **options)
-        self.check_numbers(sum(map(_size, (*module.parameters(), *module.buffers()))))
+        self.check(sum(map(_size, (*module.parameters(), *module.buffers()))))
         self._built.append((module, lambda: function(*args, **options)))
         return module
 
@@ -78,25 +78,21 @@ class MetaBuilder:
         tensors are taken from there.
         """
         for module, construct in self._built:
-            if any(_on_meta(vars(child)) for child in module.modules()):
-                complete = construct()
-                for name, child in module.named_modules():
-                    if _on_meta(vars(child)):
-                        source = complete.get_submodule(name)
-                        _replace_meta(child._buffers, source._buffers)
-                        _replace_meta(vars(child), vars(source))
+            unfilled = {name: child for name, child in module.named_modules() if _on_meta(vars(child))}
+            complete = construct() if unfilled else module
+            for name, child in unfilled.items():
+                source = complete.get_submodule(name)
+                for own, others in ((child._buffers, source._buffers), (vars(child), vars(source))):
+                    own.update({key: others[key] for key, value in own.items() if _on_meta(value)})
 
-    def check_numbers(self, size: int) -> None:
-        """Raise a TooLargeError if a network has more numbers than the limit."""
-        most = FACTOR * self.numbers + SLACK_NUMBERS
-        if size > most:
-            raise TooLargeError(_too_large(f"{most} numbers", self.numbers))
-
-    def check_tensors(self, count: int) -> None:
-        """Raise a TooLargeError if a network has more tensors than the limit."""
-        most = TENSOR_FACTOR * self.tensors + SLACK_TENSORS
-        if count > most:
-            raise TooLargeError(_too_large(f"{most} tensors", self.tensors))
+    def check(self, numbers: int, tensors: int = 0) -> None:
+        """Raise a TooLargeError if a network has more numbers or tensors than the limits."""
+        for what, count, saved, most in (
+            ("numbers", numbers, self.numbers, FACTOR * self.numbers + SLACK_NUMBERS),
+            ("tensors", tensors, self.tensors, TENSOR_FACTOR * self.tensors + SLACK_TENSORS),
+        ):
+            if count > most:
+                raise TooLargeError(f"the network has more than {most} {what}, but its weights files have {saved}")
 
 
 class _SizeLimit(TorchFunctionMode):
@@ -112,11 +108,10 @@ class _SizeLimit(TorchFunctionMode):
             options = {key: value for key, value in kwargs.items() if key not in ("device", "generator", "out")}
             size = _size(func(*args, device="meta", **options))
             self.numbers, self.tensors = self.numbers + size, self.tensors + 1
-            self.builder.check_numbers(self.numbers)
-            self.builder.check_tensors(self.tensors)
+            self.builder.check(self.numbers, self.tensors)
         result = func(*args, **kwargs)
         if isinstance(result, Tensor):
-            self.builder.check_numbers(_size(result))
+            self.builder.check(_size(result))
         return result
 
 
@@ -134,12 +129,6 @@ def allocate(module: nn.Module, names: Collection[str]) -> None:
                     setattr(owner, name, memory)
 
 
-def _replace_meta(attributes: dict[str, Any], others: Mapping[str, Any]) -> None:
-    for name, value in attributes.items():
-        if _on_meta(value):
-            attributes[name] = others[name]
-
-
 def _on_meta(value: Any) -> bool:
     """Return whether a value is, or contains, a tensor on the meta device."""
     if isinstance(value, Mapping):
@@ -152,7 +141,3 @@ def _on_meta(value: Any) -> bool:
 def _size(tensor: Tensor) -> int:
     """Return the size in float32 numbers."""
     return tensor.numel() * tensor.element_size() // 4
-
-
-def _too_large(size: str, saved: int) -> str:
-    return f"the network has more than {size}, but its weights files have {saved}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from c2f_zoo.backbones import list_backbones
 from c2f_zoo.hierarchy import HIERARCHIES
-from c2f_zoo.registry import Registry, unknown_name
+from c2f_zoo.registry import Registry, check_names, unknown_name
 from c2f_zoo.zoo.methods import METHODS
 from c2f_zoo.zoo.pretrained import WEIGHTS, PretrainedWeights, default_tag, tags_of
 
@@ -119,15 +119,14 @@ def split_tag(name: str) -> tuple[str, str]:
         (('mlph_vgg16_cub', 'paper'), ('mlph_resnet50.a1_in1k_cub', ''))
     """
     arch, _, tag = name.rpartition(".")
-    if name not in MODELS and arch:
-        if name in WEIGHTS:
-            return arch, tag
+    if name in MODELS or not arch:
+        return name, ""
+    if name not in WEIGHTS:
         try:
             find_model(arch)
         except ValueError:
             return name, ""
-        return arch, tag
-    return name, ""
+    return arch, tag
 
 
 def find_weights(name: str) -> PretrainedWeights:
@@ -146,6 +145,6 @@ def find_weights(name: str) -> PretrainedWeights:
             "with recipes/train.py, or start from a pretrained backbone: pretrained_backbone=True, or "
             "backbone_checkpoint=FILE"
         )
-    if tag and tag not in tags:
-        raise unknown_name(f"tag of {arch!r}:", tag, tags)
-    return WEIGHTS[f"{arch}.{tag or default_tag(arch)}"]
+    tag = tag or default_tag(arch)
+    check_names(f"tag of {arch!r}:", [tag], tags)
+    return WEIGHTS[f"{arch}.{tag}"]
