@@ -24,7 +24,7 @@ from c2f_zoo.evaluation.probe import LabelledFeatures, Probe, extract_features, 
 from c2f_zoo.evaluation.report import metrics_table, print_tables
 from c2f_zoo.heads import list_heads
 from c2f_zoo.io.files import write_csv
-from c2f_zoo.registry import unknown_name
+from c2f_zoo.registry import check_names
 from c2f_zoo.training.launch import error_message
 from c2f_zoo.zoo.create import create_model
 
@@ -92,9 +92,7 @@ def main(
 def choose_methods(methods: Sequence[str] | None) -> list[str]:
     """Check the names of methods; return all methods by default."""
     every = [*list_heads(), LINEAR_PROBE]
-    for method in methods or ():
-        if method not in every:
-            raise unknown_name("method", method, every)
+    check_names("method", methods or (), every)
     return list(methods or every)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from c2f_zoo.hierarchy import Hierarchy
-from c2f_zoo.registry import Registry, check_options, unknown_name
+from c2f_zoo.registry import Registry, check_names, check_options
 
 
 class LabelledImages(Protocol):
@@ -92,8 +92,7 @@ def create_dataset(name: str, split: str, **options: Any) -> LabelledImages:
     if slash:
         open_split = partial(open_split, name)
     check_options(f"option of dataset {name!r}:", open_split, options)
-    if split not in SPLITS:
-        raise unknown_name("split", split, SPLITS)
+    check_names("split", [split], SPLITS)
     parameters = inspect.signature(open_split).parameters.values()
     required = [
         p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from c2f_zoo.data.registry import LabelledImages, labels_of
-from c2f_zoo.registry import unknown_name
+from c2f_zoo.registry import check_names
 
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # raised by Pillow and read_image
 
@@ -51,8 +51,7 @@ class TransformedImages(Dataset[tuple[Any, Tensor, int, bool]]):
         on_error: str = "raise",
         shorter_side: int | None = None,
     ) -> None:
-        if on_error not in ("raise", "skip"):
-            raise unknown_name("on_error", on_error, ("raise", "skip"))
+        check_names("on_error", [on_error], ("raise", "skip"))
         self.dataset = dataset
         self.transform = transform
         self.indices = list(range(len(dataset)) if indices is None else indices)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
 from c2f_zoo.config import MEASURES, SHRINK_FILTERS, Preprocessing
-from c2f_zoo.registry import unknown_name
+from c2f_zoo.registry import check_names
 
 AnyImage = TypeVar("AnyImage", Image.Image, Tensor)
 Key = TypeVar("Key", bound=Hashable)
@@ -71,8 +71,7 @@ class Degrade(nn.Module):
             ("filter to resize with", up_filter, _MODES),
             ("measure of a resolution", measure, MEASURES),
         ):
-            if name not in known:
-                raise unknown_name(kind, name, known)
+            check_names(kind, [name], known)
         self.resolution = resolution
         self.filter = filter
         self.size = size

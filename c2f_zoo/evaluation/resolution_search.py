@@ -23,7 +23,7 @@ from c2f_zoo.data import LabelledImages, load_image
 from c2f_zoo.data.transformed_images import UNREADABLE
 from c2f_zoo.evaluation.scoring import predict_labels
 from c2f_zoo.model import C2FModel
-from c2f_zoo.registry import unknown_name
+from c2f_zoo.registry import check_names
 
 THRESHOLD = 0.8  # the paper's t_med and t_low
 LOWEST = 8  # pixels; the last point of the default grid
@@ -126,9 +126,8 @@ def fill_thresholds(thresholds: Mapping[str, float], levels: Sequence[str]) -> t
         >>> fill_thresholds({"genus": 0.7}, ["family", "genus", "species"])
         (0.8, 0.7)
     """
+    check_names("level in thresholds:", thresholds, levels)
     for level, threshold in thresholds.items():
-        if level not in levels:
-            raise unknown_name("level in thresholds:", level, levels)
         if level == levels[0]:
             raise ValueError(f"{level} is the coarsest level, which has no threshold; remove it from thresholds")
         if not 0 < threshold <= 1:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from c2f_zoo.heads.base import Head
 from c2f_zoo.hierarchy import Hierarchy
-from c2f_zoo.registry import Registry, check_options, unknown_name
+from c2f_zoo.registry import Registry, check_names, check_options
 
 HEADS: Registry[Callable[..., Head]] = Registry("head", "c2f_zoo.heads")
 register_head = HEADS.register
@@ -55,6 +55,5 @@ def depth_of(level: str, levels: Sequence[str]) -> int:
     Raises:
         ValueError: the level is not in `levels`; the message suggests close names.
     """
-    if level not in levels:
-        raise unknown_name("level", level, levels)
+    check_names("level", [level], levels)
     return levels.index(level)

@@ -8,7 +8,8 @@ from typing import ClassVar, get_args
 import torch
 from torch import Tensor, nn
 
-from c2f_zoo.pooling.checks import Align, check_channels, check_choice
+from c2f_zoo.pooling.checks import Align, check_channels
+from c2f_zoo.registry import check_names
 
 
 class Pooling(nn.Module):
@@ -51,7 +52,7 @@ class Pooling(nn.Module):
     one_size: bool = True
 
     def __init__(self, in_channels: Sequence[int], out_features: int, align: Align = "error") -> None:
-        check_choice("align", align, get_args(Align))
+        check_names("align", [align], get_args(Align))
         super().__init__()
         self.in_channels: tuple[int, ...] = tuple(in_channels)
         self.out_features = out_features

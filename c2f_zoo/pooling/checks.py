@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from c2f_zoo.ops import at_least_float32
-from c2f_zoo.registry import unknown_name
 
 Align = Literal["error", "pool"]
 
@@ -20,12 +19,6 @@ def check_num_maps(name: str, in_channels: Sequence[int], allowed: Sequence[int]
         wanted = " or ".join(str(number) for number in allowed)
         noun = "map" if list(allowed) == [1] else "maps"
         raise ValueError(f"{name} pools {wanted} {noun}, not {len(in_channels)}; name that many taps")
-
-
-def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
-    """Raise a ValueError that suggests close names unless `value` is one of `choices`."""
-    if value not in choices:
-        raise unknown_name(option, value, choices)
 
 
 def check_channels(maps: Sequence[Tensor], in_channels: Sequence[int]) -> None:

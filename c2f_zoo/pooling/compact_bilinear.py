@@ -17,8 +17,9 @@ from c2f_zoo.ops import (
     sketch_matrix,
 )
 from c2f_zoo.pooling.base import Pooling
-from c2f_zoo.pooling.checks import Align, align_maps, check_choice, check_num_maps
+from c2f_zoo.pooling.checks import Align, align_maps, check_num_maps
 from c2f_zoo.pooling.registry import register_pooling
+from c2f_zoo.registry import check_names
 
 Sketch = Literal["tensor_sketch", "random_maclaurin"]
 
@@ -61,7 +62,7 @@ class CompactBilinearPooling(Pooling):
         align: Align = "error",
     ) -> None:
         check_num_maps("compact_bilinear", in_channels, allowed=[1, 2])
-        check_choice("sketch", sketch, get_args(Sketch))
+        check_names("sketch", [sketch], get_args(Sketch))
         super().__init__(in_channels, dim, align)
         self.sketch = sketch
         self.grad_eps = grad_eps

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from c2f_zoo.ops import IMPLEMENTATIONS, multilinear_sums, signed_sqrt_l2
 from c2f_zoo.pooling.base import Pooling
-from c2f_zoo.pooling.checks import Align, align_maps, check_choice
+from c2f_zoo.pooling.checks import Align, align_maps
+from c2f_zoo.registry import check_names
 
 L2 = Literal["branch", "vector"]
 
@@ -51,9 +52,9 @@ class MultilinearPooling(Pooling):
         align: Align = "error",
         impl: str | None = None,
     ) -> None:
-        check_choice("l2", l2, get_args(L2))
+        check_names("l2", [l2], get_args(L2))
         if impl is not None:
-            check_choice("impl", impl, list(IMPLEMENTATIONS))
+            check_names("impl", [impl], IMPLEMENTATIONS)
         super().__init__(in_channels, out_features=dim * len(terms), align=align)
         self.terms = tuple(terms)
         self.sources = tuple(sources if sources is not None else range(len(in_channels)))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from c2f_zoo.losses import LOSSES, tree_prior
 from c2f_zoo.model import C2FModel
-from c2f_zoo.registry import check_options, unknown_name
+from c2f_zoo.registry import check_names, check_options
 from c2f_zoo.training.options import TrainOptions
 
 # A function of the forward function, a batch's images and labels (N, levels), and the step's level; returns the loss.
@@ -67,9 +67,8 @@ def check_objective(options: TrainOptions, model: C2FModel) -> None:
         LOSSES[options.loss](uniform, torch.tensor([0]), tree.truncate(leaf), **options.loss_options)
     except TypeError as error:
         raise ValueError(f"loss_options {options.loss_options} do not fit {options.loss!r}: {error}") from error
+    check_names("level in level_weights:", options.level_weights, model.levels)
     for level, weight in options.level_weights.items():
-        if level not in model.levels:
-            raise unknown_name("level in level_weights:", level, model.levels)
         if weight < 0:
             raise ValueError(f"the weight of {level} is {weight}; it must be 0 or more")
     if options.tree_prior < 0:
