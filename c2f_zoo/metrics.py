@@ -101,11 +101,10 @@ def metric_info(name: str) -> MetricInfo:
         MetricInfo(higher_is_better=False, unit='levels')
     """
     key = name.rsplit("/", 1)[-1]
-    classes = {
-        output: cls
-        for registered, cls in ((registered, _class_of(metric)) for registered, metric in METRICS.load_all().items())
-        for output in cls.outputs or (registered,)
-    }
+    classes: dict[str, Any] = {}
+    for registered, metric in METRICS.load_all().items():
+        cls = _class_of(metric)
+        classes |= dict.fromkeys(cls.outputs or (registered,), cls)
     if key not in classes:
         raise unknown_name("metric", key, classes)
     return MetricInfo(classes[key].higher_is_better, classes[key].unit)
@@ -184,12 +183,11 @@ class TreeMetrics:
         Default: the metrics without decoding. All processes of a group must call this method.
         """
         chosen = self._of_levels.values() if decoding is None else [self._of_decodings[decoding]]
-        report: dict[str, float] = {}
-        for name, metric in ((name, metric) for metrics in chosen for name, metric in metrics.items()):
+        values: dict[str, Tensor] = {}
+        for name, metric in (item for metrics in chosen for item in metrics.items()):
             result = metric.compute()
-            values = result if isinstance(result, dict) else {name: result}
-            report |= {key: float(value) for key, value in values.items()}
-        return report
+            values |= result if isinstance(result, dict) else {name: result}
+        return {name: float(value) for name, value in values.items()}
 
 
 def tree_report(
@@ -459,12 +457,9 @@ class HierarchicalF1(TreeMetric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return `hierarchical_precision`, `hierarchical_recall` and `hierarchical_f1`."""
-        values = (
-            self.overlap / self.predicted,
-            self.overlap / self.true,
-            2 * self.overlap / (self.predicted + self.true),
-        )
-        return dict(zip(self.outputs, values, strict=True))
+        precision, recall = self.overlap / self.predicted, self.overlap / self.true
+        f1 = 2 * self.overlap / (self.predicted + self.true)
+        return dict(zip(self.outputs, (precision, recall, f1), strict=True))
 
 
 @register_metric("lca_distance")

@@ -108,17 +108,16 @@ def _product(projected: Sequence[Tensor], indices: Sequence[int], out: Tensor) -
 def _upstream(index: int, projected: Sequence[Tensor], masks: Sequence[int], grad: Tensor, tiles: _Tiles) -> Tensor:
     """Return the gradient of one projection: sum of grad x product of the others."""
     total = tiles.upstream
-    is_first = True
-    for term, mask in enumerate(masks):
-        if not mask >> index & 1:
-            continue
-        product = _product(projected, members(mask & ~(1 << index)), tiles.scratch)
-        if is_first:
+    terms = [term for term, mask in enumerate(masks) if mask >> index & 1]
+    if not terms:
+        return total.zero_()
+    for term in terms:
+        product = _product(projected, members(masks[term] & ~(1 << index)), tiles.scratch)
+        if term == terms[0]:
             torch.mul(product, grad[term], out=total)
         else:
             total.addcmul_(product, grad[term])
-        is_first = False
-    return total.zero_() if is_first else total
+    return total
 
 
 tiled_sums = register_sums("tiled_sums", _forward, _backward, _new_kept)

@@ -8,14 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from c2f_zoo.ops import (
-    draw_hashes,
-    draw_signs,
-    gram,
-    multilinear_sums,
-    signed_sqrt_l2,
-    sketch_matrix,
-)
+from c2f_zoo.ops import draw_hashes, draw_signs, gram, multilinear_sums, signed_sqrt_l2, sketch_matrix
 from c2f_zoo.pooling.base import Pooling
 from c2f_zoo.pooling.checks import Align, align_maps, check_num_maps
 from c2f_zoo.pooling.registry import register_pooling

@@ -8,12 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from c2f_zoo.ops import (
-    at_least_float32,
-    shared_projection_sums,
-    signed_sqrt_l2,
-    without_autocast,
-)
+from c2f_zoo.ops import at_least_float32, shared_projection_sums, signed_sqrt_l2, without_autocast
 from c2f_zoo.pooling.base import Pooling
 from c2f_zoo.pooling.checks import Align, align_maps, check_num_maps
 from c2f_zoo.pooling.multilinear import projection
@@ -79,22 +74,19 @@ class SharedHbpPooling(Pooling):
     def _memory_efficient_sums(self, maps: Sequence[Tensor]) -> list[Tensor]:
         given = (self.projection.weight.flatten(1), self.norm.weight, self.norm.bias)
         weight, gain, offset = (at_least_float32(x) for x in given)
-        with without_autocast(maps[0]):
-            if self.norm.training:
-                self._check_batch(maps[0])
-                sums, mean, var = shared_projection_sums(maps, weight, gain, offset, _PAIRS, eps=self.norm.eps)
-                self._track(mean, var, maps[0].shape[0] * maps[0].shape[2] * maps[0].shape[3])
-                return sums
-            running = (self.norm.running_mean, self.norm.running_var)
-            known = (at_least_float32(cast(Tensor, running[0])), at_least_float32(cast(Tensor, running[1])))
-            return shared_projection_sums(maps, weight, gain, offset, _PAIRS, known, self.norm.eps)[0]
-
-    def _check_batch(self, x: Tensor) -> None:
-        if x.shape[0] * x.shape[2] * x.shape[3] < 2:
+        running = [at_least_float32(cast(Tensor, x)) for x in (self.norm.running_mean, self.norm.running_var)]
+        statistics = None if self.norm.training else (running[0], running[1])
+        count = maps[0].shape[0] * maps[0].shape[2] * maps[0].shape[3]
+        if self.norm.training and count < 2:
             raise ValueError(
                 "hbp_shared has batch norm, and one image with one location has no variance; "
                 "train with larger batches or maps"
             )
+        with without_autocast(maps[0]):
+            sums, mean, var = shared_projection_sums(maps, weight, gain, offset, _PAIRS, statistics, self.norm.eps)
+            if self.norm.training:
+                self._track(mean, var, count)
+        return sums
 
     @torch.no_grad()
     def _track(self, mean: Sequence[Tensor], var: Sequence[Tensor], count: int) -> None:
