@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,33 +67,23 @@ def describe_pooling(
     )
 
 
-def _raw(count: Callable[..., int]) -> Callable[..., int]:
-    count._get_raw = True  # type: ignore[attr-defined]  # FlopCounterMode then passes tensors, not shapes
-    return count
-
-
-@_raw
 def _of_output(*args: Any, out_val: Tensor, **kwargs: Any) -> int:
     return 2 * out_val.numel() * (4 if out_val.is_complex() else 1)
 
 
-@_raw
 def _of_input(x: Tensor, *args: Any, out_val: Tensor, **kwargs: Any) -> int:
     return 2 * x.numel()
 
 
-@_raw
 def _of_fft(x: Tensor, dims: list[int], *args: Any, out_val: Tensor, **kwargs: Any) -> int:
     real = out_val if x.is_complex() else x
     return round(2.5 * real.numel() * math.log2(real.shape[dims[-1]]))
 
 
-@_raw
 def _of_product(a: Tensor, b: Tensor, *args: Any, out_val: Tensor, **kwargs: Any) -> int:
     return 2 * out_val.numel() * a.shape[2]
 
 
-@_raw
 def _of_tiled_sums(
     maps: list[Tensor], weights: list[Tensor], biases: Any, masks: list[int], *args: Any, out_val: Any, **kwargs: Any
 ) -> int:
@@ -113,3 +103,5 @@ _FLOPS: dict[Any, Any] = {
     torch.ops.aten._fft_r2c: _of_fft,
     torch.ops.aten._fft_c2r: _of_fft,
 }
+for _count in _FLOPS.values():
+    _count._get_raw = True  # FlopCounterMode then passes tensors, not shapes
