@@ -9,7 +9,6 @@ from torch import Tensor
 
 from c2f_zoo.heads.grouped import grouped_logsumexp
 from c2f_zoo.hierarchy import Hierarchy
-from c2f_zoo.ops import at_least_float32
 from c2f_zoo.registry import Registry
 
 DECODINGS: Registry[Callable[[Mapping[str, Tensor], Hierarchy], Tensor]] = Registry("decoding", "c2f_zoo.decodings")
@@ -154,7 +153,8 @@ def _joint(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy) -> Tensor:
     device = log_probs[tree.finest].device
     paths = torch.stack([tree.ancestor_index(level, device) for level in tree.levels], dim=1)  # (paths, levels)
     scores = [log_probs[level][:, paths[:, depth]] for depth, level in enumerate(tree.levels) if level in log_probs]
-    scores = [at_least_float32(z) for z in scores]  # sums in half precision would not distinguish paths
+    # Sums in half precision would not distinguish paths.
+    scores = [z.to(torch.promote_types(z.dtype, torch.float32)) for z in scores]
     return paths[torch.stack(scores).sum(dim=0).argmax(dim=1)]
 
 

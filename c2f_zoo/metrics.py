@@ -16,7 +16,7 @@ from torchmetrics import Metric
 
 from c2f_zoo.decoding import DECODINGS, decode, is_path, marginalize
 from c2f_zoo.hierarchy import Hierarchy
-from c2f_zoo.registry import Registry, unknown_name
+from c2f_zoo.registry import Registry, check_names
 
 Scope = Literal["level", "leaf", "path"]
 Unit = Literal["fraction", "levels"]
@@ -105,8 +105,7 @@ def metric_info(name: str) -> MetricInfo:
     for registered, metric in METRICS.load_all().items():
         cls = _class_of(metric)
         classes |= dict.fromkeys(cls.outputs or (registered,), cls)
-    if key not in classes:
-        raise unknown_name("metric", key, classes)
+    check_names("metric", [key], classes)
     return MetricInfo(classes[key].higher_is_better, classes[key].unit)
 
 

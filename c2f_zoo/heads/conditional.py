@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from c2f_zoo.heads.base import Head
 from c2f_zoo.heads.grouped import grouped_logsumexp
 from c2f_zoo.heads.levels import LevelsHead
-from c2f_zoo.heads.registry import depth_of, register_head
+from c2f_zoo.heads.registry import register_head
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.ops import at_least_float32
+from c2f_zoo.registry import check_names
 
 
 @register_head("conditional")
@@ -47,8 +48,7 @@ class ConditionalHead(Head):
 
         The result is float32 or wider.
         """
-        for level in levels:
-            depth_of(level, self.levels)
+        check_names("level", levels, self.levels)
         down_to = max((self.scores.levels.index(level) for level in levels), default=-1)
         found: dict[str, Tensor] = {}
         for depth, (level, score) in enumerate(self.scores(v, self.scores.levels[: down_to + 1]).items()):

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from c2f_zoo.heads.base import Head
 from c2f_zoo.heads.grouped import grouped_logsumexp
 from c2f_zoo.heads.levels import LevelsHead
-from c2f_zoo.heads.registry import depth_of, register_head
+from c2f_zoo.heads.registry import register_head
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.ops import at_least_float32
+from c2f_zoo.registry import check_names
 
 
 @register_head("hex")
@@ -53,8 +54,7 @@ class HexHead(Head):
 
         The result is float32 or wider.
         """
-        for level in levels:
-            depth_of(level, self.levels)
+        check_names("level", levels, self.levels)
         holds, _ = self._log_marginals(v)
         return {level: holds[self.scores.levels.index(level)] for level in levels}
 

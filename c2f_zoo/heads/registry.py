@@ -41,8 +41,7 @@ def create_head(name: str, in_features: int, hierarchy: Hierarchy, levels: Seque
     """
     factory = HEADS[name]
     check_options(f"option of head {name!r}:", factory, options)
-    for level in levels:
-        hierarchy.depth(level)
+    check_names("level", levels, hierarchy.levels)
     head = factory(in_features, hierarchy, tuple(levels), **options)
     if not isinstance(head, Head):
         raise ValueError(f"head {name!r} is a {type(head).__name__}; derive it from c2f_zoo.Head")

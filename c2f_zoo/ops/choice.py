@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from c2f_zoo.ops import triton_multilinear
-from c2f_zoo.registry import unknown_name
+from c2f_zoo.registry import check_names
 
 IMPLEMENTATIONS = {
     "plain": "projections, products and sums as PyTorch operations; all are kept for the backward pass",
@@ -67,12 +67,13 @@ def choose(shape: SumsShape, impl: str | None = None) -> Choice:
     Raises:
         ValueError: `impl` is unknown.
     """
-    if impl is not None and impl not in IMPLEMENTATIONS:
-        raise unknown_name("impl", impl, IMPLEMENTATIONS)
-    reason = None if impl is None else _unsupported_reason(impl, shape)
-    if impl is not None and reason is None:
-        return Choice(impl, "requested")
-    refused = None if reason is None else f"impl={impl!r} is unsupported: {reason}"
+    refused = None
+    if impl is not None:
+        check_names("impl", [impl], IMPLEMENTATIONS)
+        reason = _unsupported_reason(impl, shape)
+        if reason is None:
+            return Choice(impl, "requested")
+        refused = f"impl={impl!r} is unsupported: {reason}"
     for candidate, applies, why in _table(shape):
         if applies and _unsupported_reason(candidate, shape) is None:
             return Choice(candidate, why, refused)

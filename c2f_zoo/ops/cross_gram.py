@@ -75,8 +75,7 @@ def _backward(
     of_totals = [torch.zeros_like(total) for total in totals]
     for rows in row_slices(len(weights[0]), _ROWS):
         u, b = ([x[rows].to(dtype) for x in group] for group in (weights, biases))
-        of_u = [None if gradient is None else gradient[rows] for gradient in of_weights]
-        of_b = [None if gradient is None else gradient[rows] for gradient in of_biases]
+        of_u, of_b = ([None if x is None else x[rows] for x in group] for group in (of_weights, of_biases))
         # Transposed once for all images, or oneDNN would copy them for each image.
         transposed = [weight.T.contiguous() for weight in u] if any(x is not None for x in of_maps) else []
         upstream = grad[:, :, rows]
