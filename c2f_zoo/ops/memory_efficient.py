@@ -19,14 +19,9 @@ SumsOperator = Callable[
     [Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Sequence[int], bool, bool], tuple[Tensor, Tensor]
 ]
 
-_FORWARD = (
-    "(Tensor[] maps, Tensor[] weights, Tensor[] biases, int[] masks, bool keep, bool rectify) -> (Tensor, Tensor)"
-)
-_BACKWARD = (
-    "(Tensor[] maps, Tensor[] weights, Tensor[] biases, int[] masks, bool rectify, Tensor kept, Tensor grad,"
-    " bool[] needed)"
-    " -> Tensor[]"
-)
+_INPUTS = "Tensor[] maps, Tensor[] weights, Tensor[] biases, int[] masks"
+_FORWARD = f"({_INPUTS}, bool keep, bool rectify) -> (Tensor, Tensor)"
+_BACKWARD = f"({_INPUTS}, bool rectify, Tensor kept, Tensor grad, bool[] needed) -> Tensor[]"
 
 
 class Operands(NamedTuple):
