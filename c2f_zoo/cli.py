@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from c2f_zoo.hierarchy import Hierarchy
     from c2f_zoo.model import C2FModel
 
 app = typer.Typer(help="Coarse-to-fine grained image classification.", no_args_is_help=True)
@@ -90,7 +89,10 @@ def info(
 
     if name in HIERARCHIES:
         hierarchy = c2f_zoo.load_hierarchy(name)
-        table = _hierarchy_table(name, hierarchy)
+        table = Table(title=name, show_header=False)
+        for level, count in hierarchy.num_classes.items():
+            table.add_row(f"level {level}", f"{count} classes")
+        table.add_row("version", hierarchy.version or "none")
     else:
         model = c2f_zoo.create_model(f"local-dir:{name}" if Path(name).is_dir() else name)
         hierarchy, table = model.hierarchy, _model_table(name, model)
@@ -98,14 +100,6 @@ def info(
         print(draw_text(hierarchy))
     else:
         Console().print(table)
-
-
-def _hierarchy_table(name: str, hierarchy: Hierarchy) -> Table:
-    table = Table(title=name, show_header=False)
-    for level, count in hierarchy.num_classes.items():
-        table.add_row(f"level {level}", f"{count} classes")
-    table.add_row("version", hierarchy.version or "none")
-    return table
 
 
 def _model_table(name: str, model: C2FModel) -> Table:

@@ -30,17 +30,15 @@ MAX_SEED = 2**63 - 1
 MAX_OPTION_LENGTH = 64
 
 # Options of timm and ours for the source of weights. They apply when a model is built and are not saved.
-WEIGHT_SOURCES = frozenset(
-    (
-        "pretrained",
-        "pretrained_cfg",
-        "pretrained_cfg_overlay",
-        "pretrained_strict",
-        "checkpoint_path",
-        "cache_dir",
-        "pretrained_backbone",
-        "backbone_checkpoint",
-    )
+WEIGHT_SOURCES = (
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "pretrained_strict",
+    "checkpoint_path",
+    "cache_dir",
+    "pretrained_backbone",
+    "backbone_checkpoint",
 )
 # Keys of config.json for timm; from_json ignores them.
 TIMM_KEYS = ("architecture", "num_classes", "label_names", "pretrained_cfg")

@@ -42,17 +42,15 @@ def replace_head(model: C2FModel, config: ModelConfig) -> list[str]:
 def _sources(old: Head, old_config: ModelConfig, new: Head, config: ModelConfig) -> dict[str, str]:
     """Return new weight name -> name of the matching weight of the old head."""
     before, after = _classifiers(old, old_config.hierarchy), _classifiers(new, config.hierarchy)
-    sources = {}
+    had, has, sources = old.state_dict(), new.state_dict(), {}
     if old_config.levels == config.levels:
         of_levels = (*before.values(), *after.values())
-        shared = old.state_dict().keys() & new.state_dict().keys()
-        sources = {key: key for key in shared if not key.startswith(of_levels)}
+        sources = {key: key for key in had.keys() & has.keys() if not key.startswith(of_levels)}
     for level, place in after.items():
         match = _matching_level(config.hierarchy, level, old_config.hierarchy)
         if match in before:
-            names = [key.removeprefix(place) for key in new.state_dict() if key.startswith(place)]
-            old_names = {place + name: before[match] + name for name in names}
-            sources |= {key: old_name for key, old_name in old_names.items() if old_name in old.state_dict()}
+            moved = {key: before[match] + key.removeprefix(place) for key in has if key.startswith(place)}
+            sources |= {key: source for key, source in moved.items() if source in had}
     return sources
 
 

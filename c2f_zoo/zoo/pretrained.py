@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ class PretrainedWeights:
     licence: str
     input: tuple[int, int, int]
     recipe: str = ""
-    metrics: tuple[Metrics, ...] = field(default=())
+    metrics: tuple[Metrics, ...] = ()
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.-]+\.[\w-]+", self.name):

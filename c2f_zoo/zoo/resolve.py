@@ -143,12 +143,10 @@ def _preprocessing(
     """Return a backbone's preprocessing, and its options with `img_size` for a ViT."""
     cfg, options = pretrained_cfg(backbone), dict(backbone_options)
     own_size = cfg.get("input_size", (3, PAPER_INPUT_SIZE, PAPER_INPUT_SIZE))
-    if cfg.get("fixed_input_size", False):
-        if input_size not in (None, own_size[1]):
-            options.setdefault("img_size", input_size)
-        size = input_size or own_size[1]
-    else:
-        size = input_size or PAPER_INPUT_SIZE
+    is_fixed = cfg.get("fixed_input_size", False)
+    size = input_size or (own_size[1] if is_fixed else PAPER_INPUT_SIZE)
+    if is_fixed and size != own_size[1]:
+        options.setdefault("img_size", size)
     known = [spec.name for spec in fields(Preprocessing) if spec.name != "input_size"]
     check_names("key in preprocessing_options:", overrides, known)
     values: dict[str, Any] = {key: cfg[key] for key in ("mean", "std", "interpolation") if key in cfg}
