@@ -47,7 +47,7 @@ def _backward(
 ) -> None:
     tiles = _Tiles(operands)
     for n, rows in tiles:
-        projected = list(kept[:, n, rows].to(operands.dtype)) if kept.numel() else tiles.project(rows, rectify)
+        projected = list(kept[:, n, rows].to(tiles.dtype)) if kept.numel() else tiles.project(rows, rectify)
         for index, (of_map, of_weight, of_bias) in enumerate(zip(*gradients, strict=True)):
             if of_map is None and of_weight is None and of_bias is None:
                 continue
@@ -66,17 +66,17 @@ class _Tiles:
     """An iterator over images and rows of the projections, with one tile's buffers."""
 
     def __init__(self, operands: Operands) -> None:
-        self._operands = operands
+        self._operands, self.dtype = operands, operands.dtype
 
     def __iter__(self) -> Iterator[tuple[int, slice]]:
-        (maps, weights, _), dtype = self._operands, self._operands.dtype
-        buffers = maps[0].new_empty(2, _TILE_ROWS, maps[0].shape[2], dtype=dtype)
+        maps, weights, _ = self._operands
+        buffers = maps[0].new_empty(2, _TILE_ROWS, maps[0].shape[2], dtype=self.dtype)
         for rows in row_slices(len(weights[0]), _TILE_ROWS):
             self.scratch, self.upstream = buffers[:, : rows.stop - rows.start]
-            self.weights = [weight[rows].to(dtype) for weight in weights]
+            self.weights = [weight[rows].to(self.dtype) for weight in weights]
             self._transposed: list[Tensor] = []
             for n in range(len(maps[0])):
-                self.maps = [x[n].to(dtype) for x in maps]
+                self.maps = [x[n].to(self.dtype) for x in maps]
                 yield n, rows
 
     def transposed(self) -> list[Tensor]:
@@ -86,7 +86,7 @@ class _Tiles:
 
     def project(self, rows: slice, rectify: bool) -> list[Tensor]:
         """Return this tile's projections, (rows, L) each."""
-        biases = [bias[rows, None].to(self._operands.dtype) for bias in self._operands.biases]
+        biases = [bias[rows, None].to(self.dtype) for bias in self._operands.biases]
         projected = [
             matmul(weight, x).add_(bias) for x, weight, bias in zip(self.maps, self.weights, biases, strict=True)
         ]
