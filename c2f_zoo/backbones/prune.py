@@ -1,8 +1,8 @@
-"""Removal of modules that the taps do not depend on."""
+"""Removal of weights that the taps do not depend on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,57 +12,82 @@ from c2f_zoo.backbones.trace import RUN_ERRORS, Trace, run_features
 
 
 class Removed(nn.Module):
-    """A placeholder for a removed layer; returns its input."""
-
-    def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        return x
-
-
-def unused_modules(trace: Trace, taps: Sequence[str]) -> list[str]:
-    """Return the names of the largest modules without a weight that a tap depends on."""
-    return list(_unused_modules(trace.probe, trace.unused_weights(taps)))
-
-
-def removable_modules(
-    trace: Trace, taps: Sequence[str], names: Sequence[str], input_size: tuple[int, int, int]
-) -> list[str]:
-    """Return the unused modules that can be removed: the network runs without them.
-
-    timm's `forward_features` continues after the last tap, and a few networks read attributes of a later layer. The
-    traced copy therefore runs once without all unused modules; if that fails, once without each of them.
+    """A placeholder for a removed layer; returns its input.
 
     Args:
-        trace: the trace of the network; the modules are removed from its copy.
-        taps: the tapped modules.
-        names: the unused modules.
-        input_size: (channels, height, width) of the input.
+        copy: return a copy, since a later in-place layer would overwrite a tapped input.
     """
-    if not names:
-        return []
+
+    def __init__(self, copy: bool = False) -> None:
+        super().__init__()
+        self.copy = copy
+
+    def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        return x.clone() if self.copy else x
+
+
+def prune(
+    body: nn.Module,
+    trace: Trace,
+    taps: Sequence[str],
+    input_size: tuple[int, int, int],
+    keep: Collection[str] = (),
+) -> None:
+    """Remove the weights of a network that no tap depends on, by its autograd graph.
+
+    Unused layers are replaced with placeholders. timm's `forward_features` continues after the last tap, and some
+    networks do not run without a layer there, or would overwrite a tap; the weights of such a layer become constant
+    zeros (buffers that are not saved), so that every remaining weight receives a gradient.
+
+    Args:
+        body: the network.
+        trace: the trace of the network; its copy is changed.
+        taps: the tapped modules.
+        input_size: (channels, height, width) of the input.
+        keep: names of weights that are kept.
+    """
+    unused = trace.unused_weights(taps) - set(keep)
+    names = list(_whole_modules(trace.probe, unused))
+    for name, placeholder in _placeholders(trace, taps, names, input_size).items():
+        body.set_submodule(name, placeholder)
+    for prefix, module in body.named_modules():
+        for name, weight in list(module._parameters.items()):
+            if f"{prefix}.{name}".lstrip(".") in unused and weight is not None:
+                del module._parameters[name]
+                zeros = torch.zeros(weight.shape, dtype=weight.dtype, device=weight.device)
+                module.register_buffer(name, zeros, persistent=False)
+
+
+def _placeholders(
+    trace: Trace, taps: Sequence[str], names: Sequence[str], input_size: tuple[int, int, int]
+) -> dict[str, Removed]:
+    """Return placeholders of the modules that the network runs without: of all together, or of each in turn."""
     modules = {name: trace.probe.get_submodule(name) for name in names}
-    replace_modules(trace.probe, names)
-    if runs(trace.probe, taps, input_size):
-        return list(names)
+    for copy in (False, True):
+        placeholders = {name: Removed(copy) for name in names}
+        _set_modules(trace.probe, placeholders)
+        if not names or _runs(trace.probe, taps, input_size):
+            return placeholders
+    _set_modules(trace.probe, modules)
+    placeholders = {}
     for name, module in modules.items():
-        trace.probe.set_submodule(name, module)
-    removable = []
-    for name, module in modules.items():
-        replace_modules(trace.probe, [name])
-        if runs(trace.probe, taps, input_size):
-            removable.append(name)
+        for placeholder in (Removed(), Removed(copy=True)):
+            trace.probe.set_submodule(name, placeholder)
+            if _runs(trace.probe, taps, input_size):
+                placeholders[name] = placeholder
+                break
         else:
             trace.probe.set_submodule(name, module)
-    return removable
+    return placeholders
 
 
-def replace_modules(body: nn.Module, names: Iterable[str]) -> None:
-    """Replace modules of a network with placeholders without weights."""
-    for name in names:
-        body.set_submodule(name, Removed())
+def _set_modules(body: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    for name, module in modules.items():
+        body.set_submodule(name, module)
 
 
 @torch.no_grad()
-def runs(body: nn.Module, taps: Sequence[str], input_size: tuple[int, int, int]) -> bool:
+def _runs(body: nn.Module, taps: Sequence[str], input_size: tuple[int, int, int]) -> bool:
     """Return whether a network runs on the meta device without overwriting a tap."""
     outputs: dict[str, tuple[Tensor, int]] = {}
 
@@ -83,10 +108,11 @@ def runs(body: nn.Module, taps: Sequence[str], input_size: tuple[int, int, int])
     return outputs.keys() == set(taps) and all(output._version == version for output, version in outputs.values())
 
 
-def _unused_modules(module: nn.Module, unused: set[str], prefix: str = "") -> Iterator[str]:
+def _whole_modules(module: nn.Module, unused: set[str], prefix: str = "") -> Iterator[str]:
+    """Yield the names of the largest modules all of whose weights are unused."""
     for name, child in module.named_children():
         weights = {f"{prefix}{name}.{key}" for key, _ in child.named_parameters()}
         if weights and weights <= unused:
             yield prefix + name
         else:
-            yield from _unused_modules(child, unused, f"{prefix}{name}.")
+            yield from _whole_modules(child, unused, f"{prefix}{name}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -9,24 +10,27 @@ from torch import Tensor, nn
 
 from c2f_zoo.backbones.default_taps import default_taps
 from c2f_zoo.backbones.maps import to_map
-from c2f_zoo.backbones.prune import removable_modules, replace_modules, unused_modules
+from c2f_zoo.backbones.prune import prune
 from c2f_zoo.backbones.trace import run_features, trace_maps
 from c2f_zoo.registry import unknown_name
+
+
+# The outputs of the forward pass that runs in this thread: a model may be called from several threads at once.
+_running = threading.local()
 
 
 class TapBackbone(nn.Module):
     """A network that returns the outputs of its taps as feature maps.
 
-    A tap is a module of the network. Layers that no tap depends on are removed: of VGG-16, the 124 M parameters of the
-    classifier.
+    A tap is a module of the network. Weights that no tap depends on are removed: of VGG-16, the 124 M parameters of the
+    classifier. The forward pass keeps no state, so it may run in several threads at once.
 
     Args:
         body: the network, e.g. from `timm.create_model`; it is changed. It may be on the meta device.
         taps: names of the modules, in the order of the maps; None for the three default taps, see
             `c2f_zoo.backbones.default_taps.default_taps`; an int for that many of these, counted from the last.
         input_size: (channels, height, width) of the input.
-        saved_weights: names of a saved network's weights; unused layers without saved weights are removed. Default:
-            all unused layers are removed, if the network runs without them.
+        saved_weights: names of a saved network's weights; these are kept even if no tap depends on them.
 
     Attributes:
         taps: the names of the tapped modules.
@@ -46,26 +50,20 @@ class TapBackbone(nn.Module):
         body: nn.Module,
         taps: Sequence[str] | int | None = None,
         input_size: tuple[int, int, int] = (3, 224, 224),
-        saved_weights: Collection[str] | None = None,
+        saved_weights: Collection[str] = (),
     ) -> None:
         super().__init__()
         trace = trace_maps(body, input_size)
         if taps is None or isinstance(taps, int):
             taps = default_taps(body, trace.maps)[-(taps or 0) :]
         _check_taps(taps, body, trace.maps)
-        unused = unused_modules(trace, taps)
-        if saved_weights is None:
-            removed = removable_modules(trace, taps, unused, input_size)
-        else:
-            removed = [name for name in unused if not _has_any(body.get_submodule(name), name, saved_weights)]
-        replace_modules(body, removed)
+        prune(body, trace, taps, input_size, keep=saved_weights)
         self.body = body
         self.taps = tuple(taps)
-        self.map_shapes: list[tuple[int, int, int]] = [_shape(trace.maps[tap]) for tap in taps]
+        self.map_shapes: list[tuple[int, int, int]] = [tuple(trace.maps[tap].shape[1:]) for tap in taps]
         self._layouts = [trace.layouts[tap] for tap in taps]
-        self._outputs: dict[str, Tensor] = {}
         for tap in self.taps:
-            body.get_submodule(tap).register_forward_hook(_Recorder(tap, self._outputs))
+            body.get_submodule(tap).register_forward_hook(_Recorder(tap))
 
     @property
     def out_channels(self) -> list[int]:
@@ -74,33 +72,34 @@ class TapBackbone(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Compute feature maps (N, C_i, H_i, W_i) of images (N, channels, H, W)."""
-        run_features(self.body, x)
-        outputs = dict(self._outputs)
-        self._outputs.clear()
+        outputs: dict[str, Tensor] = {}
+        outer = getattr(_running, "outputs", None)
+        _running.outputs = outputs
+        try:
+            run_features(self.body, x)
+        finally:
+            _running.outputs = outer
         aspect = x.shape[2] / x.shape[3]
         return [
             to_map(outputs[tap], layout, self.body, aspect)
             for tap, layout in zip(self.taps, self._layouts, strict=True)
         ]
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Gradient checkpointing runs the hooks in the backward pass too; tensors of that pass cannot be copied.
-        self._outputs.clear()
-        return self.__dict__
-
 
 class _Recorder:
-    """A forward hook that stores a module's output.
+    """A forward hook that adds a module's output to the outputs of the running forward pass.
 
-    As a class, not a closure, it is copied with the backbone: a deep copy stores into its own dictionary.
+    It is a class, not a closure, so that it can be pickled. Without a running forward pass it does nothing: gradient
+    checkpointing calls hooks in the backward pass too.
     """
 
-    def __init__(self, tap: str, outputs: dict[str, Tensor]) -> None:
+    def __init__(self, tap: str) -> None:
         self.tap = tap
-        self.outputs = outputs
 
     def __call__(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        self.outputs[self.tap] = output
+        outputs = getattr(_running, "outputs", None)
+        if outputs is not None:
+            outputs[self.tap] = output
 
 
 def _check_taps(taps: Sequence[str], body: nn.Module, maps: dict[str, Tensor]) -> None:
@@ -114,11 +113,3 @@ def _check_taps(taps: Sequence[str], body: nn.Module, maps: dict[str, Tensor]) -
                 f"the last possible taps are {list(maps)[-12:]}"
             )
 
-
-def _has_any(module: nn.Module, prefix: str, names: Collection[str]) -> bool:
-    return any(f"{prefix}.{name}" in names for name, _ in module.named_parameters())
-
-
-def _shape(feature_map: Tensor) -> tuple[int, int, int]:
-    _, channels, height, width = feature_map.shape
-    return channels, height, width

@@ -83,7 +83,7 @@ class MetaBuilder:
             for name, child in unfilled.items():
                 source = complete.get_submodule(name)
                 for own, others in ((child._buffers, source._buffers), (vars(child), vars(source))):
-                    own.update({key: others[key] for key, value in own.items() if _on_meta(value)})
+                    own.update({key: _filled(key, value, others) for key, value in own.items() if _on_meta(value)})
 
     def check(self, numbers: int, tensors: int = 0) -> None:
         """Raise a TooLargeError if a network has more numbers or tensors than the limits."""
@@ -127,6 +127,11 @@ def allocate(module: nn.Module, names: Collection[str]) -> None:
                     torch.utils.swap_tensors(tensor, memory)  # other references to the tensor stay valid
                 except RuntimeError:  # weak references, e.g. of an LSTM, which renews them when a weight is set
                     setattr(owner, name, memory)
+
+
+def _filled(key: str, value: Any, others: Mapping[str, Any]) -> Any:
+    # The weights that TapBackbone turned into constant zeros are not buffers of the network as built.
+    return others[key] if key in others else torch.zeros_like(value, device="cpu")
 
 
 def _on_meta(value: Any) -> bool:
