@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +34,8 @@ from c2f_zoo.io.weights import (
 from c2f_zoo.pooling import POOLINGS, Pooling, create_pooling
 from c2f_zoo.pooling.checks import check_one_size
 from c2f_zoo.registry import check_names
+
+_logger = logging.getLogger(__name__)
 
 README_FILE = "README.md"
 _BODY = "backbone.body."  # prefix of the names of the backbone's weights
@@ -257,7 +261,20 @@ def build(config: ModelConfig, pretrained_backbone: bool = False) -> C2FModel:
     still_used = {id(weight) for weight in body.parameters()}
     init.discard(weight for weight in weights if id(weight) not in still_used)
     init.run()
+    if isinstance(config.taps, int):
+        kept = _with_aligned_maps(kept, backbone)
     return _assemble(kept, backbone, lambda create, *args, **options: create(*args, **options))
+
+
+def _with_aligned_maps(config: ModelConfig, backbone: TapBackbone) -> ModelConfig:
+    """Choose `align="pool"` for default taps of several sizes if the pooling has that option and it is not given."""
+    sizes = {(height, width) for _, height, width in backbone.map_shapes}
+    has_option = "align" in inspect.signature(POOLINGS[config.pooling]).parameters
+    if len(sizes) == 1 or not has_option or "align" in config.pooling_options:
+        return config
+    message = "%s has too few blocks of one size: the maps of its stages %s are pooled to one size (align='pool')"
+    _logger.warning(message, config.backbone, ", ".join(backbone.taps))
+    return replace(config, pooling_options={**config.pooling_options, "align": "pool"})
 
 
 def load_model(directory: str | Path) -> C2FModel:

@@ -116,7 +116,7 @@ def test_replacing_a_part_drops_its_default_options() -> None:
     config = create_model("mlph_tiny_fashion_mnist", backbone="resnet18").config
     assert config.backbone_options == {}
     assert config.taps == create_model("mlph", backbone="resnet18", hierarchy="cub", input_size=32).config.taps
-    assert config.pooling_options == {"dim": 256, "grad_eps": 0.1}
+    assert config.pooling_options == {"dim": 256, "grad_eps": 0.1, "align": "pool"}, "resnet18 has two blocks a stage"
     assert create_model("mlph_tiny_critters", pooling="avg").config.pooling_options == {}
     config = create_model("mlph_tiny_critters", hierarchy="cub", pooling_options={"dim": 8}).config
     assert (config.levels, config.resolutions) == (("family", "genus", "species"), {})

@@ -2,72 +2,93 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-Layout = Literal["NCHW", "NHWC", "tokens"]
+
+class Layout(NamedTuple):
+    """Where a module's output has its feature map, and how it lies there.
+
+    Attributes:
+        order: the order of the dimensions; `"tokens"` is (N, tokens, C).
+        prefix: number of tokens before those of the map (class and register tokens).
+        position: that of the map if the output is a tuple or a list.
+    """
+
+    order: Literal["NCHW", "NHWC", "tokens"]
+    prefix: int = 0
+    position: int | None = None
 
 
 def layout_of(output: Any, body: nn.Module, aspect: float) -> Layout | None:
-    """Return the layout of a module's output as a feature map.
+    """Return the layout of the feature map in a module's output for one image.
+
+    Of several maps, e.g. those of the branches of a network, it is the smallest with more than one location.
 
     Args:
-        output: the module's output.
-        body: the network; its `output_fmt` (timm) decides if both layouts are possible.
+        output: the module's output for a batch of one image.
+        body: the network; its `output_fmt` (timm) decides if both orders are possible, its `num_prefix_tokens` is
+            tried before 0 and 1: some networks add a class token after the first blocks.
         aspect: height / width of the network's input and of its maps.
 
     Returns:
-        The layout, or None if the output is not a map.
+        The layout, or None if the output has no map.
     """
-    if not isinstance(output, Tensor):
+    if isinstance(output, (tuple, list)):
+        layouts = [layout_of(item, body, aspect) if isinstance(item, Tensor) else None for item in output]
+        found = [layout._replace(position=index) for index, layout in enumerate(layouts) if layout]
+        areas = {layout: to_map(output, layout, aspect)[0, 0].numel() for layout in found}
+        return min((layout for layout in found if areas[layout] > 1), key=areas.__getitem__, default=None)
+    if not isinstance(output, Tensor) or output.ndim not in (3, 4) or output.shape[0] != 1:
         return None
-    if output.ndim == 3 and _token_grid(output, body, aspect):
-        return "tokens"
-    if output.ndim != 4:
-        return None
+    if output.ndim == 3:
+        prefixes = dict.fromkeys((getattr(body, "num_prefix_tokens", None) or 0, 0, 1))
+        fitting = (prefix for prefix in prefixes if _grid(output.shape[1] - prefix, aspect))
+        return next((Layout("tokens", prefix) for prefix in fitting), None)
     _, first, second, third = output.shape
     readings: list[Layout] = []
     if _has_aspect(second, third, aspect):
-        readings.append("NCHW")
+        readings.append(Layout("NCHW"))
     if _has_aspect(first, second, aspect):
-        readings.append("NHWC")
-    if getattr(body, "output_fmt", None) in readings:
-        return body.output_fmt  # type: ignore[return-value]
-    return readings[0] if readings else None
+        readings.append(Layout("NHWC"))
+    native = [layout for layout in readings if layout.order == getattr(body, "output_fmt", None)]
+    return next(iter(native or readings), None)
 
 
-def to_map(output: Tensor, layout: Layout, body: nn.Module, aspect: float) -> Tensor:
+def map_in(output: Any, layout: Layout) -> Tensor:
+    """Return the tensor of a module's output that has the feature map."""
+    return output if layout.position is None else output[layout.position]
+
+
+def to_map(output: Any, layout: Layout, aspect: float) -> Tensor:
     """Convert a module's output to a map (N, C, H, W).
 
-    Prefix tokens (class and register tokens) are dropped; the others fill a grid of that aspect row by row.
+    Prefix tokens are dropped; the others fill a grid of that aspect row by row.
 
     Raises:
         ValueError: the number of tokens does not fit a grid of that aspect.
     """
-    if layout == "NCHW":
-        return output
-    if layout == "NHWC":
-        return output.permute(0, 3, 1, 2)
-    grid = _token_grid(output, body, aspect)
+    x = map_in(output, layout)
+    if layout.order == "NCHW":
+        return x
+    if layout.order == "NHWC":
+        return x.permute(0, 3, 1, 2)
+    grid = _grid(x.shape[1] - layout.prefix, aspect)
     if grid is None:
         raise ValueError(
-            f"{output.shape[1] - _num_prefix(body)} tokens do not fill a grid of height / width {aspect:.3g}; "
+            f"{x.shape[1] - layout.prefix} tokens do not fill a grid of height / width {aspect:.3g}; "
             "use an input with sides that are multiples of the patch size"
         )
-    return output[:, _num_prefix(body) :].transpose(1, 2).unflatten(2, grid)
+    return x[:, layout.prefix :].transpose(1, 2).unflatten(2, grid)
 
 
 def _has_aspect(height: int, width: int, aspect: float) -> bool:
     return abs(height - width * aspect) < 1
 
 
-def _num_prefix(body: nn.Module) -> int:
-    return getattr(body, "num_prefix_tokens", 0)
-
-
-def _token_grid(output: Tensor, body: nn.Module, aspect: float) -> tuple[int, int] | None:
-    count = output.shape[1] - _num_prefix(body)
+def _grid(count: int, aspect: float) -> tuple[int, int] | None:
+    """Return the height and width of a grid of that many tokens."""
     height = round((max(count, 0) * aspect) ** 0.5)
     if height and count % height == 0 and _has_aspect(height, count // height, aspect):
         return height, count // height

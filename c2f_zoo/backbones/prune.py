@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from c2f_zoo.backbones.maps import map_in
 from c2f_zoo.backbones.trace import RUN_ERRORS, Trace, run_features
 
 
@@ -66,14 +67,14 @@ def _placeholders(
     for copy in (False, True):
         placeholders = {name: Removed(copy) for name in names}
         _set_modules(trace.probe, placeholders)
-        if not names or _runs(trace.probe, taps, input_size):
+        if not names or _runs(trace, taps, input_size):
             return placeholders
     _set_modules(trace.probe, modules)
     placeholders = {}
     for name, module in modules.items():
         for placeholder in (Removed(), Removed(copy=True)):
             trace.probe.set_submodule(name, placeholder)
-            if _runs(trace.probe, taps, input_size):
+            if _runs(trace, taps, input_size):
                 placeholders[name] = placeholder
                 break
         else:
@@ -87,25 +88,26 @@ def _set_modules(body: nn.Module, modules: Mapping[str, nn.Module]) -> None:
 
 
 @torch.no_grad()
-def _runs(body: nn.Module, taps: Sequence[str], input_size: tuple[int, int, int]) -> bool:
+def _runs(trace: Trace, taps: Sequence[str], input_size: tuple[int, int, int]) -> bool:
     """Return whether a network runs on the meta device without overwriting a tap."""
     outputs: dict[str, tuple[Tensor, int]] = {}
 
-    def record(name: str, output: Tensor) -> None:
-        outputs[name] = output, output._version
+    def record(tap: str, output: Any) -> None:
+        tensor = map_in(output, trace.layouts[tap])
+        outputs[tap] = tensor, tensor._version
 
     hooks = []
     try:
         for tap in set(taps):
-            module = body.get_submodule(tap)
+            module = trace.probe.get_submodule(tap)
             hooks.append(module.register_forward_hook(lambda _module, _args, output, tap=tap: record(tap, output)))
-        run_features(body, torch.empty(1, *input_size, device="meta"))
+        run_features(trace.probe, torch.empty(1, *input_size, device="meta"))
     except RUN_ERRORS:
         return False
     finally:
         for hook in hooks:
             hook.remove()
-    return outputs.keys() == set(taps) and all(output._version == version for output, version in outputs.values())
+    return outputs.keys() == set(taps) and all(tensor._version == version for tensor, version in outputs.values())
 
 
 def _whole_modules(module: nn.Module, unused: set[str], prefix: str = "") -> Iterator[str]:

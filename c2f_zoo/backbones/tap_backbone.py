@@ -14,7 +14,6 @@ from c2f_zoo.backbones.prune import prune
 from c2f_zoo.backbones.trace import run_features, trace_maps
 from c2f_zoo.registry import unknown_name
 
-
 # The outputs of the forward pass that runs in this thread: a model may be called from several threads at once.
 _running = threading.local()
 
@@ -55,15 +54,16 @@ class TapBackbone(nn.Module):
         super().__init__()
         trace = trace_maps(body, input_size)
         if taps is None or isinstance(taps, int):
-            taps = default_taps(body, trace.maps)[-(taps or 0) :]
+            taps = default_taps(body, trace)[-(taps or 0) :]
         _check_taps(taps, body, trace.maps)
         prune(body, trace, taps, input_size, keep=saved_weights)
         self.body = body
         self.taps = tuple(taps)
-        self.map_shapes: list[tuple[int, int, int]] = [tuple(trace.maps[tap].shape[1:]) for tap in taps]
+        shapes = [trace.maps[tap].shape for tap in taps]
+        self.map_shapes: list[tuple[int, int, int]] = [(c, h, w) for _, c, h, w in shapes]
         self._layouts = [trace.layouts[tap] for tap in taps]
         for tap in self.taps:
-            body.get_submodule(tap).register_forward_hook(_Recorder(tap))
+            _last_layer(body.get_submodule(tap)).register_forward_hook(_Recorder(tap))
 
     @property
     def out_channels(self) -> list[int]:
@@ -72,7 +72,7 @@ class TapBackbone(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Compute feature maps (N, C_i, H_i, W_i) of images (N, channels, H, W)."""
-        outputs: dict[str, Tensor] = {}
+        outputs: dict[str, Any] = {}
         outer = getattr(_running, "outputs", None)
         _running.outputs = outputs
         try:
@@ -80,10 +80,7 @@ class TapBackbone(nn.Module):
         finally:
             _running.outputs = outer
         aspect = x.shape[2] / x.shape[3]
-        return [
-            to_map(outputs[tap], layout, self.body, aspect)
-            for tap, layout in zip(self.taps, self._layouts, strict=True)
-        ]
+        return [to_map(outputs[tap], layout, aspect) for tap, layout in zip(self.taps, self._layouts, strict=True)]
 
 
 class _Recorder:
@@ -96,10 +93,20 @@ class _Recorder:
     def __init__(self, tap: str) -> None:
         self.tap = tap
 
-    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> None:
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         outputs = getattr(_running, "outputs", None)
         if outputs is not None:
             outputs[self.tap] = output
+
+
+def _last_layer(module: nn.Module) -> nn.Module:
+    """Return the module that computes a module's output: of a plain Sequential the last one.
+
+    timm's gradient checkpointing calls the layers of a Sequential one by one.
+    """
+    while type(module) is nn.Sequential and len(module):
+        module = module[-1]
+    return module
 
 
 def _check_taps(taps: Sequence[str], body: nn.Module, maps: dict[str, Tensor]) -> None:
@@ -112,4 +119,3 @@ def _check_taps(taps: Sequence[str], body: nn.Module, maps: dict[str, Tensor]) -
                 f"the output of tap {tap!r} is not a feature map, or a later layer overwrites it; "
                 f"the last possible taps are {list(maps)[-12:]}"
             )
-

@@ -3,44 +3,44 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from c2f_zoo.backbones.maps import Layout, layout_of, to_map
+from c2f_zoo.backbones.maps import Layout, layout_of, map_in, to_map
 
 # Errors of a network for an unsupported input, or without a layer that it needs.
 RUN_ERRORS = (RuntimeError, AssertionError, ValueError, TypeError, AttributeError)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Trace:
     """The feature maps of a network's modules, in order of execution.
 
     Modules are left out if a later layer, e.g. an in-place activation, overwrites their outputs.
 
     Attributes:
+        probe: the traced copy of the network, on the meta device, in evaluation mode.
         maps: module name -> its output as a map (1, C, H, W) on the meta device, with its autograd graph.
         layouts: module name -> the layout of that output.
-        probe: the traced copy of the network, on the meta device, in evaluation mode.
+        nodes: module name -> the autograd node of that output; the same for modules with the same output.
+        whole: names of the modules whose output is the only way from the image to the network's output.
     """
 
-    maps: dict[str, Tensor]
-    layouts: dict[str, Layout]
     probe: nn.Module
+    maps: dict[str, Tensor] = field(default_factory=dict)
+    layouts: dict[str, Layout] = field(default_factory=dict)
+    nodes: dict[str, Any] = field(default_factory=dict)
+    whole: set[str] = field(default_factory=set)
 
     def unused_weights(self, taps: Sequence[str]) -> set[str]:
         """Return the names of trainable parameters that no tap depends on."""
-        nodes, seen, used = [self.maps[tap].grad_fn for tap in taps], set(), set()
-        while nodes:
-            node = nodes.pop()
-            if node is not None and node not in seen:
-                seen.add(node)
-                used.add(id(getattr(node, "variable", None)))  # only a leaf's node has a variable
-                nodes += [following for following, _ in node.next_functions]
+        nodes = _nodes_behind(self.maps[tap].grad_fn for tap in taps)
+        used = {id(getattr(node, "variable", None)) for node in nodes}  # only a leaf's node has a variable
         weights = self.probe.named_parameters(remove_duplicate=False)
         return {name for name, weight in weights if weight.requires_grad and id(weight) not in used}
 
@@ -56,33 +56,75 @@ def trace_maps(body: nn.Module, input_size: tuple[int, int, int]) -> Trace:
     Raises:
         ValueError: the network does not support an input of that size.
     """
-    trace = Trace({}, {}, copy_to_meta(body).eval())
+    trace = Trace(copy_to_meta(body).eval())
     aspect = input_size[1] / input_size[2]
-    versions: dict[str, int] = {}
+    tensors: dict[str, tuple[Tensor, int]] = {}  # the tensor of each map, and its version
 
     def record(name: str, output: Any) -> None:
         layout = layout_of(output, trace.probe, aspect)
         if layout is not None:
             trace.maps.pop(name, None)  # if a module runs twice, the last run counts
-            trace.maps[name] = to_map(output, layout, trace.probe, aspect)
+            trace.maps[name] = to_map(output, layout, aspect)
             trace.layouts[name] = layout
-            versions[name] = output._version
+            tensor = map_in(output, layout)
+            tensors[name] = tensor, tensor._version
+            trace.nodes[name] = tensor.grad_fn
 
     hooks = [
         module.register_forward_hook(lambda _module, _args, output, name=name: record(name, output))
         for name, module in trace.probe.named_modules()
         if name
     ]
+    x = torch.empty(1, *input_size, device="meta", requires_grad=True).clone()
     try:
-        run_features(trace.probe, torch.empty(1, *input_size, device="meta"))
+        outputs = run_features(trace.probe, x)
     except RUN_ERRORS as error:
-        raise ValueError(f"{type(body).__name__} does not run on an input of {input_size}: {error}") from error
+        reason = f"{type(body).__name__} does not run on an input of {input_size}: {str(error) or type(error).__name__}"
+        own = (getattr(body, "pretrained_cfg", None) or {}).get("input_size", input_size)
+        advice = "" if tuple(own) == tuple(input_size) else f"; its own input size is {tuple(own)}"
+        raise ValueError(reason + advice) from error
     for hook in hooks:
         hook.remove()
-    for name, version in versions.items():
-        if trace.maps[name]._version != version:
+    ends = [y.grad_fn for y in tree_leaves(outputs) if isinstance(y, Tensor) and y.grad_fn is not None]
+    bottlenecks = _bottlenecks(ends, x.grad_fn)
+    for name, (tensor, version) in tensors.items():
+        if tensor._version != version:
             del trace.maps[name]
+        elif trace.nodes[name] in bottlenecks:
+            trace.whole.add(name)
     return trace
+
+
+def _nodes_behind(ends: Iterable[Any]) -> list[Any]:
+    """Return the autograd nodes that nodes depend on, with these: each before those that it depends on."""
+    found: list[Any] = []
+    seen: set[Any] = {None}
+    stack = [(node, False) for node in ends]
+    while stack:
+        node, is_done = stack.pop()
+        if is_done:
+            found.append(node)
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            stack += [(following, False) for following, _ in node.next_functions]
+    return found[::-1]
+
+
+def _bottlenecks(ends: Sequence[Any], start: Any) -> set[Any]:
+    """Return the nodes that lie on every path from the ends to the start of an autograd graph."""
+    nodes = _nodes_behind(ends)
+    down, up = dict.fromkeys(nodes, 0), dict.fromkeys(nodes, 0)  # numbers of paths from the ends, to the start
+    for node in ends:
+        down[node] += 1
+    for node in nodes:
+        for following, _ in node.next_functions:
+            if following is not None:
+                down[following] += down[node]
+    for node in reversed(nodes):
+        up[node] = 1 if node is start else sum(up[n] for n, _ in node.next_functions if n is not None)
+    total = down.get(start, 0)
+    return {node for node in nodes if down[node] * up[node] == total}
 
 
 def copy_to_meta(module: nn.Module) -> nn.Module:
