@@ -89,6 +89,7 @@ def _has_aspect(height: int, width: int, aspect: float) -> bool:
 
 def _grid(count: int, aspect: float) -> tuple[int, int] | None:
     """Return the height and width of a grid of that many tokens."""
+    count, aspect = int(count), float(aspect)  # torch.jit.trace gives tensors
     height = round((max(count, 0) * aspect) ** 0.5)
     if height and count % height == 0 and _has_aspect(height, count // height, aspect):
         return height, count // height
