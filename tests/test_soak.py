@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import families
 import pytest
 import torch
 from test_pretrained import BUNDLED_NAMES, FASHION_MNIST, measure
+from test_taps import KINDS, images
+from torch import Tensor
 
-from c2f_zoo import create_dataset, create_model
+from c2f_zoo import C2FModel, create_dataset, create_model
 from c2f_zoo.evaluation.provenance import describe_machine
 from c2f_zoo.io.files import read_csv, write_csv
 from c2f_zoo.training.launch import usable_cores
@@ -23,7 +29,9 @@ pytestmark = pytest.mark.soak
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
+FAMILIES_PAGE = ROOT / "docs" / "reference" / "backbones.md"
 COMMAND = {"command": "pytest -m soak"}
+CALLS = 1000  # of each thread
 
 
 def test_training_command_of_the_readme_reaches_its_accuracy(tmp_path: Path) -> None:
@@ -39,6 +47,42 @@ def test_training_command_of_the_readme_reaches_its_accuracy(tmp_path: Path) -> 
     write_csv(RESULTS / "soak_training.csv", [{**row, **seconds, **COMMAND, **describe_machine()} for row in own])
     accuracy = {row["level"]: float(row["accuracy"]) for row in own}
     assert accuracy["species"] >= 0.98 and accuracy["genus"] >= 0.99 and accuracy["family"] >= 0.995, accuracy
+
+
+def test_smallest_model_of_every_timm_module_trains() -> None:
+    """Test that default taps of every timm module run forward and backward and equal timm's whole network."""
+    torch.set_num_threads(usable_cores())
+    rows = [{**families.try_family(name), **COMMAND, **describe_machine()} for name in families.smallest_models()]
+    write_csv(RESULTS / "families.csv", rows)
+    before, start, rest = FAMILIES_PAGE.read_text(encoding="utf-8").partition(families.HEADER)
+    assert start
+    after = rest[rest.index("\n\n") :]
+    FAMILIES_PAGE.write_text(before + families.table(rows) + after, encoding="utf-8")
+    assert not [row for row in rows if row["result"] != "ok"]
+
+
+def test_four_threads_with_a_thousand_calls_each_agree() -> None:
+    """Test that a model called from four threads at once predicts in each what it predicts alone."""
+    torch.set_num_threads(1)
+    rows = []
+    for kind, (backbone, options, size) in KINDS.items():
+        options = {key: value for key, value in options.items() if key != "img_size"}
+        how = {"input_size": size, "backbone_options": options, "pooling_options": {"dim": 8}}
+        model = create_model("mlph", backbone=backbone, hierarchy="critters", **how).eval()
+        with ThreadPoolExecutor(4) as pool:
+            differing = sum(pool.map(partial(count_different, model), [images(kind, seed)[:1] for seed in range(4)]))
+        rows += [{"kind": kind, "backbone": backbone, "calls": 4 * CALLS, "different": differing, **COMMAND}]
+    write_csv(RESULTS / "threads.csv", [{**row, **describe_machine()} for row in rows])
+    assert [row["different"] for row in rows] == [0] * len(KINDS)
+
+
+@torch.no_grad()
+def count_different(model: C2FModel, x: Tensor) -> int:
+    """Count the calls whose logits differ from those of a copy that only this thread uses."""
+    expected = copy.deepcopy(model)(x)
+    return sum(
+        any(not torch.equal(logits, expected[level]) for level, logits in model(x).items()) for _ in range(CALLS)
+    )
 
 
 def test_bundled_weights_reach_their_accuracy_on_all_test_images() -> None:
