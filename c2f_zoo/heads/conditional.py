@@ -57,8 +57,8 @@ class ConditionalHead(Head):
                 log_prob = z.log_softmax(dim=1)
             else:
                 parents = getattr(self, f"parents_{depth}")
-                given_parent = z - grouped_logsumexp(z, parents, log_prob.shape[1])[:, parents]
-                log_prob = log_prob[:, parents] + given_parent
+                given_parent = z - grouped_logsumexp(z, parents, log_prob.shape[1]).index_select(1, parents)
+                log_prob = log_prob.index_select(1, parents) + given_parent
             found[level] = log_prob
         return {level: found[level] for level in levels}
 

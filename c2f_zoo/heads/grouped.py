@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from c2f_zoo.ops import sum_groups
+
 
 def grouped_logsumexp(z: Tensor, groups: Tensor, num_groups: int) -> Tensor:
     """Return the log-sum-exp over the columns of each group.
@@ -23,7 +25,8 @@ def grouped_logsumexp(z: Tensor, groups: Tensor, num_groups: int) -> Tensor:
         tensor([[0.3000, 0.7000]])
     """
     # The result does not depend on the subtracted maximum, so that it needs no gradient.
-    start = z.new_full((len(z), num_groups), -torch.inf)
-    largest = start.scatter_reduce(1, groups.expand_as(z), z.detach(), "amax")
-    sums = torch.zeros_like(start).index_add(1, groups, (z - largest[:, groups]).exp())
+    start = z.new_full((z.shape[0], num_groups), -torch.inf)
+    # In ONNX, scatter_reduce loses the number of dimensions; view restores it.
+    largest = start.scatter_reduce(1, groups.expand_as(z), z.detach(), "amax").view(-1, num_groups)
+    sums = sum_groups((z - largest.index_select(1, groups)).exp(), groups, num_groups)
     return sums.log() + largest

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from c2f_zoo.heads.base import Head
@@ -92,11 +93,16 @@ class HexHead(Head):
         into = [scores[-1]]  # log-sum over the ways to enter a class and continue
         for depth in range(len(scores) - 1, 0, -1):
             below = grouped_logsumexp(into[0], getattr(self, f"parents_{depth}"), scores[depth - 1].shape[1])
-            goes_on.insert(0, torch.logaddexp(below, torch.zeros_like(below)))
+            goes_on.insert(0, _log_1_plus_exp(below))
             into.insert(0, scores[depth - 1] + goes_on[0])
         top = into[0].logsumexp(dim=1, keepdim=True)
-        holds = [into[0] - torch.logaddexp(top, torch.zeros_like(top))]
+        holds = [into[0] - _log_1_plus_exp(top)]
         for depth in range(1, len(scores)):
             parents = getattr(self, f"parents_{depth}")
-            holds.append(holds[-1][:, parents] + (into[depth] - goes_on[depth - 1][:, parents]))
+            from_parent = goes_on[depth - 1].index_select(1, parents)
+            holds.append(holds[-1].index_select(1, parents) + (into[depth] - from_parent))
         return holds, goes_on
+
+
+def _log_1_plus_exp(x: Tensor) -> Tensor:
+    return F.softplus(x, threshold=40)  # beyond it, 1 is below the rounding error of float64

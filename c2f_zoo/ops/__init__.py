@@ -1,6 +1,7 @@
 """Functions of the poolings: sums of products, matrices, sketches, norms."""
 
 from c2f_zoo.ops.choice import IMPLEMENTATIONS, explain
+from c2f_zoo.ops.groups import sum_groups
 from c2f_zoo.ops.multilinear import multilinear_sums
 from c2f_zoo.ops.normalize import signed_sqrt, signed_sqrt_l2
 from c2f_zoo.ops.precision import at_least_float32, is_exporting, project, without_autocast
@@ -24,6 +25,7 @@ __all__ = [
     "signed_sqrt",
     "signed_sqrt_l2",
     "sketch_matrix",
+    "sum_groups",
     "tensor_sketch_sums",
     "without_autocast",
 ]

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from c2f_zoo.ops.precision import is_exporting
+
 
 def signed_sqrt(x: Tensor, grad_eps: float = 1e-4) -> Tensor:
     """Return y = sign(x) sqrt(|x|), with a bounded gradient at 0.
@@ -75,7 +77,9 @@ class _SignedSqrtL2(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, grad_eps: float) -> Tensor:
         y = x.abs()
-        return y.div_(y.sum(dim=1, keepdim=True).clamp(min=_least(x))).sqrt_().copysign_(x)
+        total = y.sum(dim=1, keepdim=True).clamp(min=_least(x))
+        # ONNX has no copysign, and its exporter by tracing no operations in place.
+        return (y / total).sqrt() * x.sign() if is_exporting() else y.div_(total).sqrt_().mul_(x.sign())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

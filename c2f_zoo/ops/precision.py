@@ -20,9 +20,13 @@ def without_autocast(x: Tensor) -> Any:
 
 
 def is_exporting() -> bool:
-    """Return whether `torch.export` is running, with PyTorch's operations only."""
+    """Return whether `torch.export` or `torch.onnx.export` is running.
+
+    An exported program contains PyTorch's own operations only.
+    """
     # torch 2.6 cannot tell an export from a compilation.
-    return getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()
+    is_torch_export = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()
+    return is_torch_export or torch.onnx.is_in_onnx_export()
 
 
 def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

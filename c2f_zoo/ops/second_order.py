@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from c2f_zoo.ops.normalize import signed_sqrt
-from c2f_zoo.ops.precision import at_least_float32, without_autocast
+from c2f_zoo.ops.precision import at_least_float32, is_exporting, without_autocast
 from c2f_zoo.ops.products import bmm
 
 
@@ -30,7 +30,9 @@ def gram(x: Tensor, y: Tensor) -> Tensor:
     """
     with without_autocast(x):
         flat = at_least_float32(x).flatten(2)
-        return _SelfGram.apply(flat) if x is y else bmm(flat, at_least_float32(y).flatten(2).transpose(1, 2))
+        if x is y and not is_exporting():  # ONNX's exporter by tracing cannot fill a matrix block by block
+            return _SelfGram.apply(flat)
+        return bmm(flat, at_least_float32(y).flatten(2).transpose(1, 2))
 
 
 class _SelfGram(torch.autograd.Function):

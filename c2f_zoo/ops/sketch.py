@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from c2f_zoo.ops.groups import sum_groups
 from c2f_zoo.ops.precision import without_autocast
 
 
@@ -52,7 +53,7 @@ def sketch_matrix(a: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor,
     """
     entries = (rows[0][:, None] + columns[0]) % dim
     signed = a * (rows[1][:, None] * columns[1]).to(a.dtype)
-    return a.new_zeros(len(a), dim).index_add(1, entries.flatten(), signed.flatten(1))
+    return sum_groups(signed.flatten(1), entries.flatten(), dim)
 
 
 def tensor_sketch_sums(x: Tensor, hashes: Tensor, signs: Tensor, dim: int) -> list[Tensor]:
@@ -70,13 +71,13 @@ def tensor_sketch_sums(x: Tensor, hashes: Tensor, signs: Tensor, dim: int) -> li
         A tensor (N, d) for each order 1, 2, ... For two maps of one location, the inner product estimates
         (x . y)^order.
     """
-    if len(x) == 0:  # the FFT raises an error for it
+    if x.shape[0] == 0:  # the FFT raises an error for it
         return [x.new_zeros(0, dim) for _ in hashes]
     with without_autocast(x):
         sums: list[Tensor] = []
         spectrum = None
         for entries, sign in zip(hashes, signs, strict=True):
-            counted = x.new_zeros(len(x), dim, x.shape[2]).index_add(1, entries, x * sign.to(x.dtype)[:, None])
+            counted = sum_groups(x * sign.to(x.dtype)[:, None], entries, dim)
             turned = torch.fft.rfft(counted, dim=1)
             spectrum = turned if spectrum is None else spectrum * turned
             sums.append(torch.fft.irfft(spectrum.sum(dim=2), n=dim, dim=1))

@@ -36,6 +36,8 @@ class IsqrtCovPooling(Pooling):
     description = "The upper triangle of the square root of the covariance, by Newton-Schulz"
     source = "Li et al., CVPR 2018"
 
+    triangle: Tensor
+
     def __init__(
         self, in_channels: Sequence[int], dim: int | None = 256, iterations: int = 5, grad_eps: float = 1e-4
     ) -> None:
@@ -48,6 +50,9 @@ class IsqrtCovPooling(Pooling):
         self.grad_eps = grad_eps
         # A bias would not change the covariance.
         self.reduction = None if dim is None else projection(in_channels[0], dim, bias=False)
+        # A buffer, because ONNX's exporter by tracing has no triu_indices.
+        rows, columns = torch.triu_indices(width, width)
+        self.register_buffer("triangle", rows * width + columns, persistent=False)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Pool a map (N, C, H, W) to (N, out_features), row by row from the diagonal."""
@@ -57,6 +62,5 @@ class IsqrtCovPooling(Pooling):
         else:
             x = project(maps[0], cast(Tensor, self.reduction.weight).flatten(1))
         root = matrix_sqrt(covariance(x), self.iterations, self.grad_eps)
-        rows, columns = torch.triu_indices(root.shape[1], root.shape[2], device=root.device)
         dtype = maps[0].dtype if self.reduction is None else self.reduction.weight.dtype
-        return root[:, rows, columns].to(dtype)
+        return root.flatten(1).index_select(1, self.triangle).to(dtype)
