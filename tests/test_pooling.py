@@ -365,7 +365,7 @@ def test_projections_are_initialized_as_in_the_caffe_release(name: str) -> None:
 
 
 def test_shared_hbp_is_the_published_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The published order: for each pair both maps, with batch norm in training mode each time.
+    # For each pair both maps, with batch norm in training mode each time; the published classifier reads 12, 23, 13.
     monkeypatch.setattr(tiled, "_TILE_ROWS", 2)  # so that five units are several tiles
     pooling, maps = make("hbp_shared"), [x.requires_grad_() for x in make_maps("hbp_shared")]
     head = nn.Sequential(copy.deepcopy(pooling.projection), copy.deepcopy(pooling.norm), nn.ReLU())
@@ -376,7 +376,8 @@ def test_shared_hbp_is_the_published_head(monkeypatch: pytest.MonkeyPatch) -> No
     for training in (True, False):
         pooling.train(training)
         head.train(training)
-        expected = torch.cat([published(maps[i], maps[j]) for i, j in ((0, 1), (0, 2), (1, 2))], dim=1)
+        of_12, of_23, of_13 = (published(maps[i], maps[j]) for i, j in ((0, 1), (1, 2), (0, 2)))
+        expected = torch.cat([of_12, of_13, of_23], dim=1)
         found = pooling(maps)
         torch.testing.assert_close(found, expected)
         upstream = torch.linspace(-1, 1, found.shape[1], dtype=torch.float64)
@@ -406,6 +407,8 @@ def test_shared_hbp_runs_other_norms() -> None:
     frozen.norm = other
     torch.testing.assert_close(frozen(maps), expected)
     assert other.num_batches_tracked == 6
+    for key, value in pooling.norm.state_dict().items():  # the published order of updates, as in the fast path
+        torch.testing.assert_close(other.state_dict()[key], value, msg=key)
     pooling.norm.momentum = 0.0
     before = pooling.norm.running_var.clone()
     pooling(maps)

@@ -15,6 +15,8 @@ from c2f_zoo.pooling.multilinear import projection
 from c2f_zoo.pooling.registry import register_pooling
 
 _PAIRS = ((0, 1), (0, 2), (1, 2))
+# The order in which the published head runs, and thus updates batch norm's running statistics.
+_PUBLISHED_PAIRS = ((0, 1), (1, 2), (0, 2))
 
 
 @register_pooling("hbp_shared")
@@ -22,9 +24,12 @@ class SharedHbpPooling(Pooling):
     """HBP with a shared projection, batch norm and ReLU: `concat(A*B, A*C, B*C)`.
 
     A = relu(norm(U X)), with the same U and batch norm for all three maps, which therefore need the same number of
-    channels. PyTorch reimplementations of HBP use this head, the Caffe release uses `hbp`. As in the published code,
-    each map updates the running statistics once for each of its two pairs, six times a step in total. All computation
-    is in float32 or wider.
+    channels. PyTorch reimplementations of HBP use this head, the Caffe release uses `hbp`. As in the published code
+    (HBP-pytorch, `HBP_fc.py`), each map updates the running statistics once for each of its two pairs, in the order A,
+    B, B, C, A, C, so that they are the same after any number of steps. All computation is in float32 or wider.
+
+    The published weights `bilinear_proj.0` and `bilinear_proj.1` are `projection` and `norm` here. Their classifier
+    reads A*B, B*C, A*C, in this order; the example converts its weight.
 
     Args:
         in_channels: number of channels of the three maps, all the same.
@@ -33,6 +38,12 @@ class SharedHbpPooling(Pooling):
 
     Raises:
         ValueError: the number of maps is not 3, or their numbers of channels differ.
+
+    Examples:
+        >>> published, dim = torch.nn.Linear(3 * 2, 1), 2
+        >>> weight = published.weight.unflatten(1, (3, dim))[:, [0, 2, 1]].flatten(1)  # A*B, A*C, B*C
+        >>> torch.equal(weight[:, dim : 2 * dim], published.weight[:, 2 * dim :])
+        True
     """
 
     description = "Three pairs behind one projection, batch norm, ReLU: `concat(A*B, A*C, B*C)`"
@@ -65,11 +76,12 @@ class SharedHbpPooling(Pooling):
 
     def _sums_of_modules(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Return the sums as published: modules run once for each map and pair."""
-        active = [
-            [self.norm(self.projection(maps[index].to(self.projection.weight.dtype))).relu().float() for index in pair]
-            for pair in _PAIRS
-        ]
-        return [(one * other).sum(dim=(2, 3)) for one, other in active]
+        cast_maps = [x.to(self.projection.weight.dtype) for x in maps]
+        sums = {}
+        for pair in _PUBLISHED_PAIRS:
+            one, other = (self.norm(self.projection(cast_maps[index])).relu().float() for index in pair)
+            sums[pair] = (one * other).sum(dim=(2, 3))
+        return [sums[pair] for pair in _PAIRS]
 
     def _memory_efficient_sums(self, maps: Sequence[Tensor]) -> list[Tensor]:
         given = (self.projection.weight.flatten(1), self.norm.weight, self.norm.bias)
@@ -90,13 +102,13 @@ class SharedHbpPooling(Pooling):
 
     @torch.no_grad()
     def _track(self, mean: Sequence[Tensor], var: Sequence[Tensor], count: int) -> None:
-        """Update the running statistics once for each map of each pair."""
+        """Update the running statistics once for each map of each published pair."""
         for running, found in (
             (cast(Tensor, self.norm.running_mean), mean),
             (cast(Tensor, self.norm.running_var), [x * (count / (count - 1)) for x in var]),
         ):
             value, largest = at_least_float32(running), torch.finfo(running.dtype).max
-            for index in (index for pair in _PAIRS for index in pair):
+            for index in (index for pair in _PUBLISHED_PAIRS for index in pair):
                 value = value.lerp(found[index], cast(float, self.norm.momentum))
             running.copy_(value.clamp(-largest, largest))  # the largest float16 is 65504
         cast(Tensor, self.norm.num_batches_tracked).add_(2 * len(_PAIRS))

@@ -289,11 +289,11 @@ def plain_hbp_shared(pooling: Any, maps: Sequence[Tensor]) -> Tensor:
     def activate(x: Tensor) -> Tensor:
         return F.relu(pooling.norm(pooling.projection(x)), inplace=True)
 
-    branches = []
-    for i, j in PAIRS:
+    branches = {}
+    for i, j in ((0, 1), (1, 2), (0, 2)):
         sums = (activate(maps[i]) * activate(maps[j])).flatten(2).sum(dim=2)
-        branches.append(F.normalize((sums + 1e-5).sqrt(), dim=1))
-    return torch.cat(branches, dim=1)
+        branches[i, j] = F.normalize((sums + 1e-5).sqrt(), dim=1)
+    return torch.cat([branches[pair] for pair in PAIRS], dim=1)
 
 
 def plain_gem(pooling: Any, maps: Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,201 @@
+"""Export of every pooling and head, and of models: torch.export, and both ONNX exporters run by onnxruntime."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+from reference.poolings import REFERENCES
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from c2f_zoo import C2FModel, create_model
+from c2f_zoo.evaluation.provenance import describe_machine
+from c2f_zoo.heads import create_head, list_heads
+from c2f_zoo.io.files import read_csv, write_csv
+from c2f_zoo.ops import choice, products, sum_groups
+from c2f_zoo.pooling import create_pooling, list_poolings
+from c2f_zoo.testing import irregular_hierarchy
+
+DOCS = Path(__file__).parents[1] / "docs"
+RESULTS = DOCS / "results" / "export.csv"
+TRACING = "torch.onnx.export, dynamo=False"
+
+# All that cannot be exported, with the operator that is missing and the reason.
+NOT_EXPORTED = {
+    ("kernel", TRACING): ("aten::fft_rfft", "this exporter has no complex numbers, which the FFT needs"),
+}
+
+Inputs = tuple[Any, ...]
+Exporter = Callable[[nn.Module, Inputs, Inputs], list[Tensor]]
+
+onnxruntime.set_default_logger_severity(3)  # of shapes that the older exporter leaves open
+
+pytestmark = pytest.mark.skipif(
+    torch.__version__ < "2.7", reason="torch 2.6 cannot export an autograd.Function with an open batch"
+)
+
+
+def open_batch(inputs: Inputs) -> Any:
+    """Return `dynamic_shapes` in which the first dimension of each input is the batch."""
+    batch = torch.export.Dim("batch", min=1, max=64)
+    return tree_map(lambda x: {0: batch}, inputs)
+
+
+def by_torch(strict: bool) -> Exporter:
+    def export(module: nn.Module, inputs: Inputs, others: Inputs) -> list[Tensor]:
+        program = torch.export.export(module, inputs, strict=strict, dynamic_shapes=open_batch(inputs))
+        return tree_leaves(program.module()(*others))
+
+    return export
+
+
+def by_onnx(dynamo: bool) -> Exporter:
+    def export(module: nn.Module, inputs: Inputs, others: Inputs) -> list[Tensor]:
+        names = [f"input_{number}" for number in range(len(tree_leaves(inputs)))]
+        options: dict[str, Any] = {"dynamic_shapes": open_batch(inputs)}
+        if not dynamo:
+            options = {"input_names": names, "dynamic_axes": {name: {0: "batch"} for name in names}}
+        file = io.BytesIO()
+        torch.onnx.export(module, inputs, file, dynamo=dynamo, verbose=False, **options)
+        session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+        arrays = {x.name: y.numpy() for x, y in zip(session.get_inputs(), tree_leaves(others), strict=True)}
+        return [torch.from_numpy(y) for y in session.run(None, arrays)]
+
+    return export
+
+
+EXPORTERS: dict[str, Exporter] = {
+    "torch.export": by_torch(strict=False),
+    "torch.export, strict": by_torch(strict=True),
+    "torch.onnx.export": by_onnx(dynamo=True),
+    TRACING: by_onnx(dynamo=False),
+}
+
+
+class AllLevels(nn.Module):
+    """A head with its levels, which are no tensors."""
+
+    def __init__(self, head: nn.Module, levels: tuple[str, ...]) -> None:
+        super().__init__()
+        self.head, self.levels = head, levels
+
+    def forward(self, v: Tensor) -> dict[str, Tensor]:
+        return self.head(v, self.levels)
+
+
+def pooling_case(name: str) -> tuple[nn.Module, Inputs, Inputs]:
+    reference = REFERENCES[name]
+    pooling = create_pooling(name, reference.channels, **reference.options)
+    inputs, others = (([torch.randn(n, c, 4, 3) for c in reference.channels],) for n in (2, 3))
+    return pooling, inputs, others
+
+
+def head_case(name: str) -> tuple[nn.Module, Inputs, Inputs]:
+    tree = irregular_hierarchy(3)
+    return AllLevels(create_head(name, 5, tree, tree.levels), tree.levels), (torch.randn(2, 5),), (torch.randn(3, 5),)
+
+
+def model_case(name: str) -> tuple[nn.Module, Inputs, Inputs]:
+    model: C2FModel = create_model("mlph_tiny_critters", pretrained=True)
+    size = model.config.preprocessing.input_size
+    module = model if name == "all levels" else model.at_level(name)
+    return module, (torch.randn(2, *size),), (torch.randn(3, *size),)
+
+
+CASES: dict[str, tuple[Callable[[str], tuple[nn.Module, Inputs, Inputs]], list[str]]] = {
+    "pooling": (pooling_case, list_poolings()),
+    "head": (head_case, list_heads()),
+    "mlph_tiny_critters": (model_case, ["all levels", "species"]),
+}
+ALL_CASES = [(kind, name) for kind, (_, names) in CASES.items() for name in names]
+
+
+def differences(kind: str, name: str, exporter: str) -> list[float]:
+    """Export with two images, run with three others; return each output's largest difference from PyTorch's."""
+    module, inputs, others = CASES[kind][0](name)
+    with torch.no_grad():
+        expected = tree_leaves(module.eval()(*others))
+    found = EXPORTERS[exporter](module, inputs, others)
+    assert [x.shape for x in found] == [x.shape for x in expected]
+    return [float((x - y).abs().max() / y.abs().max().clamp(min=1)) for x, y in zip(found, expected, strict=True)]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own, about the older exporter and traced Python values
+@pytest.mark.parametrize(("kind", "name"), ALL_CASES)
+def test_exported_programs_give_the_same(kind: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "SMALL", 0)  # so that this size would have operators of our own outside an export
+    monkeypatch.setattr(products, "_LARGE", 0)
+    for exporter in EXPORTERS:
+        if (name, exporter) in NOT_EXPORTED:
+            with pytest.raises(torch.onnx.errors.UnsupportedOperatorError, match=NOT_EXPORTED[name, exporter][0]):
+                differences(kind, name, exporter)
+        else:
+            assert max(differences(kind, name, exporter)) < 2e-5, exporter
+
+
+def test_all_exceptions_are_registered_parts() -> None:
+    assert {name for name, _ in NOT_EXPORTED} <= {*list_poolings(), *list_heads()}
+    assert {exporter for _, exporter in NOT_EXPORTED} <= set(EXPORTERS)
+
+
+def test_sums_of_groups_in_an_export_are_the_same() -> None:
+    class Sums(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return sum_groups(x, torch.tensor([2, 0, 2, 2]), 4)
+
+    for shape in ((3, 4), (3, 4, 5)):
+        x = torch.randn(shape, dtype=torch.float64)
+        expected = torch.stack([x[:, 1], torch.zeros_like(x[:, 0]), x[:, 0] + x[:, 2] + x[:, 3], 0 * x[:, 0]], dim=1)
+        torch.testing.assert_close(Sums()(x), expected)
+        torch.testing.assert_close(torch.export.export(Sums(), (x,)).module()(x), expected)
+
+
+def cell(row: Mapping[str, str]) -> str:
+    if row["reason"]:
+        return f"no: {row['reason']}"
+    return f"{float(row['difference']):.0e}" if float(row["difference"]) else "0"
+
+
+def markdown_table(rows: list[dict[str, str]]) -> str:
+    """Return the table of the documentation: a row for each part, a column for each exporter."""
+    lines = [f"| part | name | {' | '.join(f'`{name}`' for name in EXPORTERS)} |", "|---" * (2 + len(EXPORTERS)) + "|"]
+    for kind, name in ALL_CASES:
+        cells = [cell(row) for row in rows if (row["kind"], row["name"]) == (kind, name)]
+        lines.append(f"| {kind} | `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def test_the_table_in_the_documentation_is_that_of_the_results() -> None:
+    rows = read_csv(RESULTS)
+    assert [(row["kind"], row["name"], row["exporter"]) for row in rows] == [
+        (*case, exporter) for case in ALL_CASES for exporter in EXPORTERS
+    ]
+    assert {(row["name"], row["exporter"]): row["reason"] for row in rows if row["reason"]} == {
+        key: reason for key, (_, reason) in NOT_EXPORTED.items()
+    }
+    assert markdown_table(rows) in (DOCS / "how-to" / "export.md").read_text()
+
+
+@pytest.mark.soak
+@pytest.mark.filterwarnings("ignore")
+def test_write_the_results() -> None:
+    """Write the largest difference of every part and exporter, and print the table of the documentation."""
+    versions = {name: version(name) for name in ("onnx", "onnxscript", "onnxruntime")}
+    rows: list[dict[str, Any]] = []
+    for kind, name in ALL_CASES:
+        for exporter in EXPORTERS:
+            reason = NOT_EXPORTED.get((name, exporter), ("", ""))[1]
+            difference = "" if reason else f"{max(differences(kind, name, exporter)):.2e}"
+            row = {"kind": kind, "name": name, "exporter": exporter, "difference": difference, "reason": reason}
+            rows.append({**row, "command": "pytest -m soak tests/test_export.py", **describe_machine(), **versions})
+    write_csv(RESULTS, rows)
+    print(markdown_table(read_csv(RESULTS)))
+    assert all(float(row["difference"]) < 2e-5 for row in rows if row["difference"])
