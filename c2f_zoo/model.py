@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 from c2f_zoo.backbones import BACKBONES, TapBackbone, create_body
 from c2f_zoo.config import WEIGHT_SOURCES, ModelConfig
 from c2f_zoo.heads import HEADS, Head, create_head
-from c2f_zoo.heads.levels import LevelsHead
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.io import card, hub
 from c2f_zoo.io.deferred_init import DeferredInit
@@ -31,6 +29,7 @@ from c2f_zoo.io.weights import (
     weight_files,
     write_weights,
 )
+from c2f_zoo.level_classifier import LevelClassifier
 from c2f_zoo.pooling import POOLINGS, Pooling, create_pooling
 from c2f_zoo.pooling.checks import check_one_size
 from c2f_zoo.registry import check_names
@@ -118,7 +117,7 @@ class C2FModel(nn.Module):
 
     def at_level(self, level: str, drop_rate: float = 0.0) -> LevelClassifier:
         """Return one level as a classifier with timm's interface and shared weights."""
-        return LevelClassifier(self, level, drop_rate)
+        return LevelClassifier(self.backbone, self.pooling, self.head, self.config, level, drop_rate)
 
     def reset_classifier(self, hierarchy: Hierarchy, levels: Sequence[str] | None = None) -> None:
         """Replace the head with a new, untrained one of the same kind for another tree.
@@ -333,140 +332,3 @@ def _assemble(config: ModelConfig, backbone: TapBackbone, make: Callable[..., An
     features, levels = pooling.out_features, config.levels
     head: Head = make(create_head, config.head, features, config.hierarchy, levels, **config.head_options)
     return C2FModel(backbone, pooling, head, replace(config, taps=backbone.taps))
-
-
-class LevelClassifier(nn.Module):
-    """One level of a `C2FModel` with timm's classifier interface.
-
-    It returns one tensor of logits. Of the head `"levels"` it keeps only the linear layer of its level; any other head
-    is kept whole.
-
-    Args:
-        model: the model; its weights are shared.
-        level: a level that the model predicts.
-        drop_rate: dropout rate of the pooled vector, in [0, 1].
-
-    Attributes:
-        num_classes: number of classes; 0 after `reset_classifier(0)`.
-        num_features: length of the pooled vector.
-        head_hidden_size: the input size of the classifier, equal to `num_features`.
-        pretrained_cfg: timm's description of the input and the classifier; `default_cfg` is the same.
-
-    Raises:
-        ValueError: the model does not predict that level.
-
-    Examples:
-        >>> model = create_model("mlph", backbone="resnet18", hierarchy="cub", input_size=64)
-        >>> species = model.at_level("species")
-        >>> species(torch.rand(2, 3, 64, 64)).shape == (2, species.num_classes)
-        True
-    """
-
-    def __init__(self, model: C2FModel, level: str, drop_rate: float = 0.0) -> None:
-        super().__init__()
-        check_names("level", [level], model.levels)
-        self.backbone = model.backbone
-        self.pooling = model.pooling
-        self.head_drop = nn.Dropout(drop_rate)
-        self.head = _classifier_of(model.head, level)
-        self.num_classes = model.hierarchy.num_classes[level]
-        self.num_features = self.head_hidden_size = model.pooling.out_features
-        self.pretrained_cfg = dict(
-            model.pretrained_cfg, num_classes=self.num_classes, pool_size=None, first_conv=None, classifier="head"
-        )
-        self.default_cfg = self.pretrained_cfg
-
-    def get_classifier(self) -> nn.Module:
-        """Return the linear layer, or an `nn.Identity` after `reset_classifier(0)`."""
-        return self.head.get_classifier() if isinstance(self.head, _OneLevel) else self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier with a new, untrained linear layer.
-
-        The original model keeps its classifier.
-
-        Args:
-            num_classes: number of classes; 0 removes the classifier, so that the output is the pooled vector.
-            global_pool: must be None. The pooling is chosen when the model is created.
-
-        Raises:
-            ValueError: `num_classes` is negative, or `global_pool` is not None.
-        """
-        if global_pool is not None:
-            raise ValueError(f"global_pool={global_pool!r} is unsupported; create the model with another pooling=...")
-        if num_classes < 0:
-            raise ValueError(f"num_classes is {num_classes}; it must be 0 or more")
-        weight = next(self.parameters())
-        head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        self.head = head.to(weight.device, weight.dtype)
-        self.num_classes = num_classes
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Set whether the backbone recomputes activations instead of storing them.
-
-        Raises:
-            ValueError: the backbone does not support it.
-        """
-        body = self.backbone.body
-        try:
-            if enable or hasattr(body, "set_grad_checkpointing"):
-                body.set_grad_checkpointing(enable)  # type: ignore[operator]
-        except (AssertionError, AttributeError) as error:  # timm's networks assert; others have no such method
-            raise ValueError(f"the backbone {type(body).__name__} does not support gradient checkpointing") from error
-
-    def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
-        """Return timm's grouping of parameters for layer-wise learning rates.
-
-        Args:
-            coarse: group by the backbone's stages instead of its blocks.
-
-        Returns:
-            A function from the name of a parameter or module to a number: the backbone's layers from 0, infinity for
-            the pooling and the classifier.
-        """
-        from timm.models import group_modules, group_parameters
-
-        body = self.backbone.body
-        if not hasattr(body, "group_matcher"):
-            return lambda name: 0.0 if name.startswith(_BODY) else math.inf
-        matcher = body.group_matcher(coarse=coarse)  # type: ignore[operator]
-        layers = {**group_modules(body, matcher, reverse=True), **group_parameters(body, matcher, reverse=True)}
-        return lambda name: layers[name.removeprefix(_BODY)] if name.startswith(_BODY) else math.inf
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of backbone parameters that timm excludes from weight decay."""
-        names: Callable[[], set[str]] = getattr(self.backbone.body, "no_weight_decay", set)
-        return {_BODY + name for name in names()}
-
-    def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Compute the taps' feature maps of images."""
-        return self.backbone(x)
-
-    def forward_head(self, maps: Sequence[Tensor], pre_logits: bool = False) -> Tensor:
-        """Compute logits (N, num_classes), or pooled vectors (N, num_features), of maps."""
-        v = self.head_drop(self.pooling(maps))
-        return v if pre_logits else self.head(v)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute logits (N, num_classes) of images (N, channels, height, width)."""
-        return self.forward_head(self.forward_features(x))
-
-
-def _classifier_of(head: Head, level: str) -> nn.Module:
-    """Return the smallest module that computes one level's logits from vectors."""
-    return head.get_classifier(level) if isinstance(head, LevelsHead) else _OneLevel(head, level)
-
-
-class _OneLevel(nn.Module):
-    """A head that predicts one level only."""
-
-    def __init__(self, head: Head, level: str) -> None:
-        super().__init__()
-        self.head = head
-        self.level = level
-
-    def get_classifier(self) -> nn.Module:
-        return self.head.get_classifier(self.level)
-
-    def forward(self, v: Tensor) -> Tensor:
-        return self.head(v, (self.level,))[self.level]

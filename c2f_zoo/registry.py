@@ -16,14 +16,19 @@ T = TypeVar("T")
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:
-    """Return the error for an unknown name, with suggestions.
+    """Return the error for an unknown name, with up to three suggestions.
+
+    They are the shortest names that continue the given one, or else similar names.
 
     Examples:
         >>> unknown_name("backbone", "resnet5O", ["resnet50", "vgg16"])
         ValueError("unknown backbone 'resnet5O'; did you mean 'resnet50'?")
+        >>> unknown_name("backbone", "swin_tiny", ["swinv2_tiny_window8_256", "swin_tiny_patch4_window7_224"])
+        ValueError("unknown backbone 'swin_tiny'; did you mean 'swin_tiny_patch4_window7_224'?")
     """
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=3)
+    longer = [other for other in known if name and other.startswith(name)]
+    close = sorted(longer, key=lambda other: (len(other), other))[:3] or difflib.get_close_matches(name, known, n=3)
     if close:
         hint = "did you mean " + " or ".join(repr(match) for match in close) + "?"
     else:

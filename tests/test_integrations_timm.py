@@ -29,9 +29,10 @@ from safetensors.torch import save_file
 import c2f_zoo
 import c2f_zoo.integrations.timm
 from c2f_zoo import C2FModel, create_dataset, create_model, list_models
-from c2f_zoo.model import LevelClassifier
+from c2f_zoo.level_classifier import LevelClassifier
 from c2f_zoo.zoo import MODELS, ModelSpec
 from c2f_zoo.zoo.pretrained import WEIGHTS, PretrainedWeights
+from c2f_zoo.zoo.resolve import resolve
 
 NAME = "mlph_resnet50_cub"
 SMALL: dict[str, Any] = {"backbone": "test_convnext", "img_size": 64, "pooling_options": {"dim": 8}}
@@ -136,9 +137,10 @@ def test_another_number_of_classes(small: LevelClassifier) -> None:
     ("options", "message"),
     [
         ({"pretrained": True}, "weights for 'mlph_resnet50_cub'"),
-        ({"features_only": True}, "forward_features returns the feature maps"),
-        ({"global_pool": "avg"}, "choose another pooling="),
-        ({"in_chans": 1}, "expects images of 3 channels"),
+        ({"features_only": True, "out_indices": (3,)}, r"no taps \[3\]: the model has 3 taps, 0 to 2"),
+        ({"global_pool": "avgmax"}, "unknown pooling 'avgmax'"),
+        ({"global_pool": ""}, "a classifier of 200 classes needs a pooling; pass global_pool='avg'"),
+        ({"in_chans": 0}, r"invalid input_size \(0, 64, 64\)"),
         ({"levels": ["genus"]}, r"at_level\(\.\.\.\) is a classifier of another level"),
         ({"img_size": (64, 96)}, "square images"),
         ({"pooling_option": {}}, "did you mean 'pooling_options'"),
@@ -277,7 +279,7 @@ def test_trained_weights_accept_options_that_change_nothing() -> None:
     x = torch.rand(1, 3, 96, 96)
     wanted = timm.create_model("mlph_tiny_critters", pretrained=True).eval()(x)
     for img_size in (96, (96, 96)):
-        options = {"img_size": img_size, "drop_path_rate": 0.0, "global_pool": ""}
+        options = {"img_size": img_size, "drop_path_rate": 0.0, "global_pool": "mlp", "in_chans": 3}
         assert torch.equal(timm.create_model("mlph_tiny_critters", pretrained=True, **options).eval()(x), wanted)
     for options in ({"img_size": 64}, {"drop_path_rate": 0.1}):
         with pytest.raises(ValueError, match="is a saved model with fixed parts"):
@@ -293,6 +295,157 @@ def test_every_backbone_accepts_drop_path_rate_zero() -> None:
     never = timm.create_model(NAME, drop_path_rate=0.0, backbone_options={"drop_path_rate": 0.5}, **SMALL)
     assert any(module.drop_prob for module in dropping.modules() if hasattr(module, "drop_prob"))
     assert not any(module.drop_prob for module in never.modules() if hasattr(module, "drop_prob"))
+
+
+# pretrained_cfg
+
+
+def test_timm_knows_the_settings_of_every_model() -> None:
+    """Test that timm describes a model that is not built as `create_model` builds it."""
+    value = timm.models.get_pretrained_cfg_value
+    for name in list_models():
+        config = resolve(name, {})
+        for key in INPUT:
+            assert value(name, key) == getattr(config.preprocessing, key)
+        names = config.hierarchy.class_names(config.levels[-1])
+        assert (value(name, "num_classes"), value(name, "label_names")) == (len(names), names)
+        assert (value(name, "classifier"), value(name, "architecture")) == ("head", name)
+    assert value("mlph_vgg16_cub", "first_conv") == "backbone.body.features.0"
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "test_vit", "test_convnext", "test_efficientnet", "tiny"])
+@pytest.mark.parametrize("head", ["levels", "conditional"])
+def test_the_first_and_the_last_layer_are_named(backbone: str, head: str) -> None:
+    options: dict[str, Any] = {"input_size": 160, "pooling": "avg", "head": head}
+    model = create_model("mlph", backbone=backbone, hierarchy="critters", **options)
+    classifier = model.at_level("genus")
+    cfg = classifier.pretrained_cfg
+    first = classifier.get_submodule(cfg["first_conv"])
+    assert isinstance(first, torch.nn.Conv2d) and first.in_channels == 3
+    maps = classifier.forward_features(torch.rand(1, 3, 160, 160))
+    assert cfg["pool_size"] == maps[-1].shape[2:]
+    classifier.reset_classifier(7)
+    assert classifier.get_submodule(cfg["classifier"]) is classifier.get_classifier()
+
+
+def test_a_model_of_a_fixed_input_size_says_so() -> None:
+    options: dict[str, Any] = {"hierarchy": "critters", "pooling": "avg"}
+    for backbone, fixed in (("vit_tiny_patch16_224", True), ("resnet18", False)):
+        model = create_model("mlph", backbone=backbone, **options)
+        assert model.at_level("genus").pretrained_cfg["fixed_input_size"] is fixed
+
+
+def test_a_model_with_unregistered_parts_has_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODELS, "_entries", dict(MODELS._entries))
+    for name, backbone, tree in (("mlph_later", "resnet18", "later"), ("mlph_hub", "hf-hub:me/net", "cub")):
+        c2f_zoo.register_model(name)(ModelSpec("mlph", backbone, tree))
+        assert timm.is_model(name)
+        assert timm.get_pretrained_cfg(name) is None
+
+
+@pytest.mark.parametrize("level", ["family", "species"])
+def test_timm_names_the_classes(level: str) -> None:
+    """Test the labels as timm's inference.py reads them from a model."""
+    model = create_model("mlph_tiny_critters", pretrained=True)
+    cfg = model.at_level(level).pretrained_cfg
+    info = timm.data.CustomDatasetInfo(cfg["label_names"], cfg["label_descriptions"])
+    assert info.num_classes() == model.hierarchy.num_classes[level]
+    depth = model.hierarchy.depth(level)
+    for leaf in range(36):
+        path = model.hierarchy.path(leaf)[: depth + 1]
+        label = int(model.hierarchy.ancestors(torch.tensor(leaf))[depth])
+        assert info.index_to_label_name(label) == path[-1]
+        assert info.index_to_description(label) == " > ".join(path)
+
+
+def test_class_names_of_the_caller_are_kept() -> None:
+    names = ("a", "b", "c", "d", "e")
+    overlay = {"label_names": names, "num_classes": 5}
+    model = timm.create_model(NAME, num_classes=5, pretrained_cfg_overlay=overlay, **SMALL)
+    assert model.pretrained_cfg["label_names"] == names
+    assert "label_names" not in timm.create_model(NAME, num_classes=5, **SMALL).pretrained_cfg
+
+
+# Feature maps
+
+
+@pytest.fixture
+def stages() -> tuple[torch.nn.Module, LevelClassifier]:
+    """Return a network of timm, and a classifier of its last three stages with the same weights."""
+    network = timm.create_model("resnet18", num_classes=0).eval()
+    classifier = timm.create_model(NAME, backbone="resnet18", taps=["layer2", "layer3", "layer4"], pooling="avg",
+                                   img_size=64).eval()  # fmt: skip
+    classifier.backbone.body.load_state_dict(network.state_dict())
+    return network, classifier
+
+
+def test_the_taps_have_the_feature_info_of_timm(stages: tuple[torch.nn.Module, LevelClassifier]) -> None:
+    network, classifier = stages
+    own = timm.models.FeatureInfo(network.feature_info, (2, 3, 4))
+    info = timm.models.FeatureInfo(classifier.feature_info, (0, 1, 2))
+    assert info.channels() == own.channels()
+    assert info.reduction() == own.reduction()
+    assert info.module_name() == [f"backbone.body.{name}" for name in own.module_name()]
+    assert all(classifier.get_submodule(name) is not None for name in info.module_name())
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size", "wanted"),
+    [("inception_v3", 299, [8, 16, 32]), ("inception_v3", 448, [8, 16, 32]), ("vit_tiny_patch16_224", 64, [16] * 3),
+     ("vit_small_patch14_dinov2", 70, [14] * 3)],
+)  # fmt: skip
+def test_reduction_is_the_stride(backbone: str, size: int, wanted: list[int]) -> None:
+    """Test networks without padding, whose maps are smaller than size / stride, and odd patch sizes."""
+    classifier = timm.create_model(NAME, backbone=backbone, pooling="avg", img_size=size)
+    assert [tap["reduction"] for tap in classifier.feature_info] == wanted
+
+
+def test_forward_intermediates_returns_the_maps_of_timm(stages: tuple[torch.nn.Module, LevelClassifier]) -> None:
+    network, classifier = stages
+    x = torch.rand(2, 3, 64, 64)
+    features, maps = classifier.forward_intermediates(x)
+    assert len(features) == len(maps) == 3
+    assert all(map(torch.equal, features, classifier.forward_features(x)))
+    for indices, of_timm in ((None, [2, 3, 4]), (2, [3, 4]), ([0, -1], [2, 4]), ((-2,), [3])):
+        wanted = network.forward_intermediates(x, of_timm, intermediates_only=True)  # type: ignore[operator]
+        given = classifier.forward_intermediates(x, indices, norm=True, stop_early=True, intermediates_only=True)
+        assert len(given) == len(wanted)
+        assert all(map(torch.equal, given, wanted))
+    for indices in (0, 4, [3], [-4]):
+        with pytest.raises(ValueError, match="no taps"):
+            classifier.forward_intermediates(x, indices)
+    with pytest.raises(ValueError, match="output_fmt='NLC' is unsupported"):
+        classifier.forward_intermediates(x, output_fmt="NLC")
+
+
+def test_features_only_returns_the_maps_of_timm(stages: tuple[torch.nn.Module, LevelClassifier]) -> None:
+    network, _ = stages
+    of_timm = timm.create_model("resnet18", features_only=True, out_indices=(2, 4)).eval()
+    of_timm.load_state_dict(network.state_dict())
+    options: dict[str, Any] = {"backbone": "resnet18", "taps": ["layer2", "layer3", "layer4"], "img_size": 64}
+    model = timm.create_model(NAME, features_only=True, out_indices=(0, 2), **options, pooling="avg").eval()
+    model.backbone.body.load_state_dict(network.state_dict())
+    assert model.feature_info.channels() == of_timm.feature_info.channels() == [128, 512]
+    assert model.feature_info.reduction() == of_timm.feature_info.reduction()
+    x = torch.rand(2, 3, 64, 64)
+    maps = model(x)
+    assert len(maps) == 2
+    assert all(map(torch.equal, maps, of_timm(x)))
+    assert timm.data.resolve_data_config(model=model)["input_size"] == (3, 64, 64)
+    assert len(timm.create_model(NAME, features_only=True, **options, pooling="avg")(x)) == 3
+    options["taps"] = ["layer4", "layer2"]
+    with pytest.raises(ValueError, match="features_only needs taps from large to small maps"):
+        timm.create_model(NAME, features_only=True, **options, pooling="avg")
+
+
+def test_features_only_of_trained_weights() -> None:
+    model = create_model("mlph_tiny_critters", pretrained=True).eval()
+    features = timm.create_model("mlph_tiny_critters", pretrained=True, features_only=True).eval()
+    x = torch.rand(2, 3, 96, 96)
+    assert all(map(torch.equal, features(x), model.forward_features(x)))
+    features.train()
+    sum(y.square().sum() for y in features(x)).backward()  # type: ignore[union-attr]
+    assert all(weight.grad is not None for weight in features.parameters())
 
 
 # LevelClassifier
@@ -317,8 +470,37 @@ def test_reset_classifier_does_not_change_the_model(head: str) -> None:
     assert isinstance(classifier.get_classifier(), torch.nn.Identity)
     assert torch.equal(classifier(x), v)
     assert v.shape[1] == classifier.num_features == classifier.head_hidden_size
-    with pytest.raises(ValueError, match="global_pool='avg'"):
-        classifier.reset_classifier(9, "avg")
+
+
+@pytest.mark.parametrize("pool", ["avg", "max"])
+def test_reset_classifier_replaces_the_pooling(small_model: C2FModel, pool: str) -> None:
+    x = torch.rand(2, 3, 64, 64)
+    before = small_model.eval()(x)["species"]
+    classifier = small_model.at_level("species").eval()
+    assert len(classifier.pretrained_cfg["label_names"]) == 200
+    maps = classifier.forward_features(x)
+    classifier.reset_classifier(5, pool)
+    pooled = torch.cat([y.mean((2, 3)) if pool == "avg" else y.amax((2, 3)) for y in maps], dim=1)
+    linear = classifier.get_classifier()
+    torch.testing.assert_close(classifier(x), pooled @ linear.weight.T + linear.bias)
+    assert "label_names" not in classifier.pretrained_cfg
+    classifier.reset_classifier(0, "")  # timm: neither pooling nor classifier
+    assert torch.equal(classifier(x), maps[-1])
+    assert classifier.num_features == maps[-1].shape[1]
+    with pytest.raises(ValueError, match="a classifier of 4 classes needs a pooling"):
+        classifier.reset_classifier(4)
+    with pytest.raises(ValueError, match="unknown pooling 'sum'"):
+        classifier.reset_classifier(4, "sum")
+    assert torch.equal(small_model(x)["species"], before)
+
+
+def test_global_pool_replaces_the_pooling() -> None:
+    x = torch.rand(2, 3, 64, 64)
+    model = timm.create_model(NAME, global_pool="avg", num_classes=5, **SMALL).eval()
+    pooled = torch.cat([y.mean((2, 3)) for y in model.forward_features(x)], dim=1)
+    torch.testing.assert_close(model(x), pooled @ model.head.weight.T + model.head.bias)
+    maps = timm.create_model(NAME, global_pool="", num_classes=0, **SMALL).eval()
+    assert torch.equal(maps(x), maps.forward_features(x)[-1])
 
 
 def test_reset_classifier_keeps_the_dtype(small: LevelClassifier) -> None:

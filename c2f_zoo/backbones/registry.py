@@ -14,7 +14,7 @@ from c2f_zoo.registry import Registry, unknown_name
 _INTEGRATION = "c2f_zoo.integrations.timm"  # registers our named models with timm; they are not backbones
 
 
-def _is_timm_model(name: str) -> bool:
+def is_timm_model(name: str) -> bool:
     """Return whether timm has a model of that name, other than one of ours."""
     import timm
 
@@ -23,7 +23,7 @@ def _is_timm_model(name: str) -> bool:
     return plain and timm.is_model(name) and timm.model_entrypoint(name).__module__ != _INTEGRATION
 
 
-BACKBONES: Registry[Callable[..., nn.Module]] = Registry("backbone", "c2f_zoo.backbones", reserved=_is_timm_model)
+BACKBONES: Registry[Callable[..., nn.Module]] = Registry("backbone", "c2f_zoo.backbones", reserved=is_timm_model)
 register_backbone = BACKBONES.register
 
 
@@ -37,7 +37,7 @@ def list_backbones(pattern: str = "*") -> list[str]:
     """
     import timm
 
-    of_timm = filter(_is_timm_model, timm.list_models())
+    of_timm = filter(is_timm_model, timm.list_models())
     return sorted({*fnmatch.filter(of_timm, pattern), *BACKBONES.names(pattern)})
 
 
@@ -51,7 +51,7 @@ def create_body(name: str, pretrained: bool = False, **options: Any) -> nn.Modul
 
     if name in BACKBONES:
         return BACKBONES[name](pretrained=pretrained, **options)
-    if not _is_timm_model(name):
+    if not is_timm_model(name):
         raise unknown_name("backbone", name, list_backbones())
     return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
 
@@ -60,5 +60,5 @@ def pretrained_cfg(name: str) -> dict[str, Any]:
     """Return timm's `pretrained_cfg` of a backbone (input size, mean, ...), or {}."""
     import timm
 
-    cfg = None if name in BACKBONES or not _is_timm_model(name) else timm.get_pretrained_cfg(name)
+    cfg = None if name in BACKBONES or not is_timm_model(name) else timm.get_pretrained_cfg(name)
     return cfg.to_dict() if cfg else {}

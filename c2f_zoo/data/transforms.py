@@ -145,7 +145,11 @@ def create_transform(
             `Normalize(mean, std)`: a loader's workers then send a quarter of the bytes.
 
     Returns:
-        A callable from an RGB PIL image to a float32 tensor (channels, height, width), or see `normalize`.
+        A callable from an RGB PIL image to a float32 tensor (channels, height, width), or see `normalize`. For a model
+        of one channel the image is converted to grey.
+
+    Raises:
+        ValueError: the model expects neither 1 nor 3 channels.
 
     Examples:
         >>> transform = create_transform(Preprocessing(), resolution=64, train=False)
@@ -154,8 +158,12 @@ def create_transform(
     """
     p = preprocessing
     size = p.input_size[1:]
+    if p.input_size[0] not in (1, 3):
+        raise ValueError(f"an image has 3 channels, or 1 if converted to grey; the model expects {p.input_size[0]}")
     degrade = Degrade(resolution, p.shrink_filter, p.resize, p.interpolation, p.resolution_of)
     steps: list[Any] = [v2.PILToTensor(), degrade] if _has_tensor_filters(p) else [degrade, v2.PILToTensor()]
+    if p.input_size[0] == 1:
+        steps.insert(1, v2.Grayscale())
     if train:
         steps.insert(1, v2.RandomHorizontalFlip())  # most images are smaller before resizing
     steps += [v2.RandomCrop(size) if train else v2.CenterCrop(size), _ChannelsLast()]

@@ -8,22 +8,28 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import timm
 from timm.layers import DropPath
-from timm.models import DefaultCfg, PretrainedCfg, load_pretrained
+from timm.models import DefaultCfg, FeatureInfo, PretrainedCfg, load_pretrained
+from torch import Tensor, nn
 
+from c2f_zoo.backbones.sources import has_source
 from c2f_zoo.config import ModelConfig
-from c2f_zoo.model import C2FModel, LevelClassifier
+from c2f_zoo.hierarchy import HIERARCHIES
+from c2f_zoo.level_classifier import LevelClassifier, choose_taps, level_cfg
+from c2f_zoo.model import C2FModel
 from c2f_zoo.registry import check_options
 from c2f_zoo.zoo import MODELS, WEIGHTS, find_weights
 from c2f_zoo.zoo.create import create_model
 from c2f_zoo.zoo.pretrained import BUNDLED, CONFIG_FILE, default_tag, tags_of
+from c2f_zoo.zoo.resolve import resolve
 
-# Keys of timm's pretrained_cfg for the input, and for the source of the weights.
+# Keys of timm's pretrained_cfg for the input, for the classes, and for the source of the weights.
 _INPUT = ("input_size", "test_input_size", "mean", "std", "interpolation", "crop_pct", "test_crop_pct", "crop_mode")
+_LABELS = ("label_names", "label_descriptions")
 _SOURCES = ("url", "file", "state_dict", "hf_hub_id")
 _OUR_URL = "c2f_zoo:"  # url prefix of weights that c2f_zoo loads instead of timm
 
@@ -42,8 +48,10 @@ def _register_model(name: str) -> None:
     if timm.is_model(name) and not ours:
         warnings.warn(f"timm has its own model {name!r}; use c2f_zoo.create_model", RuntimeWarning, stacklevel=2)
         return
-    tags = deque(sorted(tags_of(name), key=lambda tag: tag != default_tag(name)))  # the default tag first
-    cfg = DefaultCfg(tags, {tag: _weights_cfg(f"{name}.{tag}") for tag in tags}, is_pretrained=True) if tags else None
+    trained = sorted(tags_of(name), key=lambda tag: tag != default_tag(name))  # the default tag first
+    known = {tag: _known_cfg(name, tag) for tag in trained or [""]}
+    cfgs = {tag: PretrainedCfg(**cfg) for tag, cfg in known.items() if cfg}
+    cfg = DefaultCfg(deque(cfgs), cfgs, is_pretrained=bool(trained)) if cfgs else None
     if ours and cfg == default_cfgs.get(name):
         return
     if cfg:
@@ -65,26 +73,38 @@ def _is_ours(name: str) -> bool:
     return timm.is_model(name) and timm.model_entrypoint(name).__module__ == __name__
 
 
-def _weights_cfg(name: str) -> PretrainedCfg:
-    """Return timm's description of weights before they are loaded.
+def _known_cfg(arch: str, tag: str) -> dict[str, Any]:
+    """Return timm's description of a model, or of its weights, before it is built.
 
-    For weights of a plug-in that is not imported yet it contains only a url.
+    A model with parts that are not registered yet, or that are plug-ins which are not imported yet, has none; its
+    weights have a url.
     """
-    cfg: dict[str, Any] = {"url": f"{_OUR_URL}{name}"}
-    weights, file = WEIGHTS.registered(name), BUNDLED / name / CONFIG_FILE
-    if weights:
-        cfg |= {"input_size": weights.input, "license": weights.licence}
-    if weights and weights.source == "bundled" and file.is_file():
-        config = ModelConfig.from_json(file)
-        cfg |= {key: config.pretrained_cfg[key] for key in ("mean", "std", "interpolation", "crop_pct")}
-        cfg["num_classes"] = config.hierarchy.num_classes[config.levels[-1]]
-    return PretrainedCfg(**cfg)
+    config = _config_of(arch, tag)
+    cfg = level_cfg(config, config.levels[-1]) if config else {}
+    if tag:
+        cfg["url"] = f"{_OUR_URL}{arch}.{tag}"
+    weights = WEIGHTS.registered(f"{arch}.{tag}")
+    return cfg | ({"input_size": weights.input, "license": weights.licence} if weights else {})
 
 
-def _entrypoint(name: str) -> Callable[..., LevelClassifier]:
+def _config_of(arch: str, tag: str) -> ModelConfig | None:
+    """Return the configuration of bundled weights, or else of a model; None if it needs an import or a download."""
+    file = BUNDLED / f"{arch}.{tag}" / CONFIG_FILE
+    if file.is_file():
+        return ModelConfig.from_json(file)
+    spec = MODELS.registered(arch)
+    if not spec or not HIERARCHIES.registered(spec.hierarchy) or has_source(spec.backbone):
+        return None
+    try:
+        return resolve(arch, {})
+    except (ValueError, OSError):  # the error is raised when the model is created
+        return None
+
+
+def _entrypoint(name: str) -> Callable[..., nn.Module]:
     """Return the function that timm calls to build a model; it has the model's name."""
 
-    def create(pretrained: bool = False, **options: Any) -> LevelClassifier:
+    def create(pretrained: bool = False, **options: Any) -> nn.Module:
         return create_classifier(name, pretrained, **options)
 
     create.__name__ = create.__qualname__ = name
@@ -96,14 +116,18 @@ def create_classifier(
     pretrained: bool = False,
     *,
     num_classes: int | None = None,
+    in_chans: int | None = None,
+    global_pool: str | None = None,
     img_size: int | tuple[int, int] | None = None,
+    features_only: bool = False,
+    out_indices: int | Sequence[int] | None = None,
     drop_rate: float = 0.0,
     drop_path_rate: float | None = None,
     pretrained_cfg: Any = None,
     pretrained_cfg_overlay: Mapping[str, Any] | None = None,
     cache_dir: Any = None,
     **options: Any,
-) -> LevelClassifier:
+) -> LevelClassifier | TapFeatures:
     """Build a named model as a classifier of its finest predicted level.
 
     `timm.create_model` calls this function.
@@ -113,7 +137,11 @@ def create_classifier(
         pretrained: load trained weights, as `c2f_zoo.create_model` does, or the weights of `pretrained_cfg`.
         num_classes: number of classes. Default: the model's. Another number gives a new, untrained classifier, with a
             warning if a trained one is dropped; 0 gives no classifier.
+        in_chans: number of channels of the images. The weights of the first layer are adapted as timm does.
+        global_pool: another pooling, or `""` for none, see `LevelClassifier.reset_classifier`. The classifier is new.
         img_size: height and width of the input in pixels; trained weights accept only their own size.
+        features_only: return the taps' feature maps, see `TapFeatures`.
+        out_indices: the taps of `features_only`, as in timm. Default: all.
         drop_rate: probability of dropout before the classifier, in [0, 1].
         drop_path_rate: the backbone's stochastic depth, in [0, 1]; 0 turns it off.
         pretrained_cfg: a tag, or timm's configuration (`PretrainedCfg` or a dict). Its input settings override the
@@ -140,14 +168,76 @@ def create_classifier(
     trained_size = find_weights(full_name).input[1:] if tag or load_here else None
     if img_size is not None and trained_size != (_side(img_size), _side(img_size)):
         options["input_size"] = _side(img_size)
-    model = _create(full_name, load_here, drop_path_rate, options)
+    model = _create(full_name, load_here, drop_path_rate, {**options, "in_chans": in_chans})
     classifier = model.at_level(model.levels[-1], drop_rate)
-    if num_classes is not None and num_classes != classifier.num_classes:
-        _reset_classifier(classifier, num_classes, full_name if load_here else None)
-    classifier.pretrained_cfg.update({key: cfg[key] for key in _INPUT if cfg.get(key)}, architecture=name)
+    if load_by_timm and num_classes is None:
+        num_classes = cfg.get("num_classes")
+    if global_pool == model.config.pooling:
+        global_pool = None
+    if global_pool is not None or num_classes not in (None, classifier.num_classes):
+        _reset_classifier(classifier, num_classes, global_pool, full_name if load_here else None)
+    source = {**classifier.pretrained_cfg, "input_size": _source_size(name, classifier), **cfg}
+    _describe_input(classifier, name, cfg)
     if load_by_timm:
-        load_pretrained(classifier, {**classifier.pretrained_cfg, **cfg}, classifier.num_classes, cache_dir=cache_dir)
-    return classifier
+        load_pretrained(classifier, source, classifier.num_classes, classifier.in_chans, cache_dir=cache_dir)
+    return TapFeatures(classifier, out_indices) if features_only else classifier
+
+
+class TapFeatures(nn.Module):
+    """The feature maps of the taps, as timm's models with `features_only=True`.
+
+    Args:
+        classifier: the classifier; its backbone is shared.
+        out_indices: the taps: an int for that many of the last, or positions; negative ones count from the end.
+            Default: all.
+
+    Attributes:
+        feature_info: timm's `FeatureInfo` with `channels()`, `reduction()` and `module_name()`.
+        pretrained_cfg: timm's description of the input; `default_cfg` is the same.
+
+    Raises:
+        ValueError: there is no such tap, or a tap is followed by one of a larger map, which timm does not support.
+
+    Examples:
+        >>> model = timm.create_model("mlph_resnet50_cub", features_only=True, out_indices=(0, -1), img_size=64)
+        >>> model.feature_info.channels(), [tuple(x.shape) for x in model(torch.rand(1, 3, 64, 64))]
+        ([2048, 2048], [(1, 2048, 2, 2), (1, 2048, 2, 2)])
+    """
+
+    def __init__(self, classifier: LevelClassifier, out_indices: int | Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.backbone = classifier.backbone
+        self.out_indices = choose_taps(out_indices, len(self.backbone.taps))
+        info = [dict(tap) for tap in classifier.feature_info]
+        reductions = [tap["reduction"] for tap in info]
+        if reductions != sorted(reductions):
+            raise ValueError(f"features_only needs taps from large to small maps, not {self.backbone.taps}")
+        self.feature_info = FeatureInfo(info, tuple(self.out_indices))
+        cfg = classifier.pretrained_cfg
+        self.pretrained_cfg = {key: cfg[key] for key in cfg if key not in ("num_classes", "classifier", *_LABELS)}
+        self.default_cfg = self.pretrained_cfg
+        self.in_chans = classifier.in_chans
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Compute feature maps (N, C_i, H_i, W_i) of images (N, channels, height, width)."""
+        maps = self.backbone(x)
+        return [maps[index] for index in self.out_indices]
+
+
+def _source_size(name: str, classifier: LevelClassifier) -> tuple[int, int, int]:
+    """Return the input size of weights that do not state it: that of the registered model."""
+    known = timm.get_pretrained_cfg(name)
+    return known.input_size if known else classifier.pretrained_cfg["input_size"]
+
+
+def _describe_input(classifier: LevelClassifier, name: str, cfg: Mapping[str, Any]) -> None:
+    """Override a classifier's description of input and classes with the caller's."""
+    own = classifier.pretrained_cfg
+    keys = _INPUT if cfg.get("num_classes", classifier.num_classes) != classifier.num_classes else (*_INPUT, *_LABELS)
+    own.update({key: cfg[key] for key in keys if cfg.get(key)}, architecture=name)
+    for key in ("input_size", "test_input_size"):
+        if own.get(key):
+            own[key] = (classifier.in_chans, *own[key][1:])
 
 
 def _create(full_name: str, pretrained: bool, drop_path_rate: float | None, options: dict[str, Any]) -> C2FModel:
@@ -169,10 +259,14 @@ def _create(full_name: str, pretrained: bool, drop_path_rate: float | None, opti
     return model
 
 
-def _reset_classifier(classifier: LevelClassifier, num_classes: int, trained: str | None) -> None:
+def _reset_classifier(
+    classifier: LevelClassifier, num_classes: int | None, global_pool: str | None, trained: str | None
+) -> None:
     """Replace the classifier; warn with names and shapes if it had trained weights."""
+    if num_classes is None:
+        num_classes = classifier.num_classes
     saved = dict(classifier.get_classifier().named_parameters())
-    classifier.reset_classifier(num_classes)
+    classifier.reset_classifier(num_classes, global_pool)
     lines = [
         f"\n  head.{key}: {tuple(saved[key].shape)} saved, {tuple(weight.shape)} here"
         for key, weight in classifier.get_classifier().named_parameters()
@@ -186,17 +280,12 @@ def _reset_classifier(classifier: LevelClassifier, num_classes: int, trained: st
 def _check_options(name: str, options: dict[str, Any]) -> None:
     """Raise a ValueError for unsupported options of timm's models."""
     for key, hint in {
-        "features_only": f"c2f_zoo.create_model({name!r}).forward_features returns the feature maps",
-        "global_pool": "choose another pooling=...",
         "head": f"use c2f_zoo.create_model({name!r}, head=...).at_level(...)",
         "levels": f"c2f_zoo.create_model({name!r}).at_level(...) is a classifier of another level",
     }.items():
         if options.get(key):
             raise ValueError(f"unsupported option {key}={options[key]!r} of {name!r} in timm; {hint}")
-    if options.pop("in_chans", 3) != 3:
-        raise ValueError(f"{name!r} expects images of 3 channels; convert yours to RGB, as timm's loaders do")
-    for key in ("features_only", "global_pool", "pretrained_model_args"):  # passed by timm's scripts, and unused here
-        options.pop(key, None)
+    options.pop("pretrained_model_args", None)  # passed by timm's scripts, and unused here
     check_options(f"argument of {name!r}:", create_model, options)
 
 
@@ -211,8 +300,9 @@ def _as_dict(cfg: Any) -> dict[str, Any]:
     given = cfg.to_dict() if isinstance(cfg, PretrainedCfg) else dict(cfg)
     if _names_other_weights(given):
         return given
-    arch, _, tag = str(given.get("url", "")).removeprefix(_OUR_URL).rpartition(".")
-    passed_on = default_cfgs[arch].cfgs.get(tag, PretrainedCfg()) if arch in default_cfgs else PretrainedCfg()
+    known = default_cfgs.get(given.get("architecture", ""))
+    passed_on = known.cfgs.get(given.get("tag") or "") if known else None
+    passed_on = passed_on or PretrainedCfg()
     return {key: value for key, value in given.items() if value != getattr(passed_on, key, None)}
 
 

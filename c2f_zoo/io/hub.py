@@ -9,8 +9,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, constants, snapshot_download
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelInfo,
+    constants,
+    hf_hub_download,
+    snapshot_download,
+)
 from huggingface_hub.errors import (
+    EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
@@ -114,6 +123,23 @@ def download(
                 raise error from network_error
         names = [glob.escape(name) for name in _model_files(repo_id, info)]
         return _retry(lambda: fetch(*names))
+
+
+def download_config(repo_id: str, revision: str | None = None) -> Path:
+    """Download the `config.json` of a model of timm, and return its path in the cache.
+
+    Raises:
+        FileNotFoundError: the repository, the revision or the file does not exist.
+        PermissionError: the token is missing or has too few rights.
+        ConnectionError: the Hub cannot be reached, or still fails after all retries.
+    """
+    with _translate_errors(repo_id, revision):
+        try:
+            return Path(_retry(lambda: hf_hub_download(repo_id, CONFIG_FILE, revision=revision)))
+        except LocalEntryNotFoundError:  # a kind of EntryNotFoundError
+            raise
+        except EntryNotFoundError as error:
+            raise FileNotFoundError(f"{repo_id!r} has no {CONFIG_FILE}; it is not a model of timm") from error
 
 
 def _model_files(repo_id: str, info: ModelInfo) -> list[str]:

@@ -7,18 +7,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from c2f_zoo.backbones.sources import HF_HUB, LOCAL_DIR
 from c2f_zoo.config import ModelConfig
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.io.hub import download, split_revision
 from c2f_zoo.io.weights import CONFIG_FILE, find_file, load_weights
 from c2f_zoo.model import C2FModel, build, load_model
 from c2f_zoo.zoo.head_transfer import replace_head
+from c2f_zoo.zoo.input_channels import replace_input
 from c2f_zoo.zoo.models import find_weights, split_tag
 from c2f_zoo.zoo.pretrained import fetch
 from c2f_zoo.zoo.resolve import adapt, resolve, select_overrides
 
-LOCAL_DIR, HF_HUB = "local-dir:", "hf-hub:"  # as timm writes them
-ADAPTABLE = ("hierarchy", "levels", "resolutions")  # arguments that a saved model accepts
+ADAPTABLE = ("hierarchy", "levels", "resolutions", "in_chans")  # arguments that a saved model accepts
 
 
 def create_model(
@@ -34,6 +35,7 @@ def create_model(
     head: str | None = None,
     levels: Sequence[str] | None = None,
     input_size: int | None = None,
+    in_chans: int | None = None,
     resolutions: Mapping[str, int | None] | None = None,
     preprocessing_options: Mapping[str, Any] | None = None,
     backbone_options: Mapping[str, Any] | None = None,
@@ -51,7 +53,9 @@ def create_model(
         pretrained: load trained weights: those of the tag, or of the model's default tag.
         pretrained_backbone: let timm download the backbone's weights.
         backbone_checkpoint: a safetensors file with the backbone's weights under timm's names.
-        backbone: a timm model, or a registered backbone.
+        backbone: a timm model, a registered backbone, or a network that timm saved: `"local-dir:PATH"`, or on the
+            Hugging Face Hub `"hf-hub:OWNER/MODEL"`; `"timm/NAME"` is timm's model `NAME`. The saved configuration names
+            the architecture; the weights are loaded only with `pretrained_backbone`.
         hierarchy: a registered tree's name, or a tree. A saved or pretrained model gets a new head for it (head
             transfer): classifiers of levels with the same classes are kept, and a warning lists all other weights.
         taps: names of the backbone's modules to pool. Default: the method's number of default taps.
@@ -60,6 +64,8 @@ def create_model(
         levels: the levels the model predicts. Default: the method's, all or the leaf level.
         input_size: height and width of the input in pixels. Default: 448 as in the paper, or the backbone's own size
             if that is fixed (ViT).
+        in_chans: number of channels of the images. Default: 3. Pretrained weights of the first layer are adapted as
+            timm does, and mean and standard deviation are averaged over the channels.
         resolutions: level -> resolution in pixels at which the level sees an image. Missing: full size.
         preprocessing_options: overrides of `Preprocessing`'s fields, e.g.
             `{"mean": (0.5, 0.5, 0.5), "shrink_filter": "lanczos", "resolution_of": "area"}`.
@@ -69,7 +75,7 @@ def create_model(
 
     A named model may have default options. Arguments override them; options are merged key by key. Default options of
     a part are dropped when the part is replaced: taps with the backbone, levels and resolutions with the hierarchy. A
-    saved or pretrained model accepts only `hierarchy`, `levels` and `resolutions`.
+    saved or pretrained model accepts only `hierarchy`, `levels`, `resolutions` and `in_chans`.
 
     Returns:
         The model, in training mode, on the CPU, in float32.
@@ -88,10 +94,12 @@ def create_model(
     if name.startswith((LOCAL_DIR, HF_HUB)) or pretrained or split_tag(name)[1]:
         _check_adaptable(name, overrides, pretrained_backbone, backbone_checkpoint)
         return _create_saved(name, pretrained, overrides)
+    if backbone_checkpoint is None:
+        return build(resolve(name, overrides), pretrained_backbone)
+    channels = overrides.pop("in_chans", None)
     model = build(resolve(name, overrides), pretrained_backbone)
-    if backbone_checkpoint is not None:
-        load_weights(model.backbone.body, [Path(backbone_checkpoint)], strict=False)
-    return model
+    load_weights(model.backbone.body, [Path(backbone_checkpoint)], strict=False)
+    return replace_input(model, channels) if channels else model
 
 
 def _create_saved(name: str, pretrained: bool, overrides: Mapping[str, Any]) -> C2FModel:
@@ -106,6 +114,8 @@ def _create_saved(name: str, pretrained: bool, overrides: Mapping[str, Any]) -> 
     if weights and not pretrained:
         return build(adapt(ModelConfig.from_json(find_file(folder, CONFIG_FILE)), **overrides))
     model = load_model(folder)
+    if "in_chans" in overrides:
+        model = replace_input(model, overrides["in_chans"])
     config = adapt(model.config, **overrides)
     if (config.hierarchy, config.levels) == (model.hierarchy, model.levels):
         model.config = config

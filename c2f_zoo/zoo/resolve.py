@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any
 
 from c2f_zoo.backbones import pretrained_cfg
+from c2f_zoo.backbones.sources import Source, has_source, resolve_source
 from c2f_zoo.config import ModelConfig, Preprocessing
 from c2f_zoo.hierarchy import Hierarchy, load_hierarchy
 from c2f_zoo.registry import check_names
@@ -24,7 +25,7 @@ OPTIONS_OF_PART = {
     "hierarchy": ("levels", "resolutions"),
 }
 # Arguments of `create_model` that override a named model's.
-OVERRIDES = (*OPTIONS_OF_PART, *chain(*OPTIONS_OF_PART.values()), "input_size", "preprocessing_options")
+OVERRIDES = (*OPTIONS_OF_PART, *chain(*OPTIONS_OF_PART.values()), "input_size", "in_chans", "preprocessing_options")
 
 
 def select_overrides(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,7 +43,8 @@ def resolve(name: str, overrides: Mapping[str, Any]) -> ModelConfig:
             replaced, see `OPTIONS_OF_PART`.
 
     Returns:
-        The configuration. `taps` is a number unless taps are named; `c2f_zoo.model.build` replaces it with names.
+        The configuration. `taps` is a number unless taps are named; `c2f_zoo.model.build` replaces it with names. A
+        backbone from a folder or the Hub has its name in timm, and its weights are in `backbone_options`.
 
     Raises:
         ValueError: a name or an option is unknown.
@@ -58,20 +60,16 @@ def resolve(name: str, overrides: Mapping[str, Any]) -> ModelConfig:
     parts = _merge(defaults, overrides)
     tree = parts["hierarchy"]
     levels = tree.levels if method.every_level else (tree.finest,)
-    preprocessing, backbone_options = _preprocessing(
-        parts["backbone"],
-        parts.get("input_size"),
-        parts.get("preprocessing_options", {}),
-        parts.get("backbone_options", {}),
-    )
+    source = resolve_source(parts["backbone"])
+    backbone_options = _backbone_options(parts, source)
     return ModelConfig(
-        backbone=parts["backbone"],
+        backbone=source.name,
         taps=tuple(parts.get("taps") or ()) or method.num_taps,
         pooling=parts["pooling"],
         head=parts["head"],
         hierarchy=tree,
         levels=tuple(parts.get("levels") or levels),
-        preprocessing=preprocessing,
+        preprocessing=_preprocessing(source.cfg, backbone_options, parts),
         resolutions=dict(parts.get("resolutions", {})),
         backbone_options=backbone_options,
         pooling_options=dict(parts.get("pooling_options", {})),
@@ -84,8 +82,9 @@ def adapt(
     hierarchy: str | Hierarchy | None = None,
     levels: Sequence[str] | None = None,
     resolutions: Mapping[str, int | None] | None = None,
+    in_chans: int | None = None,
 ) -> ModelConfig:
-    """Return a saved model's configuration with another tree, levels or resolutions.
+    """Return a saved model's configuration with another tree, levels, resolutions or channels.
 
     Without `levels`, a model of another tree predicts all its levels, or only the leaf level if it did so before.
 
@@ -99,6 +98,8 @@ def adapt(
         predicted, seen_at = (tree.finest,) if only_leaves else tree.levels, {}
     seen_at = seen_at if resolutions is None else dict(resolutions)
     config = replace(config, hierarchy=tree, levels=tuple(levels or predicted), resolutions=seen_at)
+    if in_chans not in (None, config.preprocessing.input_size[0]):
+        config = with_channels(config, in_chans)
     config.check()
     return config
 
@@ -137,18 +138,51 @@ def _merge(defaults: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[st
     return parts
 
 
-def _preprocessing(
-    backbone: str, input_size: int | None, overrides: Mapping[str, Any], backbone_options: Mapping[str, Any]
-) -> tuple[Preprocessing, dict[str, Any]]:
-    """Return a backbone's preprocessing, and its options with `img_size` for a ViT."""
-    cfg, options = pretrained_cfg(backbone), dict(backbone_options)
-    own_size = cfg.get("input_size", (3, PAPER_INPUT_SIZE, PAPER_INPUT_SIZE))
-    is_fixed = cfg.get("fixed_input_size", False)
-    size = input_size or (own_size[1] if is_fixed else PAPER_INPUT_SIZE)
-    if is_fixed and size != own_size[1]:
+def _backbone_options(parts: Mapping[str, Any], source: Source) -> dict[str, Any]:
+    """Return a backbone's options, with `in_chans` and a ViT's `img_size` if they differ from the network's own."""
+    options = {**source.options, **parts.get("backbone_options", {})}
+    channels, own_size, _ = source.cfg.get("input_size", (3, PAPER_INPUT_SIZE, PAPER_INPUT_SIZE))
+    if has_source(parts["backbone"]):
+        options.setdefault("pretrained_cfg", source.cfg)
+    channels = parts.get("in_chans", options.get("in_chans", channels))
+    if channels != 3:
+        options["in_chans"] = channels
+    size = parts.get("input_size") or own_size
+    registered_size = pretrained_cfg(source.name).get("input_size", (3, size, size))[1]
+    if source.cfg.get("fixed_input_size", False) and not size == own_size == registered_size:
         options.setdefault("img_size", size)
+    return options
+
+
+def _preprocessing(
+    cfg: Mapping[str, Any], backbone_options: Mapping[str, Any], parts: Mapping[str, Any]
+) -> Preprocessing:
+    """Return the preprocessing of a backbone with timm's `pretrained_cfg`."""
+    overrides = parts.get("preprocessing_options", {})
     known = [spec.name for spec in fields(Preprocessing) if spec.name != "input_size"]
     check_names("key in preprocessing_options:", overrides, known)
+    own_size = cfg["input_size"][1] if cfg.get("fixed_input_size", False) else PAPER_INPUT_SIZE
+    size = parts.get("input_size") or own_size
+    channels = backbone_options.get("in_chans", 3)
     values: dict[str, Any] = {key: cfg[key] for key in ("mean", "std", "interpolation") if key in cfg}
+    for key in ("mean", "std"):
+        values[key] = _for_channels(values.get(key, getattr(Preprocessing, key)), channels)
     values |= {key: tuple(value) if isinstance(value, list) else value for key, value in overrides.items()}
-    return Preprocessing(input_size=(own_size[0], size, size), **values), options
+    return Preprocessing(input_size=(channels, size, size), **values)
+
+
+def with_channels(config: ModelConfig, in_chans: int) -> ModelConfig:
+    """Return a configuration for images of another number of channels."""
+    p = config.preprocessing
+    p = replace(
+        p,
+        input_size=(in_chans, *p.input_size[1:]),
+        mean=_for_channels(p.mean, in_chans),
+        std=_for_channels(p.std, in_chans),
+    )
+    return replace(config, preprocessing=p, backbone_options={**config.backbone_options, "in_chans": in_chans})
+
+
+def _for_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Return a value for each channel: their mean if the number differs, as in timm."""
+    return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
