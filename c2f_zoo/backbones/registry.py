@@ -57,8 +57,18 @@ def create_body(name: str, pretrained: bool = False, **options: Any) -> nn.Modul
 
 
 def pretrained_cfg(name: str) -> dict[str, Any]:
-    """Return timm's `pretrained_cfg` of a backbone (input size, mean, ...), or {}."""
+    """Return timm's `pretrained_cfg` of a backbone (input size, mean, ...), or {}.
+
+    Raises:
+        ValueError: timm's model has no such tag.
+    """
     import timm
 
-    cfg = None if name in BACKBONES or not is_timm_model(name) else timm.get_pretrained_cfg(name)
+    if name in BACKBONES or not is_timm_model(name):
+        return {}
+    try:
+        cfg = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        tagged = timm.list_models(f"{name.partition('.')[0]}.*", include_tags=True)
+        raise unknown_name("backbone", name, tagged) from error
     return cfg.to_dict() if cfg else {}

@@ -69,7 +69,7 @@ def resolve_source(name: str) -> Source:
 
 def _read_config(name: str, file: Path, weights: dict[str, Any]) -> Source:
     """Read a configuration that timm wrote."""
-    from timm.models import PretrainedCfg
+    from timm.models import PretrainedCfg, is_model_pretrained
 
     try:
         saved = json.loads(file.read_text(encoding="utf-8"))
@@ -86,4 +86,4 @@ def _read_config(name: str, file: Path, weights: dict[str, Any]) -> Source:
         size = options.pop("img_size")
         cfg["input_size"] = (cfg["input_size"][0], *([size] * 2 if isinstance(size, int) else size))
     tagged = f"{arch}.{cfg.get('tag')}"
-    return Source(tagged if pretrained_cfg(tagged) else arch, options, cfg | weights)
+    return Source(tagged if is_model_pretrained(tagged) else arch, options, cfg | weights)
