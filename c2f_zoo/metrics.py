@@ -113,9 +113,10 @@ class TreeMetrics:
     """All registered metrics at once, for one tree and several decodings.
 
     The built-in metrics have these names in the report: for each level, `species/top1`, `species/top5`,
-    `species/balanced_accuracy`, `species/ece`; for the leaf level, `hd@1`, `hd@5`, `hd@20`; for each decoding,
-    `species/accuracy` of each level, `wap`, `fpa`, `tice`, `hierarchical_precision`, `hierarchical_recall`,
-    `hierarchical_f1`, `lca_distance`, `mistake_severity`.
+    `species/balanced_accuracy`, `species/ece`; for the leaf level, `hd@1`, `hd@5`, `hd@20`, `min_hd@5`, `min_hd@20`;
+    for each decoding, `species/accuracy` of each level, `wap`, `species/macro_accuracy` of each level, `fpa`, `tice`,
+    `hierarchical_precision`, `hierarchical_recall`, `hierarchical_f1`, `macro_hierarchical_precision`,
+    `macro_hierarchical_recall`, `macro_hierarchical_f1`, `lca_distance`, `mistake_severity`.
 
     Args:
         hierarchy: the class tree. The model must predict its leaf level; otherwise pass `hierarchy.truncate(level)`.
@@ -353,11 +354,35 @@ class HierarchicalDistance(_TopK):
     def update(self, log_probs: Tensor, target: Tensor) -> None:
         """Add log-probabilities, or any scores, (N, leaf classes) and leaf labels (N,)."""
         log_probs, target = _known(log_probs, target)
-        self._add(self.hierarchy.lca_height(self._most_probable(log_probs), target[:, None]))
+        self._add(self._reduce(self.hierarchy.lca_height(self._most_probable(log_probs), target[:, None])))
+
+    def _reduce(self, heights: Tensor) -> Tensor:
+        """Return the heights to average, of heights (N, k)."""
+        return heights
 
 
 register_metric("hd@5")(partial(HierarchicalDistance, k=5))
 register_metric("hd@20")(partial(HierarchicalDistance, k=20))
+
+
+class MinHierarchicalDistance(HierarchicalDistance):
+    """Least hierarchical distance among the k most probable classes; lower is better.
+
+    The mean over samples of the least height of the lowest common ancestor of the true leaf class and one of the k most
+    probable ones, in [0, number of levels]: 0 where the true class is among them. With k = 1 it is
+    `HierarchicalDistance`. Samples of unknown leaf class (-1) are ignored.
+
+    Args:
+        hierarchy: the class tree.
+        k: number of most probable classes, >= 1.
+    """
+
+    def _reduce(self, heights: Tensor) -> Tensor:
+        return heights.amin(dim=1)
+
+
+register_metric("min_hd@5")(partial(MinHierarchicalDistance, k=5))
+register_metric("min_hd@20")(partial(MinHierarchicalDistance, k=20))
 
 
 @register_metric("accuracy")
@@ -387,6 +412,39 @@ class LevelAccuracy(_Mean):
         classes = accuracy.new_tensor(list(self.hierarchy.num_classes.values()))
         by_level = {f"{level}/accuracy": value for level, value in zip(self.hierarchy.levels, accuracy, strict=True)}
         return {**by_level, "wap": (classes * accuracy).sum() / classes.sum()}
+
+
+@register_metric("macro_accuracy")
+class MacroAccuracy(_Mean):
+    """Macro-averaged accuracy of each level, in [0, 1]; higher is better.
+
+    The mean over the classes in the targets of the fraction of their samples that are correct (the recall): every class
+    has the same weight. It is `BalancedAccuracy` of decoded labels. At each level, samples of unknown class (-1) are
+    ignored.
+    """
+
+    higher_is_better = True
+
+    def __init__(self, hierarchy: Hierarchy) -> None:
+        super().__init__(hierarchy, size=(sum(hierarchy.num_classes.values()),))
+
+    def update(self, predicted: Tensor, target: Tensor) -> None:
+        """Add labels (N, levels), coarse to fine."""
+        _check_labels(predicted, target, self.hierarchy)
+        counts = list(self.hierarchy.num_classes.values())
+        for true, predicted_label, total, count in zip(
+            target.T, predicted.T, self.total.split(counts), self.count.split(counts), strict=True
+        ):
+            total += torch.bincount(true[(true >= 0) & (predicted_label == true)], minlength=len(total))
+            count += torch.bincount(true[true >= 0], minlength=len(count))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return `{level}/macro_accuracy` for each level."""
+        recalls = super().compute().split(list(self.hierarchy.num_classes.values()))
+        return {
+            f"{level}/macro_accuracy": recall[~recall.isnan()].mean()  # nan: the class does not occur
+            for level, recall in zip(self.hierarchy.levels, recalls, strict=True)
+        }
 
 
 @register_metric("fpa")
@@ -428,37 +486,44 @@ class HierarchicalF1(TreeMetric):
 
     Let P be the predicted and T the true classes of a sample, one for each level. Sums are over samples:
     `hP = sum |P & T| / sum |P|`, `hR = sum |P & T| / sum |T|`, `hF1 = 2 hP hR / (hP + hR)` (Kiritchenko et al., 2005;
-    Kosmopoulos et al., Data Mining and Knowledge Discovery 2015).
+    Kosmopoulos et al., Data Mining and Knowledge Discovery 2015). The macro averages are means over samples of
+    `|P & T| / |P|`, `|P & T| / |T|` and `2 |P & T| / (|P| + |T|)`; a sample with an empty P has precision 0.
 
     If the labels are a path, P is the leaf class with its ancestors, as in the source, without the root, which is
     always correct. Labels that are not a path are used unchanged: adding the ancestors of each would reward a
     prediction of several branches. A prediction that stops early (-1) has a smaller P, so that precision and recall
-    differ; otherwise all three are equal. Levels of unknown true class (-1) are ignored.
+    differ; otherwise all three are equal. Levels of unknown true class (-1) are ignored, and so are samples without a
+    known class.
     """
 
     higher_is_better = True
-    outputs = ("hierarchical_precision", "hierarchical_recall", "hierarchical_f1")
-    overlap: Tensor
-    predicted: Tensor
-    true: Tensor
+    outputs = (
+        *("hierarchical_precision", "hierarchical_recall", "hierarchical_f1"),
+        *("macro_hierarchical_precision", "macro_hierarchical_recall", "macro_hierarchical_f1"),
+    )
+    counts: Tensor
 
     def __init__(self, hierarchy: Hierarchy) -> None:
         super().__init__(hierarchy)
-        self._add_counts("overlap", "predicted", "true")
+        # The number of samples with each |P & T|, |P| and |T|: integers, so that no sum depends on the batches.
+        self._add_counts("counts", size=(len(hierarchy.levels) + 1,) * 3)
 
     def update(self, predicted: Tensor, target: Tensor) -> None:
         """Add labels (N, levels), coarse to fine."""
         _check_labels(predicted, target, self.hierarchy)
         known = target >= 0
-        self.overlap += ((predicted == target) & known).sum()
-        self.predicted += ((predicted >= 0) & known).sum()
-        self.true += known.sum()
+        sizes = [found.sum(dim=1) for found in ((predicted == target) & known, (predicted >= 0) & known, known)]
+        self.counts.index_put_(tuple(sizes), self.counts.new_ones(()), accumulate=True)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return `hierarchical_precision`, `hierarchical_recall` and `hierarchical_f1`."""
-        precision, recall = self.overlap / self.predicted, self.overlap / self.true
-        f1 = 2 * self.overlap / (self.predicted + self.true)
-        return dict(zip(self.outputs, (precision, recall, f1), strict=True))
+        """Return the three values over all samples, then their macro averages."""
+        counts = self.counts[..., 1:]  # without samples of no known class
+        sizes = torch.arange(len(self.counts), device=counts.device)
+        overlap, predicted, true = sizes[:, None, None], sizes[:, None], sizes[1:]
+        fractions = [(overlap, predicted), (overlap, true), (2 * overlap, predicted + true)]
+        micro = [(above * counts).sum() / (below * counts).sum() for above, below in fractions]
+        macro = [(above / below.clamp(min=1) * counts).sum() / counts.sum() for above, below in fractions]
+        return dict(zip(self.outputs, micro + macro, strict=True))
 
 
 @register_metric("lca_distance")
@@ -468,6 +533,16 @@ class LCADistance(_Mean):
     The height of the lowest common ancestor (LCA) is 0 for a correct prediction, 1 for a sibling of the true class, and
     so on (see `Hierarchy.lca_height`). The mean, in [0, number of levels], is the `hd@1` of the decoded labels. Samples
     of unknown leaf class (-1) are ignored.
+
+    A prediction that stops early (-1 below some level) is the class where it stops, or the root without any label. Its
+    LCA with the true leaf class is that class itself if the class is correct: its height is the number of levels below.
+
+    Examples:
+        >>> tree = Hierarchy(("kind", "shape"), (("round", "edged"), ("disc", "ring", "box")), ((0, 0, 1),))
+        >>> distance = LCADistance(tree)
+        >>> distance.update(torch.tensor([[0, -1], [-1, -1]]), torch.tensor([[0, 1], [0, 1]]))
+        >>> distance.compute()  # (1 + 2) / 2
+        tensor(1.5000)
     """
 
     higher_is_better = False
@@ -483,7 +558,8 @@ class MistakeSeverity(_Mean):
     """Mean LCA height over the mistakes; lower is better.
 
     Bertinetto et al. (CVPR 2020). In [1, number of levels]; nan without a mistake. A model that corrects only mild
-    mistakes scores worse, so compare `lca_distance` too. Samples of unknown leaf class (-1) are ignored.
+    mistakes scores worse, so compare `lca_distance` too. A prediction that stops early (-1) is a mistake, with
+    the height that it has in `LCADistance`. Samples of unknown leaf class (-1) are ignored.
     """
 
     higher_is_better = False
@@ -499,7 +575,8 @@ class LCAHeights(TreeMetric):
     """Histogram of the LCA heights of predicted and true leaf class.
 
     Entry 0 counts the correct predictions, entry 1 the siblings of the true class, the last entry the predictions
-    without a common ancestor. Samples of unknown leaf class (-1) are ignored.
+    without a common ancestor. A prediction that stops early (-1) has the height that it has in `LCADistance`. Samples
+    of unknown leaf class (-1) are ignored.
     """
 
     counts: Tensor
@@ -523,10 +600,21 @@ def _known(log_probs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _heights(predicted: Tensor, target: Tensor, hierarchy: Hierarchy) -> Tensor:
-    """Return the LCA heights of the samples of known leaf class."""
+    """Return the LCA heights of the samples of known leaf class.
+
+    The prediction is its finest label that is not -1, with the ancestors of that class.
+    """
     _check_labels(predicted, target, hierarchy)
     is_known = target[:, -1] >= 0
-    return hierarchy.lca_height(predicted[is_known, -1], target[is_known, -1])
+    predicted, path = predicted[is_known], hierarchy.ancestors(target[is_known, -1])
+    shared = torch.zeros_like(path[:, 0])
+    is_open = torch.ones_like(shared, dtype=torch.bool)
+    for depth in reversed(range(len(hierarchy.levels))):
+        stops = is_open & (predicted[:, depth] >= 0)
+        ancestors = hierarchy.truncate(hierarchy.levels[depth]).ancestors(predicted[stops, depth])
+        shared[stops] = (ancestors == path[stops, : depth + 1]).sum(dim=1)
+        is_open &= ~stops
+    return len(hierarchy.levels) - shared
 
 
 def _check_labels(predicted: Tensor, target: Tensor, hierarchy: Hierarchy) -> None:

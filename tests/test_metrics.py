@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,10 @@ import torch
 from test_decoding import TREE, TREES, random_log_probs
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.functional.classification import multiclass_calibration_error
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error, multiclass_recall
 
 from c2f_zoo import Hierarchy
-from c2f_zoo.decoding import decode, list_decodings
+from c2f_zoo.decoding import DECODINGS, decode, list_decodings, marginalize, register_decoding
 from c2f_zoo.metrics import (
     METRICS,
     BalancedAccuracy,
@@ -26,6 +27,8 @@ from c2f_zoo.metrics import (
     LCADistance,
     LCAHeights,
     LevelAccuracy,
+    MacroAccuracy,
+    MinHierarchicalDistance,
     MistakeSeverity,
     TopKAccuracy,
     TreeInconsistency,
@@ -112,6 +115,29 @@ class TestByHand:
         # All four, from 0 6, from 1 6, from 2 2 + 2 + 3 = 7, from 3 9: (6 + 6 + 7 + 9 + 6) / 20.
         assert value(HierarchicalDistance(TREE, 20), *of_level) == pytest.approx(34 / 20)
 
+    def test_least_hierarchical_distance(self) -> None:
+        of_level = (PROBABILITIES.log(), TRUE[:, -1])
+        assert value(MinHierarchicalDistance(TREE, 1), *of_level) == value(HierarchicalDistance(TREE, 1), *of_level)
+        # k = 2: the true class is among them, but for the third sample, where {0, 1} are both 2 from class 2.
+        assert value(MinHierarchicalDistance(TREE, 2), *of_level) == pytest.approx(2 / 5)
+        assert value(MinHierarchicalDistance(TREE, 20), *of_level) == 0, "all classes"
+
+    def test_macro_accuracy(self) -> None:
+        # A: of a 3 of 4, of b 0 of 1. B: of p 3 of 3, of q 0 of 1, of r 0 of 1. C: of 0 2 of 2; 1, 2 and 3 0 of 1.
+        assert value(MacroAccuracy(TREE), PREDICTED, TRUE) == pytest.approx(
+            {"A/macro_accuracy": (3 / 4) / 2, "B/macro_accuracy": 1 / 3, "C/macro_accuracy": 1 / 4}
+        )
+        # Unknown labels and absent classes do not count. A: a 1 of 1, b 0 of 1; B: p 0 of 1; C: no sample.
+        found = value(MacroAccuracy(TREE), PREDICTED_DEEPER, TRUE_SHALLOW)
+        assert isinstance(found, dict)
+        assert (found["A/macro_accuracy"], found["B/macro_accuracy"]) == (0.5, 0.0)
+        assert math.isnan(found["C/macro_accuracy"])
+        # A prediction that stops is wrong below. A: a 2 of 2; B: q 0 of 1, p 1 of 1; C: 2 0 of 1, 0 1 of 1.
+        stops = torch.tensor([[0, -1, -1], [0, 0, 0]])
+        assert value(MacroAccuracy(TREE), stops, TRUE[[2, 0]]) == pytest.approx(
+            {"A/macro_accuracy": 1, "B/macro_accuracy": 1 / 2, "C/macro_accuracy": 1 / 2}
+        )
+
     def test_level_accuracy_and_wap(self) -> None:
         # A: the first three; B: the first two and the last; C: the first and the last. wAP weighs them by 2, 3, 4.
         assert value(LevelAccuracy(TREE), PREDICTED, TRUE) == pytest.approx(
@@ -127,12 +153,32 @@ class TestByHand:
     def test_hierarchical_f1(self) -> None:
         # Overlaps 3, 2, 1, 0 and, of {b, p, 0} with {a, p, 0}, 2; predicted and true 3 each.
         assert value(HierarchicalF1(TREE), PREDICTED, TRUE) == pytest.approx(
-            {"hierarchical_precision": 8 / 15, "hierarchical_recall": 8 / 15, "hierarchical_f1": 8 / 15}
+            dict.fromkeys(HierarchicalF1.outputs, 8 / 15)
         )
-        # Predictions that stop: {a} for {a, p, 0} and {b, r} for {a, p, 1}: 1 of 3 predicted and 6 true.
+        # Predictions that stop: {a} for {a, p, 0} and {b, r} for {a, p, 1}: 1 of 3 predicted and 6 true. Of the two
+        # samples, precision is 1 and 0, recall 1/3 and 0, F1 2/4 and 0.
         predicted = torch.tensor([[0, -1, -1], [1, 2, -1]])
         assert value(HierarchicalF1(TREE), predicted, TRUE[:2]) == pytest.approx(
-            {"hierarchical_precision": 1 / 3, "hierarchical_recall": 1 / 6, "hierarchical_f1": 2 / 9}
+            {
+                "hierarchical_precision": 1 / 3,
+                "hierarchical_recall": 1 / 6,
+                "hierarchical_f1": 2 / 9,
+                "macro_hierarchical_precision": 1 / 2,
+                "macro_hierarchical_recall": 1 / 6,
+                "macro_hierarchical_f1": 1 / 4,
+            }
+        )
+        # A sample without a prediction has no precision, and counts as 0 in its macro average.
+        predicted = torch.tensor([[0, 0, 0], [-1, -1, -1]])
+        assert value(HierarchicalF1(TREE), predicted, TRUE[:2]) == pytest.approx(
+            {
+                "hierarchical_precision": 1,
+                "hierarchical_recall": 1 / 2,
+                "hierarchical_f1": 2 / 3,
+                "macro_hierarchical_precision": 1 / 2,
+                "macro_hierarchical_recall": 1 / 2,
+                "macro_hierarchical_f1": 1 / 2,
+            }
         )
 
     def test_lca_distance_and_severity(self) -> None:
@@ -143,14 +189,40 @@ class TestByHand:
         heights.update(PREDICTED, TRUE)
         assert heights.compute().tolist() == [2, 1, 1, 1]
 
+    def test_distance_of_a_prediction_that_stops_early(self) -> None:
+        # For species 0 of genus p of family a: the right genus is 1 above it, the right family 2, the root 3. Another
+        # genus of the family has family a as the common ancestor, 2; another family the root, 3.
+        predicted = torch.tensor([[0, 0, 0], [0, 0, -1], [0, -1, -1], [-1, -1, -1], [0, 1, -1], [1, -1, -1]])
+        true = TRUE[:1].expand(6, 3)
+        assert [value(LCADistance(TREE), predicted[[i]], true[[i]]) for i in range(6)] == [0, 1, 2, 3, 2, 3]
+        assert value(LCADistance(TREE), predicted, true) == pytest.approx(11 / 6)
+        assert value(MistakeSeverity(TREE), predicted, true) == pytest.approx(11 / 5)
+        heights = LCAHeights(TREE)
+        heights.update(predicted, true)
+        assert heights.compute().tolist() == [1, 1, 2, 2]
+
+    def test_distance_uses_the_finest_label_only(self) -> None:
+        # Not paths: species 0 below family b; genus p below family b.
+        predicted, true = torch.tensor([[1, 2, 0], [1, 0, -1]]), TRUE[:1].expand(2, 3)
+        assert [value(LCADistance(TREE), predicted[[i]], true[[i]]) for i in range(2)] == [0, 1]
+
 
 OF_A_LEVEL = {
     "top1": lambda: TopKAccuracy(TREE),
     "balanced_accuracy": lambda: BalancedAccuracy(TREE),
     "ece": lambda: CalibrationError(TREE),
     "hd@2": lambda: HierarchicalDistance(TREE, 2),
+    "min_hd@2": lambda: MinHierarchicalDistance(TREE, 2),
 }
-OF_LABELS = [LevelAccuracy, FullPathAccuracy, TreeInconsistency, HierarchicalF1, LCADistance, MistakeSeverity]
+OF_LABELS = [
+    LevelAccuracy,
+    MacroAccuracy,
+    FullPathAccuracy,
+    TreeInconsistency,
+    HierarchicalF1,
+    LCADistance,
+    MistakeSeverity,
+]
 
 
 class TestLabelsOfMixedDepth:
@@ -180,8 +252,9 @@ class TestLabelsOfMixedDepth:
 
     def test_predictions_below_the_known_level_do_not_count(self) -> None:
         # {a, q} for {a, p}: 1 of 2 and 2; {a} for {b}: 0 of 1 and 1; nothing for nothing.
+        # Of the two samples with a known class, 1/2 and 0.
         assert value(HierarchicalF1(TREE), PREDICTED_DEEPER, TRUE_SHALLOW) == pytest.approx(
-            {"hierarchical_precision": 1 / 3, "hierarchical_recall": 1 / 3, "hierarchical_f1": 1 / 3}
+            dict.fromkeys(HierarchicalF1.outputs[:3], 1 / 3) | dict.fromkeys(HierarchicalF1.outputs[3:], 1 / 4)
         )
 
 
@@ -229,6 +302,10 @@ def naive_report(log_probs: dict[str, Tensor], target: Tensor, tree: Hierarchy, 
         recalls = [mean([ranked[i][0] == c for i in known if true[i][d] == c]) for c in {true[i][d] for i in known}]
         found[f"{level}/balanced_accuracy"] = mean(recalls)
         found[f"{level}/accuracy"] = mean([predicted[i][d] == true[i][d] for i in known])
+        of_classes = [[i for i in known if true[i][d] == c] for c in range(len(tree.classes[d]))]
+        found[f"{level}/macro_accuracy"] = mean(
+            [mean([predicted[i][d] == true[i][d] for i in samples]) for samples in of_classes if samples]
+        )
         probabilities, labels = log_probs[level][known].exp(), target[known, d]
         count = max(2, probabilities.shape[1])  # torchmetrics needs at least two classes
         padded = torch.zeros(len(known), count, dtype=probabilities.dtype)
@@ -237,7 +314,10 @@ def naive_report(log_probs: dict[str, Tensor], target: Tensor, tree: Hierarchy, 
     ranked = [row.argsort(descending=True).tolist() for row in log_probs[tree.finest]]
     whole = [i for i in range(len(true)) if true[i][-1] >= 0]
     for k in (1, 5, 20):
-        found[f"hd@{k}"] = mean([mean([height(tree, c, true[i][-1]) for c in ranked[i][:k]]) for i in whole])
+        heights_of_k = [[height(tree, c, true[i][-1]) for c in ranked[i][:k]] for i in whole]
+        found[f"hd@{k}"] = mean([mean(values) for values in heights_of_k])
+        if k > 1:
+            found[f"min_hd@{k}"] = mean([min(values) for values in heights_of_k])
     counts = [len(names) for names in tree.classes]
     found["wap"] = sum(c * found[f"{level}/accuracy"] for c, level in zip(counts, levels, strict=True)) / sum(counts)
     found["fpa"] = mean([predicted[i] == true[i] for i in whole])
@@ -247,6 +327,7 @@ def naive_report(log_probs: dict[str, Tensor], target: Tensor, tree: Hierarchy, 
     found["lca_distance"] = mean(heights)
     found["mistake_severity"] = mean([h for h in heights if h > 0])
     overlap = count_p = count_t = 0
+    of_samples: list[tuple[float, float, float]] = []
     for p, t in zip(predicted, true, strict=True):
         p_set, t_set = ({(d, label) for d, label in enumerate(labels) if t[d] >= 0 and label >= 0} for labels in (p, t))
         overlap, count_p, count_t = (
@@ -254,9 +335,14 @@ def naive_report(log_probs: dict[str, Tensor], target: Tensor, tree: Hierarchy, 
             count_p + len(p_set),
             count_t + len(t_set),
         )
+        if t_set:
+            common = len(p_set & t_set)
+            of_samples.append((common / len(p_set), common / len(t_set), 2 * common / (len(p_set) + len(t_set))))
     precision, recall = overlap / count_p, overlap / count_t
     found["hierarchical_precision"], found["hierarchical_recall"] = precision, recall
     found["hierarchical_f1"] = 2 * precision * recall / (precision + recall)
+    for name, values in zip(("precision", "recall", "f1"), zip(*of_samples, strict=True), strict=True):
+        found[f"macro_hierarchical_{name}"] = mean(list(values))
     return found
 
 
@@ -275,9 +361,9 @@ def test_order_of_names_and_a_level_with_a_dot() -> None:
     metrics = TreeMetrics(tree, ["joint"])
     metrics.update({"items": torch.zeros(2, 2)}, torch.tensor([[0, 0], [0, 1]]))
     of_levels = [f"{level}/{name}" for level in tree.levels for name in ("top1", "top5", "balanced_accuracy", "ece")]
-    assert list(metrics.report()) == [*of_levels, "hd@1", "hd@5", "hd@20"]
-    of_labels = ["a.b/accuracy", "items/accuracy", "wap", "fpa", "tice", "hierarchical_precision"]
-    of_labels += ["hierarchical_recall", "hierarchical_f1", "lca_distance", "mistake_severity"]
+    assert list(metrics.report()) == [*of_levels, "hd@1", "hd@5", "hd@20", "min_hd@5", "min_hd@20"]
+    of_labels = ["a.b/accuracy", "items/accuracy", "wap", "a.b/macro_accuracy", "items/macro_accuracy", "fpa", "tice"]
+    of_labels += [*HierarchicalF1.outputs, "lca_distance", "mistake_severity"]
     assert list(metrics.report("joint")) == of_labels
 
 
@@ -287,7 +373,7 @@ def test_metric_info_of_every_name_in_a_report() -> None:
         warnings.simplefilter("ignore")  # compute before update
         names = [*metrics.report(), *metrics.report("joint")]
     info = {name: metric_info(name) for name in names}
-    in_levels = {"hd@1", "hd@5", "hd@20", "lca_distance", "mistake_severity"}
+    in_levels = {"hd@1", "hd@5", "hd@20", "min_hd@5", "min_hd@20", "lca_distance", "mistake_severity"}
     assert {name for name in names if info[name].unit == "levels"} == in_levels
     assert {info[name].unit for name in set(names) - in_levels} == {"fraction"}
     lower = {name for name in names if not info[name].higher_is_better}
@@ -295,6 +381,46 @@ def test_metric_info_of_every_name_in_a_report() -> None:
     assert metric_info("ece") == metric_info("species/ece")
     with pytest.raises(ValueError, match="unknown metric 'wab'; did you mean 'wap'"):
         metric_info("wab")
+
+
+def test_macro_accuracy_equals_torchmetrics() -> None:
+    log_probs, target = some_batch(TREES[7], 200, seed=6, mixed=False)
+    predicted = decode(log_probs, TREES[7], "top_down")
+    found = value(MacroAccuracy(TREES[7]), predicted, target)
+    assert isinstance(found, dict)
+    for depth, (level, count) in enumerate(TREES[7].num_classes.items()):
+        labels = predicted[:, depth], target[:, depth]
+        occurs = labels[1].bincount(minlength=count) > 0
+        recall = multiclass_recall(*labels, num_classes=count, average=None)[occurs].mean()
+        assert found[f"{level}/macro_accuracy"] == pytest.approx(float(recall))
+        if occurs.all():  # otherwise torchmetrics counts 0 for a class that is predicted but does not occur
+            expected = multiclass_accuracy(*labels, num_classes=count, average="macro")
+            assert found[f"{level}/macro_accuracy"] == pytest.approx(float(expected))
+
+
+def test_decoding_that_stops_early_has_all_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DECODINGS, "_entries", dict(DECODINGS._entries))
+
+    @register_decoding("confident")
+    def confident(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy) -> Tensor:
+        """Return the path of the most probable leaf, down to the last level of a probability above 0.6."""
+        best = log_probs[hierarchy.finest].argmax(dim=1)
+        path = hierarchy.ancestors(best)
+        marginals = marginalize({hierarchy.finest: log_probs[hierarchy.finest]}, hierarchy)
+        p = torch.stack([z.gather(1, path[:, [d]])[:, 0].exp() for d, z in enumerate(marginals.values())], dim=1)
+        return path.where(p > 0.6, -1)
+
+    # The paths (p of A, B, C): a p 0 (.95 .85 .70), a p 0 (.97 .92 .62), a p - (.92 .72 .42), b r 3 (.70 .70 .70),
+    # a p - (.92 .72 .42), for the species 0, 1, 2, 3, 0: heights 0, 1, 2, 0, 1.
+    report = tree_report({"C": PROBABILITIES.log()}, TRUE, TREE, "confident")
+    assert decode({"C": PROBABILITIES.log()}, TREE, "confident")[:, 2].tolist() == [0, 0, -1, 3, -1]
+    assert report["lca_distance"] == pytest.approx(4 / 5)
+    assert report["mistake_severity"] == pytest.approx(4 / 3)
+    assert report["C/accuracy"] == pytest.approx(2 / 5)
+    assert report["tice"] == 0
+    # Predicted 3, 3, 2, 3, 2 classes, of which correct 3, 2, 1, 3, 2.
+    assert report["hierarchical_precision"] == pytest.approx(11 / 13)
+    assert report["hierarchical_recall"] == pytest.approx(11 / 15)
 
 
 def test_registered_metric_is_in_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
