@@ -73,6 +73,7 @@ class LevelClassifier(nn.Module):
         if self.pretrained_cfg["first_conv"] is None:  # a registered backbone may be a network of timm
             own = getattr(backbone.body, "pretrained_cfg", None) or {}
             self.pretrained_cfg["first_conv"] = _in_body(own.get("first_conv"))
+        self.pretrained_cfg["classifier"] = self._classifier_name()
         self.default_cfg = self.pretrained_cfg
         self.num_classes: int = self.pretrained_cfg["num_classes"]
         self.in_chans, height, _ = config.preprocessing.input_size
@@ -84,6 +85,13 @@ class LevelClassifier(nn.Module):
     def get_classifier(self) -> nn.Module:
         """Return the linear layer, or an `nn.Identity` after `reset_classifier(0)`."""
         return self.head.get_classifier() if isinstance(self.head, _OneLevel) else self.head
+
+    def _classifier_name(self) -> str | None:
+        try:
+            classifier = self.get_classifier()
+        except ValueError:  # a head without a linear layer for the level
+            return None
+        return next(name for name, module in self.named_modules() if module is classifier)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier with a new, untrained linear layer.
@@ -114,6 +122,7 @@ class LevelClassifier(nn.Module):
             self.pooling = pooling.to(weight.device, weight.dtype) if pooling else None
             self.global_pool = global_pool  # timm's name; save_for_hf saves it
         self.num_classes = num_classes
+        self.pretrained_cfg["classifier"] = "head"
         self.num_features = self.head_hidden_size = features
         if num_classes != self.pretrained_cfg["num_classes"]:
             for key in ("label_names", "label_descriptions"):
@@ -227,7 +236,7 @@ def level_cfg(config: ModelConfig, level: str) -> dict[str, Any]:
         "label_descriptions": {name: " > ".join(tree.path(label)) for label, name in enumerate(names)},
         "pool_size": None,
         "first_conv": _in_body(of_backbone.get("first_conv")),
-        "classifier": "head",
+        "classifier": "head" if config.head == "levels" else None,  # of other heads, the built model knows it
     }
 
 

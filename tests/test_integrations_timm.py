@@ -314,7 +314,7 @@ def test_timm_knows_the_settings_of_every_model() -> None:
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "test_vit", "test_convnext", "test_efficientnet", "tiny"])
-@pytest.mark.parametrize("head", ["levels", "conditional"])
+@pytest.mark.parametrize("head", ["levels", "conditional", "disentangled"])
 def test_the_first_and_the_last_layer_are_named(backbone: str, head: str) -> None:
     options: dict[str, Any] = {"input_size": 160, "pooling": "avg", "head": head}
     model = create_model("mlph", backbone=backbone, hierarchy="critters", **options)
@@ -324,6 +324,7 @@ def test_the_first_and_the_last_layer_are_named(backbone: str, head: str) -> Non
     assert isinstance(first, torch.nn.Conv2d) and first.in_channels == 3
     maps = classifier.forward_features(torch.rand(1, 3, 160, 160))
     assert cfg["pool_size"] == maps[-1].shape[2:]
+    assert classifier.get_submodule(cfg["classifier"]) is classifier.get_classifier()
     classifier.reset_classifier(7)
     assert classifier.get_submodule(cfg["classifier"]) is classifier.get_classifier()
 
@@ -333,6 +334,13 @@ def test_a_model_of_a_fixed_input_size_says_so() -> None:
     for backbone, fixed in (("vit_tiny_patch16_224", True), ("resnet18", False)):
         model = create_model("mlph", backbone=backbone, **options)
         assert model.at_level("genus").pretrained_cfg["fixed_input_size"] is fixed
+
+
+def test_a_replaced_model_has_its_own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODELS, "_entries", dict(MODELS._entries))
+    for spec, number in ((ModelSpec("mlph", "resnet18", "cub"), 200), (ModelSpec("mlph", "resnet18", "critters"), 36)):
+        c2f_zoo.register_model("mlph_mutable", override=True)(spec)
+        assert timm.get_pretrained_cfg("mlph_mutable").num_classes == number
 
 
 def test_a_model_with_unregistered_parts_has_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:

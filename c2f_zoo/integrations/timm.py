@@ -54,6 +54,7 @@ def _register_model(name: str) -> None:
     cfg = DefaultCfg(deque(cfgs), cfgs, is_pretrained=bool(trained)) if cfgs else None
     if ours and cfg == default_cfgs.get(name):
         return
+    default_cfgs.pop(name, None)
     if cfg:
         default_cfgs[name] = cfg
     with warnings.catch_warnings():
