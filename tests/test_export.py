@@ -93,8 +93,7 @@ class AllLevels(nn.Module):
 def pooling_case(name: str) -> tuple[nn.Module, Inputs, Inputs]:
     reference = REFERENCES[name]
     pooling = create_pooling(name, reference.channels, **reference.options)
-    inputs, others = (([torch.randn(n, c, 4, 3) for c in reference.channels],) for n in (2, 3))
-    return pooling, inputs, others
+    return pooling, *(([torch.randn(n, c, 4, 3) for c in reference.channels],) for n in (2, 3))
 
 
 def head_case(name: str) -> tuple[nn.Module, Inputs, Inputs]:
@@ -117,9 +116,8 @@ CASES: dict[str, tuple[Callable[[str], tuple[nn.Module, Inputs, Inputs]], list[s
 ALL_CASES = [(kind, name) for kind, (_, names) in CASES.items() for name in names]
 
 
-def differences(kind: str, name: str, exporter: str) -> list[float]:
+def differences(module: nn.Module, inputs: Inputs, others: Inputs, exporter: str) -> list[float]:
     """Export with two images, run with three others; return each output's largest difference from PyTorch's."""
-    module, inputs, others = CASES[kind][0](name)
     with torch.no_grad():
         expected = tree_leaves(module.eval()(*others))
     found = EXPORTERS[exporter](module, inputs, others)
@@ -133,12 +131,40 @@ def differences(kind: str, name: str, exporter: str) -> list[float]:
 def test_exported_programs_give_the_same(kind: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "SMALL", 0)  # so that this size would have operators of our own outside an export
     monkeypatch.setattr(products, "_LARGE", 0)
+    case = CASES[kind][0](name)
     for exporter in EXPORTERS:
         if (name, exporter) in NOT_EXPORTED:
             with pytest.raises(torch.onnx.errors.UnsupportedOperatorError, match=NOT_EXPORTED[name, exporter][0]):
-                differences(kind, name, exporter)
+                differences(*case, exporter)
         else:
-            assert max(differences(kind, name, exporter)) < 2e-5, exporter
+            assert max(differences(*case, exporter)) < 2e-5, exporter
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("backbone", "level"), [("test_vit", "genus"), ("test_resnet", None)])
+def test_exported_models_with_tokens_or_maps_of_several_sizes(backbone: str, level: str | None) -> None:
+    options = {"dim": 8, "align": "pool"}
+    model = create_model(
+        "mlph", backbone=backbone, hierarchy="critters", input_size=160, head="hex", pooling_options=options
+    )
+    module = model if level is None else model.at_level(level)
+    inputs, others = (torch.randn(2, 3, 160, 160),), (torch.randn(3, 3, 160, 160),)
+    for exporter in EXPORTERS:
+        assert max(differences(module, inputs, others, exporter)) < 2e-5, exporter
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("dtype", "sizes", "missing"),
+    [(torch.float16, (4, 4), "aten::exp2"), (torch.float32, (7, 3), "output size that are not factor of input size")],
+)
+def test_exceptions_of_the_exporter_by_tracing(dtype: torch.dtype, sizes: tuple[int, int], missing: str) -> None:
+    pooling = create_pooling("mlp", (3, 4), dim=5, align="pool").to(dtype)
+    inputs = ([torch.randn(2, c, size, size, dtype=dtype) for c, size in zip((3, 4), sizes, strict=True)],)
+    assert max(differences(pooling, inputs, inputs, "torch.onnx.export")) < (2e-3 if dtype == torch.float16 else 2e-5)
+    with pytest.raises(torch.onnx.errors.OnnxExporterError, match=missing):
+        differences(pooling, inputs, inputs, TRACING)
 
 
 def test_all_exceptions_are_registered_parts() -> None:
@@ -191,9 +217,10 @@ def test_write_the_results() -> None:
     versions = {name: version(name) for name in ("onnx", "onnxscript", "onnxruntime")}
     rows: list[dict[str, Any]] = []
     for kind, name in ALL_CASES:
+        case = CASES[kind][0](name)
         for exporter in EXPORTERS:
             reason = NOT_EXPORTED.get((name, exporter), ("", ""))[1]
-            difference = "" if reason else f"{max(differences(kind, name, exporter)):.2e}"
+            difference = "" if reason else f"{max(differences(*case, exporter)):.2e}"
             row = {"kind": kind, "name": name, "exporter": exporter, "difference": difference, "reason": reason}
             rows.append({**row, "command": "pytest -m soak tests/test_export.py", **describe_machine(), **versions})
     write_csv(RESULTS, rows)

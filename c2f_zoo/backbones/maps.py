@@ -80,7 +80,8 @@ def to_map(output: Any, layout: Layout, aspect: float) -> Tensor:
             f"{x.shape[1] - layout.prefix} tokens do not fill a grid of height / width {aspect:.3g}; "
             "use an input with sides that are multiples of the patch size"
         )
-    return x[:, layout.prefix :].transpose(1, 2).unflatten(2, grid)
+    # Not unflatten, after which ONNX's exporter by tracing takes the batch for a constant.
+    return x[:, layout.prefix :].transpose(1, 2).reshape(x.shape[0], x.shape[2], *grid)
 
 
 def _has_aspect(height: int, width: int, aspect: float) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -45,6 +46,8 @@ def align_maps(maps: Sequence[Tensor], in_channels: Sequence[int], align: Align)
     if align == "error":
         check_one_size(sizes)
         return list(maps)
+    if torch.jit.is_tracing():  # sizes are tensors there, and ONNX needs constants
+        sizes = [(int(height), int(width)) for height, width in sizes]
     least = (min(height for height, _ in sizes), min(width for _, width in sizes))
     return [
         x if size == least else F.adaptive_avg_pool2d(at_least_float32(x), least).to(x.dtype)
