@@ -145,6 +145,17 @@ def test_checkpointing_gives_the_same_maps_and_gradients(kind: str) -> None:
     assert_same(copy.deepcopy(backbone)(x), expected)
 
 
+@pytest.mark.slow
+def test_checkpointing_with_a_removed_stage_gives_the_same_maps() -> None:
+    # timm iterates over the stages of an EfficientNet, the removed last one too.
+    backbone = TapBackbone(create_body("test_efficientnet"), ("blocks.1", "blocks.2"), (3, 64, 64)).eval()
+    assert isinstance(backbone.body.blocks[4], Removed)
+    x = images("cnn")
+    expected = backbone(x)
+    backbone.body.set_grad_checkpointing()
+    assert_same(backbone(x), expected)
+
+
 def send_maps(backbone: TapBackbone, x: Tensor, connection: Any) -> None:
     with torch.no_grad():
         connection.send([y.numpy() for y in backbone(x)])

@@ -12,8 +12,10 @@ from c2f_zoo.backbones.maps import map_in
 from c2f_zoo.backbones.trace import RUN_ERRORS, Trace, run_features
 
 
-class Removed(nn.Module):
+class Removed(nn.Sequential):
     """A placeholder for a removed layer; returns its input.
+
+    It is an empty Sequential, since timm's gradient checkpointing iterates over the layers of a stage.
 
     Args:
         copy: return a copy, since a later in-place layer would overwrite a tapped input.
@@ -23,7 +25,7 @@ class Removed(nn.Module):
         super().__init__()
         self.copy = copy
 
-    def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         return x.clone() if self.copy else x
 
 
@@ -64,21 +66,20 @@ def _placeholders(
 ) -> dict[str, Removed]:
     """Return placeholders of the modules that the network runs without: of all together, or of each in turn."""
     modules = {name: trace.probe.get_submodule(name) for name in names}
-    for copy in (False, True):
-        placeholders = {name: Removed(copy) for name in names}
-        _set_modules(trace.probe, placeholders)
-        if not names or _runs(trace, taps, input_size):
-            return placeholders
+    _set_modules(trace.probe, {name: Removed() for name in names})
+    copy = _overwrites_a_tap(trace, taps, input_size) if names else False
+    if copy is not None:
+        return {name: Removed(copy) for name in names}
     _set_modules(trace.probe, modules)
     placeholders = {}
     for name, module in modules.items():
-        for placeholder in (Removed(), Removed(copy=True)):
-            trace.probe.set_submodule(name, placeholder)
-            if _runs(trace, taps, input_size):
-                placeholders[name] = placeholder
-                break
-        else:
+        trace.probe.set_submodule(name, Removed())
+        copy = _overwrites_a_tap(trace, taps, input_size)
+        if copy is None:
             trace.probe.set_submodule(name, module)
+        else:
+            placeholders[name] = Removed(copy)
+            trace.probe.set_submodule(name, placeholders[name])
     return placeholders
 
 
@@ -88,8 +89,12 @@ def _set_modules(body: nn.Module, modules: Mapping[str, nn.Module]) -> None:
 
 
 @torch.no_grad()
-def _runs(trace: Trace, taps: Sequence[str], input_size: tuple[int, int, int]) -> bool:
-    """Return whether a network runs on the meta device without overwriting a tap."""
+def _overwrites_a_tap(trace: Trace, taps: Sequence[str], input_size: tuple[int, int, int]) -> bool | None:
+    """Return whether a later layer overwrites a tap; None if the network does not run.
+
+    The network as built does not overwrite its taps. So placeholders that return copies, new tensors like those of the
+    layers that they replace, prevent it.
+    """
     outputs: dict[str, tuple[Tensor, int]] = {}
 
     def record(tap: str, output: Any) -> None:
@@ -103,11 +108,13 @@ def _runs(trace: Trace, taps: Sequence[str], input_size: tuple[int, int, int]) -
             hooks.append(module.register_forward_hook(lambda _module, _args, output, tap=tap: record(tap, output)))
         run_features(trace.probe, torch.empty(1, *input_size, device="meta"))
     except RUN_ERRORS:
-        return False
+        return None
     finally:
         for hook in hooks:
             hook.remove()
-    return outputs.keys() == set(taps) and all(tensor._version == version for tensor, version in outputs.values())
+    if outputs.keys() != set(taps):
+        return None
+    return any(tensor._version != version for tensor, version in outputs.values())
 
 
 def _whole_modules(module: nn.Module, unused: set[str], prefix: str = "") -> Iterator[str]:
