@@ -602,14 +602,21 @@ def test_a_checkpoint_of_other_classes_is_loaded_without_classifier(tmp_path: Pa
     assert torch.equal(loaded(x), small.eval()(x))
 
 
-def test_a_folder_saved_by_timm_is_loaded(tmp_path: Path, small: LevelClassifier) -> None:
-    args = {"img_size": 64, "backbone": "test_convnext", "pooling_options": {"dim": 8}}
+@pytest.mark.parametrize(
+    "options", [{}, {"in_chans": 1}, {"num_classes": 5, "global_pool": "avg"}, {"num_classes": 0, "global_pool": ""}]
+)
+def test_a_folder_saved_by_timm_is_loaded(tmp_path: Path, options: dict[str, Any]) -> None:
     if not hasattr(timm.models, "save_for_hf"):
         pytest.skip("this version of timm has no public save_for_hf")
-    timm.models.save_for_hf(small, str(tmp_path), model_args=args, safe_serialization=True)
-    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
-    x = torch.rand(1, 3, 64, 64)
-    assert torch.equal(again.eval()(x), small.eval()(x))
+    model = timm.create_model(NAME, **options, **SMALL).eval()
+    timm.models.save_for_hf(model, str(tmp_path), safe_serialization=True)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    x = torch.rand(1, model.in_chans, 64, 64)
+    assert torch.equal(again(x), model(x))
+    assert (again.num_classes, again.in_chans) == (model.num_classes, model.in_chans)
+    for key in ("input_size", "mean", "std", "label_names"):
+        saved, loaded = (list(one.pretrained_cfg.get(key, ())) for one in (model, again))
+        assert loaded == saved
 
 
 def test_the_code_of_the_documentation_page_runs(
