@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from c2f_zoo.backbones.maps import Layout, layout_of, map_in, to_map
 
 # Errors of a network for an unsupported input, or without a layer that it needs.
-RUN_ERRORS = (RuntimeError, AssertionError, ValueError, TypeError, AttributeError)
+RUN_ERRORS = (RuntimeError, AssertionError, ValueError, TypeError, AttributeError, LookupError)
 
 
 @dataclass
