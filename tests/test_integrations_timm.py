@@ -161,6 +161,20 @@ def test_options_that_timms_scripts_always_pass_are_accepted() -> None:
     assert [type(m.drop_path).__name__ for m in model.backbone.body.stages[2].blocks][-1] == "DropPath"
 
 
+def test_timms_distillation_takes_a_name_as_teacher_and_a_model_as_student() -> None:
+    student = timm.create_model("mlph_tiny_critters")
+    task = pytest.importorskip("timm.task").FeatureDistillationTask(
+        student, "mlph_tiny_critters", device=torch.device("cpu"), criterion=torch.nn.CrossEntropyLoss()
+    )
+    task(torch.rand(2, 3, 96, 96), torch.tensor([0, 1]))["loss"].backward()
+    assert all(weight.grad is not None for weight in student.parameters())
+
+
+def test_a_model_is_created_on_a_device_in_a_dtype() -> None:
+    model = timm.create_model(NAME, device=torch.device("cpu"), dtype=torch.bfloat16, **SMALL)
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+
+
 def test_options_resolved_by_timm_are_accepted() -> None:
     resolve = getattr(timm.models, "resolve_model_input_args", None)
     if resolve is None:

@@ -134,9 +134,9 @@ def test_scripts_of_timm_run_with_the_commands_of_the_page(tmp_path: Path) -> No
     write_csv(RESULTS / "timm_scripts.csv", rows)
     values = {row["script"]: row["value"] for row in rows if row["return_code"] == 0}
     assert values.keys() == TIMM_FIGURES.keys()
-    assert float(values["train.py"]) < 2 * math.log(36)  # a new classifier starts near log(36)
+    assert float(values["train.py"]) < math.log(36) + 0.5  # a new classifier starts near log(36)
     assert float(values["validate.py"]) >= 95
-    assert values["inference.py"] == load_hierarchy("critters").classes[-1][0]
+    assert values["inference.py"].endswith(load_hierarchy("critters").classes[-1][0])
     assert values["onnx_export.py"] < 1e-4
 
 

@@ -176,6 +176,17 @@ def test_a_spawned_process_gives_the_same_maps() -> None:
     assert_same(found, expected)
 
 
+def test_replaced_taps_are_recorded() -> None:
+    """`--sync-bn` of timm's train.py replaces batch norms that are taps or the last layer of one."""
+    body, x = create_body("resnet10t"), torch.rand(2, 3, 64, 64)
+    backbone = TapBackbone(body, ("layer3.0.downsample", "layer4.0.downsample.2"), (3, 64, 64)).eval()
+    expected = backbone(x)
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(backbone))
+    assert isinstance(converted.body.layer4[0].downsample[2], nn.SyncBatchNorm)
+    assert_same(converted(x), expected)
+    assert [len(module._forward_hooks) for module in converted.modules()].count(1) == 2
+
+
 def test_an_error_in_a_call_leaves_no_state() -> None:
     backbone, x = build("cnn"), images("cnn")
     expected = backbone(x)

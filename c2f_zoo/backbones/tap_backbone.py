@@ -6,6 +6,7 @@ import threading
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from c2f_zoo.backbones.default_taps import default_taps
@@ -62,8 +63,7 @@ class TapBackbone(nn.Module):
         shapes = [trace.maps[tap].shape for tap in taps]
         self.map_shapes: list[tuple[int, int, int]] = [(c, h, w) for _, c, h, w in shapes]
         self._layouts = [trace.layouts[tap] for tap in taps]
-        for tap in self.taps:
-            _last_layer(body.get_submodule(tap)).register_forward_hook(_Recorder(tap))
+        self._hook_taps()
 
     @property
     def out_channels(self) -> list[int]:
@@ -72,6 +72,8 @@ class TapBackbone(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Compute feature maps (N, C_i, H_i, W_i) of images (N, channels, H, W)."""
+        if not torch.compiler.is_compiling():  # a compiled graph cannot register hooks
+            self._hook_taps()
         outputs: dict[str, Any] = {}
         outer = getattr(_running, "outputs", None)
         _running.outputs = outputs
@@ -81,6 +83,13 @@ class TapBackbone(nn.Module):
             _running.outputs = outer
         aspect = x.shape[2] / x.shape[3]
         return [to_map(outputs[tap], layout, aspect) for tap, layout in zip(self.taps, self._layouts, strict=True)]
+
+    def _hook_taps(self) -> None:
+        """Hook the taps that have no hook: new ones, and those replaced since, e.g. by `SyncBatchNorm`."""
+        for tap in self.taps:
+            layer = _last_layer(self.body.get_submodule(tap))
+            if not any(isinstance(hook, _Recorder) and hook.tap == tap for hook in layer._forward_hooks.values()):
+                layer.register_forward_hook(_Recorder(tap))
 
 
 class _Recorder:

@@ -105,8 +105,8 @@ def _config_of(arch: str, tag: str) -> ModelConfig | None:
 def _entrypoint(name: str) -> Callable[..., nn.Module]:
     """Return the function that timm calls to build a model; it has the model's name."""
 
-    def create(pretrained: bool = False, **options: Any) -> nn.Module:
-        return create_classifier(name, pretrained, **options)
+    def create(pretrained: bool = False, device: Any = None, dtype: Any = None, **options: Any) -> nn.Module:
+        return create_classifier(name, pretrained, **options).to(device=device, dtype=dtype)
 
     create.__name__ = create.__qualname__ = name
     return create
