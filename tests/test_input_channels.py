@@ -11,11 +11,14 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
 
 import c2f_zoo.integrations.timm  # noqa: F401  (registers the models)
-from c2f_zoo import Predictor, create_model
+from c2f_zoo import Predictor, create_model, register_backbone
+from c2f_zoo.backbones import BACKBONES
 from c2f_zoo.config import Preprocessing
 from c2f_zoo.data.transforms import create_transform
+from c2f_zoo.zoo.input_channels import replace_input
 
 SMALL: dict[str, Any] = {"hierarchy": "critters", "pooling": "avg", "input_size": 64}
 
@@ -82,6 +85,30 @@ def test_a_checkpoint_of_timm_is_adapted(tmp_path: Path) -> None:
     wanted = rgb.get_submodule(first).weight.sum(dim=1, keepdim=True)
     torch.testing.assert_close(grey.get_submodule(first).weight, wanted)
     assert torch.equal(grey.head.weight, rgb.head.weight)
+
+
+def test_a_linear_first_layer_cannot_be_adapted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BACKBONES, "_entries", dict(BACKBONES._entries))
+
+    @register_backbone("linear_stem")
+    def linear_stem(pretrained: bool = False, in_chans: int = 3) -> nn.Module:
+        return nn.Sequential(nn.PixelUnshuffle(8), _Pixelwise(64 * in_chans, 8))
+
+    model = create_model("mlp", backbone="linear_stem", taps=["1"], **SMALL)
+    with pytest.raises(ValueError, match=r"timm cannot adapt backbone.body.1.layer.weight \(8, 192\) to 1 channels"):
+        replace_input(model, 1)
+    assert create_model("mlp", backbone="linear_stem", taps=["1"], in_chans=1, **SMALL)(torch.rand(2, 1, 64, 64))
+
+
+class _Pixelwise(nn.Module):
+    """A linear layer at each location."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(channels, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x.movedim(1, -1)).movedim(-1, 1)
 
 
 def test_mean_and_std_are_averaged_unless_given() -> None:
