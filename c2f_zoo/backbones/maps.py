@@ -24,7 +24,8 @@ class Layout(NamedTuple):
 def layout_of(output: Any, body: nn.Module, aspect: float) -> Layout | None:
     """Return the layout of the feature map in a module's output for one image.
 
-    Of several maps, e.g. those of the branches of a network, it is the smallest with more than one location.
+    Of several maps it is the first of four dimensions, else the sequence with the fewest tokens: of a CrossViT, the
+    branch of large patches.
 
     Args:
         output: the module's output for a batch of one image.
@@ -36,10 +37,14 @@ def layout_of(output: Any, body: nn.Module, aspect: float) -> Layout | None:
         The layout, or None if the output has no map.
     """
     if isinstance(output, (tuple, list)):
-        layouts = [layout_of(item, body, aspect) if isinstance(item, Tensor) else None for item in output]
-        found = [layout._replace(position=index) for index, layout in enumerate(layouts) if layout]
-        areas = {layout: to_map(output, layout, aspect)[0, 0].numel() for layout in found}
-        return min((layout for layout in found if areas[layout] > 1), key=areas.__getitem__, default=None)
+        maps, sequences = [], []
+        for position, x in enumerate(output):
+            layout = layout_of(x, body, aspect) if isinstance(x, Tensor) else None
+            if layout is not None and layout.order != "tokens":
+                maps.append(layout._replace(position=position))
+            elif layout is not None and x.shape[1] > layout.prefix + 1:
+                sequences.append((x.shape[1], layout._replace(position=position)))
+        return next(iter([*maps, *(layout for _, layout in sorted(sequences))]), None)
     if not isinstance(output, Tensor) or output.ndim not in (3, 4) or output.shape[0] != 1:
         return None
     if output.ndim == 3:
