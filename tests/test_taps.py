@@ -25,12 +25,12 @@ SMALL: dict[str, Any] = {
     "img_size": 64,
     "window_size": 4,
 }
-# One small network of each kind: CNN, vision transformer, windowed transformer, hybrid of convolution and attention.
+# One small network of each kind: CNN, vision transformer, windowed transformer, hybrid of ResNet and transformer.
 KINDS: dict[str, tuple[str, dict[str, Any], int]] = {
     "cnn": ("test_resnet", {}, 64),
     "vit": ("test_vit", {}, 160),
     "swin": ("swin_tiny_patch4_window7_224", SMALL, 64),
-    "hybrid": ("test_coatnet", {}, 160),
+    "hybrid": ("vit_tiny_r_s16_p8_224", {"img_size": 96}, 96),
 }
 kinds = pytest.mark.parametrize("kind", KINDS)
 
