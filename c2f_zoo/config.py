@@ -146,7 +146,7 @@ class ModelConfig:
         Raises:
             ValueError: a value is invalid; the message names it.
         """
-        _read(ModelConfig, self, ModelConfig.__name__)
+        validate(ModelConfig, self, ModelConfig.__name__)
         _check_sizes(self)
 
     def to_json(self) -> str:
@@ -179,7 +179,7 @@ class ModelConfig:
             ValueError: a key is missing or unknown, a value has the wrong type or is too large, or an option is
                 invalid.
         """
-        config = _read(cls, data, cls.__name__)
+        config = validate(cls, data, cls.__name__)
         _check_sizes(config)
         return config
 
@@ -213,7 +213,7 @@ def format_resolution(resolution: int | str | None) -> str:
     return "full size" if resolution in (None, "") else f"{resolution} px"
 
 
-def _read(hint: Any, value: Any, where: str) -> Any:
+def validate(hint: Any, value: Any, where: str) -> Any:
     """Validate a value by an annotation; build tuples and dataclasses.
 
     Raises:
@@ -222,21 +222,21 @@ def _read(hint: Any, value: Any, where: str) -> Any:
     if is_dataclass(hint):
         return _read_dataclass(hint, value, where)
     if hint == tuple[str, ...] | int:
-        return value if _is_number(value, whole=True) else _read(tuple[str, ...], value, where)
+        return value if _is_number(value, whole=True) else validate(tuple[str, ...], value, where)
     origin, inner = get_origin(hint), get_args(hint)
     if origin is tuple and isinstance(value, (list, tuple)):
         hints = inner[:1] * len(value) if inner[-1] is ... else inner
         if len(hints) == len(value):
             items = zip(hints, value, strict=True)
-            return tuple(_read(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(items))
+            return tuple(validate(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(items))
     elif origin is Mapping and isinstance(value, Mapping):
         for key in value:
-            _read(str, key, f"a key of {where}")
+            validate(str, key, f"a key of {where}")
         if inner[1] is Any:
             return {key: _option(key, item, where) for key, item in value.items()}
-        return {key: _read(inner[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {key: validate(inner[1], item, f"{where}.{key}") for key, item in value.items()}
     elif NoneType in inner:
-        return None if value is None else _read(inner[0], value, where)
+        return None if value is None else validate(inner[0], value, where)
     elif hint is str:
         if isinstance(value, str) and len(value) <= MAX_NAME_LENGTH:
             return value
@@ -249,7 +249,7 @@ def _read_dataclass(cls: Any, value: Any, where: str) -> Any:
     at = "" if where == cls.__name__ else f"{where}."
     if isinstance(value, cls):  # a configuration that was not read from JSON
         for name, hint in _hints(cls).items():
-            _read(hint, getattr(value, name), at + name)
+            validate(hint, getattr(value, name), at + name)
         return value
     if not isinstance(value, Mapping):
         raise ValueError(f"{where} is of type {type(value).__name__}, expected a mapping")
@@ -258,7 +258,7 @@ def _read_dataclass(cls: Any, value: Any, where: str) -> Any:
     missing = [name for name, spec in specs.items() if _is_required(spec) and name not in value]
     if missing:
         raise ValueError(f"missing keys in {cls.__name__}: {', '.join(missing)}")
-    return cls(**{key: _read(hints[key], item, at + key) for key, item in value.items()})
+    return cls(**{key: validate(hints[key], item, at + key) for key, item in value.items()})
 
 
 _hints = functools.cache(get_type_hints)

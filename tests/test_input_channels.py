@@ -134,3 +134,12 @@ def test_an_image_for_one_channel_is_grey(interpolation: str) -> None:
     assert len(Predictor(model)(image).path) == 3
     with pytest.raises(ValueError, match="an image has 3 channels, or 1 if converted to grey; the model expects 4"):
         create_transform(Preprocessing((4, 84, 84), mean=(0.5,) * 4, std=(0.25,) * 4), None, train=False)
+
+
+def test_a_checkpoint_of_that_number_of_channels_is_loaded_as_it_is(tmp_path: Path) -> None:
+    grey = timm.create_model("test_resnet", in_chans=1, num_classes=0)
+    save_file(grey.state_dict(), tmp_path / "grey.safetensors")
+    options = {"backbone": "test_resnet", "hierarchy": "critters", "input_size": 64, "pooling": "avg"}
+    model = create_model("mlph", backbone_checkpoint=tmp_path / "grey.safetensors", in_chans=1, **options)
+    assert torch.equal(model.backbone.body.conv1[0].weight, grey.conv1[0].weight)
+    assert model.config.preprocessing.input_size == (1, 64, 64)

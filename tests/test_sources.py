@@ -108,6 +108,38 @@ def test_faulty_folders_are_errors(tmp_path: Path) -> None:
             resolve_source(name)
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"checkpoint_path": "/tmp/any.pth"},
+        {"pretrained_cfg": {"url": "http://127.0.0.1:9/any.pth"}},
+        {"pretrained_cfg_overlay": {"file": "/tmp/any.pth"}},
+        {"pretrained": True},
+    ],
+)
+def test_a_saved_network_cannot_name_other_weights(tmp_path: Path, args: dict[str, Any]) -> None:
+    """A network's configuration may be untrusted: it must not read files or download."""
+    name = write_config(tmp_path / "untrusted", {"architecture": "resnet18", "model_args": args, "pretrained_cfg": {}})
+    with pytest.raises(ValueError, match=f"the key '{next(iter(args))}' is not allowed in model_args"):
+        create_model("mlph", backbone=name, input_size=64, **SMALL)
+
+
+@pytest.mark.parametrize("cfg", [{"mean": 0.5}, {"input_size": "abc"}, {"input_size": [3]}, {"std": ["a"]}])
+def test_invalid_settings_of_a_saved_network_are_errors(tmp_path: Path, cfg: dict[str, Any]) -> None:
+    name = write_config(tmp_path / "faulty", {"architecture": "resnet18", "pretrained_cfg": cfg})
+    with pytest.raises(ValueError, match=f"its config.json is not that of a model of timm: .*{next(iter(cfg))}"):
+        resolve_source(name)
+
+
+def test_given_channels_override_those_of_a_saved_network(tmp_path: Path) -> None:
+    config = {"architecture": "resnet18", "model_args": {"in_chans": 1}, "pretrained_cfg": {"input_size": [1, 64, 64]}}
+    name = write_config(tmp_path / "grey", config)
+    colour = create_model("mlph", backbone=name, in_chans=3, input_size=64, **SMALL)
+    assert colour.config.preprocessing.input_size == (3, 64, 64)
+    assert colour.backbone.body.conv1.weight.shape[1] == 3
+    assert create_model("mlph", backbone=name, input_size=64, **SMALL).backbone.body.conv1.weight.shape[1] == 1
+
+
 def test_a_saved_model_cannot_name_a_folder_as_its_backbone(tmp_path: Path) -> None:
     """A model's own configuration may be untrusted: it must not read files or download."""
     create_model("mlph", backbone="test_convnext", input_size=64, **SMALL).save_pretrained(tmp_path)

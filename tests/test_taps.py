@@ -253,3 +253,55 @@ def test_a_removed_layer_does_not_let_a_later_one_overwrite_a_tap() -> None:
     expected = backbone.body.gates(backbone.body.stem(x))
     assert bool((expected < 0).any()), "the in-place ReLU would change the map"
     assert torch.equal(backbone(x)[2], expected)
+
+
+class FixedStem(nn.Module):
+    """A network whose stem runs without gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 3, 1)
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.last = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = self.stem(x)
+        return self.last(self.conv(x))
+
+
+def test_a_stem_that_runs_without_gradients_is_kept() -> None:
+    whole = FixedStem()
+    backbone = TapBackbone(copy.deepcopy(whole), ("conv",), (3, 8, 8))
+    x = torch.rand(2, 3, 8, 8)
+    assert torch.equal(backbone(x)[0], whole.conv(whole.stem(x)))
+    assert "body.last.weight" not in backbone.state_dict()
+
+
+class SharedActivation(nn.Module):
+    """A network that applies one activation module in a Sequential and again later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.Sigmoid()
+        self.first = nn.Sequential(nn.Conv2d(3, 4, 1), self.act)
+        self.second = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.second(self.first(x)))
+
+
+def test_a_shared_last_layer_does_not_stand_for_its_sequential() -> None:
+    backbone = TapBackbone(SharedActivation(), ("first", "second"), (3, 8, 8))
+    x = torch.rand(2, 3, 8, 8)
+    first = backbone.body.first(x)
+    assert_same(backbone(x), [first, backbone.body.second(first)])
+
+
+def test_a_replaced_tap_is_hooked_or_an_error_says_so() -> None:
+    backbone, x = build("cnn"), images("cnn")
+    expected = backbone(x)
+    assert_same(nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(backbone))(x), expected)
+    backbone.body.forward_features = lambda x: x  # no tap runs
+    with pytest.raises(RuntimeError, match=r"the taps \['layer2', .*\] were replaced; run the model once"):
+        backbone(x)

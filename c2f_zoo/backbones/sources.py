@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from c2f_zoo.backbones.registry import is_timm_model, list_backbones, pretrained_cfg
+from c2f_zoo.config import MAX_CONFIG_BYTES, validate
 from c2f_zoo.io.hub import download_config, split_revision
 from c2f_zoo.io.weights import CONFIG_FILE, WEIGHTS_FILE
 from c2f_zoo.registry import unknown_name
 
 LOCAL_DIR, HF_HUB = "local-dir:", "hf-hub:"  # as timm writes them
+# The settings of the input that are used here, and their types.
+_INPUT: dict[str, Any] = {
+    "input_size": tuple[int, int, int],
+    "mean": tuple[float, ...],
+    "std": tuple[float, ...],
+    "interpolation": str,
+}
 _OF_CLASSIFIER = ("num_classes", "global_pool", "drop_rate")  # saved options that a network without classifier lacks
 
 
@@ -68,13 +77,19 @@ def resolve_source(name: str) -> Source:
 
 
 def _read_config(name: str, file: Path, weights: dict[str, Any]) -> Source:
-    """Read a configuration that timm wrote."""
+    """Read a configuration that timm wrote.
+
+    It may be untrusted: no option may name a file, an address or other weights.
+    """
     from timm.models import PretrainedCfg, is_model_pretrained
 
+    if file.stat().st_size > MAX_CONFIG_BYTES:
+        raise ValueError(f"{name}: its {CONFIG_FILE} is larger than the limit of {MAX_CONFIG_BYTES} bytes")
     try:
         saved = json.loads(file.read_text(encoding="utf-8"))
         arch, cfg = str(saved["architecture"]), dict(saved.get("pretrained_cfg", saved))
-        options = dict(saved.get("model_args") or {})
+        options = validate(Mapping[str, Any], saved.get("model_args") or {}, "model_args")
+        cfg |= {key: validate(_INPUT[key], cfg[key], key) for key in _INPUT.keys() & cfg.keys()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{name}: its {CONFIG_FILE} is not that of a model of timm: {error!r}") from error
     if not is_timm_model(arch):
@@ -82,7 +97,7 @@ def _read_config(name: str, file: Path, weights: dict[str, Any]) -> Source:
     known = {field.name for field in fields(PretrainedCfg)} - {"url", "file", "state_dict", "hf_hub_id", "source"}
     cfg = {key: tuple(value) if isinstance(value, list) else value for key, value in cfg.items() if key in known}
     options = {key: value for key, value in options.items() if key not in _OF_CLASSIFIER}
-    if cfg.get("fixed_input_size") and "img_size" in options:
+    if cfg.get("fixed_input_size") and "img_size" in options and "input_size" in cfg:
         size = options.pop("img_size")
         cfg["input_size"] = (cfg["input_size"][0], *([size] * 2 if isinstance(size, int) else size))
     tagged = f"{arch}.{cfg.get('tag')}"

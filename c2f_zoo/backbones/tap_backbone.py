@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -22,8 +23,10 @@ _running = threading.local()
 class TapBackbone(nn.Module):
     """A network that returns the outputs of its taps as feature maps.
 
-    A tap is a module of the network. Weights that no tap depends on are removed: of VGG-16, the 124 M parameters of the
-    classifier. The forward pass keeps no state, so it may run in several threads at once.
+    A tap is a module of the network. Trainable weights that no tap depends on are removed: of VGG-16, the 124 M
+    parameters of the classifier. Autograd decides: a weight that acts only through detached tensors counts as unused,
+    unless its module runs under `torch.no_grad`. The forward pass keeps no state, so it may run in several threads at
+    once.
 
     Args:
         body: the network, e.g. from `timm.create_model`; it is changed. It may be on the meta device.
@@ -63,6 +66,7 @@ class TapBackbone(nn.Module):
         shapes = [trace.maps[tap].shape for tap in taps]
         self.map_shapes: list[tuple[int, int, int]] = [(c, h, w) for _, c, h, w in shapes]
         self._layouts = [trace.layouts[tap] for tap in taps]
+        self._layers = [_last_layer(body, tap) for tap in taps]
         self._hook_taps()
 
     @property
@@ -81,13 +85,18 @@ class TapBackbone(nn.Module):
             run_features(self.body, x)
         finally:
             _running.outputs = outer
+        missing = [tap for tap in self.taps if tap not in outputs]
+        if missing:
+            raise RuntimeError(
+                f"the taps {missing} were replaced; run the model once before it is compiled or exported"
+            )
         aspect = x.shape[2] / x.shape[3]
         return [to_map(outputs[tap], layout, aspect) for tap, layout in zip(self.taps, self._layouts, strict=True)]
 
     def _hook_taps(self) -> None:
         """Hook the taps that have no hook: new ones, and those replaced since, e.g. by `SyncBatchNorm`."""
-        for tap in self.taps:
-            layer = _last_layer(self.body.get_submodule(tap))
+        for tap, name in zip(self.taps, self._layers, strict=True):
+            layer = self.body.get_submodule(name)
             if not any(isinstance(hook, _Recorder) and hook.tap == tap for hook in layer._forward_hooks.values()):
                 layer.register_forward_hook(_Recorder(tap))
 
@@ -108,14 +117,17 @@ class _Recorder:
             outputs[self.tap] = output
 
 
-def _last_layer(module: nn.Module) -> nn.Module:
-    """Return the module that computes a module's output: of a plain Sequential the last one.
+def _last_layer(body: nn.Module, tap: str) -> str:
+    """Return the name of the module that computes a tap's output: of a plain Sequential the last one.
 
-    timm's gradient checkpointing calls the layers of a Sequential one by one.
+    timm's gradient checkpointing calls the layers of a Sequential one by one. A layer with several names, which may run
+    again later, does not stand for its Sequential.
     """
-    while type(module) is nn.Sequential and len(module):
-        module = module[-1]
-    return module
+    uses = Counter(id(module) for _, module in body.named_modules(remove_duplicate=False))
+    module = body.get_submodule(tap)
+    while type(module) is nn.Sequential and len(module) and uses[id(module[-1])] == 1:
+        tap, module = f"{tap}.{list(module._modules)[-1]}", module[-1]
+    return tap
 
 
 def _check_taps(taps: Sequence[str], body: nn.Module, maps: dict[str, Tensor]) -> None:

@@ -28,6 +28,7 @@ class Trace:
         maps: module name -> its output as a map (1, C, H, W) on the meta device, with its autograd graph.
         layouts: module name -> the layout of that output.
         nodes: module name -> the autograd node of that output; the same for modules with the same output.
+        without_grad: names of the modules that the network runs under `torch.no_grad`.
         whole: names of the modules whose output is the only way from the image to the network's output.
     """
 
@@ -35,14 +36,19 @@ class Trace:
     maps: dict[str, Tensor] = field(default_factory=dict)
     layouts: dict[str, Layout] = field(default_factory=dict)
     nodes: dict[str, Any] = field(default_factory=dict)
+    without_grad: set[str] = field(default_factory=set)
     whole: set[str] = field(default_factory=set)
 
     def unused_weights(self, taps: Sequence[str]) -> set[str]:
-        """Return the names of trainable parameters that no tap depends on."""
+        """Return the names of trainable parameters that no tap depends on.
+
+        Weights of modules that run under `torch.no_grad` count as used: they are in no graph.
+        """
         nodes = _nodes_behind(self.maps[tap].grad_fn for tap in taps)
         used = {id(getattr(node, "variable", None)) for node in nodes}  # only a leaf's node has a variable
         weights = self.probe.named_parameters(remove_duplicate=False)
-        return {name for name, weight in weights if weight.requires_grad and id(weight) not in used}
+        unused = {name for name, weight in weights if weight.requires_grad and id(weight) not in used}
+        return {name for name in unused if not any(name.startswith(f"{module}.") for module in self.without_grad)}
 
 
 @torch.enable_grad()  # a model may be built under torch.no_grad
@@ -61,6 +67,8 @@ def trace_maps(body: nn.Module, input_size: tuple[int, int, int]) -> Trace:
     tensors: dict[str, tuple[Tensor, int]] = {}  # the tensor of each map, and its version
 
     def record(name: str, output: Any) -> None:
+        if not torch.is_grad_enabled():
+            trace.without_grad.add(name)
         layout = layout_of(output, trace.probe, aspect)
         if layout is not None:
             trace.maps.pop(name, None)  # if a module runs twice, the last run counts

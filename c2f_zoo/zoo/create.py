@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from c2f_zoo.backbones.sources import HF_HUB, LOCAL_DIR
 from c2f_zoo.config import ModelConfig
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.io.hub import download, split_revision
-from c2f_zoo.io.weights import CONFIG_FILE, find_file, load_weights
+from c2f_zoo.io.weights import CONFIG_FILE, find_file, load_weights, read_shapes
 from c2f_zoo.model import C2FModel, build, load_model
 from c2f_zoo.zoo.head_transfer import replace_head
 from c2f_zoo.zoo.input_channels import replace_input
@@ -96,10 +98,19 @@ def create_model(
         return _create_saved(name, pretrained, overrides)
     if backbone_checkpoint is None:
         return build(resolve(name, overrides), pretrained_backbone)
-    channels = overrides.pop("in_chans", None)
+    files = [Path(backbone_checkpoint)]
     model = build(resolve(name, overrides), pretrained_backbone)
-    load_weights(model.backbone.body, [Path(backbone_checkpoint)], strict=False)
+    channels = overrides.pop("in_chans", None)
+    if channels and not _fit(model.backbone.body, files):  # weights of another number of channels are adapted
+        model = build(resolve(name, overrides), pretrained_backbone)
+    load_weights(model.backbone.body, files, strict=False)
     return replace_input(model, channels) if channels else model
+
+
+def _fit(body: nn.Module, files: Sequence[Path]) -> bool:
+    """Return whether weights in files have the shapes of a network's weights of those names."""
+    shapes, weights = read_shapes(files), body.state_dict()
+    return all(tuple(shapes[name]) == weights[name].shape for name in shapes.keys() & weights.keys())
 
 
 def _create_saved(name: str, pretrained: bool, overrides: Mapping[str, Any]) -> C2FModel:

@@ -141,11 +141,11 @@ def _merge(defaults: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[st
 def _backbone_options(parts: Mapping[str, Any], source: Source) -> dict[str, Any]:
     """Return a backbone's options, with `in_chans` and a ViT's `img_size` if they differ from the network's own."""
     options = {**source.options, **parts.get("backbone_options", {})}
-    channels, own_size, _ = source.cfg.get("input_size", (3, PAPER_INPUT_SIZE, PAPER_INPUT_SIZE))
+    own_channels, own_size, _ = source.cfg.get("input_size", (3, PAPER_INPUT_SIZE, PAPER_INPUT_SIZE))
     if has_source(parts["backbone"]):
         options.setdefault("pretrained_cfg", source.cfg)
-    channels = parts.get("in_chans", options.get("in_chans", channels))
-    if channels != 3:
+    channels = parts.get("in_chans", options.pop("in_chans", own_channels))
+    if not channels == own_channels == 3:
         options["in_chans"] = channels
     size = parts.get("input_size") or own_size
     registered_size = pretrained_cfg(source.name).get("input_size", (3, size, size))[1]
