@@ -22,9 +22,15 @@ HEADER = "| timm module | smallest model | input | default taps | maps (channels
 def smallest_models() -> Iterator[str]:
     """Yield the name of the model with the fewest weights of each module of timm."""
     for module in timm.list_modules():
-        sizes = {name: count_weights(name) for name in timm.list_models(module=module)}
+        names = [name for name in timm.list_models(module=module) if is_timms(name)]
+        sizes = {name: count_weights(name) for name in names}
         if sizes:
             yield min(sizes, key=sizes.__getitem__)
+
+
+def is_timms(name: str) -> bool:
+    """Return whether a model is timm's, not one that our integration registers."""
+    return timm.models.model_entrypoint(name).__module__.startswith("timm.")
 
 
 def count_weights(name: str) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
+import families
 import pytest
 import timm
 import torch
@@ -12,6 +14,7 @@ from torch import nn
 
 from c2f_zoo import create_model, list_backbones
 from c2f_zoo.backbones import BACKBONES, TapBackbone, create_body, register_backbone
+from c2f_zoo.io.files import read_csv
 
 # One small network of each of many families: plain, residual, dense, mobile and searched CNNs, hybrids of
 # convolution and attention, windowed and plain transformers, MLPs, token mixers.
@@ -89,6 +92,13 @@ def test_every_family_runs_forward_and_backward(name: str) -> None:
 def test_at_least_25_families_are_tested() -> None:
     modules = {timm.models.model_entrypoint(name).__module__ for name in FAMILIES}
     assert len(modules) >= 25
+
+
+def test_the_table_of_families_is_that_of_its_results() -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    rows = read_csv(docs / "results" / "families.csv")
+    assert {row["result"] for row in rows} == {"ok"}
+    assert families.table(rows) in (docs / "reference" / "backbones.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
