@@ -131,6 +131,12 @@ def test_invalid_settings_of_a_saved_network_are_errors(tmp_path: Path, cfg: dic
         resolve_source(name)
 
 
+def test_a_saved_network_cannot_choose_the_file_of_its_weights(tmp_path: Path) -> None:
+    cfg = {"hf_hub_filename": "other.bin", "custom_load": True, "url": "http://127.0.0.1:9/x", "hf_hub_id": "me/other"}
+    source = resolve_source(write_config(tmp_path / "own", {"architecture": "resnet18", "pretrained_cfg": cfg}))
+    assert source.cfg == {"file": str(tmp_path / "own" / "model.safetensors")}
+
+
 def test_given_channels_override_those_of_a_saved_network(tmp_path: Path) -> None:
     config = {"architecture": "resnet18", "model_args": {"in_chans": 1}, "pretrained_cfg": {"input_size": [1, 64, 64]}}
     name = write_config(tmp_path / "grey", config)

@@ -27,7 +27,7 @@ def default_taps(body: nn.Module, trace: Trace) -> tuple[str, ...]:
        blocks: ResNet-50 `layer4.0/1/2`, ConvNeXt `stages.3.blocks.0/1/2`, ViT the last three of `blocks`. If it
        defines too few, any numbered module of several layers is a block.
     3. The last three stages, by timm's `feature_info`: ResNet-18 `layer2`, `layer3`, `layer4`. They differ in size.
-    4. The last three activations of one size, for networks without `feature_info` or whose stages are no single maps.
+    4. The last three activations of one size, for networks without `feature_info` or whose stages return several maps.
 
     Args:
         body: the network.

@@ -51,8 +51,7 @@ def prune(
     """
     unused = trace.unused_weights(taps) - set(keep)
     names = list(_whole_modules(trace.probe, unused))
-    for name, placeholder in _placeholders(trace, taps, names, input_size).items():
-        body.set_submodule(name, placeholder)
+    _set_modules(body, _placeholders(trace, taps, names, input_size))
     for prefix, module in body.named_modules():
         for name, weight in list(module._parameters.items()):
             if f"{prefix}.{name}".lstrip(".") in unused and weight is not None:

@@ -22,6 +22,8 @@ _INPUT: dict[str, Any] = {
     "std": tuple[float, ...],
     "interpolation": str,
 }
+# The settings of timm's `pretrained_cfg` for the source of weights; a saved configuration may not have them.
+_OF_WEIGHTS = {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load"}
 _OF_CLASSIFIER = ("num_classes", "global_pool", "drop_rate")  # saved options that a network without classifier lacks
 
 
@@ -94,7 +96,7 @@ def _read_config(name: str, file: Path, weights: dict[str, Any]) -> Source:
         raise ValueError(f"{name}: its {CONFIG_FILE} is not that of a model of timm: {error!r}") from error
     if not is_timm_model(arch):
         raise unknown_name(f"architecture of backbone {name!r}:", arch, list_backbones())
-    known = {field.name for field in fields(PretrainedCfg)} - {"url", "file", "state_dict", "hf_hub_id", "source"}
+    known = {field.name for field in fields(PretrainedCfg)} - _OF_WEIGHTS
     cfg = {key: tuple(value) if isinstance(value, list) else value for key, value in cfg.items() if key in known}
     options = {key: value for key, value in options.items() if key not in _OF_CLASSIFIER}
     if cfg.get("fixed_input_size") and "img_size" in options and "input_size" in cfg:

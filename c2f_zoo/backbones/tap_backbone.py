@@ -14,7 +14,7 @@ from c2f_zoo.backbones.default_taps import default_taps
 from c2f_zoo.backbones.maps import to_map
 from c2f_zoo.backbones.prune import prune
 from c2f_zoo.backbones.trace import run_features, trace_maps
-from c2f_zoo.registry import unknown_name
+from c2f_zoo.registry import check_names
 
 # The outputs of the forward pass that runs in this thread: a model may be called from several threads at once.
 _running = threading.local()
@@ -131,10 +131,8 @@ def _last_layer(body: nn.Module, tap: str) -> str:
 
 
 def _check_taps(taps: Sequence[str], body: nn.Module, maps: dict[str, Tensor]) -> None:
-    names = [name for name, _ in body.named_modules() if name]
+    check_names("tap", taps, [name for name, _ in body.named_modules() if name])
     for tap in taps:
-        if tap not in names:
-            raise unknown_name("tap", tap, names)
         if tap not in maps:
             raise ValueError(
                 f"the output of tap {tap!r} is not a feature map, or a later layer overwrites it; "
