@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -74,11 +77,42 @@ def tensor_sketch_sums(x: Tensor, hashes: Tensor, signs: Tensor, dim: int) -> li
     if x.shape[0] == 0:  # the FFT raises an error for it
         return [x.new_zeros(0, dim) for _ in hashes]
     with without_autocast(x):
-        sums: list[Tensor] = []
-        spectrum = None
-        for entries, sign in zip(hashes, signs, strict=True):
-            counted = sum_groups(x * sign.to(x.dtype)[:, None], entries, dim)
-            turned = torch.fft.rfft(counted, dim=1)
-            spectrum = turned if spectrum is None else spectrum * turned
-            sums.append(torch.fft.irfft(spectrum.sum(dim=2), n=dim, dim=1))
-        return sums
+        counted = (sum_groups(x * sign.to(x.dtype)[:, None], at, dim) for at, sign in zip(hashes, signs, strict=True))
+        # ONNX's exporter by tracing has no complex numbers.
+        by_matrices = torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()
+        return _convolve_by_matrices(counted) if by_matrices else _convolve_by_fft(counted)
+
+
+def _convolve_by_fft(vectors: Iterable[Tensor]) -> list[Tensor]:
+    """Return sums over locations of the circular convolutions of the first 1, 2, ... vectors, each (N, d, L)."""
+    sums: list[Tensor] = []
+    spectrum = None
+    for x in vectors:
+        turned = torch.fft.rfft(x, dim=1)
+        spectrum = turned if spectrum is None else spectrum * turned
+        sums.append(torch.fft.irfft(spectrum.sum(dim=2), n=x.shape[1], dim=1))
+    return sums
+
+
+def _convolve_by_matrices(vectors: Iterable[Tensor]) -> list[Tensor]:
+    """As `_convolve_by_fft`, with products of real matrices as the Fourier transform."""
+    sums: list[Tensor] = []
+    product = None
+    for x in vectors:
+        cos, sin, shares = _fourier_matrices(x)
+        real, imaginary = cos @ x, sin @ x
+        if product is not None:
+            real, imaginary = product[0] * real - product[1] * imaginary, product[0] * imaginary + product[1] * real
+        product = real, imaginary
+        sums.append((shares * real.sum(dim=2)) @ cos + (shares * imaginary.sum(dim=2)) @ sin)
+    return sums
+
+
+def _fourier_matrices(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the transform's matrices (d // 2 + 1, d), and the share (d // 2 + 1,) of each frequency in the inverse."""
+    dim = x.shape[1]
+    frequencies = torch.arange(dim // 2 + 1, device=x.device)
+    angles = (torch.outer(frequencies, torch.arange(dim, device=x.device)) % dim).to(x.dtype) * (2 * math.pi / dim)
+    # Each frequency but 0 and d / 2 stands for its negative too.
+    shares = torch.where((2 * frequencies) % dim == 0, 1, 2).to(x.dtype) / dim
+    return angles.cos(), angles.sin(), shares

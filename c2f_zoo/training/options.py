@@ -10,6 +10,8 @@ from typing import Any, Literal, TypeVar
 
 from jsonargparse import auto_cli
 
+from c2f_zoo.data.augment import Augmentation
+
 
 @dataclass
 class Stage:
@@ -19,7 +21,10 @@ class Stage:
         epochs: passes over the training images, each at every level's resolution.
         lr: learning rate of pooling and head.
         backbone_lr: learning rate of the backbone; 0 freezes it, with its batch norm.
+        schedule: `step` halves the learning rates every `halve_every` epochs, `cosine` lowers them to 0 along a half
+            cosine, `linear` along a line; after every step.
         halve_every: number of epochs between halvings of the learning rates.
+        warmup_epochs: epochs, or a fraction of one, in which the learning rates rise linearly from 0.
         freeze_batch_norm: keep the backbone's batch norm frozen while its other weights are trained. The statistics of
             batches differ with their resolutions; those of a pretrained backbone give better results.
     """
@@ -27,7 +32,9 @@ class Stage:
     epochs: int
     lr: float
     backbone_lr: float = 0.0
+    schedule: Literal["step", "cosine", "linear"] = "step"
     halve_every: int = 1000
+    warmup_epochs: float = 0.0
     freeze_batch_norm: bool = False
 
 
@@ -42,13 +49,33 @@ class TrainOptions:
         stages: the stages, in order.
         dataset_options: additional keyword arguments of the dataset, e.g. `{root: /data/CUB_200_2011}`.
         model_options: additional keyword arguments of `create_model`, e.g. `{backbone: resnet50, head: marginal}`.
+        objective: `in_turn` steps at one level after the other, each at its resolution (the paper's); `joint` adds the
+            losses of all levels, each at its resolution, to one step (the paper's eq. 7); `any_resolution` trains all
+            levels on images at random resolutions, from the coarsest of `resolutions` to full size.
         loss: the loss of each level: `cross_entropy`, `soft_labels` or `hxe`, see `c2f_zoo.losses`.
         loss_options: additional keyword arguments of the loss, e.g. `{label_smoothing: 0.1}`.
         level_weights: level -> weight of its loss. Missing: 1, as in the paper.
         tree_prior: weight of `c2f_zoo.losses.tree_prior` on the leaf classifier; 0: none.
+        batch_norm: `shared` statistics of the backbone for all resolutions, `per_level` for statistics and weights of
+            its own for each level, or `frozen` in all stages.
         batch_size: number of images in a batch, over all processes.
+        accumulate: number of batches of each step; their gradients are averaged.
+        optimizer: an optimizer of timm, e.g. `sgd` or `adamw`.
+        optimizer_options: additional keyword arguments of the optimizer, e.g. `{nesterov: true}`.
         momentum: momentum of SGD.
-        weight_decay: weight decay of SGD.
+        weight_decay: weight decay.
+        filter_bias_and_bn: no weight decay for biases and norms, as timm's option of this name.
+        layer_decay: factor of the learning rate from each block of the backbone to the one before it; null: none.
+        clip_grad: largest norm of the gradient; null: no limit.
+        mixed_precision: `no`, `bf16` or `fp16`; null: as the launcher says.
+        ema: decay of an exponential moving average of the weights, which is validated and saved; null: none.
+        compile: compile the model with `torch.compile`.
+        gradient_checkpointing: compute the backbone's activations again in the backward pass, to save memory.
+        channels_last: keep maps channels-last in memory; twice as fast on a CPU.
+        augmentation: changes of the full image before the views are made.
+        mixup: parameter of mixup's beta distribution; 0: none.
+        cutmix: parameter of cutmix's beta distribution; 0: none.
+        balanced: draw images so that each leaf class is equally frequent.
         val_fraction: fraction of each class's training images that is held out to choose the best epoch; 0: the
             training images choose it. Ignored if the dataset has a validation set.
         num_workers: number of loader processes of each training process.
@@ -56,7 +83,11 @@ class TrainOptions:
         on_error: treatment of unreadable images: `raise` an error, or `skip` and list them.
         seed: seed of the weights, the split, the order of images and the augmentation.
         output: folder for the results; it must be empty or not exist. Default: `runs/<config>-<n>`.
-        resume: `auto` continues after the last complete epoch of `output`, or of the config's latest run.
+        resume: `auto` continues from the latest checkpoint of `output`, or of the config's latest run.
+        save_every: time or steps between checkpoints, e.g. `10 minutes` or `500 steps`; one follows each epoch too.
+        keep: number of checkpoints to keep, besides that of the best epoch.
+        log_with: trackers of Accelerate, e.g. `[tensorboard]`.
+        dry_run: train on two batches of each level and stage, estimate memory and time, and exit.
     """
 
     dataset: str
@@ -65,13 +96,30 @@ class TrainOptions:
     stages: list[Stage]
     dataset_options: dict[str, Any] = field(default_factory=dict)
     model_options: dict[str, Any] = field(default_factory=dict)
+    objective: Literal["in_turn", "joint", "any_resolution"] = "in_turn"
     loss: str = "cross_entropy"
     loss_options: dict[str, Any] = field(default_factory=dict)
     level_weights: dict[str, float] = field(default_factory=dict)
     tree_prior: float = 0.0
+    batch_norm: Literal["shared", "per_level", "frozen"] = "shared"
     batch_size: int = 8
+    accumulate: int = 1
+    optimizer: str = "sgd"
+    optimizer_options: dict[str, Any] = field(default_factory=dict)
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    filter_bias_and_bn: bool = False
+    layer_decay: float | None = None
+    clip_grad: float | None = None
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
+    ema: float | None = None
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    channels_last: bool = True
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    balanced: bool = False
     val_fraction: float = 0.1
     num_workers: int = 0
     cache: str | None = None
@@ -79,6 +127,10 @@ class TrainOptions:
     seed: int = 0
     output: str | None = None
     resume: Literal["auto"] | None = None
+    save_every: str = "15 minutes"
+    keep: int = 2
+    log_with: list[str] = field(default_factory=list)
+    dry_run: bool = False
 
 
 Options = TypeVar("Options", bound=TrainOptions)
