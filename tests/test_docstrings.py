@@ -16,7 +16,7 @@ from PIL import Image
 import c2f_zoo
 from c2f_zoo.backbones import TapBackbone
 from c2f_zoo.config import Preprocessing
-from c2f_zoo.data import create_views
+from c2f_zoo.data import Augmentation, create_crop, create_views
 
 MODULES = sorted(module.name for module in pkgutil.walk_packages(c2f_zoo.__path__, "c2f_zoo."))
 
@@ -29,5 +29,6 @@ def test_examples(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     public = {key: getattr(c2f_zoo, key) for key in c2f_zoo.__all__}
     names = {"np": np, "timm": timm, "torch": torch, "Image": Image} | public | vars(module)
     names |= {"Preprocessing": Preprocessing, "TapBackbone": TapBackbone, "create_views": create_views}
+    names |= {"Augmentation": Augmentation, "create_crop": create_crop}
     failed = doctest.testmod(module, extraglobs=names, optionflags=doctest.IGNORE_EXCEPTION_DETAIL).failed
     assert failed == 0

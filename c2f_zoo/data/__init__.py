@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 
+from c2f_zoo.data.augment import Augmentation, create_crop
 from c2f_zoo.data.cache import CachedImages
 from c2f_zoo.data.derived import HideLabels, Joined
 from c2f_zoo.data.files import ImageFiles
@@ -11,9 +12,11 @@ from c2f_zoo.data.registry import DATASETS, LabelledImages, create_dataset, labe
 from c2f_zoo.data.splits import stratified_split, train_and_val
 from c2f_zoo.data.transformed_images import TransformedImages, load_image, name_of, read_error
 from c2f_zoo.data.transforms import Degrade, Normalize, create_transform, create_views
+from c2f_zoo.data.views import Views
 
 __all__ = [
     "DATASETS",
+    "Augmentation",
     "CachedImages",
     "Degrade",
     "HideLabels",
@@ -22,6 +25,8 @@ __all__ = [
     "LabelledImages",
     "Normalize",
     "TransformedImages",
+    "Views",
+    "create_crop",
     "create_dataset",
     "create_transform",
     "create_views",

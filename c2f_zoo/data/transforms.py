@@ -80,16 +80,16 @@ class Degrade(nn.Module):
 
     def forward(self, image: AnyImage) -> AnyImage:
         height, width = v2.functional.get_size(image)
-        small = _resize(image, self._shrunk(height, width), self.filter)
-        size = (height, width) if self.size is None else _to_shorter_side(height, width, self.size)
-        return _resize(small, size, self.up_filter)
+        small = resize(image, self._shrunk(height, width), self.filter)
+        size = (height, width) if self.size is None else to_shorter_side(height, width, self.size)
+        return resize(small, size, self.up_filter)
 
     def _shrunk(self, height: int, width: int) -> tuple[int, int]:
         own = min(height, width) if self.measure == "side" else math.sqrt(height * width)
         if self.resolution is None or own <= self.resolution:
             return height, width
         if self.measure == "side":
-            return _to_shorter_side(height, width, self.resolution)
+            return to_shorter_side(height, width, self.resolution)
         scale = self.resolution / own
         return max(round(height * scale), 1), max(round(width * scale), 1)
 
@@ -158,10 +158,9 @@ def create_transform(
     """
     p = preprocessing
     size = p.input_size[1:]
-    if p.input_size[0] not in (1, 3):
-        raise ValueError(f"an image has 3 channels, or 1 if converted to grey; the model expects {p.input_size[0]}")
+    check_channels(p)
     degrade = Degrade(resolution, p.shrink_filter, p.resize, p.interpolation, p.resolution_of)
-    steps: list[Any] = [v2.PILToTensor(), degrade] if _has_tensor_filters(p) else [degrade, v2.PILToTensor()]
+    steps: list[Any] = [v2.PILToTensor(), degrade] if has_tensor_filters(p) else [degrade, v2.PILToTensor()]
     if p.input_size[0] == 1:
         steps.insert(1, v2.Grayscale())
     if train:
@@ -196,7 +195,7 @@ def create_views(
     transforms = {
         key: create_transform(preprocessing, resolution, train, normalize) for key, resolution in resolutions.items()
     }
-    return partial(_views_of, transforms, _has_tensor_filters(preprocessing))
+    return partial(_views_of, transforms, has_tensor_filters(preprocessing))
 
 
 class _ChannelsLast(nn.Module):
@@ -215,16 +214,25 @@ def _views_of(transforms: Mapping[Key, v2.Compose], as_tensor: bool, image: Imag
     return {key: transform(shared) for key, transform in transforms.items()}
 
 
-def _has_tensor_filters(preprocessing: Preprocessing) -> bool:
+def check_channels(preprocessing: Preprocessing) -> None:
+    """Check that images can be converted to the model's number of channels."""
+    if preprocessing.input_size[0] not in (1, 3):
+        expected = preprocessing.input_size[0]
+        raise ValueError(f"an image has 3 channels, or 1 if converted to grey; the model expects {expected}")
+
+
+def has_tensor_filters(preprocessing: Preprocessing) -> bool:
+    """Return whether tensors support both filters."""
     return {preprocessing.shrink_filter, preprocessing.interpolation} <= _TENSOR_FILTERS
 
 
-def _to_shorter_side(height: int, width: int, side: int) -> tuple[int, int]:
+def to_shorter_side(height: int, width: int, side: int) -> tuple[int, int]:
     """Return a size by its shorter side; the longer side is floored as in v2.Resize."""
     return height * side // min(height, width), width * side // min(height, width)
 
 
-def _resize(image: AnyImage, size: tuple[int, int], filter: str) -> AnyImage:
+def resize(image: AnyImage, size: tuple[int, int], filter: str) -> AnyImage:
+    """Resize an image to (height, width) with antialiasing."""
     if isinstance(image, Tensor) and filter not in _TENSOR_FILTERS:
         known = ", ".join(repr(name) for name in sorted(_TENSOR_FILTERS))
         raise ValueError(f"the filter {filter!r} supports PIL images only; tensors support {known}")
