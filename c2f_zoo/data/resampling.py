@@ -62,7 +62,8 @@ def shrinking_matrices(
         up_filter: the filter for resizing back, in `KERNELS`.
 
     Returns:
-        Matrices float32 (N, count, length) and (N, length, count), with rows of sum 1.
+        Matrices float32 (N, count, length) and (N, length, count), with rows of sum 1. They are finite even if `small`
+        is not less than `size`.
 
     Examples:
         >>> numbers = [torch.tensor([number]) for number in (2, 4, 0)]
@@ -80,16 +81,24 @@ def shrinking_matrices(
     centres = ((cells + 0.5) * pitch).clamp(start[:, None], start[:, None] + length)
     down = kernel((pixels[:, None] - centres[:, :, None]) / pitch[:, :, None])
     up = up_kernel(cells[:, None] + 0.5 - (pixels / pitch)[:, :, None]) * exist[:, None]
-    return down / down.sum(dim=2, keepdim=True), up / up.sum(dim=2, keepdim=True)
+    return _to_sum_1(down), _to_sum_1(up)
 
 
-def resample(images: Tensor, vertical: tuple[Tensor, Tensor], horizontal: tuple[Tensor, Tensor]) -> Tensor:
-    """Shrink images and resize them back, by the matrices of both axes.
+def _to_sum_1(weights: Tensor) -> Tensor:
+    # The sum is 0 where no pixel is within the kernel's reach.
+    return weights / weights.sum(dim=2, keepdim=True).clamp(min=1e-6)
+
+
+def resample(
+    images: Tensor, mask: Tensor, vertical: tuple[Tensor, Tensor], horizontal: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Shrink images of a batch and resize them back, by the matrices of both axes.
 
     Values are clipped to [0, 255] after each pass, as in 8-bit images, but not rounded.
 
     Args:
         images: images (N, H, W, C), values in [0, 255].
+        mask: bool (N,), the images to resample; the others stay the same.
         vertical: the matrices of `shrinking_matrices` along H.
         horizontal: the matrices along W.
 
@@ -98,11 +107,14 @@ def resample(images: Tensor, vertical: tuple[Tensor, Tensor], horizontal: tuple[
     """
     n, height, width, channels = images.shape
     (down, up), (down_across, up_across) = vertical, horizontal
+    chosen = mask[:, None, None].float()
     with torch.autocast(images.device.type, enabled=False):
-        rows = (down @ images.reshape(n, height, -1).float()).clamp_(0, 255)
+        x = images.reshape(n, height, -1).to(torch.float32, copy=True)
+        rows = (down @ x).clamp_(0, 255)
         # Only few rows are left: transposing them to (rows, C, W) costs little.
         lines = rows.view(n, -1, width, channels).movedim(3, 2).reshape(n, -1, width)
         lines = (lines @ down_across.mT).clamp_(0, 255)
         lines = (lines @ up_across.mT).clamp_(0, 255)
         rows = lines.view(n, -1, channels, width).movedim(2, 3).reshape(n, -1, width * channels)
-        return (up @ rows).clamp_(0, 255).view(images.shape)
+        # In place: on a CPU, writing to new memory takes longer than the products.
+        return x.mul_(1 - chosen).baddbmm_(chosen * up, rows).clamp_(0, 255).view(images.shape)

@@ -100,7 +100,8 @@ class Degrade(nn.Module):
 class Normalize(nn.Module):
     """Normalize uint8 images to the model's float32 input.
 
-    Images (..., H, W, C) become (..., C, H, W), channels-last in memory.
+    Images (..., H, W, C) become (..., C, H, W), channels-last in memory. With `inplace=True`, float32 images are
+    overwritten.
 
     Args:
         mean: mean of each channel, for pixels in [0, 1].
@@ -120,10 +121,10 @@ class Normalize(nn.Module):
         self.register_buffer("mean", 255 * torch.tensor(mean), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std), persistent=False)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, inplace: bool = False) -> Tensor:
         *_, width, channels = images.shape
         # Whole rows are faster than three channels at a time.
-        rows = images.flatten(-2).to(torch.float32, copy=True)
+        rows = images.flatten(-2).to(torch.float32, copy=not inplace)
         rows = rows.sub_(self.mean.repeat(width)).div_(self.std.repeat(width))
         return rows.unflatten(-1, (width, channels)).movedim(-1, -3)
 

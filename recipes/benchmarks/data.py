@@ -34,20 +34,30 @@ from torch.utils.data import DataLoader
 
 import c2f_zoo
 from c2f_zoo.config import Preprocessing
-from c2f_zoo.data import CachedImages, ImageFiles, Normalize, TransformedImages, create_views
+from c2f_zoo.data import (
+    Augmentation,
+    CachedImages,
+    ImageFiles,
+    Normalize,
+    TransformedImages,
+    Views,
+    create_crop,
+    create_views,
+)
 from c2f_zoo.evaluation.measuring import MEBIBYTE, run_interleaved
+from c2f_zoo.evaluation.photos import draw_photo
 from c2f_zoo.evaluation.provenance import describe_machine, device_name
 from c2f_zoo.io.files import write_csv
 
-# In the table's order; ratios are to "timm". A loader's bytes are normalized in the main process.
+# In the table's order; ratios are to "timm". All but "decode" and "crop" are normalized in the main process.
 LOADERS = {
-    "timm": "timm's loader, one view, bytes",
-    "timm_float": "timm's loader, one view, normalized",
+    "timm": "timm's loader, one view",
     "decode": "decode alone",
-    "one": "ours, one view, bytes",
-    "all": "ours, all views, bytes",
-    "all_float": "ours, all views, normalized",
-    "cached": "ours, all views, bytes, from the cache",
+    "one": "ours, one view",
+    "all": "ours, all views by the worker",
+    "crop": "ours, a crop for all views",
+    "crop_views": "ours, a crop and all views",
+    "cached": "ours, a crop for all views, from the cache",
 }
 
 
@@ -96,9 +106,11 @@ def main(
         rounds: list[Callable[[], dict[str, Callable[[], object]]]] = [
             partial(loader_round, name, folder, workers, batch, input_size, resolutions) for name, workers in kinds
         ]
+        rounds.append(partial(make_views, batch, input_size, resolutions))
         training_round = partial(training_step, model, model_batch, input_size, len(resolutions))
-        *times, training = run_interleaved([*rounds, training_round], repeats)
+        *times, views, training = run_interleaved([*rounds, training_round], repeats)
     about |= {"images": images, "input_size": input_size, "resolutions": json.dumps(resolutions), "batch": batch}
+    about |= {name: round(views[name] / batch, 2) for name in ("views_ms", "normalize_ms")}
     about |= {"model": model, "model_images_s": round(1e3 * model_batch / training["round_ms"], 2)}
     about |= {"model_device": device_name(training_device()), "pillow": version("pillow"), **describe_machine()}
     about |= {"command": shlex.join(["python", *sys.argv])}
@@ -119,17 +131,8 @@ def fill_folder(folder: Path, count: int, size: tuple[int, int], dataset: str | 
 
 
 def draw_photos(folder: Path, size: tuple[int, int], count: int) -> None:
-    """Draw JPEGs with the spectrum of photographs.
-
-    Amplitudes fall as 1/frequency (Field, 1987).
-    """
-    rng = np.random.default_rng(0)
-    scene = np.zeros((size[1], size[0], 3), np.float32)
-    for octave in range(1, math.ceil(math.log2(max(size))) + 1):
-        # An octave of noise has the same contrast at every scale.
-        small = rng.integers(0, 256, (2**octave, 2**octave, 3), dtype=np.uint8)
-        scene += np.asarray(Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)) - np.float32(127.5)
-    pixels = (127.5 + 50 * scene / scene.std()).clip(0, 255).astype(np.uint8)
+    """Draw JPEGs with the spectrum of photographs."""
+    pixels, rng = np.asarray(draw_photo(size)), np.random.default_rng(0)
     for number in range(count):
         shifted = np.roll(pixels, tuple(rng.integers(0, size[::-1])), axis=(0, 1))
         Image.fromarray(shifted).save(folder / f"{number:05}.jpg", quality=90)
@@ -187,43 +190,65 @@ def open_loader(
     name: str, folder: Path, workers: int, batch: int, input_size: int, resolutions: Sequence[int | None]
 ) -> Iterable[Any]:
     """Open one of `LOADERS` over the images of a folder."""
-    if name.startswith("timm"):
+    if name == "timm":
         return timm.data.create_loader(
             timm.data.create_dataset("", root=str(folder.parent)),
             (3, input_size, input_size),
             batch,
             is_training=True,
-            use_prefetcher=name == "timm",
             num_workers=workers,
             device=torch.device("cpu"),
         )
     preprocessing = preprocessing_of(input_size)
-    seen = resolutions[:1] if name == "one" else resolutions
-    views_at = {str(depth): resolution for depth, resolution in enumerate(seen)}
-    transform = create_views(preprocessing, views_at, train=True, normalize=name == "all_float")
-    views = TransformedImages(
-        open_cache(folder, input_size) if name == "cached" else open_images(folder),
-        skip_transform if name == "decode" else transform,
-        shorter_side=preprocessing.resize,
+    views_at = {str(depth): at for depth, at in enumerate(resolutions[:1] if name == "one" else resolutions)}
+    views = Views(preprocessing, views_at)
+    if name == "decode":
+        transform: Callable[[Image.Image], Any] = skip_transform
+    elif name in ("one", "all"):
+        transform = create_views(preprocessing, views_at, train=True, normalize=False)
+    else:
+        transform = create_crop(preprocessing, Augmentation(), views.num_draws)
+    opened = open_cache(folder, input_size) if name == "cached" else open_images(folder)
+    images = TransformedImages(opened, transform, shorter_side=preprocessing.resize)
+    loader = DataLoader(
+        images, batch, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0
     )
-    loader = DataLoader(views, batch, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0)
-    is_bytes = name not in ("decode", "all_float")
-    return Normalized(loader, Normalize(preprocessing.mean, preprocessing.std)) if is_bytes else loader
+    if name in ("one", "all"):
+        return Mapped(loader, Normalize(preprocessing.mean, preprocessing.std))
+    return Mapped(loader, lambda crop: {key: views(crop, key) for key in views_at}) if name == "crop_views" else loader
 
 
 def skip_transform(image: Image.Image) -> int:
     return 0
 
 
-class Normalized:
-    """A loader that normalizes batches in the main process, as timm does."""
+class Mapped:
+    """A loader whose batches are mapped in the main process."""
 
-    def __init__(self, loader: DataLoader, normalize: Normalize) -> None:
-        self.loader, self.normalize = loader, normalize
+    def __init__(self, loader: DataLoader, function: Callable[[Any], dict[str, Tensor]]) -> None:
+        self.loader, self.function = loader, function
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for views, *_ in self.loader:
-            yield {name: self.normalize(images) for name, images in views.items()}
+        for images, *_ in self.loader:
+            yield self.function(images)
+
+
+def make_views(batch: int, input_size: int, resolutions: Sequence[int | None]) -> dict[str, Callable[[], object]]:
+    """Return the making of all views of a batch on the device, and their normalization alone."""
+    torch.set_num_threads(1)
+    preprocessing, device = preprocessing_of(input_size), training_device()
+    views = Views(preprocessing, {str(depth): at for depth, at in enumerate(resolutions)}).to(device)
+    crop = create_crop(preprocessing, Augmentation(), views.num_draws)(draw_photo((500, 375)))
+    crops = {name: torch.stack([value] * batch).to(device) for name, value in crop.items()}
+
+    def run(function: Callable[[str], Tensor]) -> None:
+        for key in views.resolutions:
+            function(key)[0, 0, 0, 0].item()  # waits for the GPU
+
+    return {
+        "views_ms": lambda: run(lambda key: views(crops, key)),
+        "normalize_ms": lambda: run(lambda key: views.normalize(crops["image"])),
+    }
 
 
 def training_step(name: str, batch: int, input_size: int, views: int) -> dict[str, Callable[[], object]]:
@@ -276,6 +301,7 @@ def loader_table(rows: Sequence[dict[str, Any]]) -> Table:
     table = Table(
         title="images a second, in brackets / timm's",
         caption=f"{about['model']} trains on {about['model_images_s']} images a second on {about['model_device']}\n"
+        f"all views of an image take {about['views_ms']} ms there, their normalization alone {about['normalize_ms']} ms\n"
         f"the cache of {about['images']} images: {about['cache_mib']} MiB, the files {about['files_mib']}; "
         f"built in {about['build_s']} s, opened in {about['open_s']} s",
     )
