@@ -19,6 +19,7 @@ from reference.poolings import PLAIN
 
 import c2f_zoo
 from c2f_zoo import C2FModel, create_pooling, list_poolings
+from c2f_zoo.evaluation.photos import draw_photos
 from c2f_zoo.io.files import read_csv
 from c2f_zoo.pooling import POOLINGS
 from c2f_zoo.zoo import num_taps_of
@@ -125,7 +126,7 @@ def test_step_writes_a_row_for_each_implementation_and_batch(tmp_path: Path, mon
 
 
 def test_drawn_photos_have_the_spectrum_of_photographs(tmp_path: Path) -> None:
-    data.draw_photos(tmp_path, (256, 192), count=2)
+    draw_photos(tmp_path, (256, 192), count=2)
     first, second = (Image.open(path) for path in sorted(tmp_path.iterdir()))
     assert first.size == second.size == (256, 192) and first.format == "JPEG"
     assert first.tobytes() != second.tobytes()
@@ -141,7 +142,7 @@ def test_drawn_photos_have_the_spectrum_of_photographs(tmp_path: Path) -> None:
 def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "classes" / "image"
     folder.mkdir(parents=True)
-    data.draw_photos(folder, (60, 40), count=4)
+    draw_photos(folder, (60, 40), count=4)
     return folder
 
 
@@ -149,14 +150,15 @@ def photos(tmp_path: Path) -> Path:
 def test_every_loader_loads_its_views(photos: Path, name: str) -> None:
     batches = list(data.open_loader(name, photos, 0, 2, 32, [None, 16, 8]))
     assert len(batches) == 2  # all four images
-    if name == "decode":
-        return
-    views = batches[0][0] if name.startswith("timm") or name == "all_float" else batches[0]
-    tensors = list(views.values()) if isinstance(views, dict) else [views]
-    assert len(tensors) == (3 if name in ("all", "all_float", "cached") else 1)
-    for tensor in tensors:
-        assert tensor.shape == (2, 3, 32, 32) and tensor.dtype == torch.float32
-        assert -3 < tensor.min() < 0 < tensor.max() < 3  # normalized
+    if name in ("crop", "cached"):
+        assert batches[0][0]["image"].shape == (2, 32, 32, 3) and batches[0][0]["image"].dtype == torch.uint8
+        assert batches[0][0]["draws"].shape == (2, 4)  # a flip for each view, and a resolution
+    views = batches[0][0]
+    if name == "timm":
+        assert views.shape == (2, 3, 32, 32) and -3 < views.min() < 0 < views.max() < 3  # normalized
+    if name in ("one", "all"):
+        assert len(views) == (3 if name == "all" else 1)
+        assert all(view.shape == (2, 32, 32, 3) and view.dtype == torch.uint8 for view in views.values())
 
 
 def test_a_round_of_a_loader_covers_all_images(photos: Path) -> None:
@@ -192,24 +194,32 @@ def test_loaders_are_measured_interleaved(
     def run_interleaved(given: list, repeats: int) -> list[dict[str, float]]:
         setups.extend(given)
         assert len(list(given[0].args[1].iterdir())) == 8  # the images are there
-        return [{"round_ms": 100.0} for _ in given]
+        return [{"round_ms": 100.0, "views_ms": 40.0, "normalize_ms": 8.0} for _ in given]
 
     monkeypatch.setattr(data, "run_interleaved", run_interleaved)
     data.main("cub", {"root": str(cub_folder)}, images=8, loaders=["all"], output=str(tmp_path / "out.csv"))
     rows = read_csv(tmp_path / "out.csv")
     kinds = [("timm", "0"), ("all", "0"), ("timm", "1"), ("all", "1")]
     assert [(row["loader"], row["workers"]) for row in rows] == kinds
-    assert [(setup.func, setup.args[0]) for setup in setups[-2:]] == [
+    assert [(setup.func, setup.args[0]) for setup in setups[-3:]] == [
         (data.loader_round, "all"),
+        (data.make_views, 8),
         (data.training_step, "mlph_tf_efficientnet_lite0_cub"),
     ]
     assert {row["images_s"] for row in rows} == {"80.0"} and {row["model_images_s"] for row in rows} == {"40.0"}
     # 8 training images of 40 x 50 pixels, which are not enlarged.
     assert float(rows[0]["cache_mib"]) == round(8 * 40 * 50 * 3 / 2**20, 1)
     assert rows[0]["timm"] and rows[0]["date"] and rows[0]["command"]
-    assert "ours, all views, bytes" in capsys.readouterr().out
+    assert {(row["views_ms"], row["normalize_ms"]) for row in rows} == {("5.0", "1.0")}
+    assert "ours, all views by the worker" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="--images 9 is not a multiple of --batch 8"):
         data.main(images=9)
+
+
+def test_views_are_made_and_normalized() -> None:
+    calls = data.make_views(2, 32, [None, 8])
+    calls["views_ms"]()
+    calls["normalize_ms"]()
 
 
 def test_a_training_step_changes_the_deepest_levels(small_model: C2FModel, monkeypatch: pytest.MonkeyPatch) -> None:
