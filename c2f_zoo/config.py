@@ -19,6 +19,7 @@ from c2f_zoo.registry import check_names
 SHRINK_FILTERS = ("bilinear", "bicubic", "box", "hamming", "lanczos")
 MEASURES = ("side", "area")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+BATCH_NORMS = ("shared", "per_level")
 
 # Limits for untrusted configurations; far more than any model needs.
 MAX_CONFIG_BYTES = 32 * 2**20
@@ -111,6 +112,8 @@ class ModelConfig:
         backbone_options: additional keyword arguments of the backbone's constructor.
         pooling_options: additional keyword arguments of the pooling's constructor.
         head_options: additional keyword arguments of the head's constructor.
+        batch_norm: `"shared"`, or `"per_level"` for a copy of the backbone's batch norm (statistics and weights) for
+            each distinct resolution of the predicted levels, see `norm_copies`.
     """
 
     backbone: str
@@ -124,8 +127,10 @@ class ModelConfig:
     backbone_options: Mapping[str, Any] = field(default_factory=dict)
     pooling_options: Mapping[str, Any] = field(default_factory=dict)
     head_options: Mapping[str, Any] = field(default_factory=dict)
+    batch_norm: str = "shared"
 
     def __post_init__(self) -> None:
+        check_names("batch_norm", [self.batch_norm], BATCH_NORMS)
         check_names("level", (*self.levels, *self.resolutions), self.hierarchy.levels)
         if not self.levels:
             raise ValueError(f"levels is empty; name one or more of {self.hierarchy.levels}")
@@ -135,6 +140,21 @@ class ModelConfig:
         """The input's size, mean, std, interpolation and crop, as timm names them."""
         names = ("input_size", "mean", "std", "interpolation", "crop_pct")
         return {"architecture": self.backbone} | {name: getattr(self.preprocessing, name) for name in names}
+
+    @property
+    def norm_copies(self) -> dict[str, int]:
+        """The number of each predicted level's copy of batch norm, finest level first, for `"per_level"`.
+
+        Levels of the same resolution share a copy, since one forward pass predicts them.
+        """
+        numbers: dict[int | None, int] = {}
+        return {level: numbers.setdefault(self.resolutions.get(level), len(numbers)) for level in self.levels[::-1]}
+
+    def nearest_level(self, resolution: int | None) -> str:
+        """Return the finest of the predicted levels whose resolution is nearest, by ratio; None is full size."""
+        full = self.preprocessing.resize
+        ratios = {level: (self.resolutions.get(level) or full) / (resolution or full) for level in self.levels[::-1]}
+        return min(ratios, key=lambda level: abs(math.log(ratios[level])))
 
     def to_dict(self) -> dict[str, Any]:
         """Convert the configuration to JSON-compatible values for `from_dict`."""

@@ -22,7 +22,7 @@ class LevelClassifier(nn.Module):
     """One level of a `C2FModel` with timm's classifier interface, from `C2FModel.at_level`.
 
     It returns one tensor of logits. Of the head `"levels"` it keeps only the linear layer of its level; any other head
-    is kept whole.
+    is kept whole. With `batch_norm="per_level"`, it has the batch norm of its level only.
 
     Args:
         backbone: the model's backbone; the weights of all parts are shared with the model.
@@ -63,6 +63,8 @@ class LevelClassifier(nn.Module):
     ) -> None:
         super().__init__()
         check_names("level", [level], config.levels)
+        if config.batch_norm == "per_level":
+            backbone = backbone.select_copy(config.norm_copies[level])
         self.backbone = backbone
         self.pooling: Pooling | None = pooling
         self.head_drop = nn.Dropout(drop_rate)

@@ -79,9 +79,21 @@ class C2FModel(nn.Module):
         """The input's size, mean, std, interpolation and crop, as timm names them."""
         return self.config.pretrained_cfg
 
-    def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Compute feature maps (N, C_i, H, W) of images (N, channels, height, width)."""
-        return self.backbone(x)
+    def forward_features(self, x: Tensor, view: str | None = None) -> list[Tensor]:
+        """Compute feature maps (N, C_i, H, W) of images (N, channels, height, width).
+
+        Args:
+            x: the images.
+            view: the level at whose resolution the images are, which chooses the batch norm with
+                `batch_norm="per_level"`. Default: the finest predicted level.
+
+        Raises:
+            ValueError: the model does not predict that level.
+        """
+        if self.config.batch_norm == "shared":
+            return self.backbone(x)
+        check_names("view", () if view is None else (view,), self.levels)
+        return self.backbone(x, self.config.norm_copies[view or self.levels[-1]])
 
     def forward_pool(self, maps: Sequence[Tensor]) -> Tensor:
         """Pool feature maps to vectors (N, D)."""
@@ -96,17 +108,21 @@ class C2FModel(nn.Module):
         check_names("level", levels or (), self.levels)
         return self.head(v, self.levels if levels is None else tuple(levels))
 
-    def forward(self, x: Tensor, levels: Sequence[str] | None = None) -> dict[str, Tensor]:
+    def forward(self, x: Tensor, levels: Sequence[str] | None = None, view: str | None = None) -> dict[str, Tensor]:
         """Compute logits (N, classes) of each level.
 
         Args:
             x: images (N, channels, height, width), preprocessed as in the configuration's `preprocessing`.
             levels: the levels to predict. Default: all.
+            view: the level at whose resolution the images are, which chooses the batch norm with
+                `batch_norm="per_level"`. Default: the finest of `levels`.
 
         Raises:
             ValueError: the model does not predict one of the levels.
         """
-        return self.forward_head(self.forward_pool(self.forward_features(x)), levels)
+        asked = [level for level in self.levels if levels is None or level in levels]
+        view = view or (asked[-1] if asked else None)
+        return self.forward_head(self.forward_pool(self.forward_features(x, view)), levels)
 
     def log_probs(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Convert logits (N, classes) to log-probabilities, as the head defines them.
@@ -119,19 +135,50 @@ class C2FModel(nn.Module):
         """Return one level as a classifier with timm's interface and shared weights."""
         return LevelClassifier(self.backbone, self.pooling, self.head, self.config, level, drop_rate)
 
-    def reset_classifier(self, hierarchy: Hierarchy, levels: Sequence[str] | None = None) -> None:
+    def set_config(self, config: ModelConfig) -> None:
+        """Set the configuration; with `batch_norm="per_level"`, batch norm gets its copies.
+
+        Each resolution gets a copy of the batch norm of the nearest resolution before, or of the shared one.
+
+        Args:
+            config: the configuration, with other resolutions or batch norm; head and pooling stay as they are.
+
+        Raises:
+            ValueError: the model has several copies of batch norm and `config` one, or the backbone has no batch norm.
+        """
+        old = self.config
+        if (old.batch_norm, config.batch_norm) == ("per_level", "shared"):
+            raise ValueError(
+                "the model's batch norm differs between levels (batch_norm='per_level') and cannot be shared; "
+                "at_level(...) has that of one level"
+            )
+        if config.batch_norm == "per_level":
+            is_shared, present = old.batch_norm == "shared", old.norm_copies
+            seen_at = {copy: config.resolutions.get(level) for level, copy in config.norm_copies.items()}
+            sources = [0 if is_shared else present[old.nearest_level(resolution)] for resolution in seen_at.values()]
+            if is_shared or sources != list(range(self.backbone.num_copies)):
+                self.backbone.copy_batch_norm(sources)
+        self.config = config
+
+    def reset_classifier(
+        self,
+        hierarchy: Hierarchy,
+        levels: Sequence[str] | None = None,
+        resolutions: Mapping[str, int | None] | None = None,
+    ) -> None:
         """Replace the head with a new, untrained one of the same kind for another tree.
 
         Args:
             hierarchy: the new class tree.
             levels: the levels to predict. Default: all of the tree's.
+            resolutions: level -> resolution in pixels at which the level sees an image. Missing: full size.
         """
         levels = tuple(levels or hierarchy.levels)
-        config = replace(self.config, hierarchy=hierarchy, levels=levels, resolutions={})
+        config = replace(self.config, hierarchy=hierarchy, levels=levels, resolutions=dict(resolutions or {}))
         weight = next(self.head.parameters())
         head = create_head(config.head, self.pooling.out_features, hierarchy, levels, **config.head_options)
         self.head = head.to(weight.device, weight.dtype)
-        self.config = config
+        self.set_config(config)
 
     def save_pretrained(self, directory: str | Path, max_shard_size: int | str = "5GB") -> None:
         """Save `config.json` and `model.safetensors` for `create_model("local-dir:...")`.
@@ -326,6 +373,8 @@ def _create_unfilled(name: str, **options: Any) -> nn.Module:
 
 def _assemble(config: ModelConfig, backbone: TapBackbone, make: Callable[..., Any]) -> C2FModel:
     """Add a pooling and a head to a backbone; `make` calls their constructors."""
+    if config.batch_norm == "per_level":
+        backbone.copy_batch_norm([0] * len({*config.norm_copies.values()}))
     pooling: Pooling = make(create_pooling, config.pooling, backbone.out_channels, **config.pooling_options)
     if pooling.one_size:
         check_one_size([(height, width) for _, height, width in backbone.map_shapes])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from c2f_zoo.backbones.batch_norm import CopiedNorm, copy_batch_norm, remember_copy, select_copy, set_copy
 from c2f_zoo.backbones.default_taps import default_taps
 from c2f_zoo.backbones.maps import to_map
 from c2f_zoo.backbones.prune import prune
@@ -38,6 +40,7 @@ class TapBackbone(nn.Module):
     Attributes:
         taps: the names of the tapped modules.
         map_shapes: (channels, height, width) of each map at that input size.
+        num_copies: number of copies of each batch norm; 1 without `copy_batch_norm`.
 
     Raises:
         ValueError: a tap does not exist, its output is not a feature map, or a later layer overwrites it.
@@ -67,6 +70,7 @@ class TapBackbone(nn.Module):
         self.map_shapes: list[tuple[int, int, int]] = [(c, h, w) for _, c, h, w in shapes]
         self._layouts = [trace.layouts[tap] for tap in taps]
         self._layers = [_last_layer(body, tap) for tap in taps]
+        self.num_copies = 1
         self._hook_taps()
 
     @property
@@ -74,24 +78,62 @@ class TapBackbone(nn.Module):
         """The number of channels of each map."""
         return [shape[0] for shape in self.map_shapes]
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Compute feature maps (N, C_i, H_i, W_i) of images (N, channels, H, W)."""
+    def copy_batch_norm(self, sources: Sequence[int]) -> None:
+        """Give each batch norm a copy for each resolution, or choose among the present copies.
+
+        Args:
+            sources: for each new copy, the number of the present copy that it starts from; 0 for a plain batch norm.
+
+        Raises:
+            ValueError: the network has no batch norm, or a tap is a part of one.
+
+        Examples:
+            >>> backbone = TapBackbone(timm.create_model("resnet18"), ("layer4.0", "layer4.1"))
+            >>> backbone.copy_batch_norm([0, 0])
+            >>> maps = backbone(torch.rand(1, 3, 64, 64), copy=1)
+        """
+        copy_batch_norm(self.body, sources)
+        norms = [name for name, module in self.body.named_modules() if isinstance(module, CopiedNorm)]
+        for tap, norm in itertools.product(self.taps, norms):
+            if tap.startswith(f"{norm}."):
+                raise ValueError(f"tap {tap!r} is a part of a batch norm, which gets copies; tap {norm!r} instead")
+        self.num_copies = len(sources)
+        self._hook_taps()
+
+    def select_copy(self, copy: int) -> TapBackbone:
+        """Return this backbone with one copy of each batch norm; all weights are shared."""
+        selected = select_copy(self, copy)
+        selected.num_copies = 1
+        selected._hook_taps()
+        return selected
+
+    def forward(self, x: Tensor, copy: int = 0) -> list[Tensor]:
+        """Compute feature maps (N, C_i, H_i, W_i) of images (N, channels, H, W).
+
+        Args:
+            x: the images.
+            copy: number of the copies of batch norm, see `copy_batch_norm`.
+        """
         if not torch.compiler.is_compiling():  # a compiled graph cannot register hooks
             self._hook_taps()
         outputs: dict[str, Any] = {}
         outer = getattr(_running, "outputs", None)
-        _running.outputs = outputs
+        _running.outputs, outer_copy = outputs, set_copy(copy)
         try:
             run_features(self.body, x)
         finally:
             _running.outputs = outer
+            set_copy(outer_copy)
         missing = [tap for tap in self.taps if tap not in outputs]
         if missing:
             raise RuntimeError(
                 f"the taps {missing} were replaced; run the model once before it is compiled or exported"
             )
         aspect = x.shape[2] / x.shape[3]
-        return [to_map(outputs[tap], layout, aspect) for tap, layout in zip(self.taps, self._layouts, strict=True)]
+        maps = [to_map(outputs[tap], layout, aspect) for tap, layout in zip(self.taps, self._layouts, strict=True)]
+        if self.num_copies > 1 and not torch.compiler.is_compiling():
+            remember_copy(maps, copy)
+        return maps
 
     def _hook_taps(self) -> None:
         """Hook the taps that have no hook: new ones, and those replaced since, e.g. by `SyncBatchNorm`."""

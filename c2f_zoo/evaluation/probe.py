@@ -101,7 +101,9 @@ def extract_features(
     for resolution in {resolutions.get(level) for level in model.levels}:
         transform = create_transform(model.config.preprocessing, resolution, train=False)
         loader = DataLoader(TransformedImages(dataset, transform), 32)
-        features[resolution] = torch.cat([model.forward_pool(model.forward_features(images)) for images, *_ in loader])
+        view = model.config.nearest_level(resolution)
+        maps = (model.forward_features(images, view) for images, *_ in loader)
+        features[resolution] = torch.cat([model.forward_pool(y) for y in maps])
     return {level: features[resolutions.get(level)] for level in model.levels}
 
 

@@ -52,7 +52,8 @@ def score_images(
 ) -> Iterator[ScoredBatch]:
     """Score images of a dataset, with one forward pass for each distinct resolution.
 
-    Each image is decoded once. Each process iterates over its own images; all processes must iterate to the end.
+    Each image is decoded once. Each process iterates over its own images; all processes must iterate to the end. With
+    `batch_norm="per_level"`, the batch norm of the level with the nearest resolution serves.
 
     Args:
         model: a `C2FModel` on the accelerator's device, wrapped or not; it is put into evaluation mode.
@@ -92,7 +93,11 @@ def score_images(
     for views, truth, index, readable in tqdm(loader, desc="scoring", disable=hide_bar, leave=False):
         with torch.no_grad():
             logits = {
-                resolution: unwrapped(normalize(x.to(accelerator.device)), levels=tuple(levels_at[resolution]))
+                resolution: unwrapped(
+                    normalize(x.to(accelerator.device)),
+                    levels=tuple(levels_at[resolution]),
+                    view=unwrapped.config.nearest_level(resolution),
+                )
                 for resolution, x in views.items()
             }
         seen += index.tolist()

@@ -25,8 +25,8 @@ class Stage:
             cosine, `linear` along a line; after every step.
         halve_every: number of epochs between halvings of the learning rates.
         warmup_epochs: epochs, or a fraction of one, in which the learning rates rise linearly from 0.
-        freeze_batch_norm: keep the backbone's batch norm frozen while its other weights are trained. The statistics of
-            batches differ with their resolutions; those of a pretrained backbone give better results.
+        freeze_batch_norm: normalize with the fixed statistics of the backbone's batch norm; its weights are trained.
+            The statistics of batches differ with their resolutions; those of a pretrained backbone are better.
     """
 
     epochs: int
@@ -56,8 +56,8 @@ class TrainOptions:
         loss_options: additional keyword arguments of the loss, e.g. `{label_smoothing: 0.1}`.
         level_weights: level -> weight of its loss. Missing: 1, as in the paper.
         tree_prior: weight of `c2f_zoo.losses.tree_prior` on the leaf classifier; 0: none.
-        batch_norm: `shared` statistics of the backbone for all resolutions, `per_level` for statistics and weights of
-            its own for each level, or `frozen` in all stages.
+        batch_norm: `shared` batch norm of the backbone for all resolutions, `per_level` for statistics and weights of
+            its own for each level, or `frozen` for fixed statistics in all stages; its weights are trained.
         batch_size: number of images in a batch, over all processes.
         accumulate: number of batches of each step; their gradients are averaged.
         optimizer: an optimizer of timm, e.g. `sgd` or `adamw`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +20,25 @@ from c2f_zoo.zoo.create import create_model
 def build_model(options: TrainOptions, hierarchy: Hierarchy) -> C2FModel:
     """Build the model of a run, for the dataset's tree."""
     check_options("key in model_options:", create_model, options.model_options)
-    model = create_model(options.model, hierarchy=hierarchy, resolutions=options.resolutions, **options.model_options)
+    arguments: dict[str, Any] = {"hierarchy": hierarchy, "resolutions": options.resolutions, **options.model_options}
+    if options.batch_norm == "per_level":
+        arguments["batch_norm"] = "per_level"
+    model = create_model(options.model, **arguments)
+    check_batch_norm(options.objective, model.config.batch_norm)
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on a CPU
+
+
+def check_batch_norm(objective: str, batch_norm: str) -> None:
+    """Check that an objective's images have a level's resolution if each has a batch norm of its own.
+
+    Raises:
+        ValueError: the objective is `any_resolution`, and the model's batch norm `per_level`.
+    """
+    if (objective, batch_norm) == ("any_resolution", "per_level"):
+        raise ValueError(
+            "objective 'any_resolution' trains all levels on images of any resolution, for which batch_norm "
+            "'per_level' has no statistics; use batch_norm 'shared' or 'frozen'"
+        )
 
 
 def cache_images(dataset: LabelledImages, folder: str | None, preprocessing: Preprocessing) -> LabelledImages:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from c2f_zoo.zoo.models import find_weights, split_tag
 from c2f_zoo.zoo.pretrained import fetch
 from c2f_zoo.zoo.resolve import adapt, resolve, select_overrides
 
-ADAPTABLE = ("hierarchy", "levels", "resolutions", "in_chans")  # arguments that a saved model accepts
+ADAPTABLE = ("hierarchy", "levels", "resolutions", "in_chans", "batch_norm")  # arguments that a saved model accepts
 
 
 def create_model(
@@ -43,6 +44,7 @@ def create_model(
     backbone_options: Mapping[str, Any] | None = None,
     pooling_options: Mapping[str, Any] | None = None,
     head_options: Mapping[str, Any] | None = None,
+    batch_norm: str | None = None,
 ) -> C2FModel:
     """Create a model.
 
@@ -74,10 +76,13 @@ def create_model(
         backbone_options: additional keyword arguments of the backbone.
         pooling_options: additional keyword arguments of the pooling, e.g. `{"dim": 2048}`.
         head_options: additional keyword arguments of the head.
+        batch_norm: `"shared"`, or `"per_level"`: the backbone's batch norm has statistics and weights of its own for
+            each distinct resolution. Pretrained or shared ones are loaded into every copy. Default: `"shared"`, or the
+            saved model's.
 
     A named model may have default options. Arguments override them; options are merged key by key. Default options of
     a part are dropped when the part is replaced: taps with the backbone, levels and resolutions with the hierarchy. A
-    saved or pretrained model accepts only `hierarchy`, `levels`, `resolutions` and `in_chans`.
+    saved or pretrained model accepts only `hierarchy`, `levels`, `resolutions`, `in_chans` and `batch_norm`.
 
     Returns:
         The model, in training mode, on the CPU, in float32.
@@ -99,12 +104,17 @@ def create_model(
     if backbone_checkpoint is None:
         return build(resolve(name, overrides), pretrained_backbone)
     files = [Path(backbone_checkpoint)]
+    batch_norm = resolve(name, overrides).batch_norm
+    overrides["batch_norm"] = "shared"  # copies are made of the loaded weights
     model = build(resolve(name, overrides), pretrained_backbone)
     channels = overrides.pop("in_chans", None)
     if channels and not _fit(model.backbone.body, files):  # weights of another number of channels are adapted
         model = build(resolve(name, overrides), pretrained_backbone)
     load_weights(model.backbone.body, files, strict=False)
-    return replace_input(model, channels) if channels else model
+    if channels:
+        model = replace_input(model, channels)
+    model.set_config(replace(model.config, batch_norm=batch_norm))
+    return model
 
 
 def _fit(body: nn.Module, files: Sequence[Path]) -> bool:
@@ -129,7 +139,7 @@ def _create_saved(name: str, pretrained: bool, overrides: Mapping[str, Any]) -> 
         model = replace_input(model, overrides["in_chans"])
     config = adapt(model.config, **overrides)
     if (config.hierarchy, config.levels) == (model.hierarchy, model.levels):
-        model.config = config
+        model.set_config(config)
         return model
     lines = replace_head(model, config)
     if lines:

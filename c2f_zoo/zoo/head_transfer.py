@@ -30,8 +30,8 @@ def replace_head(model: C2FModel, config: ModelConfig) -> list[str]:
         ['head.classifiers.0.weight: none saved, (113, 32) here', 'head.classifiers.0.bias: none saved, (113,) here']
     """
     old, old_config = model.head, model.config
-    model.reset_classifier(config.hierarchy, config.levels)
-    model.config = config
+    model.reset_classifier(config.hierarchy, config.levels, config.resolutions)
+    model.set_config(config)
     had, has = old.state_dict(), model.head.state_dict()
     sources = _sources(old, old_config, model.head, config)
     kept = {key: source for key, source in sources.items() if had[source].shape == has[key].shape}

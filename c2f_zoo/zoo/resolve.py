@@ -19,7 +19,7 @@ PAPER_INPUT_SIZE = 448
 
 # Options of a named model that are dropped when the caller replaces the part they belong to.
 OPTIONS_OF_PART = {
-    "backbone": ("taps", "backbone_options"),
+    "backbone": ("taps", "backbone_options", "batch_norm"),
     "pooling": ("pooling_options",),
     "head": ("head_options",),
     "hierarchy": ("levels", "resolutions"),
@@ -74,6 +74,7 @@ def resolve(name: str, overrides: Mapping[str, Any]) -> ModelConfig:
         backbone_options=backbone_options,
         pooling_options=dict(parts.get("pooling_options", {})),
         head_options=dict(parts.get("head_options", {})),
+        batch_norm=parts.get("batch_norm", "shared"),
     )
 
 
@@ -83,8 +84,9 @@ def adapt(
     levels: Sequence[str] | None = None,
     resolutions: Mapping[str, int | None] | None = None,
     in_chans: int | None = None,
+    batch_norm: str | None = None,
 ) -> ModelConfig:
-    """Return a saved model's configuration with another tree, levels, resolutions or channels.
+    """Return a saved model's configuration with another tree, levels, resolutions, channels or batch norm.
 
     Without `levels`, a model of another tree predicts all its levels, or only the leaf level if it did so before.
 
@@ -97,7 +99,13 @@ def adapt(
         only_leaves = len(config.hierarchy.levels) > 1 and config.levels == (config.hierarchy.finest,)
         predicted, seen_at = (tree.finest,) if only_leaves else tree.levels, {}
     seen_at = seen_at if resolutions is None else dict(resolutions)
-    config = replace(config, hierarchy=tree, levels=tuple(levels or predicted), resolutions=seen_at)
+    config = replace(
+        config,
+        hierarchy=tree,
+        levels=tuple(levels or predicted),
+        resolutions=seen_at,
+        batch_norm=batch_norm or config.batch_norm,
+    )
     if in_chans not in (None, config.preprocessing.input_size[0]):
         config = with_channels(config, in_chans)
     config.check()
