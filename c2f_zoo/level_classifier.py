@@ -136,12 +136,7 @@ class LevelClassifier(nn.Module):
         Raises:
             ValueError: the backbone does not support it.
         """
-        body = self.backbone.body
-        try:
-            if enable or hasattr(body, "set_grad_checkpointing"):
-                body.set_grad_checkpointing(enable)  # type: ignore[operator]
-        except (AssertionError, AttributeError) as error:  # timm's networks assert; others have no such method
-            raise ValueError(f"the backbone {type(body).__name__} does not support gradient checkpointing") from error
+        self.backbone.set_grad_checkpointing(enable)
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
         """Return timm's grouping of parameters for layer-wise learning rates.
@@ -153,19 +148,11 @@ class LevelClassifier(nn.Module):
             A function from the name of a parameter or module to a number: the backbone's layers from 0, infinity for
             the pooling and the classifier.
         """
-        from timm.models import group_modules, group_parameters
-
-        body = self.backbone.body
-        if not hasattr(body, "group_matcher"):
-            return lambda name: 0.0 if name.startswith(_BODY) else math.inf
-        matcher = body.group_matcher(coarse=coarse)  # type: ignore[operator]
-        layers = {**group_modules(body, matcher, reverse=True), **group_parameters(body, matcher, reverse=True)}
-        return lambda name: layers[name.removeprefix(_BODY)] if name.startswith(_BODY) else math.inf
+        return self.backbone.group_matcher(coarse, prefix="backbone.")
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of backbone parameters that timm excludes from weight decay."""
-        names: Callable[[], set[str]] = getattr(self.backbone.body, "no_weight_decay", set)
-        return {_BODY + name for name in names()}
+        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """Compute the taps' feature maps of images."""

@@ -160,6 +160,22 @@ class C2FModel(nn.Module):
                 self.backbone.copy_batch_norm(sources)
         self.config = config
 
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
+        """Return timm's grouping of parameters, for `timm.optim.create_optimizer_v2(model, layer_decay=...)`.
+
+        Args:
+            coarse: group by the backbone's stages instead of its blocks.
+
+        Returns:
+            A function from the name of a parameter or module to a number: the backbone's layers from 0, infinity for
+            the pooling and the head.
+        """
+        return self.backbone.group_matcher(coarse, prefix="backbone.")
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of backbone parameters that timm excludes from weight decay."""
+        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
+
     def reset_classifier(
         self,
         hierarchy: Hierarchy,

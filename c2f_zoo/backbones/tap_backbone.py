@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from c2f_zoo.backbones.batch_norm import CopiedNorm, copy_batch_norm, remember_copy, select_copy, set_copy
 from c2f_zoo.backbones.default_taps import default_taps
@@ -135,6 +137,53 @@ class TapBackbone(nn.Module):
             remember_copy(maps, copy)
         return maps
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Set whether activations are computed again in the backward pass instead of stored.
+
+        Raises:
+            ValueError: the network does not support it.
+        """
+        try:
+            if enable or hasattr(self.body, "set_grad_checkpointing"):
+                self.body.set_grad_checkpointing(enable)  # type: ignore[operator]
+        except (AssertionError, AttributeError) as error:  # timm's networks assert; others have no such method
+            name = type(self.body).__name__
+            raise ValueError(f"the backbone {name} does not support gradient checkpointing") from error
+        for module in self.body.modules() if enable else ():
+            hooked = _pause_statistics in module._forward_pre_hooks.values()
+            if isinstance(module, _BatchNorm) and module.track_running_stats and not hooked:
+                module.register_forward_pre_hook(_pause_statistics)
+                # always_call: checkpointing stops in the middle of a layer, when it has all tensors
+                module.register_forward_hook(_resume_statistics, always_call=True)
+
+    def group_matcher(self, coarse: bool = False, prefix: str = "") -> Callable[[str], float]:
+        """Return timm's grouping of parameters for layer-wise learning rates.
+
+        Args:
+            coarse: group by the network's stages instead of its blocks.
+            prefix: what precedes the names of the backbone's parameters in a model, e.g. `"backbone."`.
+
+        Returns:
+            A function from the name of a parameter or module to a number: the network's layers from 0, infinity for
+            names outside the backbone. A network without a grouping is one layer.
+        """
+        from timm.models import group_modules, group_parameters
+
+        prefix += "body."
+        if not hasattr(self.body, "group_matcher"):
+            return lambda name: 0.0 if name.startswith(prefix) else math.inf
+        matcher = self.body.group_matcher(coarse=coarse)  # type: ignore[operator]
+        layers = {
+            **group_modules(self.body, matcher, reverse=True),
+            **group_parameters(self.body, matcher, reverse=True),
+        }
+        return lambda name: layers[name.removeprefix(prefix)] if name.startswith(prefix) else math.inf
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters that timm excludes from weight decay."""
+        names: Callable[[], set[str]] = getattr(self.body, "no_weight_decay", set)
+        return {f"body.{name}" for name in names()}
+
     def _hook_taps(self) -> None:
         """Hook the taps that have no hook: new ones, and those replaced since, e.g. by `SyncBatchNorm`."""
         for tap, name in zip(self.taps, self._layers, strict=True):
@@ -157,6 +206,19 @@ class _Recorder:
         outputs = getattr(_running, "outputs", None)
         if outputs is not None:
             outputs[self.tap] = output
+
+
+def _pause_statistics(norm: _BatchNorm, args: Any) -> None:
+    """Pause running statistics outside the forward pass, where gradient checkpointing runs layers a second time."""
+    if norm.training and getattr(_running, "outputs", None) is None:
+        norm._momentum, norm.momentum = norm.momentum, 0.0  # type: ignore[assignment]
+
+
+def _resume_statistics(norm: _BatchNorm, args: Any, output: Any) -> None:
+    if "_momentum" in vars(norm):
+        norm.momentum = vars(norm).pop("_momentum")
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked -= 1
 
 
 def _last_layer(body: nn.Module, tap: str) -> str:

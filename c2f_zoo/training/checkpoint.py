@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.scheduler.scheduler import Scheduler
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from c2f_zoo.model import C2FModel
 
@@ -51,7 +51,7 @@ class Progress:
 
 
 def save_checkpoint(
-    model: C2FModel, optimizer: Optimizer, schedule: LRScheduler, progress: Progress, output: Path
+    model: C2FModel, optimizer: Optimizer, schedule: Scheduler, progress: Progress, output: Path
 ) -> None:
     """Save a checkpoint to `output`, and the model if the epoch is the best.
 
@@ -79,7 +79,7 @@ def load_checkpoint(checkpoint: Path, model: C2FModel) -> Progress:
     return Progress(**json.loads((checkpoint / "progress.json").read_text()))
 
 
-def load_optimizer(checkpoint: Path, optimizer: Optimizer, schedule: LRScheduler) -> None:
+def load_optimizer(checkpoint: Path, optimizer: Optimizer, schedule: Scheduler) -> None:
     """Load the state of a checkpoint's optimizer and schedule."""
     state = torch.load(checkpoint / "optimizer.pt", weights_only=True)
     optimizer.load_state_dict(state["optimizer"])

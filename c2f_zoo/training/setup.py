@@ -25,7 +25,35 @@ def build_model(options: TrainOptions, hierarchy: Hierarchy) -> C2FModel:
         arguments["batch_norm"] = "per_level"
     model = create_model(options.model, **arguments)
     check_batch_norm(options.objective, model.config.batch_norm)
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on a CPU
+    prepare_for_training(model, options)
+    return model
+
+
+def prepare_for_training(model: C2FModel, options: TrainOptions) -> None:
+    """Set a model's memory layout, gradient checkpointing and compilation, in place.
+
+    Backbone and pooling are compiled, the head is not: their graphs are the same for every level, and the names of the
+    weights stay the same.
+
+    Args:
+        model: the model.
+        options: the options; `channels_last`, `gradient_checkpointing` and `compile` are used.
+
+    Raises:
+        ValueError: the backbone does not support gradient checkpointing.
+    """
+    if options.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if options.gradient_checkpointing:
+        model.backbone.set_grad_checkpointing()
+    if options.compile:
+        model.backbone.compile()
+        model.pooling.compile()
+
+
+def count_graphs() -> int:
+    """Count the graphs that `torch.compile` compiled in this process; the number should stop to grow early."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
 def check_batch_norm(objective: str, batch_norm: str) -> None:

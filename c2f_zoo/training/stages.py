@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
+from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -25,7 +26,7 @@ from c2f_zoo.model import C2FModel
 from c2f_zoo.training.checkpoint import Progress, latest_checkpoint, load_checkpoint, load_optimizer, save_checkpoint
 from c2f_zoo.training.curves import plot_curves
 from c2f_zoo.training.objective import Objective
-from c2f_zoo.training.optimizers import create_optimizer
+from c2f_zoo.training.optimizers import create_optimizer, create_schedule
 from c2f_zoo.training.options import Stage, TrainOptions
 
 # A function of the model, wrapped for training; returns each level's accuracy and the indices of unreadable images.
@@ -70,18 +71,18 @@ def fit(
         if progress.epoch >= last:
             continue
         accelerator.free_memory()
-        sgd, schedule = create_optimizer(model, stage, options)
-        wrapped, optimizer = accelerator.prepare(model, sgd)
+        wrapped, optimizer = accelerator.prepare(model, create_optimizer(model, stage, options))
+        schedule = create_schedule(optimizer, stage, steps_per_epoch=1)
         if checkpoint is not None and progress.epoch > first:
             load_optimizer(checkpoint, optimizer, schedule)
         while progress.epoch < last:
             title = f"stage {number}, epoch {progress.epoch + 1}"
             set_seed(options.seed + progress.epoch + 1, device_specific=True)
-            row = {"epoch": progress.epoch + 1, "stage": number, "lr": schedule.get_last_lr()[0]}
+            row = {"epoch": progress.epoch + 1, "stage": number, "lr": optimizer.param_groups[0]["lr"]}
             losses, unreadable = train_epoch(wrapped, stage, loader, objective, optimizer, title, accelerator)
             accuracy, more = validate(wrapped)
             row |= losses | {f"val_{level}": score for level, score in accuracy.items()}
-            schedule.step()
+            schedule.step_update(progress.epoch + 1 - first)
             progress.add_epoch(row, [*unreadable, *more])
             if accelerator.is_main_process:
                 save_epoch(model, optimizer, schedule, progress, output)
@@ -182,7 +183,7 @@ def interleave_levels(batches: Iterable[Any], levels: Sequence[str]) -> Iterator
 def save_epoch(
     model: C2FModel,
     optimizer: Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
+    schedule: Scheduler,
     progress: Progress,
     output: Path,
 ) -> None:

@@ -1,0 +1,50 @@
+"""The recipes' YAML files: each is read, and its model, optimizers and schedules are built."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import ablation
+import pytest
+import yaml
+
+from c2f_zoo import create_model, load_hierarchy
+from c2f_zoo.data import DATASETS
+from c2f_zoo.registry import check_options
+from c2f_zoo.training.objective import check_objective
+from c2f_zoo.training.optimizers import create_ema, create_optimizer, create_schedule
+from c2f_zoo.training.options import TrainOptions, read_options
+from c2f_zoo.training.setup import build_model, check_stages
+
+CONFIGS = sorted((Path(__file__).parents[1] / "recipes" / "configs").glob("*.yaml"))
+TRAINED = [path for path in CONFIGS if "stages" in yaml.safe_load(path.read_text())]
+OF_WEIGHTS = ("pretrained_backbone", "backbone_checkpoint")
+
+
+def test_the_files_are_those_of_two_recipes() -> None:
+    assert {"critters", "cub_mlph_vgg16", "paper_cub", "paper_cars", "modern"} <= {path.stem for path in TRAINED}
+    for path in {*CONFIGS} - {*TRAINED}:
+        options = yaml.safe_load(path.read_text())
+        check_options("option:", ablation.main, options)
+        check_options("key in model_options:", create_model, options["model_options"])
+
+
+@pytest.mark.parametrize("path", TRAINED, ids=lambda path: path.stem)
+def test_everything_of_a_training_is_built(path: Path) -> None:
+    options = read_options(TrainOptions, [path])
+    check_options("option of the dataset:", DATASETS[options.dataset], {**options.dataset_options, "split": "train"})
+    without_weights = {key: value for key, value in options.model_options.items() if key not in OF_WEIGHTS}
+    options = replace(options, model_options=without_weights)
+    model = build_model(options, load_hierarchy(options.dataset))
+    assert dict(model.config.resolutions) == options.resolutions
+    check_stages(options.stages)
+    check_objective(options, model)
+    for stage in options.stages:
+        optimizer = create_optimizer(model, stage, options)
+        assert optimizer.param_groups[0]["lr"] == stage.lr
+        schedule = create_schedule(optimizer, stage, steps_per_epoch=10)
+        schedule.step_update(stage.epochs * 10 - 1)
+        assert 0 < optimizer.param_groups[0]["lr"] <= stage.lr
+    ema = create_ema(model, options)
+    assert (ema is None) == (options.ema is None)
