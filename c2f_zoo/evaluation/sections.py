@@ -1,0 +1,127 @@
+"""Sections of a measurement: each runs in a new process within a time limit, and all write to one JSON file."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from c2f_zoo.io.files import atomic_write
+
+TRACEBACK_LINES = 12
+
+
+class Record:
+    """A JSON file of sections and their rows, written after every change.
+
+    Only one process may write at a time. The file has a key for each section, with its rows, its seconds and, if it
+    failed, its error.
+
+    Args:
+        path: the file to create or continue; its folder must exist.
+
+    Examples:
+        >>> Record("gpu.json").add("products", {"dtype": "bfloat16", "tflops": 790})
+        products: dtype bfloat16, tflops 790
+        >>> Record("gpu.json").rows("products")
+        [{'dtype': 'bfloat16', 'tflops': 790}]
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def read(self) -> dict[str, Any]:
+        """Return the whole content."""
+        content: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+        return content
+
+    def rows(self, section: str) -> list[dict[str, Any]]:
+        """Return the rows of a section."""
+        return list(self.read().get(section, {}).get("rows", []))
+
+    def add(self, section: str, row: Mapping[str, Any]) -> None:
+        """Add a row to a section, and print it."""
+        self.update(section, rows=[*self.rows(section), dict(row)])
+        print(f"{section}: " + ", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+
+    def update(self, section: str, **values: Any) -> None:
+        """Set values of a section, e.g. its error."""
+        content = self.read()
+        content.setdefault(section, {}).update(values)
+        text = json.dumps(content, indent=1, default=str)
+        atomic_write(self.path, lambda part: part.write_text(text + "\n", encoding="utf-8"))
+
+    @contextmanager
+    def record_errors(self, section: str, row: Mapping[str, Any] | None = None) -> Iterator[None]:
+        """Record an exception of the block as the section's error, or as that of a row, and continue.
+
+        Args:
+            section: the section.
+            row: the row that failed; None for the whole section.
+
+        Examples:
+            >>> with Record("gpu.json").record_errors("products", {"dtype": "float8"}):
+            ...     raise ValueError("no such dtype")
+            products: dtype float8, error ValueError: no such dtype
+        """
+        try:
+            yield
+        except Exception as error:
+            lines = "".join(traceback.format_exception(error)).splitlines()[-TRACEBACK_LINES:]
+            message = f"{type(error).__name__}: {error}"[:500]
+            if row is None:
+                self.update(section, error=message, traceback=lines)
+                print("\n".join(lines), flush=True)
+            else:
+                self.add(section, {**row, "error": message})
+
+
+def run_sections(
+    command: Sequence[str], limits: Mapping[str, float], record: Record, seconds: float = float("inf")
+) -> None:
+    """Run each section in a new process; record the error of one that fails, and run the next.
+
+    A section that exceeds its time limit is killed, with the processes that it started; its rows are kept.
+
+    Args:
+        command: the command of a section, to which its name is appended.
+        limits: section -> its time limit in seconds, in order.
+        record: the file, to which the processes add rows.
+        seconds: time limit of all sections together.
+    """
+    end = time.monotonic() + seconds
+    for section, limit in limits.items():
+        start = time.monotonic()
+        limit = min(limit, end - start)
+        if limit <= 0:
+            record.update(section, error=f"not run: the {seconds:g} s of all sections were over")
+            continue
+        print(f"--- {section}, at most {limit:.0f} s", flush=True)
+        # A group of its own, not a session: the processes end with the terminal's or the batch system's session.
+        process = subprocess.Popen([*command, section], preexec_fn=os.setpgrp)
+        try:
+            status = process.wait(timeout=limit)
+            if status and "error" not in record.read().get(section, {}):
+                record.update(section, error=f"the process ended with {_describe(status)}; see the log")
+        except subprocess.TimeoutExpired:
+            record.update(section, error=f"stopped at its time limit of {limit:.0f} s; its rows are kept")
+        finally:
+            _kill_group(process)
+            record.update(section, seconds=round(time.monotonic() - start, 1))
+
+
+def _describe(status: int) -> str:
+    return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit code {status}"
+
+
+def _kill_group(process: subprocess.Popen) -> None:
+    with suppress(ProcessLookupError):  # all of its processes have ended
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
