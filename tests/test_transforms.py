@@ -109,6 +109,7 @@ class TestDegrade:
         assert_same(*results)
         assert_same(Degrade(24)(torch.from_numpy(pixels).permute(2, 0, 1) / 255), results[0])
 
+    @pytest.mark.gpu
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
     @pytest.mark.parametrize("filter", MOST)
     def test_gpu_agrees(self, filter: str) -> None:

@@ -12,7 +12,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -30,10 +30,14 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 NO_TRITON = "Triton is not installed"
 
-needs_kernels = pytest.mark.skipif(
-    not (HAS_TRITON and (INTERPRETED or DEVICE == "cuda")),
-    reason="test_under_the_interpreter runs it in a process of its own" if HAS_TRITON else NO_TRITON,
-)
+
+def needs_kernels(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test of the kernels."""
+    reason = "test_under_the_interpreter runs it in a process of its own" if HAS_TRITON else NO_TRITON
+    is_skipped = not (HAS_TRITON and (INTERPRETED or DEVICE == "cuda"))
+    marked: Callable[..., None] = pytest.mark.gpu(pytest.mark.skipif(is_skipped, reason=reason)(test))
+    return marked
+
 
 MLP: list[tuple[int, ...]] = [(0, 1), (0, 2), (1, 2), (0, 1, 2)]
 TERMS: dict[str, list[tuple[int, ...]]] = {

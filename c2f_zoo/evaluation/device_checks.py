@@ -6,13 +6,14 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from c2f_zoo.evaluation.device_measuring import precision
+from c2f_zoo.evaluation.device_measuring import autocast, tf32
 from c2f_zoo.ops import IMPLEMENTATIONS
 from c2f_zoo.ops.choice import Choice, SumsShape, choose
 from c2f_zoo.pooling import POOLINGS, Pooling, create_pooling, list_poolings
@@ -88,8 +89,8 @@ def check_pooling_case(case: PoolingCase, device: torch.device) -> Row:
     call: Callable[..., Tensor] = found_on
     if case.mode == "compiled":
         call = torch.compile(found_on, backend="inductor" if device.type == "cuda" else "aot_eager")
-    with precision("fp32", device), autocast(device, case.dtype if case.mode != "cast" else torch.float32):
-        found = run(found_on, inputs, call)
+    with tf32(False):
+        found = run(found_on, inputs, call, autocast(device, case.dtype if case.mode != "cast" else torch.float32))
     values, gradients = TOLERANCE[case.dtype]
     if case.impl == "saved_bf16":  # which rounds gradients in every dtype
         gradients = max(gradients, TOLERANCE[torch.bfloat16][1])
@@ -133,20 +134,27 @@ def choose_impl(
     return choose(shape, impl)
 
 
-def run(pooling: nn.Module, maps: Sequence[Tensor], call: Callable[..., Tensor] | None = None) -> list[Tensor]:
-    """Return the vectors, then the gradients of maps and weights for a fixed gradient of the vectors."""
+def run(
+    pooling: nn.Module,
+    maps: Sequence[Tensor],
+    call: Callable[..., Tensor] | None = None,
+    context: AbstractContextManager[Any] | None = None,
+) -> list[Tensor]:
+    """Return the vectors, then the gradients of maps and weights for a fixed gradient of the vectors.
+
+    Args:
+        pooling: the pooling.
+        maps: its maps.
+        call: the pooling as it is called, e.g. compiled.
+        context: context of the forward pass, e.g. autocast.
+    """
     maps = [x.detach().requires_grad_() for x in maps]
-    vectors = pooling(maps) if call is None else call(maps)
+    with context or nullcontext():
+        vectors = pooling(maps) if call is None else call(maps)
     upstream = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(1))
     leaves = [*maps, *(weight for weight in pooling.parameters() if weight.requires_grad)]
     gradients = torch.autograd.grad(vectors, leaves, upstream.to(vectors))
     return [vectors.detach(), *gradients]
-
-
-def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Return autocast to a dtype; disabled for float32 and float64."""
-    is_half = dtype in (torch.bfloat16, torch.float16)
-    return torch.autocast(device.type, dtype if is_half else torch.bfloat16, enabled=is_half)
 
 
 def compare(name: str, found: Sequence[Tensor], exact: Sequence[Tensor], tolerance: tuple[float, float]) -> Row:

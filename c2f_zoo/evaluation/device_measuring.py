@@ -13,24 +13,30 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from c2f_zoo.evaluation.measuring import MEBIBYTE
 
-# Name -> (dtype of autocast, whether float32 products may run in TF32). PyTorch's own defaults differ between
-# convolutions (TF32) and matrix products (float32); here both have the same.
-PRECISIONS = {"bf16": (torch.bfloat16, False), "tf32": (None, True), "fp32": (None, False)}
+# Name -> dtype, and whether float32 products run in TF32.
+PRECISIONS = {"bf16": (torch.bfloat16, False), "tf32": (torch.float32, True), "fp32": (torch.float32, False)}
 WARM_UP = 3
 LONGEST = 0.5  # seconds of timed calls of one function
 
 
 @contextmanager
-def precision(name: str, device: torch.device) -> Iterator[None]:
-    """Run a block in one of `PRECISIONS`."""
-    dtype, tf32 = PRECISIONS[name]
+def tf32(allowed: bool) -> Iterator[None]:
+    """Allow or forbid TF32 in the float32 products and convolutions of a block.
+
+    PyTorch's own default allows it in convolutions only.
+    """
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
     try:
-        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-            yield
+        yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Return autocast to a dtype; disabled for float32 and float64."""
+    is_half = dtype in (torch.bfloat16, torch.float16)
+    return torch.autocast(device.type, dtype if is_half else torch.bfloat16, enabled=is_half)
 
 
 def time_and_memory(function: Callable[[], object], device: torch.device, repeats: int = 20) -> dict[str, float | None]:
@@ -89,9 +95,9 @@ def product_rate(name: str, device: torch.device, size: int = 8192) -> float:
         size: number of rows and columns.
     """
     generator = torch.Generator(device).manual_seed(0)
-    dtype = PRECISIONS[name][0] or torch.float32
+    dtype, allow_tf32 = PRECISIONS[name]
     a, b = (torch.randn(size, size, generator=generator, device=device, dtype=dtype) for _ in range(2))
-    with precision(name, device):
+    with tf32(allow_tf32):
         milliseconds_of = time_and_memory(lambda: a @ b, device)["ms"]
     assert milliseconds_of is not None
     return 2e-9 * size**3 / milliseconds_of

@@ -17,8 +17,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from c2f_zoo.evaluation.device_checks import Row, autocast, compare
-from c2f_zoo.evaluation.device_measuring import precision
+from c2f_zoo.evaluation.device_checks import Row, compare
+from c2f_zoo.evaluation.device_measuring import autocast, tf32
 from c2f_zoo.model import C2FModel
 from c2f_zoo.zoo.create import create_model
 
@@ -55,7 +55,7 @@ def check_model(name: str, device: torch.device, dtype: torch.dtype, wrap: Wrap)
     torch.manual_seed(0)
     model = create_model(MODEL).eval()  # batch norm amplifies the errors of a small batch
     exact = run_model(copy.deepcopy(model).double(), torch.device("cpu"), torch.float64)
-    with one_process(device):
+    with one_process(device), tf32(False):
         moved = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         found = run_model(moved, device, dtype, wrap(moved))
     return compare(name, found, exact, TOLERANCE[dtype])
@@ -67,7 +67,7 @@ def run_model(
     """Return the logits of all levels, then all weights' gradients for the sum of the cross-entropies."""
     kept = torch.float64 if dtype == torch.float64 else torch.float32
     images = torch.rand(4, 3, 96, 96, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    with precision("fp32", device), autocast(device, dtype):
+    with autocast(device, dtype):
         logits = (model if call is None else call)(images.to(device, kept))
         losses = [F.cross_entropy(z.to(kept), torch.arange(4, device=device) % z.shape[1]) for z in logits.values()]
     torch.stack(losses).sum().backward()

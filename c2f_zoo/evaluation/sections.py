@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+import multiprocessing
 import os
 import signal
-import subprocess
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,9 @@ class Record:
         return list(self.read().get(section, {}).get("rows", []))
 
     def add(self, section: str, row: Mapping[str, Any]) -> None:
-        """Add a row to a section, and print it."""
-        self.update(section, rows=[*self.rows(section), dict(row)])
+        """Add a row to a section, and print it; NaN and infinity, which JSON does not have, become text."""
+        row = {key: str(value) if _is_not_finite(value) else value for key, value in row.items()}
+        self.update(section, rows=[*self.rows(section), row])
         print(f"{section}: " + ", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
 
     def update(self, section: str, **values: Any) -> None:
@@ -84,44 +86,62 @@ class Record:
 
 
 def run_sections(
-    command: Sequence[str], limits: Mapping[str, float], record: Record, seconds: float = float("inf")
+    function: Callable[[str], None],
+    limits: Mapping[str, float],
+    record: Record,
+    seconds: float = math.inf,
+    start_method: str = "spawn",
 ) -> None:
     """Run each section in a new process; record the error of one that fails, and run the next.
 
     A section that exceeds its time limit is killed, with the processes that it started; its rows are kept.
 
     Args:
-        command: the command of a section, to which its name is appended.
+        function: a picklable function of a section's name, which adds rows to the record.
         limits: section -> its time limit in seconds, in order.
-        record: the file, to which the processes add rows.
+        record: the file.
         seconds: time limit of all sections together.
+        start_method: how `multiprocessing` starts a process; "fork" only before the GPU's first use.
     """
+    context: Any = multiprocessing.get_context(start_method)
     end = time.monotonic() + seconds
     for section, limit in limits.items():
         start = time.monotonic()
         limit = min(limit, end - start)
         if limit <= 0:
-            record.update(section, error=f"not run: the {seconds:g} s of all sections were over")
+            record.update(section, error=f"not run: the time limit of all sections, {seconds:g} s, was over")
             continue
         print(f"--- {section}, at most {limit:.0f} s", flush=True)
-        # A group of its own, not a session: the processes end with the terminal's or the batch system's session.
-        process = subprocess.Popen([*command, section], preexec_fn=os.setpgrp)
+        process = context.Process(target=_run_section, args=(function, section, record))
+        process.start()
         try:
-            status = process.wait(timeout=limit)
-            if status and "error" not in record.read().get(section, {}):
-                record.update(section, error=f"the process ended with {_describe(status)}; see the log")
-        except subprocess.TimeoutExpired:
-            record.update(section, error=f"stopped at its time limit of {limit:.0f} s; its rows are kept")
+            process.join(limit)
+            if process.is_alive():
+                record.update(section, error=f"stopped at its time limit of {limit:.0f} s; its rows are kept")
+            elif process.exitcode:
+                record.update(section, error=f"its process ended with {_describe(process.exitcode)}; see the log")
         finally:
             _kill_group(process)
             record.update(section, seconds=round(time.monotonic() - start, 1))
+
+
+def _run_section(function: Callable[[str], None], section: str, record: Record) -> None:
+    # A group of its own, not a session: its processes still end with the terminal's or the batch system's session.
+    os.setpgrp()
+    with record.record_errors(section):
+        function(section)
+
+
+def _is_not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _describe(status: int) -> str:
     return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit code {status}"
 
 
-def _kill_group(process: subprocess.Popen) -> None:
+def _kill_group(process: Any) -> None:
     with suppress(ProcessLookupError):  # all of its processes have ended
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()  # if it is not yet the leader of its group
+    process.join()

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -66,23 +68,18 @@ def machine(settings: Settings) -> None:
         settings.record.add("machine", {"precision": precision, "tflops": round(rate, 3)})
 
 
-def rate_of(settings: Settings, precision: str) -> float:
-    """Return the measured rate of matrix products, in 1e12 operations a second; NaN if it is unknown."""
-    rates = {row["precision"]: row["tflops"] for row in settings.record.rows("machine")}
-    return rates.get(precision, float("nan"))
-
-
 def checks(settings: Settings) -> None:
     """Compare every pooling and a model with float64; see `c2f_zoo.evaluation.device_checks`."""
     from c2f_zoo.evaluation.device_checks import check_pooling_case, pooling_cases
     from c2f_zoo.evaluation.device_model_checks import model_checks
 
     cases = list(pooling_cases(("mlp", "max") if settings.tiny else ()))
-    calls = {str(case): partial(check_pooling_case, case, device()) for case in cases if case.mode != "compiled"}
+    calls: dict[str, Callable[[], Any]] = {}
+    calls |= {str(case): partial(check_pooling_case, case, device()) for case in cases if case.mode != "compiled"}
     calls |= {f"model {name}": check for name, check in model_checks(device()).items()}
     calls |= {str(case): partial(check_pooling_case, case, device()) for case in cases if case.mode == "compiled"}
     for name, check in calls.items():
-        if settings.tiny and ("float16" in name.split() or name in ("model compiled", "mlp default float32 compiled")):
+        if settings.tiny and ("float16" in name or "compiled" in name) and "max" not in name:
             continue  # slow on a CPU
         with settings.record.record_errors("checks", {"check": name}):
             settings.record.add("checks", check())
@@ -109,107 +106,158 @@ def tests(settings: Settings) -> None:
     files = [path for path in sorted((ROOT / "tests").glob("test_*.py")) if "mark.gpu" in path.read_text()]
     chosen = [str(path) for path in files if path.name != "test_device_checks.py"]  # which the section "checks" ran
     if settings.tiny:
-        chosen = [f"{ROOT}/tests/test_transforms.py"]
+        chosen = [f"{ROOT}/tests/test_device_checks.py"]
     # Without the configured options, which need pytest-xdist.
     options = ["-m", "gpu", "-q", "-o", "addopts=", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
     status = pytest.main([*options, *chosen], plugins=[Outcomes(settings.record)])
     settings.record.update("tests", pytest=status.name if isinstance(status, pytest.ExitCode) else status)
 
 
-@dataclass(frozen=True)
-class Sums:
-    """A pooling to measure at a shape.
-
-    Attributes:
-        pooling: name of the pooling.
-        variant: "eager" (as most code writes it), "compiled" (that, by `torch.compile`), "ours" (the automatic choice),
-            or an implementation.
-        precision: one of `PRECISIONS`.
-        batch: number of images.
-    """
-
-    pooling: str
-    variant: str
-    precision: str
-    batch: int
-
-
-def poolings_to_measure(tiny: bool) -> Iterator[Sums]:
-    """Yield what to measure, the most important first."""
-    batches = (2,) if tiny else (32, 8, 64, 16)
-    for batch in batches:
-        for precision in ("bf16", "tf32", "fp32"):
-            yield from (Sums("mlp", variant, precision, batch) for variant in ("eager", "ours"))
-    middle = batches[0]
-    yield Sums("mlp", "compiled", "bf16", middle)
-    for precision in ("bf16", "tf32"):
-        for pooling, variants in {"mlp": ("tiled", "triton"), "hbp": ("eager", "ours", "gram", "triton")}.items():
-            yield from (Sums(pooling, variant, precision, middle) for variant in variants)
-    if not tiny:
-        rest = [("mlp", "tf32", middle), ("hbp", "bf16", middle), ("mlp", "bf16", 8), ("mlp", "bf16", 64)]
-        yield from (Sums(pooling, "compiled", precision, batch) for pooling, precision, batch in rest)
-
-
 def poolings(settings: Settings) -> None:
-    """Measure forward and backward passes of poolings at the paper's shape."""
-    for case in poolings_to_measure(settings.tiny):
-        with settings.record.record_errors("poolings", vars(case)):
-            settings.record.add("poolings", {**vars(case), **measure_pooling(case, settings)})
+    """Measure forward and backward passes of poolings at the paper's shape, the most important first."""
+    from c2f_zoo.evaluation.device_steps import measure_pooling
+
+    batches = (2,) if settings.tiny else (32, 8, 64, 16)
+    shape = {"channels": 16, "size": 5, "dim": 32} if settings.tiny else {}
+    middle, precisions = batches[0], ("bf16",) if settings.tiny else ("bf16", "tf32", "fp32")
+    cases = list(itertools.product(["mlp"], ("eager", "ours"), precisions, batches))
+    cases += [] if settings.tiny else [("mlp", "compiled", "bf16", middle)]
+    cases += itertools.product(["mlp"], ("tiled", "triton"), precisions, [middle])
+    cases += itertools.product(["hbp"], ("eager", "ours", "triton"), precisions, [middle])
+    if not settings.tiny:
+        cases += [("mlp", "compiled", "tf32", middle), ("hbp", "compiled", "bf16", middle)]
+        cases += [("mlp", "compiled", "bf16", batch) for batch in batches[1:]]
+    for pooling, variant, precision, batch in cases:
+        about = {"pooling": pooling, "variant": variant, "precision": precision, "batch": batch}
+        with settings.record.record_errors("poolings", about):
+            plain = plain_transcriptions()[pooling]
+            row = measure_pooling(pooling, variant, precision, batch, plain, device(), **shape)
+            settings.record.add("poolings", {**about, **row, **of_gemm(row, settings, precision)})
         free_memory()
 
 
-def measure_pooling(case: Sums, settings: Settings) -> dict[str, Any]:
-    """Measure a forward and backward pass: time, memory, and the fraction of the rate of matrix products."""
+def step(settings: Settings) -> None:
+    """Measure training steps of mlph_vgg16_cub on images of 448 x 448, with bf16 autocast."""
     import torch
 
-    from c2f_zoo.evaluation.device_checks import choose_impl
-    from c2f_zoo.evaluation.device_measuring import count_flops, precision, time_and_memory
-    from c2f_zoo.pooling import create_pooling
+    from c2f_zoo.evaluation.device_steps import measure_training_step
 
-    plain = plain_transcriptions()[case.pooling]
-    channels, size, dim = (16, 5, 32) if settings.tiny else (512, 28, 8192)
-    impl = case.variant if case.variant not in ("eager", "compiled", "ours") else None
-    torch.manual_seed(0)
-    module = create_pooling(case.pooling, [channels] * 3, dim=dim, impl=impl).to(device())
-    kept = torch.bfloat16 if case.precision == "bf16" else torch.float32  # dtype of a backbone's maps
-    maps = [torch.rand(case.batch, channels, size, size, device=device(), dtype=kept).requires_grad_() for _ in range(3)]
-    call: Callable[..., Any] = module
-    if impl is None and case.variant != "ours":
-        call = partial(torch.compile(plain, dynamic=False) if case.variant == "compiled" else plain, module)
-    choice = choose_impl(module, impl, maps, kept)
-    if choice is not None and choice.refused:
-        raise ValueError(choice.refused)
-
-    def step(call: Callable[..., Any], maps: Sequence[Any]) -> None:
-        for tensor in (*maps, *module.parameters()):
-            tensor.grad = None
-        with precision(case.precision, device()):
-            vectors = call(maps)
-            vectors.backward(torch.ones_like(vectors))
-
-    one = [x[:1].detach().requires_grad_() for x in maps]
-    flops = case.batch * count_flops(lambda: step(partial(plain, module), one))
-    row: dict[str, Any] = {"impl": choice.impl if choice and case.variant not in ("eager", "compiled") else None}
-    row |= time_and_memory(lambda: step(call, maps), device())
-    return {**row, **rates(flops, row["ms"], settings, case.precision)}
+    options: dict[str, Any] = {}
+    if settings.tiny:
+        options = {"model": "mlph_tiny_critters", "input_size": 32, "pooling_options": {"dim": 16}}
+    batches = (2,) if settings.tiny else (32, 8, 64, 16)
+    cases = [(variant, batch) for batch in batches for variant in ("eager", "ours")]
+    if not settings.tiny:
+        cases += [("ours, cudnn.benchmark", 32), ("ours, compiled", 32), ("eager, compiled", 32)]
+    for variant, batch in cases:
+        torch.backends.cudnn.benchmark = "benchmark" in variant
+        about = {"variant": variant, "batch": batch}
+        with settings.record.record_errors("step", about):
+            plain = plain_transcriptions()["mlp"] if variant.startswith("eager") else None
+            row = measure_training_step(batch, plain, device(), compiled="compiled" in variant, **options)
+            settings.record.add("step", {**about, **row, **of_gemm(row, settings, "bf16")})
+        free_memory()
 
 
 def plain_transcriptions() -> dict[str, Callable[..., Any]]:
+    """Return each pooling as most code writes it."""
     sys.path.insert(0, str(ROOT / "tests"))
     from reference.poolings import PLAIN
 
     return PLAIN
 
 
-def rates(flops: float, milliseconds: float, settings: Settings, precision: str) -> dict[str, float]:
-    """Return the rate in 1e12 operations a second, and its fraction of that of matrix products."""
-    tflops = 1e-9 * flops / milliseconds
-    return {"tflops": round(tflops, 3), "of_gemm": round(tflops / rate_of(settings, precision), 4)}
+def of_gemm(row: dict[str, Any], settings: Settings, precision: str) -> dict[str, float | None]:
+    """Return the fraction of the measured rate of matrix products, None if that is unknown."""
+    rates = {row["precision"]: row["tflops"] for row in settings.record.rows("machine")}
+    return {"of_gemm": round(row["tflops"] / rates[precision], 4) if precision in rates else None}
 
 
 def free_memory() -> None:
     import torch
 
     gc.collect()
+    torch._dynamo.reset()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+# Section -> its time limit in seconds, and its function.
+SECTIONS: dict[str, tuple[float, Callable[[Settings], None]]] = {
+    "machine": (30, machine),
+    "checks": (120, checks),
+    "tests": (70, tests),
+    "poolings": (90, poolings),
+    "step": (70, step),
+}
+
+
+def run_section(settings: Settings, section: str) -> None:
+    SECTIONS[section][1](settings)
+
+
+def start_method(settings: Settings) -> str:
+    """Choose how sections start: small ones without a GPU fork, after imports that take longer than themselves."""
+    if settings.tiny and not {"torch", "timm", "accelerate"}.intersection(missing_packages()):
+        import torch
+
+        import c2f_zoo.evaluation.device_model_checks
+        import c2f_zoo.evaluation.device_steps  # noqa: F401
+
+        if not torch.cuda.is_available():
+            return "fork"
+    return "spawn"
+
+
+def missing_packages() -> list[str]:
+    return [name for name in (*NEEDED, *OPTIONAL) if find_spec(name) is None]
+
+
+def summary(record: Record) -> list[str]:
+    """Return failures, and the targets beside what was measured."""
+    content = record.read()
+    lines = [f"{name}: {section['error']}" for name, section in content.items() if "error" in section]
+    for name, section in content.items():
+        rows = section.get("rows", [])
+        bad = [row for row in rows if "error" in row or str(row.get("outcome", "")).startswith("failed")]
+        lines += [f"{name}: {len(rows)} rows, {len(bad)} failed"] if rows else []
+        lines += [f"  {row}" for row in bad]
+    mlp = [row for row in record.rows("poolings") if (row["pooling"], row["precision"]) == ("mlp", "bf16")]
+    for text, rows, key, variant in (
+        ("MLP pooling in bf16, target 2: time of eager / ours", mlp, "ms", "eager"),
+        ("MLP pooling in bf16, target 1: time of compiled / ours", mlp, "ms", "compiled"),
+        ("MLP pooling in bf16, target 16: memory of eager / ours", mlp, "peak_mib", "eager"),
+        ("training step, target 1.3: time of eager / ours", record.rows("step"), "ms", "eager"),
+    ):
+        found = {(row["variant"], row["batch"]): row.get(key) for row in rows}
+        pairs = {
+            batch: (value, found.get(("ours", batch))) for (name, batch), value in found.items() if name == variant
+        }
+        ratios = [f"{value / ours:.2f} at batch {batch}" for batch, (value, ours) in pairs.items() if value and ours]
+        lines.append(f"{text}: {', '.join(ratios) or 'not measured'}")
+    return lines
+
+
+def main(arguments: list[str]) -> None:
+    """Run the sections, and print the summary."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("out", type=Path, help="folder of gpu.json")
+    parser.add_argument("--tiny", action="store_true", help="small sizes, for a trial without a GPU")
+    parser.add_argument("--data", help="folder of CUB-200-2011 for the loader; default: $C2F_ZOO_CUB, or drawn images")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="sections to run")
+    args = parser.parse_args(arguments)
+    settings = Settings(args.out, args.tiny, args.data or os.environ.get("C2F_ZOO_CUB"))
+    record = settings.record
+    args.out.mkdir(parents=True, exist_ok=True)
+    record.path.unlink(missing_ok=True)
+    record.update("packages", missing=(missing := missing_packages()))
+    print(f"missing packages: {', '.join(missing) or 'none'}; what needs them is recorded as failed", flush=True)
+    limits = {name: limit for name, (limit, _) in SECTIONS.items() if name in args.only}
+    run_sections(partial(run_section, settings), limits, record, SECONDS, start_method(settings))
+    lines = summary(record)
+    record.update("summary", lines=lines)
+    print("\n".join(["", *lines, f"written to {record.path}"]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
