@@ -53,6 +53,8 @@ from c2f_zoo.evaluation.resolution_search import (
 from c2f_zoo.evaluation.scoring import scoring_options, validate
 from c2f_zoo.io.files import atomic_write, write_csv
 from c2f_zoo.model import C2FModel, load_model
+from c2f_zoo.training.fingerprint import fingerprint
+from c2f_zoo.training.interrupt import EXIT_CODE, Stopped
 from c2f_zoo.training.launch import create_accelerator, error_message
 from c2f_zoo.training.objective import create_objective
 from c2f_zoo.training.options import TrainOptions, read_options
@@ -172,13 +174,14 @@ def train_at(
     set_seed(options.seed)
     model = build_model(recipe, data.images.hierarchy)
     objective = create_objective(recipe, model)
-    open_run_folder(recipe, "", accelerator)
     validate_epoch = partial(validate, dataset=data.images, indices=data.val, **scoring_options(options, accelerator))
-    progress = fit(model, data.images, data.train, objective, validate_epoch, recipe, output, accelerator)
-    accelerator.wait_for_everyone()  # the main process saves the best epoch's model
-    accelerator.free_memory()
-    if accelerator.is_main_process:
-        list_unreadable({"training": (data.images, progress.unreadable)}, output)
+    splits = {"training": (data.images, data.train), "validation": (data.images, data.val)}
+    with open_run_folder(recipe, "", fingerprint(data.images.hierarchy, splits), accelerator):
+        progress = fit(model, data.images, data.train, objective, validate_epoch, recipe, output, accelerator)
+        accelerator.wait_for_everyone()  # the main process saves the best epoch's model
+        accelerator.free_memory()
+        if accelerator.is_main_process:
+            list_unreadable({"training": (data.images, progress.unreadable)}, output)
     return load_model(output)
 
 
@@ -252,6 +255,9 @@ def parse(args: list[str]) -> tuple[SearchOptions, Path | None, str]:
 if __name__ == "__main__":
     try:
         complete = main(*parse(sys.argv[1:]))
+    except Stopped as stopped:
+        print(f"find_resolutions.py: {stopped}", file=sys.stderr)
+        raise SystemExit(EXIT_CODE) from None
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"find_resolutions.py: {error_message(error)}") from error
     raise SystemExit(0 if complete else 1)

@@ -6,12 +6,12 @@ import math
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from conftest import SMALL
 from torch import Tensor, nn
 
@@ -21,9 +21,8 @@ from c2f_zoo.data import DATASETS, HideLabels, LabelledImages, labels_of, strati
 from c2f_zoo.heads import create_head
 from c2f_zoo.io.files import read_csv
 from c2f_zoo.training import launch
-from c2f_zoo.training.objective import create_objective, select_targets
+from c2f_zoo.training.objective import Objective, create_objective, select_targets
 from c2f_zoo.training.options import Stage, TrainOptions
-from c2f_zoo.training.stages import train_epoch
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "train.py"
 
@@ -124,6 +123,11 @@ class TestHideLabels:
         assert stratified_split(CRITTERS.ancestors(fine), 0.3, seed=1) == stratified_split(fine.tolist(), 0.3, seed=1)
 
 
+def loss_of(objective: Objective, forward: Any, images: Tensor, labels: Tensor, level: str) -> Tensor:
+    """Return the loss of one level."""
+    return objective(forward, images, labels, (level,))[level]
+
+
 def vector_model(head: str, features: int, tree: Hierarchy = CRITTERS) -> C2FModel:
     """Return a model of a head alone, whose images are vectors."""
     torch.manual_seed(0)
@@ -164,10 +168,12 @@ class TestTargets:
         # a2; genus B, which is b; family F2, which is c; nothing is known of the last, which is not counted.
         expected = -(p[0, 1].log() + p[1, 2].log() + p[2, 3].log()) / 3
         objective = create_objective(options(), model)
-        torch.testing.assert_close(objective(model, v, self.ROWS, "species"), expected)
+        torch.testing.assert_close(loss_of(objective, model, v, self.ROWS, "species"), expected)
         weighted = create_objective(options(level_weights={"species": 0.5}), model)
-        torch.testing.assert_close(weighted(model, v, self.ROWS, "species"), expected / 2)
-        torch.testing.assert_close(weighted(model, v, self.ROWS, "family"), objective(model, v, self.ROWS, "family"))
+        torch.testing.assert_close(loss_of(weighted, model, v, self.ROWS, "species"), expected / 2)
+        torch.testing.assert_close(
+            loss_of(weighted, model, v, self.ROWS, "family"), loss_of(objective, model, v, self.ROWS, "family")
+        )
 
     def test_the_prior_is_added_at_the_leaf_level_only(self) -> None:
         model = vector_model("levels", 3, TREE)
@@ -177,7 +183,7 @@ class TestTargets:
         plain, prior = (create_objective(options(tree_prior=w), model) for w in (0.0, 0.1))
         with torch.no_grad():
             difference = {
-                level: float(prior(model, v, self.ROWS, level) - plain(model, v, self.ROWS, level))
+                level: float(loss_of(prior, model, v, self.ROWS, level) - loss_of(plain, model, v, self.ROWS, level))
                 for level in TREE.levels
             }
         assert difference["family"] == difference["genus"] == 0
@@ -218,7 +224,7 @@ def test_every_head_learns_from_labels_of_mixed_depth(name: str) -> None:
     optimizer = torch.optim.SGD(model.head.parameters(), lr=0.1)
 
     def total() -> Tensor:
-        losses = [objective(model.forward_head, v, labels, level) for level in reversed(model.levels)]
+        losses = [loss_of(objective, model.forward_head, v, labels, level) for level in reversed(model.levels)]
         return torch.stack(losses).sum()
 
     before = total()
@@ -277,7 +283,7 @@ def species_accuracy(x: Tensor, labels: Tensor, test_x: Tensor) -> float:
     def closure() -> Tensor:
         optimizer.zero_grad()
         penalty = sum((p.square().sum() for p in parameters), start=torch.zeros(()))
-        loss = objective(model.forward_head, x, labels, "species") + 1e-6 * penalty
+        loss = loss_of(objective, model.forward_head, x, labels, "species") + 1e-6 * penalty
         loss.backward()
         return loss
 
@@ -300,39 +306,6 @@ def test_images_labelled_by_genus_improve_species(seed: int, critter_features: t
     assert (labels[:, 2] >= 0).sum() == 36 * LABELLED
     without = species_accuracy(x[few], labels[few], test_x)
     assert species_accuracy(x, labels, test_x) > without + 0.04
-
-
-def test_consecutive_steps_see_different_images() -> None:
-    model = create_model("mlph", hierarchy="critters", **SMALL)  # type: ignore[arg-type]
-    black = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
-    batches = [
-        (
-            {level: black for level in ("species", "genus", "family")},
-            torch.tensor([[0, 0, number]]),
-            torch.tensor([number]),
-            torch.tensor([number != 2]),
-        )
-        for number in range(4)
-    ]
-    steps = []
-
-    def objective(call: object, images: Tensor, labels: Tensor, level: str) -> Tensor:
-        steps.append((level, int(labels[0, 2])))
-        return model.head.get_classifier("species").weight.sum()  # type: ignore[operator]
-
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    accelerator = Accelerator(cpu=True)
-    losses, unreadable = train_epoch(model, Stage(epochs=1, lr=0.0), batches, objective, optimizer, "", accelerator)
-    assert steps == [
-        ("species", 0),
-        *[("species", 1), ("genus", 0)],
-        *[("species", 2), ("genus", 1), ("family", 0)],
-        *[("species", 3), ("genus", 2), ("family", 1)],
-        *[("genus", 3), ("family", 2)],
-        ("family", 3),
-    ]
-    assert list(losses) == ["loss_species", "loss_genus", "loss_family"]
-    assert unreadable == [2], "once, though each level has seen it"
 
 
 @pytest.fixture

@@ -1,20 +1,21 @@
-"""Checkpoints of a training run."""
+"""Checkpoints of a training run: folders with hashes, written beside and renamed."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from timm.scheduler.scheduler import Scheduler
-from torch.optim import Optimizer
+from c2f_zoo.io.files import atomic_write, fsync_folder
 
-from c2f_zoo.model import C2FModel
+HASHES = "hashes.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass
@@ -23,17 +24,25 @@ class Progress:
 
     Attributes:
         epoch: number of finished epochs.
+        round: number of finished rounds of the next epoch.
+        step: number of steps of the optimizer so far.
         best: mean validation accuracy over the levels in the best epoch.
         best_epoch: number of the best epoch, counted from 1.
+        best_checkpoint: name of the checkpoint that holds the model of the best epoch.
         rows: the rows of `metrics.csv`, one for each epoch.
         unreadable: indices of the skipped images.
+        sums: for each process, level -> sum of the losses of this epoch's steps and number of these steps.
     """
 
     epoch: int = 0
+    round: int = 0
+    step: int = 0
     best: float = -1.0
     best_epoch: int = 0
+    best_checkpoint: str = ""
     rows: list[dict[str, Any]] = field(default_factory=list)
     unreadable: list[int] = field(default_factory=list)
+    sums: list[dict[str, tuple[float, int]]] = field(default_factory=list)
 
     def add_epoch(self, row: dict[str, Any], unreadable: Sequence[int]) -> None:
         """Add a finished epoch.
@@ -42,45 +51,176 @@ class Progress:
             row: its row of `metrics.csv`.
             unreadable: indices of its skipped images.
         """
-        self.epoch += 1
+        self.epoch, self.round, self.sums = self.epoch + 1, 0, []
         self.rows.append(row)
         self.unreadable = sorted({*self.unreadable, *unreadable})
         scores = [value for key, value in row.items() if key.startswith("val_")]
         if sum(scores) / len(scores) > self.best:
             self.best, self.best_epoch = sum(scores) / len(scores), self.epoch
+            self.best_checkpoint = checkpoint_name(self.step)
 
 
-def save_checkpoint(
-    model: C2FModel, optimizer: Optimizer, schedule: Scheduler, progress: Progress, output: Path
-) -> None:
-    """Save a checkpoint to `output`, and the model if the epoch is the best.
+def checkpoint_name(step: int) -> str:
+    """Return the name of the checkpoint after a number of steps.
 
-    The previous checkpoint is removed last: a kill at any time leaves a complete one.
+    Examples:
+        >>> checkpoint_name(250)
+        'checkpoint-00000250'
     """
-    part, final = output / "checkpoint.part", output / f"checkpoint-{progress.epoch:04d}"
-    model.save_pretrained(part)
-    torch.save({"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, part / "optimizer.pt")
-    (part / "progress.json").write_text(json.dumps(asdict(progress)))
-    os.rename(part, final)
-    if progress.best_epoch == progress.epoch:
-        model.save_pretrained(output)
-    for old in sorted(output.glob("checkpoint-*"))[:-1]:
-        shutil.rmtree(old)
+    return f"checkpoint-{step:08d}"
 
 
-def latest_checkpoint(output: Path) -> Path | None:
-    """Return the latest checkpoint in a run's folder, or None."""
-    return max(output.glob("checkpoint-*"), default=None)
+def write_checkpoint(output: Path, step: int, write_to: Callable[[Path], object]) -> Path:
+    """Write a checkpoint of a run: all its files, then their hashes, then its name.
+
+    A kill at any time leaves either the whole checkpoint or none.
+
+    Args:
+        output: the run's folder.
+        step: number of steps of the optimizer so far.
+        write_to: a function that writes the files to a folder.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written; what was written is removed.
+    """
+    part, final = output / "checkpoint.part", output / checkpoint_name(step)
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    try:
+        write_to(part)
+        hashes = {path.relative_to(part).as_posix(): hash_file(path) for path in _files(part)}
+        atomic_write(part / HASHES, lambda path: path.write_text(json.dumps(hashes, indent=1)))
+        for path in _files(part):
+            _fsync(path)
+        for folder in [part, *(path for path in part.rglob("*") if path.is_dir())]:
+            fsync_folder(folder)
+        _remove(final)  # a damaged one
+        os.rename(part, final)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise OSError(
+            error.errno,
+            f"cannot save the checkpoint {final}: {error.strerror or error}; earlier checkpoints are intact: make "
+            "room, then continue with --resume auto",
+        ) from error
+    fsync_folder(output)
+    return final
 
 
-def load_checkpoint(checkpoint: Path, model: C2FModel) -> Progress:
-    """Load a checkpoint's weights into the model and return its progress."""
-    model.load_state_dict(C2FModel.from_pretrained(checkpoint).state_dict())
-    return Progress(**json.loads((checkpoint / "progress.json").read_text()))
+def list_checkpoints(output: Path) -> list[Path]:
+    """Return the folders named `checkpoint-<number>` in a run's folder, highest number first."""
+    found = [(match, path) for path in output.iterdir() if (match := _NAME.fullmatch(path.name)) and path.is_dir()]
+    return [path for match, path in sorted(found, key=lambda pair: int(pair[0][1]), reverse=True)]
 
 
-def load_optimizer(checkpoint: Path, optimizer: Optimizer, schedule: Scheduler) -> None:
-    """Load the state of a checkpoint's optimizer and schedule."""
-    state = torch.load(checkpoint / "optimizer.pt", weights_only=True)
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
+def damage(checkpoint: Path) -> str:
+    """Return what is wrong with a checkpoint, or `""`.
+
+    Examples:
+        >>> checkpoint = write_checkpoint(Path(), 7, lambda folder: (folder / "a.txt").write_text("two birds"))
+        >>> damage(checkpoint)
+        ''
+        >>> _ = (checkpoint / "a.txt").write_text("two bugs!")
+        >>> damage(checkpoint)
+        'a.txt differs from its hash'
+    """
+    try:
+        hashes = json.loads((checkpoint / HASHES).read_text(encoding="utf-8"))
+        for name, expected in hashes.items():
+            if not (checkpoint / name).is_file():
+                return f"{name} is missing"
+            if hash_file(checkpoint / name) != expected:
+                return f"{name} differs from its hash"
+    except FileNotFoundError:
+        return f"{HASHES} is missing"
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{HASHES} cannot be read: {error}"
+    return ""
+
+
+def latest_checkpoint(output: Path, say: Callable[[str], object] = print) -> Path | None:
+    """Return the latest checkpoint that is whole, or None if the folder has no checkpoint.
+
+    Args:
+        output: the run's folder.
+        say: a function that is called with a line for each damaged checkpoint.
+
+    Raises:
+        ValueError: all checkpoints are damaged.
+    """
+    checkpoints = list_checkpoints(output)
+    for checkpoint in checkpoints:
+        if not (reason := damage(checkpoint)):
+            return checkpoint
+        say(f"{checkpoint} is damaged and not used: {reason}")
+    if checkpoints:
+        raise ValueError(
+            f"all {len(checkpoints)} checkpoints in {output} are damaged, so the run cannot be resumed; start again "
+            "with another --output"
+        )
+    return None
+
+
+def remove_old_checkpoints(output: Path, keep: int, best: str) -> None:
+    """Remove all but the latest checkpoints and the best one; folders without hashes are not ours and stay.
+
+    Args:
+        output: the run's folder.
+        keep: number of the latest checkpoints to keep.
+        best: name of the checkpoint of the best epoch.
+    """
+    ours = [path for path in list_checkpoints(output) if (path / HASHES).exists()]
+    for path in ours[keep:]:
+        if path.name != best:
+            _remove(path)
+
+
+def remove_parts(output: Path) -> None:
+    """Remove what a killed process left unfinished: files and folders `*.part` in a run's folder."""
+    for path in output.glob("*.part"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def publish(folder: Path, output: Path) -> None:
+    """Copy a saved model's files to the run's folder, each atomically.
+
+    Args:
+        folder: the folder of the saved model, in a checkpoint.
+        output: the run's folder.
+    """
+    for path in _files(folder):
+        if path.parent == folder and path.suffix in (".safetensors", ".md") or path.name == "config.json":
+            atomic_write(output / path.name, lambda part, source=path: shutil.copyfile(source, part))  # type: ignore[misc]
+
+
+def hash_file(path: Path) -> str:
+    """Return a file's SHA-256 as hexadecimal digits."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _fsync(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _remove(folder: Path) -> None:
+    """Rename a checkpoint before it is removed: a kill must not leave half of one under its name."""
+    if folder.exists():
+        removed = folder.with_name("removed.part")
+        shutil.rmtree(removed, ignore_errors=True)
+        os.rename(folder, removed)
+        shutil.rmtree(removed)

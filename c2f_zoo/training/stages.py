@@ -1,33 +1,52 @@
-"""The training loop: stages, epochs and steps, each level at its own resolution."""
+"""The training loop: stages, epochs and steps."""
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
-from timm.scheduler.scheduler import Scheduler
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from c2f_zoo.data import LabelledImages, Normalize, TransformedImages, create_views
+from c2f_zoo.data import LabelledImages, TransformedImages, labels_of
+from c2f_zoo.data.augment import create_crop
+from c2f_zoo.data.views import Views
 from c2f_zoo.inference.resolutions import own_resolutions
 from c2f_zoo.io.files import atomic_write, write_csv
 from c2f_zoo.model import C2FModel
-from c2f_zoo.training.checkpoint import Progress, latest_checkpoint, load_checkpoint, load_optimizer, save_checkpoint
+from c2f_zoo.training.balance import balanced_order
+from c2f_zoo.training.batches import (
+    EpochBatches,
+    Step,
+    create_loader,
+    first_group,
+    in_groups,
+    seed_everything,
+    seed_of,
+    split_into_steps,
+)
+from c2f_zoo.training.checkpoint import Progress, publish
 from c2f_zoo.training.curves import plot_curves
-from c2f_zoo.training.objective import Objective
-from c2f_zoo.training.optimizers import create_optimizer, create_schedule
+from c2f_zoo.training.interrupt import Stopped
+from c2f_zoo.training.mixing import mix
+from c2f_zoo.training.objective import Objective, count_targets, level_targets
+from c2f_zoo.training.optimizers import create_ema, create_optimizer, create_schedule
 from c2f_zoo.training.options import Stage, TrainOptions
+from c2f_zoo.training.run_state import (
+    Run,
+    StageState,
+    find_checkpoint,
+    restore_optimizer,
+    restore_run,
+    save_if_due,
+    save_run,
+)
+from c2f_zoo.training.step_log import StepLog
 
 # A function of the model, wrapped for training; returns each level's accuracy and the indices of unreadable images.
 Validate = Callable[[nn.Module], tuple[dict[str, float], list[int]]]
@@ -45,7 +64,8 @@ def fit(
 ) -> Progress:
     """Train a model through all stages, or resume it from its latest checkpoint.
 
-    After each epoch the model is validated and saved: `output` holds the model of the best epoch.
+    After each epoch the model is validated and saved: `output` holds the model of the best epoch. A resumed run ends
+    with the same weights and metrics, bit for bit, as one that was never interrupted (docs/how-to/resume.md).
 
     Args:
         model: the model.
@@ -57,141 +77,191 @@ def fit(
         options: the options of the run.
         output: the run's folder.
         accelerator: the processes; all must call this function.
-    """
-    progress, checkpoint = Progress(), latest_checkpoint(output)
-    if checkpoint is not None:
-        progress = load_checkpoint(checkpoint, model)
-        accelerator.print(f"resumed after epoch {progress.epoch}")
-        if progress.best_epoch == progress.epoch and accelerator.is_main_process:
-            model.save_pretrained(output)  # after a kill between the checkpoint and this save
-    loader = accelerator.prepare(create_loader(model, dataset, indices, options))
-    last = 0
-    for number, stage in enumerate(options.stages, start=1):
-        first, last = last, last + stage.epochs
-        if progress.epoch >= last:
-            continue
-        accelerator.free_memory()
-        wrapped, optimizer = accelerator.prepare(model, create_optimizer(model, stage, options))
-        schedule = create_schedule(optimizer, stage, steps_per_epoch=1)
-        if checkpoint is not None and progress.epoch > first:
-            load_optimizer(checkpoint, optimizer, schedule)
-        while progress.epoch < last:
-            title = f"stage {number}, epoch {progress.epoch + 1}"
-            set_seed(options.seed + progress.epoch + 1, device_specific=True)
-            row = {"epoch": progress.epoch + 1, "stage": number, "lr": optimizer.param_groups[0]["lr"]}
-            losses, unreadable = train_epoch(wrapped, stage, loader, objective, optimizer, title, accelerator)
-            accuracy, more = validate(wrapped)
-            row |= losses | {f"val_{level}": score for level, score in accuracy.items()}
-            schedule.step_update(progress.epoch + 1 - first)
-            progress.add_epoch(row, [*unreadable, *more])
-            if accelerator.is_main_process:
-                save_epoch(model, optimizer, schedule, progress, output)
-    return progress
-
-
-def create_loader(
-    model: C2FModel, dataset: LabelledImages, indices: Sequence[int], options: TrainOptions
-) -> DataLoader:
-    """Create the loader of the training images, with a view for each level."""
-    preprocessing, own = model.config.preprocessing, own_resolutions(model)
-    resolutions = {level: own[level] for level in reversed(model.levels)}
-    transform = create_views(preprocessing, resolutions, train=True, normalize=False)
-    images = TransformedImages(dataset, transform, indices, options.on_error, shorter_side=preprocessing.resize)
-    # A smaller last batch would give batch norm poor statistics; the next shuffle leaves out other images.
-    drop_last = len(images) >= options.batch_size
-    return DataLoader(images, options.batch_size, shuffle=True, drop_last=drop_last, num_workers=options.num_workers)
-
-
-def train_epoch(
-    model: nn.Module,
-    stage: Stage,
-    loader: Iterable[Any],
-    objective: Objective,
-    optimizer: Optimizer,
-    title: str,
-    accelerator: Accelerator,
-) -> tuple[dict[str, float], list[int]]:
-    """Train for an epoch: a step at each level's resolution for every batch.
-
-    Args:
-        model: the model, as wrapped for training.
-        stage: the stage; it decides which modules are frozen.
-        loader: batches of `TransformedImages`, with a view for each level.
-        objective: the loss of a step.
-        optimizer: the optimizer.
-        title: the epoch's name, for the progress bar and messages.
-        accelerator: the processes.
-
-    Returns:
-        The mean loss of each level as `loss_<level>`, and the indices of the unreadable images, over all processes.
 
     Raises:
-        ValueError: a loss is not finite.
+        Stopped: a signal asked the run to stop; it has been saved.
+        ValueError: a loss is not finite, or all checkpoints are damaged.
+        OSError: a checkpoint cannot be written.
     """
-    unwrapped: C2FModel = accelerator.unwrap_model(model)
-    levels, preprocessing = unwrapped.levels[::-1], unwrapped.config.preprocessing
-    set_train_mode(model, unwrapped, stage)
-    normalize = Normalize(preprocessing.mean, preprocessing.std).to(accelerator.device)
-    losses: dict[str, list[Tensor]] = {level: [] for level in levels}
-    unreadable: list[int] = []
+    run = set_up_run(model, dataset, indices, objective, options, output, accelerator)
+    checkpoint = find_checkpoint(output, accelerator)
+    if checkpoint is not None:
+        restore_run(run, checkpoint)
+    with run.signals:
+        last = 0
+        for number, stage in enumerate(options.stages, start=1):
+            first, last = last, last + stage.epochs
+            if run.progress.epoch >= last:
+                continue
+            state = start_stage(run, stage, number, first)
+            if checkpoint is None and run.progress.step == 0:
+                save_run(run, state)  # a run that cannot be saved must not train
+            elif checkpoint is not None and (run.progress.epoch > first or run.progress.round > 0):
+                restore_optimizer(state, checkpoint)
+            checkpoint = None
+            while run.progress.epoch < last:
+                train_epoch(run, state)
+                finish_epoch(run, state, validate)
+    publish_best(run)
+    return run.progress
+
+
+def set_up_run(
+    model: C2FModel,
+    dataset: LabelledImages,
+    indices: Sequence[int],
+    objective: Objective,
+    options: TrainOptions,
+    output: Path,
+    accelerator: Accelerator,
+) -> Run:
+    """Create the loader, the views and the average of the weights; see `fit` for the arguments."""
+    model.to(accelerator.device)
+    preprocessing, own = model.config.preprocessing, own_resolutions(model)
+    resolutions = {level: own[level] for level in reversed(model.levels)}
+    views = Views(preprocessing, resolutions).to(accelerator.device)
+    transform = create_crop(preprocessing, options.augmentation, views.num_draws)
+    images = TransformedImages(dataset, transform, indices, options.on_error, shorter_side=preprocessing.resize)
+    order = None
+    if options.balanced:
+        leaves = labels_of(dataset)[list(indices), model.hierarchy.depth(model.levels[-1])]
+        order = partial(balanced_order, leaves)
+    processes = accelerator.process_index, accelerator.num_processes
+    batches = EpochBatches(len(images), options.batch_size, options.seed, order, *processes)
+    loader = create_loader(images, batches, options.num_workers, pin_memory=accelerator.device.type == "cuda")
+    ema, log = create_ema(model, options), StepLog(output / "steps.csv")
+    return Run(model, loader, batches, views, objective, options, output, accelerator, ema, log)
+
+
+def start_stage(run: Run, stage: Stage, number: int, first_epoch: int) -> StageState:
+    """Create a stage's optimizer and schedule, and wrap the model."""
+    run.accelerator.free_memory()  # or the wrapped models of all stages would stay
+    steps = run.rounds_and_steps[1]
+    optimizer = create_optimizer(run.model, stage, run.options)
+    schedule = create_schedule(optimizer, stage, steps)
+    wrapped, prepared = run.accelerator.prepare(run.model, optimizer)
+    return StageState(stage, number, first_epoch * steps, wrapped, prepared, schedule)
+
+
+def train_epoch(run: Run, state: StageState) -> None:
+    """Train for an epoch, or for what is left of it.
+
+    Raises:
+        Stopped: a signal asked the run to stop; it has been saved.
+    """
+    progress, options, accelerator = run.progress, run.options, run.accelerator
+    set_train_mode(state.wrapped, run.model, state.stage, options)
+    run.batches.epoch = progress.epoch
+    run.batches.first = first_group(options.objective, run.levels, progress.round) * options.accumulate
+    groups = in_groups(run.loader, options.accumulate)
     # None shows the bar on a terminal only, not in a log file.
-    bar = tqdm(loader, desc=title, disable=None if accelerator.is_main_process else True, leave=False)
-    for level, (views, labels, index, readable) in interleave_levels(bar, levels):
-        loss = objective(model, normalize(views[level]), labels, level)
-        accelerator.backward(loss)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses[level].append(loss.detach())
-        if level == levels[0]:
-            unreadable += index[~readable].tolist()
-            if not bar.disable:
-                bar.set_postfix(loss=f"{sum(values[-1].item() for values in losses.values() if values):.3f}")
-    means = {}
-    for level, values in losses.items():
-        means[f"loss_{level}"] = accelerator.reduce(torch.stack(values).mean(), "mean").item()
-        if not math.isfinite(means[f"loss_{level}"]):
-            raise ValueError(f"the loss of {level} is {means[f'loss_{level}']} in {title}; lower the learning rate")
-    return means, gather_object(unreadable)
+    hide_bar = None if accelerator.is_main_process else True
+    title, num_rounds = f"stage {state.number}, epoch {progress.epoch + 1}", run.rounds_and_steps[0]
+    with tqdm(total=num_rounds, initial=progress.round, desc=title, disable=hide_bar, leave=False) as bar:
+        for steps in split_into_steps(options.objective, run.levels, groups, progress.round):
+            seed_everything(seed_of(options.seed, progress.epoch, progress.round, accelerator.process_index))
+            for step in steps:
+                take_step(run, state, step)
+            progress.round += 1
+            bar.update()
+            if progress.round < num_rounds:  # the last one is followed by validation and a checkpoint
+                save_if_due(run, state)
 
 
-def set_train_mode(model: nn.Module, unwrapped: C2FModel, stage: Stage) -> None:
-    """Set a model to training mode, except modules that the stage freezes."""
+def take_step(run: Run, state: StageState, step: Step) -> None:
+    """Add the gradients of a step's parts, update the weights, and note the losses."""
+    accelerator, options, progress = run.accelerator, run.options, run.progress
+    state.schedule.step_update(progress.step - state.first_step)
+    totals = count_step(run, step)
+    losses: dict[str, Tensor] = {}
+    for number, (levels, (crop, labels, index, readable)) in enumerate(step, start=1):
+        crop, labels = send_to_device((crop, labels), accelerator.device)
+        at_random = options.objective == "any_resolution"
+        images = run.views.at_random(crop) if at_random else run.views(crop, levels[0])
+        mixture = mix(images, options.mixup, options.cutmix) if options.mixup or options.cutmix else None
+        total = torch.stack([totals[level] for level in levels]) if totals else None
+        with accelerator.no_sync(state.wrapped) if number < len(step) else nullcontext():
+            images = images if mixture is None else mixture.images
+            found = run.objective(state.wrapped, images, labels, levels, total, mixture)
+            accelerator.backward(sum(found.values()))
+        for level, loss in found.items():
+            losses[level] = losses[level] + loss.detach() if level in losses else loss.detach()
+        if levels[0] == run.levels[0]:  # once for each image
+            run.unreadable += index[~readable].tolist()
+    if options.clip_grad is not None:
+        accelerator.clip_grad_norm_(state.wrapped.parameters(), options.clip_grad)
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    progress.step += 1
+    if run.ema is not None:
+        run.ema.update(run.model, step=progress.step)
+    for level, loss in losses.items():
+        run.add_loss(level, loss)
+        place = {"step": progress.step, "epoch": progress.epoch + 1, "stage": state.number, "level": level}
+        run.log.add({**place, "lr": state.optimizer.param_groups[0]["lr"]}, loss)
+
+
+def count_step(run: Run, step: Step) -> dict[str, Tensor] | None:
+    """Count the images with a target at each level in a step, over all its parts and all processes.
+
+    Returns:
+        level -> the number that sums over images are divided by, so that the mean of the processes' gradients is the
+        gradient of the mean over all images. None if the step is one part of one process, which counts for itself.
+    """
+    processes = run.accelerator.num_processes
+    if len(step) == 1 and processes == 1:
+        return None
+    counts: dict[str, Tensor] = {}
+    for levels, (_, labels, _, _) in step:
+        for level, count in zip(levels, count_targets(level_targets(labels, levels, run.model)), strict=True):
+            counts[level] = counts.get(level, torch.zeros(())) + count
+    total = torch.stack(list(counts.values())).to(run.accelerator.device)
+    if processes > 1:
+        total = run.accelerator.reduce(total, "sum") / processes
+    return dict(zip(counts, total, strict=True))
+
+
+def set_train_mode(model: nn.Module, unwrapped: C2FModel, stage: Stage, options: TrainOptions) -> None:
+    """Set a model to training mode, except modules that the stage or the run freezes."""
     model.train()
+    freeze_batch_norm = stage.freeze_batch_norm or options.batch_norm == "frozen"
     for module in unwrapped.backbone.modules():
-        if stage.backbone_lr == 0 or (stage.freeze_batch_norm and isinstance(module, nn.BatchNorm2d)):
+        if stage.backbone_lr == 0 or (freeze_batch_norm and isinstance(module, nn.modules.batchnorm._BatchNorm)):
             module.eval()
 
 
-def interleave_levels(batches: Iterable[Any], levels: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Pair every batch with every level, each level one batch behind the previous one.
+def finish_epoch(run: Run, state: StageState, validate: Validate) -> None:
+    """Validate the model, save a checkpoint, metrics and curves, and print a summary.
 
-    Consecutive steps see different images, as with a separate loader for each level. With the same images, the species
-    of critters are learned far worse (docs/results.md).
-
-    Examples:
-        >>> list(interleave_levels([1, 2], ["species", "genus"]))
-        [('species', 1), ('species', 2), ('genus', 1), ('genus', 2)]
+    Raises:
+        Stopped: a signal asked the run to stop; it has been saved.
     """
-    recent: deque[Any] = deque(maxlen=len(levels))
-    for batch in itertools.chain(batches, [None] * (len(levels) - 1)):
-        recent.appendleft(batch)
-        for level, waiting in zip(levels, recent, strict=False):
-            if waiting is not None:
-                yield level, waiting
+    progress, accelerator = run.progress, run.accelerator
+    means = {
+        f"loss_{level}": accelerator.reduce(run.sums[level] / run.counts[level], "mean").item() for level in run.levels
+    }
+    accuracy, unreadable = validate(state.wrapped if run.ema is None else run.ema.module)
+    row = {"epoch": progress.epoch + 1, "stage": state.number, "lr": state.optimizer.param_groups[0]["lr"], **means}
+    row |= {f"val_{level}": score for level, score in accuracy.items()}
+    run.sums, run.counts = {}, {}
+    progress.add_epoch(row, unreadable)
+    save_run(run, state)
+    publish_best(run)
+    accelerator.log(row, step=progress.step)
+    if accelerator.is_main_process:
+        scores = "  ".join(f"{level} {row[f'val_{level}']:.3f}" for level in run.model.levels)
+        loss = sum(means.values())
+        print(f"stage {row['stage']}, epoch {row['epoch']}: loss {loss:.3f}, validation accuracy {scores}", flush=True)
+    if run.signals.received:
+        raise Stopped(f"stopped by {run.signals.received} after epoch {progress.epoch}; continue with --resume auto")
 
 
-def save_epoch(
-    model: C2FModel,
-    optimizer: Optimizer,
-    schedule: Scheduler,
-    progress: Progress,
-    output: Path,
-) -> None:
-    """Save metrics, curves and a checkpoint after an epoch, and print a summary."""
-    row = progress.rows[-1]
-    write_csv(output / "metrics.csv", progress.rows)
-    atomic_write(output / "curves.png", partial(plot_curves, progress.rows, model.levels))
-    save_checkpoint(model, optimizer, schedule, progress, output)
-    scores = "  ".join(f"{level} {row[f'val_{level}']:.3f}" for level in model.levels)
-    loss = sum(row[f"loss_{level}"] for level in model.levels)
-    print(f"stage {row['stage']}, epoch {row['epoch']}: loss {loss:.3f}, validation accuracy {scores}", flush=True)
+def publish_best(run: Run) -> None:
+    """Write the best epoch's model, metrics and curves to the run's folder; nothing changes if they are there."""
+    if not run.accelerator.is_main_process or not run.progress.rows:
+        return
+    checkpoint = run.output / run.progress.best_checkpoint
+    if checkpoint.exists():
+        publish(checkpoint if run.ema is None else checkpoint / "ema", run.output)
+    write_csv(run.output / "metrics.csv", run.progress.rows)
+    atomic_write(run.output / "curves.png", partial(plot_curves, run.progress.rows, run.model.levels))

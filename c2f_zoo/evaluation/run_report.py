@@ -1,0 +1,96 @@
+"""The record of a run: its starts, and its report in Markdown."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+import c2f_zoo
+from c2f_zoo.config import format_resolution
+from c2f_zoo.evaluation.provenance import describe_machine
+from c2f_zoo.io.files import atomic_write, read_csv, write_csv
+
+STARTS = "starts.csv"
+
+
+def record_start(output: Path, accelerator: Accelerator) -> None:
+    """Add a row to a run's `starts.csv`: command, git commit, date, device and versions.
+
+    Args:
+        output: the run's folder.
+        accelerator: the processes; the main process writes.
+    """
+    if accelerator.is_main_process:
+        file = output / STARTS
+        row = {
+            "command": shlex.join(["python", *sys.argv]),
+            "commit": git_commit(),
+            "processes": accelerator.num_processes,
+            "mixed_precision": accelerator.mixed_precision,
+            "c2f_zoo": c2f_zoo.__version__,
+            "accelerate": version("accelerate"),
+            **describe_machine(accelerator.device),
+        }
+        write_csv(file, [*(read_csv(file) if file.exists() else []), row])
+
+
+def git_commit() -> str:
+    """Return the commit of this library's checkout, with `+` if files differ from it; `""` outside a repository."""
+    folder = Path(__file__).parent
+    try:
+        commit, changes = (
+            subprocess.run(["git", "-C", folder, *command], capture_output=True, text=True, check=True).stdout.strip()
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no", "."])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return commit + ("+" if changes else "")
+
+
+def write_run_report(
+    output: Path, accuracy: Mapping[str, Mapping[int | None, float]], own: Mapping[str, int | None], images: int
+) -> None:
+    """Write a run's `report.md`: test accuracy, curves, starts and options.
+
+    Args:
+        output: the run's folder.
+        accuracy: level -> resolution -> accuracy in [0, 1]; resolution None: full size.
+        own: the resolution of each level.
+        images: number of test images.
+    """
+    resolutions = list(dict.fromkeys(resolution for cells in accuracy.values() for resolution in cells))
+    lines = [f"# {output.name}", "", f"Accuracy in % on {images} test images; bold: own resolution.", ""]
+    lines += markdown_table(
+        [
+            {"level": level}
+            | {
+                format_resolution(at): f"**{100 * cells[at]:.1f}**" if own[level] == at else f"{100 * cells[at]:.1f}"
+                for at in resolutions
+            }
+            for level, cells in accuracy.items()
+        ]
+    )
+    lines += ["", "![training loss and validation accuracy](curves.png)", "", "## Starts", ""]
+    lines += markdown_table(read_csv(output / STARTS))
+    lines += ["", "## Options", "", "```yaml", (output / "config.yaml").read_text(encoding="utf-8").strip(), "```", ""]
+    text = "\n".join(lines)
+    atomic_write(output / "report.md", lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def markdown_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the lines of a Markdown table of rows with the same keys.
+
+    Examples:
+        >>> markdown_table([{"level": "genus", "32 px": 99.6}])
+        ['| level | 32 px |', '|---|---|', '| genus | 99.6 |']
+    """
+    cells = [list(rows[0]), *([str(value).replace("|", "\\|") for value in row.values()] for row in rows)]
+    lines = [f"| {' | '.join(row)} |" for row in cells]
+    return [lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]

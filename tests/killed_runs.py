@@ -1,0 +1,145 @@
+"""Run training again and again in forked processes that kill themselves with SIGKILL at chosen moments.
+
+    python tests/killed_runs.py FOLDER OPTIONS.json PROCESSES MOMENTS [MOMENTS ...]
+
+Each of MOMENTS is a run that starts anew: moments joined by `+`. A moment is `anywhere:FRACTION` or `save:FRACTION`:
+after this fraction of all Python calls and calls into C, system calls included, of a run that is not killed, or of
+those in its checkpoints. The run is killed there and resumed until the next moment; at last it ends by itself. The run
+that is not killed comes first. The last line of the output is JSON: for each run the number of kills and the SHA-256 of
+every result file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import runpy
+import shutil
+import signal
+import socket
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+import c2f_zoo
+from c2f_zoo.training import options as train_options  # noqa: F401  # imported once, before the forks
+from c2f_zoo.training.options import Stage, TrainOptions
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "train.py"
+RESULTS = ("model.safetensors", "config.json", "metrics.csv", "steps.csv", "test.csv", "test_predictions.csv")
+
+
+class Moments:
+    """Count calls as a profiler, and kill the process at a chosen one.
+
+    Attributes:
+        counts: number of calls so far: `anywhere`, and in `save`s.
+    """
+
+    def __init__(self, kill: tuple[str, int] | None) -> None:
+        self.kill = kill
+        self.process = os.getpid()
+        self.depth = 0
+        self.counts = {"anywhere": 0, "save": 0}
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
+        if os.getpid() != self.process:  # a worker of the loader
+            sys.setprofile(None)
+            return
+        if frame.f_code.co_name == "save_run" and event in ("call", "return"):
+            self.depth += 1 if event == "call" else -1
+        self.counts["anywhere"] += 1
+        self.counts["save"] += self.depth > 0
+        if self.kill is not None and self.counts[self.kill[0]] >= self.kill[1]:
+            os.kill(self.process, signal.SIGKILL)
+
+
+def child(folder: Path, options: TrainOptions, rank: int, processes: int, port: int, kill: Any) -> None:
+    """Train in this process; write the numbers of calls to a file at the end."""
+    log = os.open(folder / f"log-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    if processes > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    main = runpy.run_path(str(RECIPE))["main"]
+    moments = Moments(kill)
+    sys.setprofile(moments)
+    main(options, "run")
+    sys.setprofile(None)
+    (folder / f"calls-{rank}.json").write_text(json.dumps(moments.counts))
+
+
+def start(folder: Path, options: TrainOptions, processes: int, kill: Any, victim: int) -> bool:
+    """Start a run and wait for it; return whether it was killed.
+
+    Raises:
+        RuntimeError: a process failed otherwise.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    pids = []
+    for rank in range(processes):
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                child(folder, options, rank, processes, port, kill if rank == victim else None)
+                code = 0
+            except BaseException:
+                sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+            finally:
+                sys.stdout.flush()
+                os._exit(code)
+        pids.append(pid)
+    killed = False
+    for _ in range(processes):
+        pid, status = os.wait()
+        pids.remove(pid)
+        if os.WIFSIGNALED(status):
+            killed = True
+            for other in pids:  # as torchrun does
+                os.kill(other, signal.SIGKILL)
+        elif status != 0 and not killed:
+            logs = "\n".join(path.read_text()[-3000:] for path in folder.glob("log-*.txt"))
+            raise RuntimeError(f"a process failed:\n{logs}")
+    return killed
+
+
+def results(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every result file of the run in a folder."""
+    return {name: hashlib.sha256((folder / "run" / name).read_bytes()).hexdigest() for name in RESULTS}
+
+
+def main(folder: Path, values: dict[str, Any], processes: int, sequences: list[str]) -> list[dict[str, Any]]:
+    """Run without and with kills; see the module's docstring."""
+    values["stages"] = [Stage(**stage) for stage in values["stages"]]
+    values["augmentation"] = c2f_zoo.data.augment.Augmentation(**values.get("augmentation", {}))
+    whole = folder / "whole"
+    whole.mkdir(parents=True)
+    start(whole, TrainOptions(**values, output=str(whole / "run")), processes, None, 0)
+    calls = json.loads((whole / "calls-0.json").read_text())
+    found: list[dict[str, Any]] = [{"moments": "", "kills": 0, "calls": calls, "results": results(whole)}]
+    for run, moments in enumerate(sequences):
+        here, kills = folder / f"killed-{run}", 0
+        here.mkdir()
+        options = TrainOptions(**values, output=str(here / "run"), resume="auto")
+        for number, moment in enumerate(moments.split("+")):
+            kind, fraction = moment.split(":")
+            kill = kind, max(1, int(float(fraction) * calls[kind]))
+            kills += start(here, options, processes, kill, (run + number) % processes)
+        start(here, options, processes, None, 0)
+        found.append({"moments": moments, "kills": kills, "results": results(here)})
+        shutil.rmtree(here)
+    return found
+
+
+if __name__ == "__main__":
+    arguments = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text()), int(sys.argv[3]), sys.argv[4:]
+    print(json.dumps(main(*arguments)))

@@ -1,0 +1,153 @@
+"""Runs that are killed, resumed, stopped by signals, or started twice, in real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from c2f_zoo.evaluation.provenance import describe_machine
+from c2f_zoo.io.files import read_csv, write_csv
+from c2f_zoo.training.interrupt import EXIT_CODE
+
+ROOT = Path(__file__).parents[1]
+RECIPE, SMOKE = str(ROOT / "recipes" / "train.py"), str(ROOT / "recipes" / "configs" / "smoke.yaml")
+SCRIPT = Path(__file__).with_name("killed_runs.py")
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+
+# Everything that has a state: momentum, schedules, EMA, mixup, batch norm, workers, accumulation, levels that lag.
+OPTIONS: dict[str, Any] = {
+    "dataset": "critters",
+    "dataset_options": {"per_class": 1},
+    "model": "mlph",
+    "model_options": {"backbone": "tiny", "input_size": 32, "pooling_options": {"dim": 8}},
+    "resolutions": {"species": None, "genus": 16, "family": 8},
+    "stages": [
+        {"epochs": 1, "lr": 0.1},
+        {"epochs": 2, "lr": 0.1, "backbone_lr": 0.05, "schedule": "cosine", "warmup_epochs": 0.5},
+    ],
+    "batch_size": 4,
+    "accumulate": 2,
+    "clip_grad": 1.0,
+    "ema": 0.9,
+    "mixup": 0.2,
+    "augmentation": {"color_jitter": 0.2},
+    "val_fraction": 0.0,
+    "save_every": "2 steps",
+}
+
+
+def run_and_kill(folder: Path, processes: int, moments: list[str], **options: Any) -> list[dict[str, Any]]:
+    """Run once without kills and once for each of `moments`, see killed_runs.py."""
+    folder.mkdir(exist_ok=True)
+    (folder / "options.json").write_text(json.dumps({**OPTIONS, **options}))
+    command = [sys.executable, SCRIPT, folder / "runs", folder / "options.json", str(processes), *moments]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def check_same(runs: list[dict[str, Any]]) -> None:
+    whole, *killed = runs
+    for run in killed:
+        assert run["kills"] == 1 + run["moments"].count("+"), run["moments"]
+        assert run["results"] == whole["results"], run["moments"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "moments", "options"),
+    [
+        (1, ["save:0.32+anywhere:0.4", "anywhere:0.55"], {"num_workers": 1}),
+        (2, ["save:0.61"], {"objective": "joint"}),
+    ],
+    ids=["one process", "two processes"],
+)
+def test_a_killed_run_ends_bit_for_bit_the_same(
+    processes: int, moments: list[str], options: dict[str, Any], tmp_path: Path
+) -> None:
+    check_same(run_and_kill(tmp_path, processes, moments, **options))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["in_turn", "joint"])
+def test_two_processes_train_the_weights_of_one(objective: str, tmp_path: Path) -> None:
+    # Without batch norm, whose statistics are those of a process. Unlabelled images make the processes' shares unequal.
+    options = {"objective": objective, "mixup": 0.0, "ema": None, "stages": [{"epochs": 1, "lr": 0.2, "backbone_lr": 0.1}]}
+    options["model_options"] = {"backbone": "test_convnext", "input_size": 32, "pooling_options": {"dim": 8}}
+    weights = []
+    for processes in (1, 2):
+        run_and_kill(tmp_path / str(processes), processes, [], **options)
+        weights.append(load_file(tmp_path / str(processes) / "runs" / "whole" / "run" / "model.safetensors"))
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def start(folder: Path, *options: str, **popen: Any) -> subprocess.Popen[str]:
+    """Start the recipe on two images of each species."""
+    quick = ["--dataset_options.per_class", "2", "--batch_size", "4", "--stages", "[{epochs: 2, lr: 0.1, backbone_lr: 0.1}]"]
+    command = [sys.executable, "-u", RECIPE, "--config", SMOKE, "--output", "run", *quick, *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen)
+
+
+@pytest.mark.slow
+def test_a_signal_saves_and_a_second_run_is_refused(tmp_path: Path) -> None:
+    with start(tmp_path, "--num_workers", "1", start_new_session=True) as first:
+        assert first.stdout is not None
+        for line in first.stdout:
+            if line.startswith("stage 1, epoch 1"):
+                break
+        first.send_signal(signal.SIGSTOP)  # it holds the lock
+        with start(tmp_path, "--resume", "auto") as second:
+            _, error = second.communicate()
+        assert second.returncode == 1
+        assert "run is used by another run; wait for it, or choose another --output" in error
+        os.killpg(first.pid, signal.SIGUSR1)  # to the loader's worker too, as Slurm does
+        first.send_signal(signal.SIGCONT)
+        _, error = first.communicate()
+    assert first.returncode == EXIT_CODE, error
+    assert "stopped by SIGUSR1 after " in error
+    assert "Traceback" not in error
+    rows = read_csv(tmp_path / "run" / "steps.csv")
+    latest = max(int(path.name.removeprefix("checkpoint-")) for path in (tmp_path / "run").glob("checkpoint-*"))
+    assert int(rows[-1]["step"]) == latest
+    with start(tmp_path, "--resume", "auto") as third:
+        printed, error = third.communicate()
+    assert third.returncode == 0, error
+    assert f"resumed from checkpoint-{latest:08d}" in printed
+    with start(tmp_path, "--output", "whole") as whole:
+        assert whole.wait() == 0
+    for name in ("model.safetensors", "metrics.csv", "steps.csv", "test_predictions.csv"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+@pytest.mark.soak
+def test_runs_killed_at_many_moments_end_the_same(tmp_path: Path) -> None:
+    random.seed(0)
+    rows = []
+    for processes, objective, workers, count in (
+        *[(1, "in_turn", 0, 14), (1, "in_turn", 1, 10), (1, "joint", 0, 6), (1, "any_resolution", 1, 6)],
+        *[(2, "in_turn", 0, 8), (2, "any_resolution", 0, 4), (2, "joint", 1, 4)],
+    ):
+        moments = [f"{'save' if number % 2 else 'anywhere'}:{random.uniform(0.01, 0.98):.4f}" for number in range(count)]
+        moments += ["save:0.2+anywhere:0.2+save:0.2"]
+        folder = tmp_path / f"{processes}-{objective}-{workers}"
+        runs = run_and_kill(folder, processes, moments, objective=objective, num_workers=workers)
+        check_same(runs)
+        kinds = {"processes": processes, "objective": objective, "workers": workers}
+        for run in runs[1:]:
+            same = run["results"] == runs[0]["results"]
+            rows.append({**kinds, "killed at": run["moments"], "kills": run["kills"], "bit-identical": same})
+    assert sum(row["kills"] for row in rows) >= 50
+    command = {"command": "pytest -m soak tests/test_resume.py", **describe_machine()}
+    write_csv(RESULTS / "killed_runs.csv", [{**row, **command} for row in rows])
