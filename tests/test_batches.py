@@ -40,7 +40,7 @@ def test_an_epoch_holds_every_image_at_most_once_in_full_batches(images: int, si
         assert len(set(positions)) == len(positions)
         assert set(positions) <= set(range(images))
         epochs.append(positions)
-    assert epochs[0] != epochs[1] != epochs[2]
+    assert images < 8 or epochs[0] != epochs[1] != epochs[2]
 
 
 @pytest.mark.parametrize("processes", [2, 3])
@@ -79,7 +79,8 @@ def test_items_are_random_in_the_same_way_for_any_number_of_workers() -> None:
     assert len(set(values)) == 12
     position, seed = next(iter(batches))[0]
     torch.manual_seed(seed)
-    assert SeededItems(RandomItems())[position, seed] == (position, torch.rand(()).item())
+    expected = position, torch.rand(()).item()
+    assert SeededItems(RandomItems())[position, seed] == expected
 
 
 def test_in_turn_trains_each_level_one_group_behind_the_previous_one() -> None:

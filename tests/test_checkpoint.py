@@ -58,7 +58,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(spoil, reason:
     assert len(said) == 1
     assert said[0].startswith(f"{latest} is damaged and not used: {reason}")
     spoil(before / "model.safetensors")
-    with pytest.raises(ValueError, match="all 2 checkpoints in .* are damaged, .* start again with another --output"):
+    with pytest.raises(ValueError, match=r"all 2 checkpoints in .* are damaged, .* start again with another --output"):
         latest_checkpoint(tmp_path, said.append)
 
 
@@ -95,7 +95,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
         (folder / "model.safetensors").write_text("half")
         Path("/dev/full").write_text("half")
 
-    with pytest.raises(OSError, match="cannot save the checkpoint .*No space left on device; earlier checkpoints"):
+    with pytest.raises(OSError, match=r"cannot save the checkpoint .*No space left on device; earlier checkpoints"):
         write_checkpoint(tmp_path, 2, fill)
     assert list(tmp_path.iterdir()) == [before]
     assert latest_checkpoint(tmp_path) == before

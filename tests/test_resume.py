@@ -82,22 +82,38 @@ def test_a_killed_run_ends_bit_for_bit_the_same(
 @pytest.mark.parametrize("objective", ["in_turn", "joint"])
 def test_two_processes_train_the_weights_of_one(objective: str, tmp_path: Path) -> None:
     # Without batch norm, whose statistics are those of a process. Unlabelled images make the processes' shares unequal.
-    options = {"objective": objective, "mixup": 0.0, "ema": None, "stages": [{"epochs": 1, "lr": 0.2, "backbone_lr": 0.1}]}
+    options = {
+        "objective": objective,
+        "mixup": 0.0,
+        "ema": None,
+        "stages": [{"epochs": 1, "lr": 0.2, "backbone_lr": 0.1}],
+    }
     options["model_options"] = {"backbone": "test_convnext", "input_size": 32, "pooling_options": {"dim": 8}}
     weights = []
     for processes in (1, 2):
         run_and_kill(tmp_path / str(processes), processes, [], **options)
         weights.append(load_file(tmp_path / str(processes) / "runs" / "whole" / "run" / "model.safetensors"))
     for name, weight in weights[0].items():
-        torch.testing.assert_close(weights[1][name], weight, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            weights[1][name], weight, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 def start(folder: Path, *options: str, **popen: Any) -> subprocess.Popen[str]:
     """Start the recipe on two images of each species."""
-    quick = ["--dataset_options.per_class", "2", "--batch_size", "4", "--stages", "[{epochs: 2, lr: 0.1, backbone_lr: 0.1}]"]
+    quick = [
+        "--dataset_options.per_class",
+        "2",
+        "--batch_size",
+        "4",
+        "--stages",
+        "[{epochs: 2, lr: 0.1, backbone_lr: 0.1}]",
+    ]
     command = [sys.executable, "-u", RECIPE, "--config", SMOKE, "--output", "run", *quick, *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen)
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen
+    )
 
 
 @pytest.mark.slow
@@ -139,7 +155,9 @@ def test_runs_killed_at_many_moments_end_the_same(tmp_path: Path) -> None:
         *[(1, "in_turn", 0, 14), (1, "in_turn", 1, 10), (1, "joint", 0, 6), (1, "any_resolution", 1, 6)],
         *[(2, "in_turn", 0, 8), (2, "any_resolution", 0, 4), (2, "joint", 1, 4)],
     ):
-        moments = [f"{'save' if number % 2 else 'anywhere'}:{random.uniform(0.01, 0.98):.4f}" for number in range(count)]
+        moments = [
+            f"{'save' if number % 2 else 'anywhere'}:{random.uniform(0.01, 0.98):.4f}" for number in range(count)
+        ]
         moments += ["save:0.2+anywhere:0.2+save:0.2"]
         folder = tmp_path / f"{processes}-{objective}-{workers}"
         runs = run_and_kill(folder, processes, moments, objective=objective, num_workers=workers)

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from c2f_zoo.data.views import Views
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from c2f_zoo import C2FModel, LabelledImages, create_dataset
 from c2f_zoo.data import HideLabels, TransformedImages, labels_of
 from c2f_zoo.data.augment import Augmentation, create_crop
-from c2f_zoo.data.views import Views
 from c2f_zoo.io.files import read_csv
 from c2f_zoo.losses import cross_entropy
 from c2f_zoo.training.batches import EpochBatches, SeededItems
@@ -78,7 +78,9 @@ def batches_of(chosen: TrainOptions, model: C2FModel, dataset: LabelledImages) -
 
 def assert_equal_weights(found: C2FModel, expected: C2FModel, **tolerance: float) -> None:
     for name, weight in expected.state_dict().items():
-        torch.testing.assert_close(found.state_dict()[name], weight, **tolerance, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            found.state_dict()[name], weight, **tolerance, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 def mean_loss(model: C2FModel, images: Tensor, labels: Tensor, level: str) -> Tensor:
@@ -110,7 +112,10 @@ def test_an_epoch_is_that_of_a_loop_by_hand(objective: str, critters: LabelledIm
     found = train(chosen, critters, tmp_path)
     model = build(chosen, critters).train()
     head = [*model.pooling.parameters(), *model.head.parameters()]
-    groups: list[dict[str, Any]] = [{"params": head, "lr": 0.2}, {"params": list(model.backbone.parameters()), "lr": 0.1}]
+    groups: list[dict[str, Any]] = [
+        {"params": head, "lr": 0.2},
+        {"params": list(model.backbone.parameters()), "lr": 0.1},
+    ]
     optimizer = torch.optim.SGD(groups, momentum=0.8, weight_decay=0.01)
     losses = []
     for loss in steps_by_hand(chosen, model, critters):
@@ -167,7 +172,9 @@ def test_the_average_of_the_weights_is_saved_and_published(critters: LabelledIma
         torch.testing.assert_close(published[name], expected, msg=lambda text, n=name: f"{n}: {text}")
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_names_what_is_left(critters: LabelledImages, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="the loss of .* is nan in epoch 1; lower the learning rate or set clip_grad"):
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_what_is_left(
+    critters: LabelledImages, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"the loss of .* is nan in epoch 1; lower the learning rate or set clip_grad"):
         train(options(stages=[Stage(epochs=1, lr=1e30)]), critters, tmp_path)
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-00000000"]

@@ -195,7 +195,7 @@ def publish(folder: Path, output: Path) -> None:
         output: the run's folder.
     """
     for path in _files(folder):
-        if path.parent == folder and path.suffix in (".safetensors", ".md") or path.name == "config.json":
+        if (path.parent == folder and path.suffix in (".safetensors", ".md")) or path.name == "config.json":
             atomic_write(output / path.name, lambda part, source=path: shutil.copyfile(source, part))  # type: ignore[misc]
 
 

@@ -56,13 +56,17 @@ def explain_change(before: Fingerprint, now: Fingerprint) -> str:
             return f"the {what} {'added' if added else 'removed or renamed'}"
     if before["classes"] != now["classes"]:
         return "the order of the classes changed"
-    for split, classes in now["splits"].items():
-        for name in now["classes"] + [UNKNOWN]:
-            old, new = (found["splits"].get(split, {}).get(name, {"images": 0}) for found in (before, now))
-            if old["images"] != new["images"]:
-                return f"{name!r} had {old['images']} {split} images and has {new['images']}"
-            if old != new:
-                return f"the names, labels or order of the {split} images of {name!r} changed"
+    both = [
+        (split, name, *(found["splits"].get(split, {}).get(name, {"images": 0}) for found in (before, now)))
+        for split in now["splits"]
+        for name in (*now["classes"], UNKNOWN)
+    ]
+    for split, name, old, new in both:  # first, because an added image changes the numbers of others
+        if old["images"] != new["images"]:
+            return f"{name!r} had {old['images']} {split} images and has {new['images']}"
+    for split, name, old, new in both:
+        if old != new:
+            return f"the names, labels or order of the {split} images of {name!r} changed"
     return ""
 
 

@@ -9,7 +9,7 @@ from typing import Any
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: the same command with --resume auto goes on
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818  # nothing went wrong
     """A run was saved and stopped because of a signal."""
 
 
