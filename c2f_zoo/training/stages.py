@@ -19,7 +19,7 @@ from c2f_zoo.data.views import Views
 from c2f_zoo.inference.resolutions import own_resolutions
 from c2f_zoo.io.files import atomic_write, write_csv
 from c2f_zoo.model import C2FModel
-from c2f_zoo.training.balance import balanced_order
+from c2f_zoo.training.sampling import balanced_order
 from c2f_zoo.training.batches import (
     EpochBatches,
     Step,
