@@ -15,8 +15,8 @@ from c2f_zoo.data.views import Views
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from c2f_zoo import C2FModel, LabelledImages, create_dataset
-from c2f_zoo.data import HideLabels, TransformedImages, labels_of
+from c2f_zoo import C2FModel, create_dataset
+from c2f_zoo.data import HideLabels, LabelledImages, TransformedImages, labels_of
 from c2f_zoo.data.augment import Augmentation, create_crop
 from c2f_zoo.io.files import read_csv
 from c2f_zoo.losses import cross_entropy
@@ -34,9 +34,9 @@ def options(**values: Any) -> TrainOptions:
     defaults: dict[str, Any] = {
         "dataset": "critters",
         "model": "mlph",
-        "model_options": {"backbone": "test_convnext", "input_size": 32, "pooling_options": {"dim": 8}},
+        "model_options": {"backbone": "test_convnext", "input_size": 32, "pooling": "avg"},
         "resolutions": {"species": None, "genus": 16, "family": 8},
-        "stages": [Stage(epochs=1, lr=0.2, backbone_lr=0.1)],
+        "stages": [Stage(epochs=1, lr=0.02, backbone_lr=0.005)],
         "batch_size": 12,
     }
     return TrainOptions(**defaults | values)
@@ -76,11 +76,11 @@ def batches_of(chosen: TrainOptions, model: C2FModel, dataset: LabelledImages) -
         yield views, crop, labels
 
 
-def assert_equal_weights(found: C2FModel, expected: C2FModel, **tolerance: float) -> None:
-    for name, weight in expected.state_dict().items():
-        torch.testing.assert_close(
-            found.state_dict()[name], weight, **tolerance, msg=lambda text, n=name: f"{n}: {text}"
-        )
+def assert_same_training(found: C2FModel, expected: C2FModel, start: C2FModel) -> None:
+    """Assert that two trainings from the same weights moved each tensor to the same place."""
+    for name, before in start.state_dict().items():
+        moved, off = expected.state_dict()[name] - before, found.state_dict()[name] - expected.state_dict()[name]
+        assert off.norm() <= 2e-3 * moved.norm(), f"{name}: off by {off.norm()} after a way of {moved.norm()}"
 
 
 def mean_loss(model: C2FModel, images: Tensor, labels: Tensor, level: str) -> Tensor:
@@ -113,7 +113,7 @@ def test_an_epoch_is_that_of_a_loop_by_hand(objective: str, critters: LabelledIm
     model = build(chosen, critters).train()
     head = [*model.pooling.parameters(), *model.head.parameters()]
     groups: list[dict[str, Any]] = [
-        {"params": head, "lr": 0.2},
+        {"params": head, "lr": 0.02},
         {"params": list(model.backbone.parameters()), "lr": 0.1},
     ]
     optimizer = torch.optim.SGD(groups, momentum=0.8, weight_decay=0.01)
@@ -124,7 +124,7 @@ def test_an_epoch_is_that_of_a_loop_by_hand(objective: str, critters: LabelledIm
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    assert_equal_weights(found, model, rtol=1e-5, atol=1e-6)
+    assert_same_training(found, model, build(chosen, critters))
     rows = read_csv(tmp_path / "steps.csv")
     by_step: dict[str, float] = {}
     for row in rows:
@@ -140,7 +140,7 @@ def test_accumulated_batches_are_one_large_batch(objective: str, critters: Label
     chosen = options(objective=objective, model_options={**options().model_options, "head": "marginal"})
     large = train(replace(chosen, batch_size=12), mixed, tmp_path / "large")
     small = train(replace(chosen, batch_size=4, accumulate=3), mixed, tmp_path / "small")
-    assert_equal_weights(small, large, rtol=1e-4, atol=1e-5)
+    assert_same_training(small, large, build(chosen, mixed))
 
 
 def test_gradients_of_mixed_images_are_those_of_both_labels(critters: LabelledImages) -> None:
@@ -175,6 +175,6 @@ def test_the_average_of_the_weights_is_saved_and_published(critters: LabelledIma
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_what_is_left(
     critters: LabelledImages, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=r"the loss of .* is nan in epoch 1; lower the learning rate or set clip_grad"):
+    with pytest.raises(ValueError, match=r"the loss of .* is nan in epoch 1, before step 10; lower the learning rate or set clip_grad"):
         train(options(stages=[Stage(epochs=1, lr=1e30)]), critters, tmp_path)
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-00000000"]

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,17 +127,31 @@ def save_run(run: Run, state: StageState) -> None:
     progress.sums = gather_object([here])
     progress.unreadable = sorted({*progress.unreadable, *gather_object(run.unreadable)})
     run.unreadable = []
-    for level, total in ((level, total) for sums in progress.sums for level, (total, _) in sums.items()):
-        if not math.isfinite(total):
-            raise ValueError(
-                f"the loss of {level} is {total} in epoch {progress.epoch + 1}; lower the learning rate or set "
-                f"clip_grad. Checkpoints of before are in {run.output}"
-            )
+    for sums in progress.sums:
+        check_losses({level: total for level, (total, _) in sums.items()}, run)
     if accelerator.is_main_process:
         run.log.write()
         write_checkpoint(run.output, progress.step, lambda folder: _write_state(run, state, folder))
         remove_old_checkpoints(run.output, run.options.keep, progress.best_checkpoint)
     run.saved_at = time.monotonic(), progress.step
+
+
+def check_losses(losses: Mapping[str, float], run: Run) -> None:
+    """Check that losses are finite.
+
+    Args:
+        losses: level -> loss.
+        run: the run.
+
+    Raises:
+        ValueError: a loss is not finite.
+    """
+    for level, loss in losses.items():
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the loss of {level} is {loss} in epoch {run.progress.epoch + 1}, before step {run.progress.step + 1}; "
+                f"lower the learning rate or set clip_grad. Earlier checkpoints are in {run.output}"
+            )
 
 
 def _write_state(run: Run, state: StageState, folder: Path) -> None:
@@ -194,19 +209,33 @@ def save_if_due(run: Run, state: StageState) -> None:
     """Save a checkpoint between two steps, if it is time or a signal asks the run to stop.
 
     Raises:
-        Stopped: a signal asks the run to stop; the checkpoint is saved.
+        Stopped: a signal asked the run to stop; the checkpoint is saved.
     """
     amount, is_time = parse_save_every(run.options.save_every)
     since = time.monotonic() - run.saved_at[0] if is_time else run.progress.step - run.saved_at[1]
-    wishes = torch.tensor([since >= amount, bool(run.signals.received)], dtype=torch.float32)
-    if run.accelerator.num_processes > 1:  # processes must agree
-        wishes = run.accelerator.reduce(wishes.to(run.accelerator.device), "sum")
-    is_due, is_stopped = (wishes > 0).tolist()
+    is_due, is_stopped = agree(run, since >= amount, bool(run.signals.received))
     if is_due or is_stopped:
         save_run(run, state)
     if is_stopped:
-        name = run.signals.received or "a signal to another process"
-        raise Stopped(f"stopped by {name} after step {run.progress.step}; continue with --resume auto")
+        stop(run)
+
+
+def agree(run: Run, *wishes: bool) -> list[bool]:
+    """Return for each wish whether any process has it; all processes must call this function."""
+    if run.accelerator.num_processes == 1:
+        return list(wishes)
+    found = torch.tensor(wishes, dtype=torch.float32, device=run.accelerator.device)
+    return (run.accelerator.reduce(found, "sum") > 0).tolist()
+
+
+def stop(run: Run) -> None:
+    """Stop a run that has been saved.
+
+    Raises:
+        Stopped: always.
+    """
+    name = run.signals.received or "a signal to another process"
+    raise Stopped(f"stopped by {name} after step {run.progress.step}; continue with --resume auto")
 
 
 def parse_save_every(text: str) -> tuple[float, bool]:

@@ -32,7 +32,6 @@ from c2f_zoo.training.batches import (
 )
 from c2f_zoo.training.checkpoint import Progress, publish
 from c2f_zoo.training.curves import plot_curves
-from c2f_zoo.training.interrupt import Stopped
 from c2f_zoo.training.mixing import mix
 from c2f_zoo.training.objective import Objective, count_targets, level_targets
 from c2f_zoo.training.optimizers import create_ema, create_optimizer, create_schedule
@@ -40,11 +39,14 @@ from c2f_zoo.training.options import Stage, TrainOptions
 from c2f_zoo.training.run_state import (
     Run,
     StageState,
+    agree,
+    check_losses,
     find_checkpoint,
     restore_optimizer,
     restore_run,
     save_if_due,
     save_run,
+    stop,
 )
 from c2f_zoo.training.step_log import StepLog
 
@@ -234,14 +236,15 @@ def finish_epoch(run: Run, state: StageState, validate: Validate) -> None:
     """Validate the model, save a checkpoint, metrics and curves, and print a summary.
 
     Raises:
+        ValueError: a loss is not finite.
         Stopped: a signal asked the run to stop; it has been saved.
     """
     progress, accelerator = run.progress, run.accelerator
-    means = {
-        f"loss_{level}": accelerator.reduce(run.sums[level] / run.counts[level], "mean").item() for level in run.levels
-    }
+    means = {level: accelerator.reduce(run.sums[level] / run.counts[level], "mean").item() for level in run.levels}
+    check_losses(means, run)
     accuracy, unreadable = validate(state.wrapped if run.ema is None else run.ema.module)
-    row = {"epoch": progress.epoch + 1, "stage": state.number, "lr": state.optimizer.param_groups[0]["lr"], **means}
+    row = {"epoch": progress.epoch + 1, "stage": state.number, "lr": state.optimizer.param_groups[0]["lr"]}
+    row |= {f"loss_{level}": loss for level, loss in means.items()}
     row |= {f"val_{level}": score for level, score in accuracy.items()}
     run.sums, run.counts = {}, {}
     progress.add_epoch(row, unreadable)
@@ -252,8 +255,8 @@ def finish_epoch(run: Run, state: StageState, validate: Validate) -> None:
         scores = "  ".join(f"{level} {row[f'val_{level}']:.3f}" for level in run.model.levels)
         loss = sum(means.values())
         print(f"stage {row['stage']}, epoch {row['epoch']}: loss {loss:.3f}, validation accuracy {scores}", flush=True)
-    if run.signals.received:
-        raise Stopped(f"stopped by {run.signals.received} after epoch {progress.epoch}; continue with --resume auto")
+    if agree(run, bool(run.signals.received))[0]:
+        stop(run)
 
 
 def publish_best(run: Run) -> None:
