@@ -114,7 +114,7 @@ def test_an_epoch_is_that_of_a_loop_by_hand(objective: str, critters: LabelledIm
     head = [*model.pooling.parameters(), *model.head.parameters()]
     groups: list[dict[str, Any]] = [
         {"params": head, "lr": 0.02},
-        {"params": list(model.backbone.parameters()), "lr": 0.1},
+        {"params": list(model.backbone.parameters()), "lr": 0.005},
     ]
     optimizer = torch.optim.SGD(groups, momentum=0.8, weight_decay=0.01)
     losses = []
