@@ -190,7 +190,8 @@ def restore_run(run: Run, checkpoint: Path) -> None:
         run.add_loss(level, torch.tensor(total, dtype=torch.float64, device=run.accelerator.device))
         run.counts[level] = count
     run.progress = progress
-    run.log.forget_after(progress.step)
+    if run.accelerator.is_main_process:
+        run.log.forget_after(progress.step)
     scaler = torch.load(checkpoint / "training.pt", weights_only=True)["scaler"]
     if run.accelerator.scaler is not None and scaler is not None:
         run.accelerator.scaler.load_state_dict(scaler)
