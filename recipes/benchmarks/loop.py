@@ -1,0 +1,94 @@
+"""Measure the training recipe's loop against a bare loop over the same model and images.
+
+    python recipes/benchmarks/loop.py
+
+Both train the model of recipes/configs/critters.yaml, each level at its resolution, on the same batches. The bare loop
+does no more than load, make the views, compute the loss and its gradients, and step. The recipe's loop also plans
+rounds, seeds, counts targets, logs every step, watches for signals, and decides when to save. Epochs of both alternate
+in one process with one thread; processor time is compared.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from jsonargparse import auto_cli
+
+from c2f_zoo.data import create_dataset
+from c2f_zoo.evaluation.provenance import describe_machine
+from c2f_zoo.io.files import write_csv
+from c2f_zoo.training.objective import create_objective
+from c2f_zoo.training.options import read_options, TrainOptions
+from c2f_zoo.training.run_state import Run, StageState
+from c2f_zoo.training.setup import build_model
+from c2f_zoo.training.stages import set_up_run, start_stage, train_epoch
+
+CONFIG = Path(__file__).parents[1] / "configs" / "critters.yaml"
+
+
+def main(per_class: int = 20, repeats: int = 7, output: str = "runs/benchmark-loop.csv") -> None:
+    """Measure epochs of both loops, and write a CSV row for each.
+
+    Args:
+        per_class: images of each species in an epoch.
+        repeats: number of epochs of each loop; the median is reported.
+        output: the CSV file to create or replace.
+    """
+    torch.set_num_threads(1)
+    loops = {"bare": bare_epoch, "recipe": train_epoch}
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = {name: prepare(per_class, Path(folder)) for name in loops}
+        seconds: dict[str, list[float]] = {name: [] for name in loops}
+        for repeat in range(repeats + 1):
+            for name, epoch in loops.items():
+                run, state = prepared[name]
+                run.progress.epoch, run.progress.round = repeat % run.options.stages[-1].epochs, 0
+                start = time.process_time()
+                epoch(run, state)
+                if repeat > 0:  # the first one warms up
+                    seconds[name].append(time.process_time() - start)
+    steps = run.rounds_and_steps[1]
+    bare = statistics.median(seconds["bare"])
+    rows: list[dict[str, Any]] = []
+    for name, times in seconds.items():
+        median = statistics.median(times)
+        row = {"loop": name, "ms_per_step": 1000 * median / steps, "ratio": median / bare, "steps": steps}
+        rows.append({**row, "repeats": repeats, "command": "python recipes/benchmarks/loop.py", **describe_machine()})
+        print(f"{name}: {row['ms_per_step']:.2f} ms a step, {row['ratio']:.3f} of the bare loop")
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    write_csv(output, rows)
+
+
+def prepare(per_class: int, folder: Path) -> tuple[Run, StageState]:
+    """Prepare a run in its last stage, which trains all weights."""
+    options = read_options(TrainOptions, [CONFIG], ["--dataset_options.per_class", str(per_class)])
+    torch.manual_seed(0)
+    dataset = create_dataset(options.dataset, "train", **options.dataset_options)
+    model = build_model(options, dataset.hierarchy)
+    objective = create_objective(options, model)
+    run = set_up_run(model, dataset, range(len(dataset)), objective, options, folder, Accelerator(cpu=True))
+    run.saved_at = time.monotonic(), 0
+    return run, start_stage(run, options.stages[-1], len(options.stages), first_epoch=0)
+
+
+def bare_epoch(run: Run, state: StageState) -> None:
+    """Train for an epoch with the same number of steps, in the fewest lines."""
+    model, tree = state.wrapped.train(), run.model.hierarchy
+    run.batches.epoch, run.batches.first = run.progress.epoch, 0
+    for crop, labels, _, _ in run.loader:
+        for level in run.levels:
+            log_probs = run.model.log_probs(model(run.views(crop, level), levels=(level,)))[level]
+            F.nll_loss(log_probs, labels[:, tree.depth(level)]).backward()
+            state.optimizer.step()
+            state.optimizer.zero_grad()
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)
