@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from c2f_zoo.data.views import Views
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from c2f_zoo import C2FModel, create_dataset
 from c2f_zoo.data import HideLabels, LabelledImages, TransformedImages, labels_of
 from c2f_zoo.data.augment import Augmentation, create_crop
+from c2f_zoo.data.views import Views
 from c2f_zoo.io.files import read_csv
 from c2f_zoo.losses import cross_entropy
 from c2f_zoo.training.batches import EpochBatches, SeededItems
@@ -175,6 +175,8 @@ def test_the_average_of_the_weights_is_saved_and_published(critters: LabelledIma
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_what_is_left(
     critters: LabelledImages, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=r"the loss of .* is nan in epoch 1, before step 10; lower the learning rate or set clip_grad"):
+    with pytest.raises(
+        ValueError, match=r"the loss of .* is nan in epoch 1, before step 10; lower the learning rate or set clip_grad"
+    ):
         train(options(stages=[Stage(epochs=1, lr=1e30)]), critters, tmp_path)
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-00000000"]

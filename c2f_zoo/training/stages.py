@@ -19,7 +19,6 @@ from c2f_zoo.data.views import Views
 from c2f_zoo.inference.resolutions import own_resolutions
 from c2f_zoo.io.files import atomic_write, write_csv
 from c2f_zoo.model import C2FModel
-from c2f_zoo.training.sampling import balanced_order
 from c2f_zoo.training.batches import (
     EpochBatches,
     Step,
@@ -48,6 +47,7 @@ from c2f_zoo.training.run_state import (
     save_run,
     stop,
 )
+from c2f_zoo.training.sampling import balanced_order
 from c2f_zoo.training.step_log import StepLog
 
 # A function of the model, wrapped for training; returns each level's accuracy and the indices of unreadable images.

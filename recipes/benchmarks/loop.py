@@ -25,10 +25,10 @@ from c2f_zoo.data import create_dataset
 from c2f_zoo.evaluation.provenance import describe_machine
 from c2f_zoo.io.files import write_csv
 from c2f_zoo.training.objective import create_objective
-from c2f_zoo.training.options import read_options, TrainOptions
+from c2f_zoo.training.options import TrainOptions, read_options
 from c2f_zoo.training.run_state import Run, StageState
 from c2f_zoo.training.setup import build_model
-from c2f_zoo.training.stages import set_up_run, start_stage, train_epoch
+from c2f_zoo.training.stages import set_train_mode, set_up_run, start_stage, train_epoch
 
 CONFIG = Path(__file__).parents[1] / "configs" / "critters.yaml"
 
@@ -80,7 +80,8 @@ def prepare(per_class: int, folder: Path) -> tuple[Run, StageState]:
 
 def bare_epoch(run: Run, state: StageState) -> None:
     """Train for an epoch with the same number of steps, in the fewest lines."""
-    model, tree = state.wrapped.train(), run.model.hierarchy
+    model, tree = state.wrapped, run.model.hierarchy
+    set_train_mode(model, run.model, state.stage, run.options)
     run.batches.epoch, run.batches.first = run.progress.epoch, 0
     for crop, labels, _, _ in run.loader:
         for level in run.levels:
