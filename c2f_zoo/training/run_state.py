@@ -149,8 +149,8 @@ def check_losses(losses: Mapping[str, float], run: Run) -> None:
     for level, loss in losses.items():
         if not math.isfinite(loss):
             raise ValueError(
-                f"the loss of {level} is {loss} in epoch {run.progress.epoch + 1}, before step {run.progress.step + 1}; "
-                f"lower the learning rate or set clip_grad. Earlier checkpoints are in {run.output}"
+                f"the loss of {level} is {loss} in epoch {run.progress.epoch + 1}, by step {run.progress.step}; lower "
+                f"the learning rate or set clip_grad. Earlier checkpoints are in {run.output}"
             )
 
 
