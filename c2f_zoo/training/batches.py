@@ -196,14 +196,16 @@ def split_into_steps(
         [['species a'], ['species b', 'genus a'], ['genus b']]
     """
     if objective == "joint":
-        yield from ([[((level,), batch) for batch in group for level in levels]] for group in groups)
+        for group in groups:
+            yield [[((level,), batch) for batch in group for level in levels]]
     elif objective == "any_resolution":
-        yield from ([[(tuple(levels), batch) for batch in group]] for group in groups)
+        for group in groups:
+            yield [[(tuple(levels), batch) for batch in group]]
     else:
         recent: deque[list[Batch] | None] = deque(maxlen=len(levels))
         round_ = first_group(objective, levels, first_round)
-        for group in itertools.chain(groups, [None] * (len(levels) - 1)):
-            recent.appendleft(group)
+        for newest in itertools.chain(groups, [None] * (len(levels) - 1)):
+            recent.appendleft(newest)
             if round_ >= first_round:
                 pairs = zip(levels, recent, strict=False)
                 yield [[((level,), batch) for batch in waiting] for level, waiting in pairs if waiting is not None]
