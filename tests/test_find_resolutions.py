@@ -435,7 +435,7 @@ def test_a_finished_grid_point_is_not_trained_again(
     shutil.rmtree(output / "grid" / "12px")
     assert not find.main(*find.parse(RETRAIN))
     printed = capsys.readouterr().out
-    assert printed.count("resumed after epoch 1") == 1
+    assert printed.count(", after 1 epochs") == 1
     assert printed.count("stage 1, epoch 1:") == 1, "the grid point that was missing"
     assert curve_in(output) == before
     with pytest.raises(ValueError, match="was started with other options: momentum"):

@@ -33,9 +33,9 @@ OPTIONS: dict[str, Any] = {
     "resolutions": {"species": None, "genus": 16, "family": 8},
     "stages": [
         {"epochs": 1, "lr": 0.1},
-        {"epochs": 2, "lr": 0.1, "backbone_lr": 0.05, "schedule": "cosine", "warmup_epochs": 0.5},
+        {"epochs": 1, "lr": 0.1, "backbone_lr": 0.05, "schedule": "cosine", "warmup_epochs": 0.5},
     ],
-    "batch_size": 4,
+    "batch_size": 6,
     "accumulate": 2,
     "clip_grad": 1.0,
     "ema": 0.9,
@@ -141,6 +141,9 @@ def test_a_signal_saves_and_a_second_run_is_refused(tmp_path: Path) -> None:
         printed, error = third.communicate()
     assert third.returncode == 0, error
     assert f"resumed from checkpoint-{latest:08d}" in printed
+    with start(tmp_path, "--resume", "auto") as fourth:
+        printed, _ = fourth.communicate()
+    assert "this run is finished; its test scores are in run/test.csv" in printed
     with start(tmp_path, "--output", "whole") as whole:
         assert whole.wait() == 0
     for name in ("model.safetensors", "metrics.csv", "steps.csv", "test_predictions.csv"):

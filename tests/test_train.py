@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -51,9 +50,9 @@ def test_a_run_writes_its_files(smoke: tuple[Path, str]) -> None:
     run, printed = smoke
     names = {path.name for path in run.iterdir()}
     assert names == {
-        "checkpoint-0002",
+        *("checkpoint-00000018", "checkpoint-00000036"),
+        *("config.yaml", "data.json", "run.lock", "starts.csv", "steps.csv", "report.md"),
         "config.json",
-        "config.yaml",
         "curves.png",
         "metrics.csv",
         "model.safetensors",
@@ -120,27 +119,6 @@ def test_runs_are_numbered(tmp_path: Path) -> None:
         (tmp_path / "runs" / other).mkdir(parents=True)
     options = ["--dataset_options.per_class", "1", "--stages", "[{epochs: 1, lr: 0.1}]", "--val_fraction", "0"]
     assert "writing to runs/smoke-10" in train(tmp_path, *SMOKE, *options)
-
-
-def test_a_killed_run_resumes_and_ends_the_same(tmp_path: Path) -> None:
-    # Killed within a stage, so that momentum and learning rate must be restored as well as the weights.
-    options = [*SMOKE, "--stages", "[{epochs: 4, lr: 0.5, backbone_lr: 0.1, halve_every: 1}]"]
-    options += ["--dataset_options.per_class", "2"]
-    train(tmp_path, *options, "--output", "whole")
-    command = [sys.executable, "-u", RECIPE, *options]
-    with subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("stage 1, epoch 2"):
-                process.send_signal(signal.SIGKILL)
-                break
-    run = tmp_path / "runs" / "smoke-1"
-    assert not (run / "test.csv").exists()
-
-    assert "resumed after epoch" in train(tmp_path, *options, "--resume", "auto")
-    assert read_csv(run / "metrics.csv") == read_csv(tmp_path / "whole" / "metrics.csv")
-    assert read_csv(run / "test.csv") == read_csv(tmp_path / "whole" / "test.csv")
-    assert "this run is finished" in train(tmp_path, *options, "--resume", "auto")
 
 
 def test_resuming_with_other_options_is_an_error(smoke: tuple[Path, str], tmp_path: Path) -> None:
