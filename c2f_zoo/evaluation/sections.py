@@ -85,6 +85,24 @@ class Record:
                 self.add(section, {**row, "error": message})
 
 
+class PytestRows:
+    """A plug-in of pytest that adds a row for each test.
+
+    Args:
+        record: the file.
+        section: the section of the rows.
+    """
+
+    def __init__(self, record: Record, section: str) -> None:
+        self.record, self.section = record, section
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Add a row after a test's call, or after a setup or teardown that skips or fails."""
+        if report.when == "call" or report.outcome != "passed":
+            error = {"error": str(report.longrepr)[-1000:]} if report.failed else {}
+            self.record.add(self.section, {"test": report.nodeid, "outcome": report.outcome, **error})
+
+
 def run_sections(
     function: Callable[[str], None],
     limits: Mapping[str, float],

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from jsonargparse import auto_cli
-
 from c2f_zoo.data.augment import Augmentation
 
 
@@ -171,5 +169,7 @@ def read_options(kind: type[Options], files: Sequence[str | Path], overrides: Se
         files: the YAML files; a later one overrides an earlier one.
         overrides: arguments as on the command line, e.g. `["--batch_size", "16"]`.
     """
+    from jsonargparse import auto_cli  # the options themselves do not need it
+
     configs = [argument for file in files for argument in ("--config", str(file))]
     return auto_cli(kind, args=[*configs, *overrides], as_positional=False)

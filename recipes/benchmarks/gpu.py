@@ -15,15 +15,17 @@ import argparse
 import gc
 import itertools
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from c2f_zoo.evaluation.sections import Record, run_sections
+from c2f_zoo.evaluation.sections import PytestRows, Record, run_sections
 
 ROOT = Path(__file__).parents[2]
 NEEDED = ("torch", "torchvision", "timm", "accelerate", "torchmetrics", "jsonargparse")
@@ -85,20 +87,6 @@ def checks(settings: Settings) -> None:
             settings.record.add("checks", check())
 
 
-class Outcomes:
-    """A plug-in of pytest that records the outcome of each test."""
-
-    def __init__(self, record: Record) -> None:
-        self.record = record
-
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        if report.when == "call" or report.outcome != "passed":
-            row = {"test": report.nodeid, "outcome": report.outcome}
-            if report.failed:
-                row["error"] = str(report.longrepr)[-1000:]
-            self.record.add("tests", row)
-
-
 def tests(settings: Settings) -> None:
     """Run the other tests marked `gpu`, if pytest is installed."""
     import pytest
@@ -109,7 +97,7 @@ def tests(settings: Settings) -> None:
         chosen = [f"{ROOT}/tests/test_device_checks.py"]
     # Without the configured options, which need pytest-xdist.
     options = ["-m", "gpu", "-q", "-o", "addopts=", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
-    status = pytest.main([*options, *chosen], plugins=[Outcomes(settings.record)])
+    status = pytest.main([*options, *chosen], plugins=[PytestRows(settings.record, "tests")])
     settings.record.update("tests", pytest=status.name if isinstance(status, pytest.ExitCode) else status)
 
 
@@ -159,6 +147,54 @@ def step(settings: Settings) -> None:
         free_memory()
 
 
+def loader(settings: Settings) -> None:
+    """Measure whether the loader keeps the device busy, with one worker and with one for each core."""
+    from c2f_zoo import create_dataset
+    from c2f_zoo.evaluation.feeding import create_run, draw_dataset, measure_loader, measure_training
+    from c2f_zoo.training.launch import usable_cores
+    from c2f_zoo.training.options import Stage, TrainOptions
+
+    seconds, size, batch, cores = (0.2, 32, 4, 1) if settings.tiny else (6.0, 448, 32, usable_cores())
+    options = TrainOptions(
+        dataset="cub",
+        model="mlph_tiny_critters" if settings.tiny else "mlph_vgg16_cub",
+        model_options={"input_size": size},
+        resolutions={"species": None, "genus": size // 2, "family": size // 4},
+        stages=[Stage(epochs=1, lr=1e-4, backbone_lr=1e-4)],
+        batch_size=batch,
+        mixed_precision="bf16",
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        photo = ((50, 40), 8) if settings.tiny else ((500, 375), 256)
+        dataset = (
+            create_dataset("cub", "train", root=settings.data) if settings.data else draw_dataset(Path(folder), *photo)
+        )
+        for workers in sorted({1, cores}):
+            with settings.record.record_errors("loader", {"workers": workers}):
+                run = create_run(replace(options, num_workers=workers), dataset, Path(folder))
+                settings.record.add("loader", measure_loader(run, seconds))
+        with settings.record.record_errors("loader", {"workers": cores}):
+            run = create_run(replace(options, num_workers=cores), dataset, Path(folder))
+            settings.record.add("loader", measure_training(run, seconds))
+
+
+def resume(settings: Settings) -> None:
+    """Stop and resume short runs of recipes/train.py, and compare them with runs that were not stopped."""
+    from c2f_zoo.evaluation.resume_check import check_resume
+
+    epochs, step = (1, 4) if settings.tiny else (3, 20)
+    stages = f"[{{epochs: {epochs}, lr: 0.5}}, {{epochs: {epochs}, lr: 0.5, backbone_lr: 0.01}}]"
+    command = [sys.executable, str(ROOT / "recipes" / "train.py"), "--config", f"{ROOT}/recipes/configs/smoke.yaml"]
+    command += ["--stages", stages, "--save_every", "2 steps"]
+    for precision in ("bf16", "fp16") if device().type == "cuda" else ("bf16",):
+        folder = settings.out / "resume" / precision
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        with settings.record.record_errors("resume", {"precision": precision}):
+            row = check_resume([*command, "--mixed_precision", precision], folder, step)
+            settings.record.add("resume", {"precision": precision, **row})
+
+
 def plain_transcriptions() -> dict[str, Callable[..., Any]]:
     """Return each pooling as most code writes it."""
     sys.path.insert(0, str(ROOT / "tests"))
@@ -185,10 +221,12 @@ def free_memory() -> None:
 # Section -> its time limit in seconds, and its function.
 SECTIONS: dict[str, tuple[float, Callable[[Settings], None]]] = {
     "machine": (30, machine),
-    "checks": (120, checks),
-    "tests": (70, tests),
-    "poolings": (90, poolings),
-    "step": (70, step),
+    "checks": (110, checks),
+    "tests": (60, tests),
+    "poolings": (80, poolings),
+    "step": (60, step),
+    "loader": (50, loader),
+    "resume": (80, resume),
 }
 
 
@@ -235,7 +273,8 @@ def summary(record: Record) -> list[str]:
         }
         ratios = [f"{value / ours:.2f} at batch {batch}" for batch, (value, ours) in pairs.items() if value and ours]
         lines.append(f"{text}: {', '.join(ratios) or 'not measured'}")
-    return lines
+    fed = [f"{row['fed']:.1%} with {row['workers']} workers" for row in record.rows("loader") if "fed" in row]
+    return [*lines, f"the loader keeps the GPU busy, target 95%: {', '.join(fed) or 'not measured'}"]
 
 
 def main(arguments: list[str]) -> None:
@@ -252,8 +291,9 @@ def main(arguments: list[str]) -> None:
     record.path.unlink(missing_ok=True)
     record.update("packages", missing=(missing := missing_packages()))
     print(f"missing packages: {', '.join(missing) or 'none'}; what needs them is recorded as failed", flush=True)
-    limits = {name: limit for name, (limit, _) in SECTIONS.items() if name in args.only}
-    run_sections(partial(run_section, settings), limits, record, SECONDS, start_method(settings))
+    patience = 4 if args.tiny else 1  # on a CPU
+    limits = {name: patience * limit for name, (limit, _) in SECTIONS.items() if name in args.only}
+    run_sections(partial(run_section, settings), limits, record, patience * SECONDS, start_method(settings))
     lines = summary(record)
     record.update("summary", lines=lines)
     print("\n".join(["", *lines, f"written to {record.path}"]))
