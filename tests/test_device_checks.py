@@ -12,7 +12,7 @@ from torch import nn
 from c2f_zoo import list_poolings
 from c2f_zoo.evaluation import device_checks
 from c2f_zoo.evaluation.device_checks import PoolingCase, check_pooling_case, pooling_cases
-from c2f_zoo.evaluation.device_model_checks import check_model, model_checks
+from c2f_zoo.evaluation.device_model_checks import check_model, check_model_in, model_modes
 from c2f_zoo.ops import IMPLEMENTATIONS
 
 CPU = torch.device("cpu")
@@ -29,9 +29,9 @@ def test_poolings_on_the_gpu(name: str) -> None:
 
 @pytest.mark.gpu
 @needs_gpu
-@pytest.mark.parametrize("name", model_checks(CPU))
-def test_a_model_on_the_gpu(name: str) -> None:
-    assert model_checks(torch.device("cuda"))[name]()["outcome"] == "ok"
+@pytest.mark.parametrize("mode", model_modes(CPU))
+def test_a_model_on_the_gpu(mode: str) -> None:
+    assert check_model_in(mode, torch.device("cuda"))["outcome"] == "ok"
 
 
 def test_every_implementation_is_checked_in_every_dtype() -> None:
@@ -88,10 +88,10 @@ def test_errors_by_hand(
     assert (row["outcome"] == "ok") == (gradients == 0)
 
 
-@pytest.mark.parametrize("name", ["float32", "bfloat16", "DDP of one", "FSDP of one"])
-def test_a_model_passes(name: str) -> None:
-    row = model_checks(CPU)[name]()
-    assert row["outcome"] == "ok" and row["check"] == f"model {name}"
+@pytest.mark.parametrize("mode", ["float32", "bfloat16", "DDP of one", "FSDP of one"])
+def test_a_model_passes(mode: str) -> None:
+    row = check_model_in(mode, CPU)
+    assert row["outcome"] == "ok" and row["check"] == f"model {mode}"
 
 
 def test_a_wrong_model_fails() -> None:

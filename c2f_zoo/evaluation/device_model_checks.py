@@ -29,10 +29,10 @@ TOLERANCE = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (0.03, 0.2), torch.flo
 Wrap = Callable[[C2FModel], Callable[..., dict[str, Tensor]]]
 
 
-def model_checks(device: torch.device) -> dict[str, Callable[[], Row]]:
-    """Return the checks of a model by name; each returns a row as `check_pooling_case`."""
+def model_modes(device: torch.device) -> dict[str, tuple[torch.dtype, Wrap]]:
+    """Return the modes in which a model is checked: float32 or the dtype of autocast, and the wrapper."""
     backend = "inductor" if device.type == "cuda" else "aot_eager"
-    wraps: dict[str, tuple[torch.dtype, Wrap]] = {
+    return {
         "float32": (torch.float32, lambda model: model),
         "bfloat16": (torch.bfloat16, lambda model: model),
         "float16": (torch.float16, lambda model: model),
@@ -40,11 +40,17 @@ def model_checks(device: torch.device) -> dict[str, Callable[[], Row]]:
         "FSDP of one": (torch.float32, partial(shard, device)),
         "compiled": (torch.bfloat16, partial(torch.compile, backend=backend)),
     }
-    return {name: partial(check_model, f"model {name}", device, *wrap) for name, wrap in wraps.items()}
+
+
+def check_model_in(mode: str, device: torch.device) -> Row:
+    """Check a model in one of `model_modes`, see `check_model`."""
+    return check_model(f"model {mode}", device, *model_modes(device)[mode])
 
 
 def check_model(name: str, device: torch.device, dtype: torch.dtype, wrap: Wrap) -> Row:
     """Compare a model's logits and gradients on a device with those in float64 on the CPU.
+
+    Returns a row as `check_pooling_case`.
 
     Args:
         name: name of the row.

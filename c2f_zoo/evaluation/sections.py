@@ -10,6 +10,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,27 @@ class Record:
                 print("\n".join(lines), flush=True)
             else:
                 self.add(section, {**row, "error": message})
+
+
+def add_rows(record: Record, section: str, calls: Mapping[str, Callable[[], Mapping[str, Any]]], workers: int) -> None:
+    """Add the row that each call returns, or its error.
+
+    Args:
+        record: the file.
+        section: the section.
+        calls: name of a row -> the call; picklable if there are workers.
+        workers: number of processes that run the calls; 0 runs them in this process.
+    """
+    if not workers:
+        for name, call in calls.items():
+            with record.record_errors(section, {"name": name}):
+                record.add(section, call())
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(call): name for name, call in calls.items()}
+        for future in as_completed(futures):
+            with record.record_errors(section, {"name": futures[future]}):
+                record.add(section, future.result())
 
 
 class PytestRows:

@@ -25,12 +25,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from c2f_zoo.evaluation.sections import PytestRows, Record, run_sections
+from c2f_zoo.evaluation.gpu_targets import summarize
+from c2f_zoo.evaluation.sections import PytestRows, Record, add_rows, run_sections
 
 ROOT = Path(__file__).parents[2]
 NEEDED = ("torch", "torchvision", "timm", "accelerate", "torchmetrics", "jsonargparse")
 OPTIONAL = ("triton", "pytest")
-SECONDS = 470.0
+SECONDS = 470.0  # of all sections
+SLOW_ON_A_CPU = ("float16", "autocast", "compiled")
 
 
 @dataclass(frozen=True)
@@ -59,32 +61,37 @@ def device() -> Any:
 
 
 def machine(settings: Settings) -> None:
-    """Describe the machine, and measure the rate of matrix products."""
-    from c2f_zoo.evaluation.device_measuring import PRECISIONS, product_rate
-    from c2f_zoo.evaluation.provenance import describe_machine
-    from c2f_zoo.training.launch import usable_cores
+    """Measure the rate of matrix products, and name the device and versions."""
+    import torch
 
-    settings.record.update("machine", **describe_machine(device()), cores=usable_cores(), tiny=settings.tiny)
+    from c2f_zoo.evaluation.device_measuring import PRECISIONS, product_rate
+
     for precision in PRECISIONS:
         rate = product_rate(precision, device(), size=256 if settings.tiny else 8192)
         settings.record.add("machine", {"precision": precision, "tflops": round(rate, 3)})
+    memory = torch.cuda.get_device_properties(0).total_memory / 2**30 if device().type == "cuda" else None
+    settings.record.update("machine", cuda=torch.version.cuda, memory_gib=memory, tiny=settings.tiny)
+    from c2f_zoo.evaluation.provenance import describe_machine  # needs all packages
+    from c2f_zoo.training.launch import usable_cores
+
+    settings.record.update("machine", cores=usable_cores(), **describe_machine(device()))
 
 
 def checks(settings: Settings) -> None:
     """Compare every pooling and a model with float64; see `c2f_zoo.evaluation.device_checks`."""
     from c2f_zoo.evaluation.device_checks import check_pooling_case, pooling_cases
-    from c2f_zoo.evaluation.device_model_checks import model_checks
+    from c2f_zoo.evaluation.device_model_checks import check_model_in, model_modes
+    from c2f_zoo.pooling import list_poolings
 
-    cases = list(pooling_cases(("mlp", "max") if settings.tiny else ()))
-    calls: dict[str, Callable[[], Any]] = {}
-    calls |= {str(case): partial(check_pooling_case, case, device()) for case in cases if case.mode != "compiled"}
-    calls |= {f"model {name}": check for name, check in model_checks(device()).items()}
-    calls |= {str(case): partial(check_pooling_case, case, device()) for case in cases if case.mode == "compiled"}
-    for name, check in calls.items():
-        if settings.tiny and ("float16" in name or "compiled" in name) and "max" not in name:
-            continue  # slow on a CPU
-        with settings.record.record_errors("checks", {"check": name}):
-            settings.record.add("checks", check())
+    names = ["mlp", "max"] if settings.tiny else ["mlp", *(name for name in list_poolings() if name != "mlp")]
+    calls: dict[str, Callable[[], dict[str, Any]]] = {}
+    calls |= {str(case): partial(check_pooling_case, case, device()) for case in pooling_cases(names)}
+    calls |= {f"model {mode}": partial(check_model_in, mode, device()) for mode in model_modes(device())}
+    calls = dict(sorted(calls.items(), key=lambda item: item[0].endswith("compiled")))  # the slowest come last
+    if settings.tiny:  # without what takes seconds on a CPU
+        calls = {name: call for name, call in calls.items() if "max" in name or name.split()[-1] not in SLOW_ON_A_CPU}
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "2")  # of each worker
+    add_rows(settings.record, "checks", calls, workers=0 if settings.tiny else 6)
 
 
 def tests(settings: Settings) -> None:
@@ -97,6 +104,8 @@ def tests(settings: Settings) -> None:
         chosen = [f"{ROOT}/tests/test_device_checks.py"]
     # Without the configured options, which need pytest-xdist.
     options = ["-m", "gpu", "-q", "-o", "addopts=", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
+    if not settings.tiny and find_spec("xdist"):
+        options += ["-n", "6"]  # kernels compile in parallel
     status = pytest.main([*options, *chosen], plugins=[PytestRows(settings.record, "tests")])
     settings.record.update("tests", pytest=status.name if isinstance(status, pytest.ExitCode) else status)
 
@@ -180,12 +189,12 @@ def loader(settings: Settings) -> None:
 
 def resume(settings: Settings) -> None:
     """Stop and resume short runs of recipes/train.py, and compare them with runs that were not stopped."""
-    from c2f_zoo.evaluation.resume_check import check_resume
+    from c2f_zoo.evaluation.recipe_runs import check_resume, try_command
 
     epochs, step = (1, 4) if settings.tiny else (3, 20)
     stages = f"[{{epochs: {epochs}, lr: 0.5}}, {{epochs: {epochs}, lr: 0.5, backbone_lr: 0.01}}]"
-    command = [sys.executable, str(ROOT / "recipes" / "train.py"), "--config", f"{ROOT}/recipes/configs/smoke.yaml"]
-    command += ["--stages", stages, "--save_every", "2 steps"]
+    recipe = [f"{ROOT}/recipes/train.py", "--config", f"{ROOT}/recipes/configs/smoke.yaml"]
+    command = [sys.executable, *recipe, "--stages", stages, "--save_every", "2 steps"]
     for precision in ("bf16", "fp16") if device().type == "cuda" else ("bf16",):
         folder = settings.out / "resume" / precision
         shutil.rmtree(folder, ignore_errors=True)
@@ -193,6 +202,11 @@ def resume(settings: Settings) -> None:
         with settings.record.record_errors("resume", {"precision": precision}):
             row = check_resume([*command, "--mixed_precision", precision], folder, step)
             settings.record.add("resume", {"precision": precision, **row})
+    if device().type == "cuda":
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2"]
+        with tempfile.TemporaryDirectory() as temporary:
+            options = ["--num_processes", "1", *recipe, "--channels_last", "false", "--output", f"{temporary}/run"]
+            settings.record.add("resume", {"run": "FSDP of one", **try_command([*launch, *options])})
 
 
 def plain_transcriptions() -> dict[str, Callable[..., Any]]:
@@ -251,32 +265,6 @@ def missing_packages() -> list[str]:
     return [name for name in (*NEEDED, *OPTIONAL) if find_spec(name) is None]
 
 
-def summary(record: Record) -> list[str]:
-    """Return failures, and the targets beside what was measured."""
-    content = record.read()
-    lines = [f"{name}: {section['error']}" for name, section in content.items() if "error" in section]
-    for name, section in content.items():
-        rows = section.get("rows", [])
-        bad = [row for row in rows if "error" in row or str(row.get("outcome", "")).startswith("failed")]
-        lines += [f"{name}: {len(rows)} rows, {len(bad)} failed"] if rows else []
-        lines += [f"  {row}" for row in bad]
-    mlp = [row for row in record.rows("poolings") if (row["pooling"], row["precision"]) == ("mlp", "bf16")]
-    for text, rows, key, variant in (
-        ("MLP pooling in bf16, target 2: time of eager / ours", mlp, "ms", "eager"),
-        ("MLP pooling in bf16, target 1: time of compiled / ours", mlp, "ms", "compiled"),
-        ("MLP pooling in bf16, target 16: memory of eager / ours", mlp, "peak_mib", "eager"),
-        ("training step, target 1.3: time of eager / ours", record.rows("step"), "ms", "eager"),
-    ):
-        found = {(row["variant"], row["batch"]): row.get(key) for row in rows}
-        pairs = {
-            batch: (value, found.get(("ours", batch))) for (name, batch), value in found.items() if name == variant
-        }
-        ratios = [f"{value / ours:.2f} at batch {batch}" for batch, (value, ours) in pairs.items() if value and ours]
-        lines.append(f"{text}: {', '.join(ratios) or 'not measured'}")
-    fed = [f"{row['fed']:.1%} with {row['workers']} workers" for row in record.rows("loader") if "fed" in row]
-    return [*lines, f"the loader keeps the GPU busy, target 95%: {', '.join(fed) or 'not measured'}"]
-
-
 def main(arguments: list[str]) -> None:
     """Run the sections, and print the summary."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
@@ -294,7 +282,7 @@ def main(arguments: list[str]) -> None:
     patience = 4 if args.tiny else 1  # on a CPU
     limits = {name: patience * limit for name, (limit, _) in SECTIONS.items() if name in args.only}
     run_sections(partial(run_section, settings), limits, record, patience * SECONDS, start_method(settings))
-    lines = summary(record)
+    lines = summarize(record)
     record.update("summary", lines=lines)
     print("\n".join(["", *lines, f"written to {record.path}"]))
 

@@ -1,4 +1,4 @@
-"""A check of exact resume: an interrupted run of a recipe against two that were not interrupted."""
+"""Runs of a recipe's command: exact resume, by an interrupted run against two that were not, and trials."""
 
 from __future__ import annotations
 
@@ -48,6 +48,20 @@ def check_resume(command: Sequence[str], folder: Path, step: int) -> dict[str, A
             process.wait()
     found = {name: difference_of_runs(folder / "whole", folder / name) for name in names[1:]}
     return {**row, "resumed": found["resumed"], "not interrupted": found["again"]}
+
+
+def try_command(command: Sequence[str]) -> dict[str, Any]:
+    """Run a command, and return a row with its exit code and the last line of its output.
+
+    Examples:
+        >>> try_command(["bash", "-c", "echo done; exit 3"])
+        done
+        <BLANKLINE>
+        {'exit_code': 3, 'last_line': 'done'}
+    """
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    print(done.stdout, flush=True)
+    return {"exit_code": done.returncode, "last_line": (done.stdout.strip().splitlines() or [""])[-1]}
 
 
 def difference_of_runs(first: Path, second: Path) -> str:
