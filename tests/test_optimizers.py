@@ -354,3 +354,10 @@ def test_no_average_by_default(tiny: C2FModel) -> None:
     assert create_ema(tiny, OPTIONS) is None
     with pytest.raises(ValueError, match=r"ema is 1\.0"):
         create_ema(tiny, replace(OPTIONS, ema=1.0))
+
+
+def test_shared_weights_have_no_average(tiny: C2FModel) -> None:
+    model = copy.deepcopy(tiny)
+    model.pooling.projections[1] = model.pooling.projections[0]  # type: ignore[index, operator]
+    with pytest.raises(ValueError, match="2 weights of the model are shared"):
+        create_ema(model, replace(OPTIONS, ema=0.9))

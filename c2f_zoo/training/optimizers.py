@@ -178,10 +178,16 @@ def create_ema(model: C2FModel, options: TrainOptions) -> ModelEmaV3 | None:
         options: the options; `ema` is used.
 
     Raises:
-        ValueError: `ema` is out of range.
+        ValueError: `ema` is out of range, or modules of the model share weights, which timm would average twice.
     """
     if options.ema is None:
         return None
     if not 0 <= options.ema < 1:
         raise ValueError(f"ema is {options.ema}; the decay must be 0 or more and below 1")
+    tensors = model.state_dict(keep_vars=True)
+    shared = len(tensors) - len({id(tensor) for tensor in tensors.values()})
+    if shared:
+        raise ValueError(
+            f"ema is {options.ema}, but {shared} weights of the model are shared by modules; set ema to null"
+        )
     return ModelEmaV3(model, decay=options.ema, use_warmup=True)

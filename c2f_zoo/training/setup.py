@@ -40,19 +40,23 @@ def prepare_for_training(model: C2FModel, options: TrainOptions) -> None:
         options: the options; `channels_last`, `gradient_checkpointing` and `compile` are used.
 
     Raises:
-        ValueError: the backbone does not support gradient checkpointing.
+        ValueError: the backbone does not support gradient checkpointing, or it is to be compiled too.
     """
+    if options.compile and options.gradient_checkpointing:
+        raise ValueError("torch.compile skips layers under gradient_checkpointing; set either it or compile to false")
     if options.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if options.gradient_checkpointing:
         model.backbone.set_grad_checkpointing()
     if options.compile:
+        # Each stage, each mode and each level's batch norm has a graph; above the limit of 8, torch compiles no more.
+        torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)
         model.backbone.compile()
         model.pooling.compile()
 
 
 def count_graphs() -> int:
-    """Count the graphs that `torch.compile` compiled in this process; the number should stop to grow early."""
+    """Count the graphs that `torch.compile` compiled in this process; it soon stops growing."""
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
