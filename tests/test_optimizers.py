@@ -17,6 +17,7 @@ from c2f_zoo import C2FModel, create_model
 from c2f_zoo.backbones import BACKBONES
 from c2f_zoo.training.optimizers import create_ema, create_optimizer, create_schedule
 from c2f_zoo.training.options import Stage, TrainOptions
+from c2f_zoo.training.setup import check_stages
 
 OPTIONS = TrainOptions("critters", "mlph", {}, [])
 BOTH = Stage(epochs=2, lr=0.1, backbone_lr=0.01)
@@ -267,9 +268,18 @@ def test_a_resumed_schedule_needs_only_the_number_of_the_step() -> None:
         assert resumed.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
 
 
-def test_a_warm_up_shorter_than_the_stage() -> None:
-    with pytest.raises(ValueError, match="warmup_epochs 2 leave nothing of the stage's 2 epochs"):
-        create_schedule(weights_at(0.1), Stage(epochs=2, lr=0.1, schedule="cosine", warmup_epochs=2), STEPS)
+@pytest.mark.parametrize("schedule", ["step", "cosine", "linear"])
+def test_a_stage_of_one_step_has_its_learning_rate(schedule: Any) -> None:
+    optimizer = weights_at(0.1)
+    create_schedule(optimizer, Stage(epochs=1, lr=0.1, schedule=schedule, warmup_epochs=0.9), steps_per_epoch=1)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+@pytest.mark.parametrize("warmup", [-1, 2, 2.5])
+def test_a_warm_up_is_shorter_than_the_stage(warmup: float) -> None:
+    with pytest.raises(ValueError, match=f"warmup_epochs is {warmup}; .* less than the stage's 2 epochs"):
+        check_stages([BOTH, Stage(epochs=2, lr=0.1, warmup_epochs=warmup)])
+    check_stages([BOTH, Stage(epochs=2, lr=0.1, warmup_epochs=1.9)])
 
 
 # The moving average

@@ -138,9 +138,6 @@ def create_schedule(optimizer: Optimizer, stage: Stage, steps_per_epoch: int) ->
         stage: the stage; `epochs`, `schedule`, `halve_every` and `warmup_epochs` are used.
         steps_per_epoch: number of optimizer steps in an epoch.
 
-    Raises:
-        ValueError: the warm-up is longer than the stage.
-
     Examples:
         >>> from torch import nn, optim
         >>> from c2f_zoo.training.options import Stage
@@ -150,17 +147,13 @@ def create_schedule(optimizer: Optimizer, stage: Stage, steps_per_epoch: int) ->
         >>> round(optimizer.param_groups[0]["lr"], 6)
         0.1
     """
-    total, warmup = stage.epochs * steps_per_epoch, round(stage.warmup_epochs * steps_per_epoch)
+    total = stage.epochs * steps_per_epoch
+    warmup = min(round(stage.warmup_epochs * steps_per_epoch), total - 1)
     common: dict[str, Any] = {"warmup_t": warmup, "t_in_epochs": False}
     if stage.schedule == "step":
         # warmup_prefix=False: epochs count from the start of the stage.
         halve_every = stage.halve_every * steps_per_epoch
         return StepLRScheduler(optimizer, halve_every, decay_rate=0.5, warmup_prefix=False, **common)
-    if warmup >= total:
-        raise ValueError(
-            f"warmup_epochs {stage.warmup_epochs} leave nothing of the stage's {stage.epochs} epochs to schedule "
-            f"{stage.schedule!r}; choose fewer"
-        )
     if stage.schedule == "cosine":
         return CosineLRScheduler(optimizer, total - warmup, warmup_prefix=True, **common)
     return PolyLRScheduler(optimizer, total - warmup, power=1.0, warmup_prefix=True, **common)

@@ -98,7 +98,7 @@ def check_batch_size(batch_size: int, num_processes: int) -> None:
 
 
 def check_stages(stages: Sequence[Stage]) -> None:
-    """Check that a run has an epoch and that its learning rates can be halved.
+    """Check that a run has an epoch and that its learning rates can be scheduled.
 
     Examples:
         >>> check_stages([])
@@ -110,6 +110,11 @@ def check_stages(stages: Sequence[Stage]) -> None:
     for stage in stages:
         if stage.halve_every < 1:
             raise ValueError(f"halve_every is a number of epochs, 1 or more, not {stage.halve_every}")
+        if stage.warmup_epochs and not 0 < stage.warmup_epochs < stage.epochs:
+            raise ValueError(
+                f"warmup_epochs is {stage.warmup_epochs}; it must be 0 or more and less than the stage's "
+                f"{stage.epochs} epochs"
+            )
 
 
 def check_labels(labels: Tensor, model: C2FModel, split: str) -> None:

@@ -48,6 +48,7 @@ from c2f_zoo.training.run_state import (
     stop,
 )
 from c2f_zoo.training.sampling import balanced_order
+from c2f_zoo.training.setup import count_graphs
 from c2f_zoo.training.step_log import StepLog
 
 # A function of the model, wrapped for training; returns each level's accuracy and the indices of unreadable images.
@@ -254,7 +255,11 @@ def finish_epoch(run: Run, state: StageState, validate: Validate) -> None:
     if accelerator.is_main_process:
         scores = "  ".join(f"{level} {row[f'val_{level}']:.3f}" for level in run.model.levels)
         loss = sum(means.values())
-        print(f"stage {row['stage']}, epoch {row['epoch']}: loss {loss:.3f}, validation accuracy {scores}", flush=True)
+        graphs = f"  ({count_graphs()} graphs compiled)" if run.options.compile else ""
+        print(
+            f"stage {row['stage']}, epoch {row['epoch']}: loss {loss:.3f}, validation accuracy {scores}{graphs}",
+            flush=True,
+        )
     if agree(run, bool(run.signals.received))[0]:
         stop(run)
 
