@@ -150,6 +150,20 @@ class TestViews:
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(views(batch, "genus"), expected)
 
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    @pytest.mark.parametrize("filter", SHRINK_FILTERS)
+    def test_gpu_agrees(self, filter: str) -> None:
+        p = Preprocessing((3, 64, 64), shrink_filter=filter)
+        views = Views(p, {"species": None, "genus": 20})
+        batch = default_collate([crop_of(photo(80, 90, seed), p) for seed in range(4)])
+        expected = [views(batch, "species"), views(batch, "genus"), views.at_random(batch)]
+        on_gpu = {name: value.cuda() for name, value in batch.items()}
+        views.cuda()
+        found = [views(on_gpu, "species"), views(on_gpu, "genus"), views.at_random(on_gpu)]
+        for a, b in zip(found, expected, strict=True):
+            assert a.is_cuda and differences(a.cpu(), b, p).max() < 0.05
+
     def test_resolution_below_one_is_an_error(self) -> None:
         with pytest.raises(ValueError, match="the resolution of genus must be 1 pixel or more, not 0"):
             Views(Preprocessing(), {"genus": 0})

@@ -19,8 +19,8 @@ class Views(nn.Module):
     A view at full size equals that of `create_transform` at the same place of the image exactly. An image shrunk to
     half its shorter side or less differs by at most 2/255 in the mean, and 8/255 at any pixel that is 1.5 pixels of the
     small image or more from the edge: the crop was resized before it is shrunk, and does not contain what the small
-    image's outer pixels see beyond it. The tests compare both on images with the spectrum of photographs; they do not
-    run on a GPU. All filters are supported, and images are resized in float32.
+    image's outer pixels see beyond it. The tests compare both on images with the spectrum of photographs; those
+    on a GPU have not been run. All filters are supported, and images are resized in float32.
 
     All views of an image show the same crop; each is flipped independently.
 

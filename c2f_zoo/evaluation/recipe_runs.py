@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 POLL = 0.02  # seconds between looks at a run's folder
+OUTPUT_LINES = 15  # of each run, printed at the end
 COMPARED = ("metrics.csv", "test_predictions.csv")
 
 
@@ -23,7 +24,7 @@ def check_resume(command: Sequence[str], folder: Path, step: int) -> dict[str, A
 
     Args:
         command: the command of a run, to which `--output` and `--resume auto` are appended.
-        folder: folder for the runs; each has its output beside it, in a file `.log`.
+        folder: folder for the runs; the output of each is in a file `.log` beside its folder.
         step: the run is stopped after the first checkpoint of this step or a later one.
 
     Returns:
@@ -43,9 +44,10 @@ def check_resume(command: Sequence[str], folder: Path, step: int) -> dict[str, A
             if processes[name].wait():
                 raise RuntimeError(f"the run {name!r} failed: {_last_line(folder / name)}")
     finally:
-        for process in processes.values():
+        for name, process in processes.items():
             process.kill()
             process.wait()
+            print(f"--- {name}:", *_output(folder / name)[-OUTPUT_LINES:], sep="\n", flush=True)
     found = {name: difference_of_runs(folder / "whole", folder / name) for name in names[1:]}
     return {**row, "resumed": found["resumed"], "not interrupted": found["again"]}
 
@@ -127,5 +129,8 @@ def _interrupt(process: subprocess.Popen[bytes], output: Path, step: int) -> int
 
 
 def _last_line(output: Path) -> str:
-    lines = output.with_suffix(".log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else "no output"
+    return (_output(output) or ["no output"])[-1]
+
+
+def _output(output: Path) -> list[str]:
+    return output.with_suffix(".log").read_text(encoding="utf-8", errors="replace").strip().splitlines()

@@ -15,7 +15,6 @@ import argparse
 import gc
 import itertools
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -195,17 +194,15 @@ def resume(settings: Settings) -> None:
     stages = f"[{{epochs: {epochs}, lr: 0.5}}, {{epochs: {epochs}, lr: 0.5, backbone_lr: 0.01}}]"
     recipe = [f"{ROOT}/recipes/train.py", "--config", f"{ROOT}/recipes/configs/smoke.yaml"]
     command = [sys.executable, *recipe, "--stages", stages, "--save_every", "2 steps"]
-    for precision in ("bf16", "fp16") if device().type == "cuda" else ("bf16",):
-        folder = settings.out / "resume" / precision
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        with settings.record.record_errors("resume", {"precision": precision}):
-            row = check_resume([*command, "--mixed_precision", precision], folder, step)
-            settings.record.add("resume", {"precision": precision, **row})
-    if device().type == "cuda":
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2"]
-        with tempfile.TemporaryDirectory() as temporary:
-            options = ["--num_processes", "1", *recipe, "--channels_last", "false", "--output", f"{temporary}/run"]
+    with tempfile.TemporaryDirectory() as temporary:
+        for precision in ("bf16", "fp16") if device().type == "cuda" else ("bf16",):
+            (folder := Path(temporary, precision)).mkdir()
+            with settings.record.record_errors("resume", {"precision": precision}):
+                row = check_resume([*command, "--mixed_precision", precision], folder, step)
+                settings.record.add("resume", {"precision": precision, **row})
+        if device().type == "cuda":
+            launch = [sys.executable, "-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2"]
+            options = ["--num_processes", "1", *recipe, "--channels_last", "false", "--output", f"{temporary}/fsdp"]
             settings.record.add("resume", {"run": "FSDP of one", **try_command([*launch, *options])})
 
 
