@@ -1,12 +1,15 @@
-"""The training recipe, run on files in new processes."""
+"""The training recipe, run as a script."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -20,7 +23,7 @@ from c2f_zoo.io.files import read_csv
 from c2f_zoo.training.options import Stage
 from c2f_zoo.training.setup import check_batch_size, check_stages
 
-pytestmark = pytest.mark.slow  # every test starts processes
+pytestmark = pytest.mark.slow  # every test trains
 
 ROOT = Path(__file__).parents[1]
 RECIPE = str(ROOT / "recipes" / "train.py")
@@ -31,11 +34,30 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def train(folder: Path, *options: str, launcher: Sequence[str] = (), ok: bool = True) -> str:
-    """Run the recipe in a folder and return its standard output, or its error output if it must fail."""
+    """Run the recipe in a folder and return its standard output, or its error output if it must fail.
+
+    With a launcher it runs in new processes, otherwise as a script in this one, which saves the imports.
+    """
+    if not launcher:
+        return train_here(folder, *options, ok=ok)
     command = [sys.executable, *launcher, RECIPE, *options]
     done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert (done.returncode == 0) == ok, done.stderr[-3000:]
     return done.stdout if ok else done.stderr
+
+
+def train_here(folder: Path, *options: str, ok: bool) -> str:
+    printed, errors, code = io.StringIO(), io.StringIO(), None
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(errors):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", [RECIPE, *options])
+        try:
+            runpy.run_path(RECIPE, run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+    text = errors.getvalue() + (code if isinstance(code, str) else "")
+    assert (code in (None, 0)) == ok, text
+    return printed.getvalue() if ok else text
 
 
 @pytest.fixture(scope="module")
