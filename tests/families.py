@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from c2f_zoo import create_model
 from c2f_zoo.backbones import TapBackbone
+from c2f_zoo.backbones.batch_norm import CopiedNorm, is_batch_norm
 from c2f_zoo.backbones.maps import map_in
 from c2f_zoo.backbones.trace import run_features
 
@@ -83,11 +84,22 @@ def first_fault(model: Any, whole: nn.Module, x: Tensor) -> str:
     if not all(torch.allclose(found, wanted, atol=1e-5) for found, wanted in pairs):
         return "other maps than timm's"
     maps = model.backbone(x[:1])
+    if any(map(is_batch_norm, model.backbone.modules())):
+        model.backbone.copy_batch_norm([0, 0])
+        for norm in model.backbone.modules():
+            if isinstance(norm, CopiedNorm):
+                for weight in norm.copies[0].parameters():
+                    nn.init.zeros_(weight)
+        if not all(
+            torch.allclose(found, y, atol=1e-5) for found, y in zip(model.backbone(x[:1], 1), maps, strict=True)
+        ):
+            return "other maps with copies of batch norm"
+    copy = model.backbone.num_copies - 1
     try:
         model.backbone.body.set_grad_checkpointing()
     except (AssertionError, AttributeError):  # this network has no gradient checkpointing
         return "ok"
-    pairs = zip(model.backbone(x[:1]), maps, strict=True)
+    pairs = zip(model.backbone(x[:1], copy), maps, strict=True)
     same = all(torch.allclose(found, wanted, atol=1e-5) for found, wanted in pairs)
     return "ok" if same else "other maps with gradient checkpointing"
 
