@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from c2f_zoo import C2FModel, create_dataset, create_model, load_hierarchy
-from c2f_zoo.backbones import create_body
+from c2f_zoo.backbones import TapBackbone, create_body
 from c2f_zoo.backbones.batch_norm import CopiedNorm, copy_batch_norm, is_batch_norm
 from c2f_zoo.config import ModelConfig
 from c2f_zoo.data import create_transform, load_image
@@ -29,6 +29,7 @@ from c2f_zoo.inference import Predictor
 from c2f_zoo.model import build as build_untrained
 from c2f_zoo.training.options import Stage, TrainOptions
 from c2f_zoo.training.setup import build_model
+from c2f_zoo.training.stages import set_train_mode
 
 # Networks with BatchNorm2d and with timm's BatchNormAct2d.
 BACKBONES = ("tiny", "test_efficientnet", "resnet18")
@@ -247,13 +248,22 @@ def test_tools_of_pytorch_choose_the_same_copy(tool: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_model_chooses_the_copy_in_every_call() -> None:
+def test_a_compiled_backbone_chooses_the_copy_in_every_call() -> None:
     torch.compiler.reset()
-    model, x = build().eval(), images()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    for level in ("species", "family", "species"):
-        expected = plain(model, model.config.norm_copies[level])(x, (level,))
-        assert_same(compiled(x, (level,)), expected)
+    body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+    backbone = TapBackbone(body, ("1", "4"), (3, 64, 64))
+    backbone.copy_batch_norm([0, 0, 0])
+    for norm in (body[1], body[4]):
+        for number, copied in enumerate(norm.copies):
+            nn.init.constant_(copied.bias, number)
+    expected = copy.deepcopy(backbone)
+    backbone.compile(fullgraph=True, backend="aot_eager")
+    for number in (0, 2, 1, 0):
+        for network in (backbone, expected):
+            sum(y.square().mean() for y in network(images(), number)).backward()
+    assert_same(backbone.state_dict(), expected.state_dict())
+    for weight, wanted in zip(backbone.parameters(), expected.parameters(), strict=True):
+        assert_same(weight.grad, wanted.grad)
 
 
 def test_threads_may_ask_for_different_levels() -> None:
@@ -472,3 +482,24 @@ def test_the_option_reaches_the_model() -> None:
 def test_images_of_any_resolution_have_no_batch_norm_of_a_level(values: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"'any_resolution' .* use batch_norm 'shared' or 'frozen'"):
         build_model(options_of(objective="any_resolution", **values), load_hierarchy("critters"))
+
+
+@pytest.mark.parametrize("backbone", BACKBONES[:2])
+def test_frozen_batch_norm_keeps_its_statistics_and_trains_its_weights(backbone: str) -> None:
+    model, reference = (build(backbone, batch_norm="shared") for _ in range(2))
+    stage = Stage(epochs=1, lr=0.1, backbone_lr=0.1)
+    set_train_mode(model, model, stage, options_of(batch_norm="frozen"))
+    assert_same(model(images()), reference.eval()(images()))
+    model(images())["species"].square().mean().backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    for name, value in reference.named_buffers():
+        assert torch.equal(model.get_buffer(name), value), name
+    norms = {name for name, module in reference.named_modules() if is_batch_norm(module)}
+    for name in norms:
+        assert not torch.equal(model.get_parameter(f"{name}.weight"), reference.get_parameter(f"{name}.weight")), name
+    set_train_mode(model, model, stage, options_of())
+    model(images())
+    assert all(
+        not torch.equal(model.get_buffer(f"{name}.running_mean"), reference.get_buffer(f"{name}.running_mean"))
+        for name in norms
+    )

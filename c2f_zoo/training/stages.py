@@ -13,6 +13,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from c2f_zoo.backbones.batch_norm import is_batch_norm
 from c2f_zoo.data import LabelledImages, TransformedImages, labels_of
 from c2f_zoo.data.augment import create_crop
 from c2f_zoo.data.views import Views
@@ -229,7 +230,7 @@ def set_train_mode(model: nn.Module, unwrapped: C2FModel, stage: Stage, options:
     model.train()
     freeze_batch_norm = stage.freeze_batch_norm or options.batch_norm == "frozen"
     for module in unwrapped.backbone.modules():
-        if stage.backbone_lr == 0 or (freeze_batch_norm and isinstance(module, nn.modules.batchnorm._BatchNorm)):
+        if stage.backbone_lr == 0 or (freeze_batch_norm and is_batch_norm(module)):
             module.eval()
 
 
