@@ -68,6 +68,14 @@ def test_two_precisions_are_an_error_that_names_both(monkeypatch: pytest.MonkeyP
         adopt_launcher(OPTIONS)
 
 
+def test_the_launcher_must_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")  # as accelerate launch sets it
+    assert adopt_launcher(OPTIONS).compile is False
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    with pytest.raises(ValueError, match=r"'INDUCTOR'.*use --compile true"):
+        adopt_launcher(OPTIONS)
+
+
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="a GPU computes in fp16")
 def test_fp16_needs_a_gpu() -> None:
     with pytest.raises(ValueError, match="'fp16' needs a GPU"):

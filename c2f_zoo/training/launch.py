@@ -17,6 +17,7 @@ from c2f_zoo.registry import check_names
 from c2f_zoo.training.options import TrainOptions
 
 _PRECISION, _ACCUMULATE = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
+_DYNAMO = "ACCELERATE_DYNAMO_BACKEND"
 _LAUNCHERS = {"accelerate", "accelerate-launch", "accelerate.commands.launch", "torchrun", "torch.distributed.run"}
 
 
@@ -29,7 +30,7 @@ def adopt_launcher(options: TrainOptions) -> TrainOptions:
         options: the options; `mixed_precision` and `accumulate` are used.
 
     Raises:
-        ValueError: options and launcher disagree.
+        ValueError: options and launcher disagree, or the launcher asks for a compilation of its own.
 
     Examples:
         >>> import os
@@ -40,6 +41,12 @@ def adopt_launcher(options: TrainOptions) -> TrainOptions:
         4
         >>> del os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"]
     """
+    if (
+        os.environ.get(_DYNAMO, "NO").upper() != "NO"
+    ):  # Accelerate would compile the wrapped model, a graph for each level
+        raise ValueError(
+            f"the launcher's dynamo backend is {os.environ[_DYNAMO]!r} ({_DYNAMO}); use --compile true instead"
+        )
     precision, steps = os.environ.get(_PRECISION) or "no", int(os.environ.get(_ACCUMULATE) or 1)
     if options.mixed_precision is None:
         if precision not in ("no", "bf16", "fp16"):
