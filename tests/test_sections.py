@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from c2f_zoo.evaluation.sections import Record, run_sections
+from c2f_zoo.evaluation.sections import Record, add_rows, run_sections
 
 CHILD = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -82,3 +82,13 @@ def test_an_error_of_a_row_does_not_end_the_section(tmp_path: Path) -> None:
     assert record.read() == {
         "step": {"rows": [{"batch": 8, "ms": 3.0}, {"batch": 64, "error": "MemoryError: out of memory"}]}
     }
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_rows_of_several_processes(workers: int, tmp_path: Path) -> None:
+    record = Record(tmp_path / "out.json")
+    calls = {f"row {number}": partial(dict, number=number) for number in range(3)}
+    add_rows(record, "checks", {**calls, "row x": partial(int, "x")}, workers)  # type: ignore[dict-item]
+    rows = sorted(record.rows("checks"), key=str)
+    error = "ValueError: invalid literal for int() with base 10: 'x'"
+    assert rows == [{"name": "row x", "error": error}, {"number": 0}, {"number": 1}, {"number": 2}]

@@ -242,6 +242,8 @@ SECTIONS: dict[str, tuple[float, Callable[[Settings], None]]] = {
 
 
 def run_section(settings: Settings, section: str) -> None:
+    if not settings.tiny and device().type != "cuda":
+        raise RuntimeError("no GPU was found; --tiny runs small sizes without one")
     SECTIONS[section][1](settings)
 
 
