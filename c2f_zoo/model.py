@@ -196,7 +196,12 @@ class C2FModel(nn.Module):
         self.head = head.to(weight.device, weight.dtype)
         self.set_config(config)
 
-    def save_pretrained(self, directory: str | Path, max_shard_size: int | str = "5GB") -> None:
+    def save_pretrained(
+        self,
+        directory: str | Path,
+        max_shard_size: int | str = "5GB",
+        state_dict: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Save `config.json` and `model.safetensors` for `create_model("local-dir:...")`.
 
         The save is atomic: a kill at any time leaves the old model or the new one. Weights of an earlier save are
@@ -206,13 +211,14 @@ class C2FModel(nn.Module):
             directory: the folder; it is created if it does not exist.
             max_shard_size: largest size of a weights file, in bytes or as `"5GB"`. A larger model is saved in shards
                 with an index `model.safetensors.index.json`.
+            state_dict: the weights to save, e.g. gathered from processes that share the model. Default: the model's.
 
         Raises:
             ValueError: the configuration is invalid; nothing is saved.
         """
         text = self.config.to_json()
         with atomic_save(Path(directory)) as folder:
-            write_weights(folder, self.state_dict(), max_shard_size)
+            write_weights(folder, self.state_dict() if state_dict is None else state_dict, max_shard_size)
             (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
 
     def push_to_hub(

@@ -57,9 +57,10 @@ from c2f_zoo.training.fingerprint import fingerprint
 from c2f_zoo.training.interrupt import EXIT_CODE, Stopped
 from c2f_zoo.training.launch import create_accelerator, error_message
 from c2f_zoo.training.objective import create_objective
+from c2f_zoo.training.option_checks import check_values
 from c2f_zoo.training.options import TrainOptions, read_options
 from c2f_zoo.training.run_folder import list_unreadable, open_run_folder
-from c2f_zoo.training.setup import build_model, cache_images, check_batch_size, check_labels, check_stages
+from c2f_zoo.training.setup import build_model, cache_images, check_labels
 from c2f_zoo.training.stages import fit
 
 MODES = {
@@ -140,8 +141,7 @@ def set_up(options: SearchOptions, run: Path | None, accelerator: Accelerator) -
     Returns:
         The data, the model, and the images' median size in pixels.
     """
-    check_batch_size(options.batch_size, accelerator.num_processes)
-    check_stages(options.stages)
+    check_values(options, accelerator.num_processes)
     if options.bootstrap < 1:
         raise ValueError(f"bootstrap is {options.bootstrap}; it must be 1 or more")
     with accelerator.local_main_process_first():  # one process downloads

@@ -43,10 +43,12 @@ from c2f_zoo.training.fingerprint import fingerprint
 from c2f_zoo.training.interrupt import EXIT_CODE, Stopped
 from c2f_zoo.training.launch import adopt_launcher, create_accelerator, error_message, start_trackers
 from c2f_zoo.training.objective import create_objective
+from c2f_zoo.training.option_checks import check_values, find_overridden
 from c2f_zoo.training.options import TrainOptions, parse
 from c2f_zoo.training.run_folder import list_unreadable, open_run_folder
-from c2f_zoo.training.setup import build_model, cache_images, check_batch_size, check_labels, check_stages
+from c2f_zoo.training.setup import build_model, cache_images, check_labels
 from c2f_zoo.training.stages import fit, set_up_run
+from c2f_zoo.training.start_checks import check_output
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "critters.yaml"
 FINISHED = "test.csv"  # written last
@@ -61,6 +63,8 @@ def main(options: TrainOptions, name: str) -> None:
     """
     options = adopt_launcher(options)
     accelerator = create_accelerator(options)
+    check_values(options, accelerator.num_processes)
+    check_output(options.output)
     set_seed(options.seed)
     dataset, train_indices, val_indices, test_set, model = set_up(options, accelerator)
     objective = create_objective(options, model)
@@ -85,7 +89,8 @@ def main(options: TrainOptions, name: str) -> None:
         best = C2FModel.from_pretrained(output)
         finest_first = reversed(own_resolutions(best).values())
         levels_at = {resolution: best.levels for resolution in finest_first}
-        predictions = predict_labels(accelerator.prepare(best), test_set, range(len(test_set)), levels_at, **scoring)
+        prepared = accelerator.prepare_model(best, evaluation_mode=True)  # not distributed: nothing is trained
+        predictions = predict_labels(prepared, test_set, range(len(test_set)), levels_at, **scoring)
         if accelerator.is_main_process:
             held_out = set(val_indices).intersection(progress.unreadable)
             trained = sorted({*progress.unreadable} - held_out)
@@ -104,8 +109,6 @@ def set_up(
     Returns:
         The dataset of training and validation images with the indices of both, the test set, and the model.
     """
-    check_batch_size(options.batch_size, accelerator.num_processes)
-    check_stages(options.stages)
     with accelerator.local_main_process_first():  # one process downloads
         dataset, train_indices, val_indices = train_and_val(
             options.dataset, options.val_fraction, options.seed, **options.dataset_options
@@ -117,6 +120,8 @@ def set_up(
     check_labels(labels_of(dataset)[train_indices], model, "training")
     check_labels(labels_of(dataset)[val_indices or train_indices], model, "validation")
     check_labels(labels_of(test_set), model, "test")
+    for line in find_overridden(options, model, len(train_indices), accelerator.num_processes):
+        accelerator.print(line)
     return dataset, train_indices, val_indices, test_set, model
 
 
@@ -145,5 +150,5 @@ if __name__ == "__main__":
     except Stopped as stopped:
         print(f"train.py: {stopped}", file=sys.stderr)
         raise SystemExit(EXIT_CODE) from None
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, MemoryError) as error:
         raise SystemExit(f"train.py: {error_message(error)}") from error

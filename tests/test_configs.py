@@ -14,8 +14,9 @@ from c2f_zoo.data import DATASETS
 from c2f_zoo.registry import check_options
 from c2f_zoo.training.objective import check_objective
 from c2f_zoo.training.optimizers import create_ema, create_optimizer, create_schedule
+from c2f_zoo.training.option_checks import check_values
 from c2f_zoo.training.options import TrainOptions, read_options
-from c2f_zoo.training.setup import build_model, check_stages
+from c2f_zoo.training.setup import build_model
 
 CONFIGS = sorted((Path(__file__).parents[1] / "recipes" / "configs").glob("*.yaml"))
 TRAINED = [path for path in CONFIGS if "stages" in yaml.safe_load(path.read_text())]
@@ -38,7 +39,7 @@ def test_everything_of_a_training_is_built(path: Path) -> None:
     options = replace(options, model_options=without_weights)
     model = build_model(options, load_hierarchy(options.dataset))
     assert dict(model.config.resolutions) == options.resolutions
-    check_stages(options.stages)
+    check_values(options, num_processes=1)
     check_objective(options, model)
     for stage in options.stages:
         optimizer = create_optimizer(model, stage, options)

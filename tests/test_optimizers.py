@@ -16,8 +16,8 @@ import c2f_zoo
 from c2f_zoo import C2FModel, create_model
 from c2f_zoo.backbones import BACKBONES
 from c2f_zoo.training.optimizers import create_ema, create_optimizer, create_schedule
+from c2f_zoo.training.option_checks import check_stages
 from c2f_zoo.training.options import Stage, TrainOptions
-from c2f_zoo.training.setup import check_stages
 
 OPTIONS = TrainOptions("critters", "mlph", {}, [])
 BOTH = Stage(epochs=2, lr=0.1, backbone_lr=0.01)

@@ -20,8 +20,6 @@ from test_data import write_fashion_mnist
 
 from c2f_zoo import Predictor, create_dataset, create_model
 from c2f_zoo.io.files import read_csv
-from c2f_zoo.training.options import Stage
-from c2f_zoo.training.setup import check_batch_size, check_stages
 
 pytestmark = pytest.mark.slow  # every test trains
 
@@ -307,13 +305,6 @@ def test_the_first_stage_freezes_the_backbone(tmp_path: Path) -> None:
 def test_invalid_options_are_errors_before_training(options: list[str], error: str, tmp_path: Path) -> None:
     assert error in train(tmp_path, *SMOKE, *options, ok=False)
     assert not (tmp_path / "runs").exists()
-
-
-def test_numbers_out_of_range_are_errors() -> None:
-    with pytest.raises(ValueError, match="batch_size is a number of images, 1 or more, not 0"):
-        check_batch_size(0, num_processes=1)
-    with pytest.raises(ValueError, match="halve_every is a number of epochs, 1 or more, not 0"):
-        check_stages([Stage(epochs=1, lr=0.1, halve_every=0)])
 
 
 def test_an_unknown_key_in_the_file_is_an_error(tmp_path: Path) -> None:

@@ -12,8 +12,11 @@ from pathlib import Path
 import torch
 
 from c2f_zoo.training.batches import in_groups, split_into_steps
-from c2f_zoo.training.run_state import Run, save_run
-from c2f_zoo.training.stages import set_train_mode, start_stage, take_step
+from c2f_zoo.training.memory import explain_out_of_memory, peak_memory
+from c2f_zoo.training.run_state import Run, StageState, save_run
+from c2f_zoo.training.setup import set_train_mode
+from c2f_zoo.training.stages import start_stage, take_step
+from c2f_zoo.training.start_checks import check_batch_statistics, format_bytes
 
 GROUPS = 2  # steps of each level in each stage
 
@@ -35,10 +38,10 @@ class StageCost:
     memory: int
 
     def __str__(self) -> str:
-        minutes, gigabytes = self.steps * self.seconds / 60, self.memory / 2**30
+        minutes = self.steps * self.seconds / 60
         return (
             f"stage {self.stage}: {self.steps} steps of {self.seconds:.3g} s, about {minutes:.3g} minutes without "
-            f"validation; {gigabytes:.3g} GiB"
+            f"validation; {format_bytes(self.memory)}"
         )
 
 
@@ -51,32 +54,32 @@ def try_stages(run: Run) -> Iterator[StageCost]:
         run: a run that has not started.
 
     Raises:
-        ValueError: a loss is not finite.
+        ValueError: a loss is not finite, or batch norm has one value per channel.
+        MemoryError: the device is out of memory.
     """
-    for number, stage in enumerate(run.options.stages, start=1):
-        state = start_stage(run, stage, number, first_epoch=0)
-        set_train_mode(state.wrapped, run.model, stage, run.options)
-        groups = islice(in_groups(run.loader, run.options.accumulate), GROUPS)
-        times = [time.perf_counter()]
-        for steps in split_into_steps(run.options.objective, run.levels, groups):
-            for step in steps:
-                take_step(run, state, step)
-                if run.accelerator.device.type == "cuda":
-                    torch.cuda.synchronize()
-                times.append(time.perf_counter())
-        warm = min(len(times) - 2, 1)  # the first step allocates, and compiles
-        seconds = (times[-1] - times[warm]) / (len(times) - 1 - warm)
-        yield StageCost(number, stage.epochs * run.rounds_and_steps[1], seconds, peak_memory(run.accelerator.device))
+    check_batch_statistics(run)
+    with explain_out_of_memory(run):
+        for number, stage in enumerate(run.options.stages, start=1):
+            state = start_stage(run, stage, number, first_epoch=0)
+            yield try_stage(run, state)
     with tempfile.TemporaryDirectory() as folder:
         run.output = Path(folder)
         run.log.path = run.output / "steps.csv"
         save_run(run, state)
 
 
-def peak_memory(device: torch.device) -> int:
-    """Return the peak memory in bytes: that of a GPU, or of this process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource  # Windows has none
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def try_stage(run: Run, state: StageState) -> StageCost:
+    """Train on two batches of each level, and return what the stage costs."""
+    set_train_mode(state.wrapped, run.model, state.stage, run.options)
+    groups = islice(in_groups(run.loader, run.options.accumulate), GROUPS)
+    times = [time.perf_counter()]
+    for steps in split_into_steps(run.options.objective, run.levels, groups):
+        for step in steps:
+            take_step(run, state, step)
+            if run.accelerator.device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter())
+    warm = min(len(times) - 2, 1)  # the first step allocates, and compiles
+    seconds = (times[-1] - times[warm]) / (len(times) - 1 - warm)
+    steps_of_stage = state.stage.epochs * run.rounds_and_steps[1]
+    return StageCost(state.number, steps_of_stage, seconds, peak_memory(run.accelerator.device))

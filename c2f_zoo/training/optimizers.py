@@ -46,15 +46,30 @@ def create_optimizer(model: C2FModel, stage: Stage, options: TrainOptions) -> Op
         >>> [group["lr"] for group in optimizer.param_groups]
         [0.1, 0.01]
     """
-    check_optimizer(model, options)
+    check_optimizer(options)
+    check_layer_decay(options, model)
     model.backbone.requires_grad_(stage.backbone_lr > 0)
+    return create_from_groups(list(parameter_groups(model, stage, options)), stage.lr, options)
+
+
+def create_from_groups(groups: list[dict[str, Any]], lr: float, options: TrainOptions) -> Optimizer:
+    """Create the optimizer of parameter groups; see `create_optimizer`.
+
+    Args:
+        groups: the groups.
+        lr: learning rate of groups without one.
+        options: the options; `optimizer`, `optimizer_options`, `momentum` and `weight_decay` are used.
+
+    Raises:
+        ValueError: the values of the optimizer's options are invalid.
+    """
     name = options.optimizer.lower()
     defaults = {"nesterov": False} if name == "sgd" else {}
     try:
         return timm.optim.create_optimizer_v2(
-            list(parameter_groups(model, stage, options)),
+            groups,
             opt=name,
-            lr=stage.lr,
+            lr=lr,
             weight_decay=options.weight_decay,
             momentum=options.momentum,
             **{**defaults, **options.optimizer_options},
@@ -63,11 +78,11 @@ def create_optimizer(model: C2FModel, stage: Stage, options: TrainOptions) -> Op
         raise ValueError(f"optimizer_options {options.optimizer_options} do not fit {name!r}: {error}") from error
 
 
-def check_optimizer(model: C2FModel, options: TrainOptions) -> None:
+def check_optimizer(options: TrainOptions) -> None:
     """Check the options of the optimizer.
 
     Raises:
-        ValueError: the optimizer or one of its options is unknown, or the backbone has no layers for `layer_decay`.
+        ValueError: the optimizer or one of its options is unknown.
     """
     name = options.optimizer.lower()
     check_names("optimizer", [name], [str(known) for known in timm.optim.list_optimizers()])
@@ -81,6 +96,14 @@ def check_optimizer(model: C2FModel, options: TrainOptions) -> None:
         )
     parameters = inspect.signature(timm.optim.get_optimizer_class(name, bind_defaults=False)).parameters
     check_names(f"option of optimizer {name!r}:", options.optimizer_options, set(parameters) - {*_OF_STAGE_OR_RUN})
+
+
+def check_layer_decay(options: TrainOptions, model: C2FModel) -> None:
+    """Check that `layer_decay` is null or in (0, 1], and that the backbone has layers for it.
+
+    Raises:
+        ValueError: it is out of range, or the backbone has no layers.
+    """
     if options.layer_decay is None:
         return
     if not 0 < options.layer_decay <= 1:

@@ -32,6 +32,7 @@ from c2f_zoo.training.checkpoint import (
 from c2f_zoo.training.interrupt import Stopped, StopSignals
 from c2f_zoo.training.objective import Objective
 from c2f_zoo.training.options import Stage, TrainOptions
+from c2f_zoo.training.sharding import gather, load_optimizer, load_weights
 from c2f_zoo.training.step_log import StepLog
 
 
@@ -129,9 +130,10 @@ def save_run(run: Run, state: StageState) -> None:
     run.unreadable = []
     for sums in progress.sums:
         check_losses({level: total for level, (total, _) in sums.items()}, run)
+    tensors = gather((run.model.state_dict(), state.optimizer.state_dict()), keep=accelerator.is_main_process)
     if accelerator.is_main_process:
         run.log.write()
-        write_checkpoint(run.output, progress.step, lambda folder: _write_state(run, state, folder))
+        write_checkpoint(run.output, progress.step, lambda folder: _write_state(run, folder, *tensors))
         remove_old_checkpoints(run.output, run.options.keep, progress.best_checkpoint)
     run.saved_at = time.monotonic(), progress.step
 
@@ -154,12 +156,12 @@ def check_losses(losses: Mapping[str, float], run: Run) -> None:
             )
 
 
-def _write_state(run: Run, state: StageState, folder: Path) -> None:
-    run.model.save_pretrained(folder)
+def _write_state(run: Run, folder: Path, weights: Mapping[str, Tensor], optimizer: Mapping[str, Any]) -> None:
+    run.model.save_pretrained(folder, state_dict=weights)
     if run.ema is not None:
         run.ema.module.save_pretrained(folder / "ema")
     scaler = run.accelerator.scaler
-    training = {"optimizer": state.optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None}
+    training = {"optimizer": optimizer, "scaler": scaler.state_dict() if scaler else None}
     torch.save(training, folder / "training.pt")
     (folder / "progress.json").write_text(json.dumps(asdict(run.progress)), encoding="utf-8")
 
@@ -178,7 +180,7 @@ def find_checkpoint(output: Path, accelerator: Accelerator) -> Path | None:
 
 def restore_run(run: Run, checkpoint: Path) -> None:
     """Restore a run from a checkpoint, but for the optimizer's state."""
-    run.model.load_state_dict(C2FModel.from_pretrained(checkpoint).state_dict())
+    load_weights(run.model, C2FModel.from_pretrained(checkpoint).state_dict())
     if run.ema is not None:
         run.ema.module.load_state_dict(C2FModel.from_pretrained(checkpoint / "ema").state_dict())
     progress = Progress(**json.loads((checkpoint / "progress.json").read_text(encoding="utf-8")))
@@ -203,7 +205,7 @@ def restore_run(run: Run, checkpoint: Path) -> None:
 
 def restore_optimizer(state: StageState, checkpoint: Path) -> None:
     """Restore the state of a stage's optimizer from a checkpoint of the same stage."""
-    state.optimizer.load_state_dict(torch.load(checkpoint / "training.pt", weights_only=True)["optimizer"])
+    load_optimizer(state.optimizer, torch.load(checkpoint / "training.pt", weights_only=True)["optimizer"])
 
 
 def save_if_due(run: Run, state: StageState) -> None:

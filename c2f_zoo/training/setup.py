@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from c2f_zoo.backbones.batch_norm import is_batch_norm
 from c2f_zoo.config import Preprocessing
 from c2f_zoo.data import CachedImages, LabelledImages
 from c2f_zoo.hierarchy import Hierarchy
@@ -55,6 +55,22 @@ def prepare_for_training(model: C2FModel, options: TrainOptions) -> None:
         model.pooling.compile()
 
 
+def set_train_mode(model: nn.Module, unwrapped: C2FModel, stage: Stage, options: TrainOptions) -> None:
+    """Set a model to training mode, except modules that the stage or the run freezes.
+
+    Args:
+        model: the model, wrapped for training.
+        unwrapped: the same model, not wrapped.
+        stage: the stage; `backbone_lr` and `freeze_batch_norm` are used.
+        options: the options; `batch_norm` is used.
+    """
+    model.train()
+    freeze_batch_norm = stage.freeze_batch_norm or options.batch_norm == "frozen"
+    for module in unwrapped.backbone.modules():
+        if stage.backbone_lr == 0 or (freeze_batch_norm and is_batch_norm(module)):
+            module.eval()
+
+
 def count_graphs() -> int:
     """Count the graphs that `torch.compile` compiled in this process; it soon stops growing."""
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
@@ -78,43 +94,6 @@ def cache_images(dataset: LabelledImages, folder: str | None, preprocessing: Pre
     if folder is None:
         return dataset
     return CachedImages(dataset, folder, preprocessing.resize, preprocessing.interpolation)
-
-
-def check_batch_size(batch_size: int, num_processes: int) -> None:
-    """Check that a batch can be split evenly between processes.
-
-    Examples:
-        >>> check_batch_size(3, num_processes=2)
-        Traceback (most recent call last):
-        ValueError: batch_size 3 cannot be split between 2 processes; choose a multiple of 2
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is a number of images, 1 or more, not {batch_size}")
-    if batch_size % num_processes:
-        raise ValueError(
-            f"batch_size {batch_size} cannot be split between {num_processes} processes; choose a multiple of "
-            f"{num_processes}"
-        )
-
-
-def check_stages(stages: Sequence[Stage]) -> None:
-    """Check that a run has an epoch and that its learning rates can be scheduled.
-
-    Examples:
-        >>> check_stages([])
-        Traceback (most recent call last):
-        ValueError: the stages have no epoch; add one, e.g. --stages '[{epochs: 1, lr: 0.1}]'
-    """
-    if sum(stage.epochs for stage in stages) < 1:
-        raise ValueError("the stages have no epoch; add one, e.g. --stages '[{epochs: 1, lr: 0.1}]'")
-    for stage in stages:
-        if stage.halve_every < 1:
-            raise ValueError(f"halve_every is a number of epochs, 1 or more, not {stage.halve_every}")
-        if stage.warmup_epochs and not 0 < stage.warmup_epochs < stage.epochs:
-            raise ValueError(
-                f"warmup_epochs is {stage.warmup_epochs}; it must be 0 or more and less than the stage's "
-                f"{stage.epochs} epochs"
-            )
 
 
 def check_labels(labels: Tensor, model: C2FModel, split: str) -> None:

@@ -13,7 +13,6 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from c2f_zoo.backbones.batch_norm import is_batch_norm
 from c2f_zoo.data import LabelledImages, TransformedImages, labels_of
 from c2f_zoo.data.augment import create_crop
 from c2f_zoo.data.views import Views
@@ -32,6 +31,7 @@ from c2f_zoo.training.batches import (
 )
 from c2f_zoo.training.checkpoint import Progress, publish
 from c2f_zoo.training.curves import plot_curves
+from c2f_zoo.training.memory import explain_out_of_memory
 from c2f_zoo.training.mixing import mix
 from c2f_zoo.training.objective import Objective, count_targets, level_targets
 from c2f_zoo.training.optimizers import create_ema, create_optimizer, create_schedule
@@ -49,7 +49,9 @@ from c2f_zoo.training.run_state import (
     stop,
 )
 from c2f_zoo.training.sampling import balanced_order
-from c2f_zoo.training.setup import count_graphs
+from c2f_zoo.training.setup import count_graphs, set_train_mode
+from c2f_zoo.training.sharding import check_distribution
+from c2f_zoo.training.start_checks import check_batch_statistics, check_disk
 from c2f_zoo.training.step_log import StepLog
 
 # A function of the model, wrapped for training; returns each level's accuracy and the indices of unreadable images.
@@ -84,14 +86,18 @@ def fit(
 
     Raises:
         Stopped: a signal asked the run to stop; it has been saved.
-        ValueError: a loss is not finite, or all checkpoints are damaged.
-        OSError: a checkpoint cannot be written.
+        ValueError: a loss is not finite, batch norm has one value per channel, or all checkpoints are damaged.
+        OSError: a checkpoint cannot be written, or the disk has no room for the run's checkpoints.
+        MemoryError: the device is out of memory.
     """
     run = set_up_run(model, dataset, indices, objective, options, output, accelerator)
+    check_batch_statistics(run)
     checkpoint = find_checkpoint(output, accelerator)
+    if accelerator.is_main_process:
+        check_disk(model, options, output)
     if checkpoint is not None:
         restore_run(run, checkpoint)
-    with run.signals:
+    with run.signals, explain_out_of_memory(run):
         last = 0
         for number, stage in enumerate(options.stages, start=1):
             first, last = last, last + stage.epochs
@@ -120,6 +126,7 @@ def set_up_run(
     accelerator: Accelerator,
 ) -> Run:
     """Create the loader, the views and the average of the weights; see `fit` for the arguments."""
+    check_distribution(accelerator, options)
     model.to(accelerator.device)
     preprocessing, own = model.config.preprocessing, own_resolutions(model)
     resolutions = {level: own[level] for level in reversed(model.levels)}
@@ -223,15 +230,6 @@ def count_step(run: Run, step: Step) -> dict[str, Tensor] | None:
     if processes > 1:
         total = run.accelerator.reduce(total, "sum") / processes
     return dict(zip(counts, total, strict=True))
-
-
-def set_train_mode(model: nn.Module, unwrapped: C2FModel, stage: Stage, options: TrainOptions) -> None:
-    """Set a model to training mode, except modules that the stage or the run freezes."""
-    model.train()
-    freeze_batch_norm = stage.freeze_batch_norm or options.batch_norm == "frozen"
-    for module in unwrapped.backbone.modules():
-        if stage.backbone_lr == 0 or (freeze_batch_norm and is_batch_norm(module)):
-            module.eval()
 
 
 def finish_epoch(run: Run, state: StageState, validate: Validate) -> None:

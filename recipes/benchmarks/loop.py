@@ -27,8 +27,8 @@ from c2f_zoo.io.files import write_csv
 from c2f_zoo.training.objective import create_objective
 from c2f_zoo.training.options import TrainOptions, read_options
 from c2f_zoo.training.run_state import Run, StageState
-from c2f_zoo.training.setup import build_model
-from c2f_zoo.training.stages import set_train_mode, set_up_run, start_stage, train_epoch
+from c2f_zoo.training.setup import build_model, set_train_mode
+from c2f_zoo.training.stages import set_up_run, start_stage, train_epoch
 
 CONFIG = Path(__file__).parents[1] / "configs" / "critters.yaml"
 
