@@ -34,7 +34,7 @@ OPTIONS = TrainOptions(
     model_options={"backbone": "tiny", "input_size": 32, "pooling_options": {"dim": 8}},
     resolutions={"species": None, "genus": 16, "family": 8},
     stages=[STAGE, *[Stage(epochs=100, lr=0.1, backbone_lr=0.05)] * 4],
-    batch_size=12,
+    batch_size=36,
     ema=0.9,
     num_workers=1,  # for training and for each validation
 )
@@ -90,6 +90,7 @@ def test_a_run_of_500_epochs_does_not_grow(tmp_path: Path) -> None:
     assert rows[-1]["rss_mib"] - rows[1]["rss_mib"] <= GROWTH
 
 
+@pytest.mark.slow
 def test_loaders_and_models_of_earlier_stages_are_released(tmp_path: Path) -> None:
     stages = [Stage(epochs=1, lr=0.1), *[Stage(epochs=1, lr=0.1, backbone_lr=0.05)] * 3]
     options = TrainOptions(**{**vars(OPTIONS), "stages": stages, "num_workers": 0})

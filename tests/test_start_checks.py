@@ -89,7 +89,7 @@ STAGE = Stage(epochs=2, lr=0.1)
         ({"stages": [replace(STAGE, halve_every=0)]}, "halve_every of stage 1 is 0; it must be a number of epochs"),
         (
             {"stages": [replace(STAGE, warmup_epochs=-1)]},
-            "warmup_epochs of stage 1 is -1; it must be a number of",
+            "warmup_epochs is -1; it must be 0 or more and",
         ),
         ({"stages": [replace(STAGE, schedule="cosine", warmup_epochs=2)]}, "warmup_epochs is 2; it must be 0 or more"),
         ({"tree_prior": -0.1}, "tree_prior is -0.1; it must be 0 or more"),

@@ -57,6 +57,7 @@ class Run:
         unreadable: indices of this process's skipped images since the last checkpoint.
         signals: the signals that ask the run to stop.
         saved_at: time and step of the last checkpoint.
+        plotted_at: time of the last plot of the curves.
     """
 
     model: C2FModel
@@ -75,6 +76,7 @@ class Run:
     unreadable: list[int] = field(default_factory=list)
     signals: StopSignals = field(default_factory=StopSignals)
     saved_at: tuple[float, int] = (0.0, 0)
+    plotted_at: float = -math.inf
 
     @property
     def levels(self) -> tuple[str, ...]:

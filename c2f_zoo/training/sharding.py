@@ -27,7 +27,7 @@ def gather(state: Any, keep: bool = True) -> Any:
         keep: whether this process needs the whole tensors; None takes their place otherwise.
     """
     if isinstance(state, DTensor):
-        whole = state.detach().full_tensor()
+        whole = state.full_tensor().detach()
         return whole.cpu() if keep else None
     if isinstance(state, Mapping):
         return {key: gather(value, keep) for key, value in state.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -112,7 +113,7 @@ def fit(
             while run.progress.epoch < last:
                 train_epoch(run, state)
                 finish_epoch(run, state, validate)
-    publish_best(run)
+    publish_best(run, plot_every=0)
     return run.progress
 
 
@@ -263,12 +264,19 @@ def finish_epoch(run: Run, state: StageState, validate: Validate) -> None:
         stop(run)
 
 
-def publish_best(run: Run) -> None:
-    """Write the best epoch's model, metrics and curves to the run's folder; nothing changes if they are there."""
+def publish_best(run: Run, plot_every: float = 60) -> None:
+    """Write the best epoch's model, metrics and curves to the run's folder; nothing changes if they are there.
+
+    Args:
+        run: the run.
+        plot_every: seconds between two plots of the curves, which take half a second.
+    """
     if not run.accelerator.is_main_process or not run.progress.rows:
         return
     checkpoint = run.output / run.progress.best_checkpoint
     if checkpoint.exists():
         publish(checkpoint if run.ema is None else checkpoint / "ema", run.output)
     write_csv(run.output / "metrics.csv", run.progress.rows)
-    atomic_write(run.output / "curves.png", partial(plot_curves, run.progress.rows, run.model.levels))
+    if time.monotonic() - run.plotted_at >= plot_every:
+        atomic_write(run.output / "curves.png", partial(plot_curves, run.progress.rows, run.model.levels))
+        run.plotted_at = time.monotonic()
