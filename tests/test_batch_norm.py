@@ -28,8 +28,7 @@ from c2f_zoo.evaluation.scoring import score_images
 from c2f_zoo.inference import Predictor
 from c2f_zoo.model import build as build_untrained
 from c2f_zoo.training.options import Stage, TrainOptions
-from c2f_zoo.training.setup import build_model
-from c2f_zoo.training.stages import set_train_mode
+from c2f_zoo.training.setup import build_model, set_train_mode
 
 # Networks with BatchNorm2d and with timm's BatchNormAct2d.
 BACKBONES = ("tiny", "test_efficientnet", "resnet18")

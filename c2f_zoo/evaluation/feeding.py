@@ -19,8 +19,8 @@ from c2f_zoo.training.launch import create_accelerator
 from c2f_zoo.training.objective import create_objective
 from c2f_zoo.training.options import TrainOptions
 from c2f_zoo.training.run_state import Run
-from c2f_zoo.training.setup import build_model
-from c2f_zoo.training.stages import set_train_mode, set_up_run, start_stage, take_step
+from c2f_zoo.training.setup import build_model, set_train_mode
+from c2f_zoo.training.stages import set_up_run, start_stage, take_step
 
 WARM_UP = 2  # rounds before the measurement
 
