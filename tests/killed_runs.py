@@ -25,9 +25,18 @@ from typing import Any
 
 import torch
 
-import c2f_zoo
-from c2f_zoo.training import options as train_options  # noqa: F401  # imported once, before the forks
+from c2f_zoo import create_dataset, register_dataset
+from c2f_zoo.data import HideLabels, LabelledImages
+from c2f_zoo.data.augment import Augmentation
 from c2f_zoo.training.options import Stage, TrainOptions
+
+
+@register_dataset("half_labelled_critters")
+def half_labelled_critters(split: str, per_class: int) -> LabelledImages:
+    """Return the critters; in the first half only the genus is known."""
+    dataset = create_dataset("critters", split, per_class=per_class)
+    return HideLabels(dataset, "genus", range(len(dataset) // 2))
+
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "train.py"
 RESULTS = ("model.safetensors", "config.json", "metrics.csv", "steps.csv", "test.csv", "test_predictions.csv")
@@ -120,7 +129,7 @@ def results(folder: Path) -> dict[str, str]:
 def main(folder: Path, values: dict[str, Any], processes: int, sequences: list[str]) -> list[dict[str, Any]]:
     """Run without and with kills; see the module's docstring."""
     values["stages"] = [Stage(**stage) for stage in values["stages"]]
-    values["augmentation"] = c2f_zoo.data.augment.Augmentation(**values.get("augmentation", {}))
+    values["augmentation"] = Augmentation(**values.get("augmentation", {}))
     whole = folder / "whole"
     whole.mkdir(parents=True)
     start(whole, TrainOptions(**values, output=str(whole / "run")), processes, None, 0)

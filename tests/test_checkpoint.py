@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from c2f_zoo.training.checkpoint import (
     Progress,
@@ -57,9 +58,23 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(spoil, reason:
     assert latest_checkpoint(tmp_path, said.append) == before
     assert len(said) == 1
     assert said[0].startswith(f"{latest} is damaged and not used: {reason}")
-    spoil(before / "model.safetensors")
-    with pytest.raises(ValueError, match=r"all 2 checkpoints in .* are damaged, .* start again with another --output"):
+    assert latest.exists() == (reason == "hashes.json is missing"), "renamed, unless it may be the user's"
+    latest = write(tmp_path, 3)
+    for path in (before, latest):
+        spoil(path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"all \d checkpoints in .* are damaged, .* start again with another --output"):
         latest_checkpoint(tmp_path, said.append)
+
+
+def test_damaged_checkpoints_do_not_count_among_those_to_keep(tmp_path: Path) -> None:
+    for step in (80, 90, 100):
+        path = write(tmp_path, step)
+        if step > 80:
+            (path / "model.safetensors").write_text("wrong")
+    assert latest_checkpoint(tmp_path, lambda line: None) == tmp_path / checkpoint_name(80)
+    write(tmp_path, 85)
+    remove_old_checkpoints(tmp_path, keep=2, best="")
+    assert list_checkpoints(tmp_path) == [tmp_path / checkpoint_name(85), tmp_path / checkpoint_name(80)]
 
 
 def test_an_empty_folder_with_a_number_does_not_stop_the_run(tmp_path: Path) -> None:
@@ -91,13 +106,20 @@ def test_old_checkpoints_are_removed_but_the_best(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
     before = write(tmp_path, 1)
 
-    def fill(folder: Path) -> None:
+    def fill_by_text(folder: Path) -> None:
         (folder / "model.safetensors").write_text("half")
         Path("/dev/full").write_text("half")
 
-    with pytest.raises(OSError, match=r"cannot save the checkpoint .*No space left on device; earlier checkpoints"):
-        write_checkpoint(tmp_path, 2, fill)
-    assert list(tmp_path.iterdir()) == [before]
+    def fill_by_torch(folder: Path) -> None:
+        with open("/dev/full", "wb") as file:
+            torch.save(torch.zeros(10**6), file)
+
+    for fill in (fill_by_text, fill_by_torch):
+        with pytest.raises(
+            OSError, match=r"cannot save the checkpoint .*; earlier checkpoints are intact. If the disk"
+        ):
+            write_checkpoint(tmp_path, 2, fill)
+        assert list(tmp_path.iterdir()) == [before]
     assert latest_checkpoint(tmp_path) == before
 
 

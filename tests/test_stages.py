@@ -176,7 +176,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_what_is_left(
     critters: LabelledImages, tmp_path: Path
 ) -> None:
     with pytest.raises(
-        ValueError, match=r"the loss of .* is nan in epoch 1, by step 9; lower the learning rate or set clip_grad"
+        ValueError, match=r"the loss of .* is nan in epoch 1, by step 9; start a new run with a lower learning rate or"
     ):
         train(options(stages=[Stage(epochs=1, lr=1e30)]), critters, tmp_path)
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-00000000"]

@@ -17,6 +17,8 @@ from c2f_zoo.data import LabelledImages, Normalize, TransformedImages, create_vi
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.inference.resolutions import levels_by_resolution
 from c2f_zoo.model import C2FModel
+from c2f_zoo.ops import at_least_float32
+from c2f_zoo.training.batches import ignore_signals
 from c2f_zoo.training.options import TrainOptions
 
 LevelsAt = Mapping[int | None, Sequence[str]]  # resolution -> levels to predict at it
@@ -89,14 +91,16 @@ def score_images(
     images = TransformedImages(dataset, transform, own, on_error, shorter_side=preprocessing.resize)
     hide_bar = None if accelerator.is_main_process else True  # None shows the bar on a terminal only
     seen: list[int] = []
-    loader = DataLoader(images, batch_size, num_workers=num_workers)
+    loader = DataLoader(images, batch_size, num_workers=num_workers, worker_init_fn=ignore_signals)
     for views, truth, index, readable in tqdm(loader, desc="scoring", disable=hide_bar, leave=False):
-        with torch.no_grad():
+        with torch.no_grad(), accelerator.autocast():  # an average of weights is not wrapped
             logits = {
-                resolution: unwrapped(
-                    normalize(x.to(accelerator.device)),
-                    levels=tuple(levels_at[resolution]),
-                    view=unwrapped.config.nearest_level(resolution),
+                resolution: _at_least_float32(
+                    unwrapped(
+                        normalize(x.to(accelerator.device)),
+                        levels=tuple(levels_at[resolution]),
+                        view=unwrapped.config.nearest_level(resolution),
+                    )
                 )
                 for resolution, x in views.items()
             }
@@ -181,6 +185,10 @@ def predict_labels(
     readable = torch.cat([batch.readable for batch in batches])[order]
     truth = torch.cat([batch.truth for batch in batches])[order]
     return Predictions(dataset.hierarchy, index[order], readable, truth, labels)
+
+
+def _at_least_float32(logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {level: at_least_float32(z) for level, z in logits.items()}
 
 
 def _argmax(logits: Mapping[str, Tensor]) -> dict[str, Tensor]:

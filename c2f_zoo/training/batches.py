@@ -134,12 +134,13 @@ def create_loader(items: Dataset[Any], batches: EpochBatches, num_workers: int, 
         batch_sampler=batches,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=ignore_signals,
         pin_memory=pin_memory,
     )
 
 
-def _ignore_signals(_: int) -> None:
+def ignore_signals(_: int) -> None:
+    """Ignore, in a loader's worker, signals that ask the run to save and stop."""
     # A signal to the whole process group (Ctrl-C, Slurm) must leave the batches of the last step alone.
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +86,12 @@ def write_checkpoint(output: Path, step: int, write_to: Callable[[Path], object]
         The checkpoint's folder.
 
     Raises:
-        OSError: the disk is full, or the folder cannot be written; what was written is removed.
+        OSError: the files cannot be written; what was written is removed.
     """
     part, final = output / "checkpoint.part", output / checkpoint_name(step)
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
     try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
         write_to(part)
         hashes = {path.relative_to(part).as_posix(): hash_file(path) for path in _files(part)}
         atomic_write(part / HASHES, lambda path: path.write_text(json.dumps(hashes, indent=1)))
@@ -99,12 +101,11 @@ def write_checkpoint(output: Path, step: int, write_to: Callable[[Path], object]
             fsync_folder(folder)
         _remove(final)  # a damaged one
         os.rename(part, final)
-    except OSError as error:
+    except Exception as error:  # on a full disk, PyTorch and safetensors raise errors of their own
         shutil.rmtree(part, ignore_errors=True)
         raise OSError(
-            error.errno,
-            f"cannot save the checkpoint {final}: {error.strerror or error}; earlier checkpoints are intact: make "
-            "room, then continue with --resume auto",
+            f"cannot save the checkpoint {final}: {error}; earlier checkpoints are intact. If the disk is full, make "
+            "room, then continue with --resume auto"
         ) from error
     fsync_folder(output)
     return final
@@ -144,6 +145,8 @@ def damage(checkpoint: Path) -> str:
 def latest_checkpoint(output: Path, say: Callable[[str], object] = print) -> Path | None:
     """Return the latest checkpoint that is whole, or None if the folder has no checkpoint.
 
+    Damaged ones after it are renamed to `<name>.damaged`, so that they are not counted among those to keep.
+
     Args:
         output: the run's folder.
         say: a function that is called with a line for each damaged checkpoint.
@@ -152,10 +155,16 @@ def latest_checkpoint(output: Path, say: Callable[[str], object] = print) -> Pat
         ValueError: all checkpoints are damaged.
     """
     checkpoints = list_checkpoints(output)
+    damaged = []
     for checkpoint in checkpoints:
-        if not (reason := damage(checkpoint)):
-            return checkpoint
-        say(f"{checkpoint} is damaged and not used: {reason}")
+        if reason := damage(checkpoint):
+            damaged.append(checkpoint)
+            say(f"{checkpoint} is damaged and not used: {reason}")
+            continue
+        for path in damaged:
+            if (path / HASHES).exists():  # other folders may be the user's
+                os.rename(path, path.with_name(path.name + ".damaged"))
+        return checkpoint
     if checkpoints:
         raise ValueError(
             f"all {len(checkpoints)} checkpoints in {output} are damaged, so the run cannot be resumed; start again "
@@ -188,15 +197,17 @@ def remove_parts(output: Path) -> None:
 
 
 def publish(folder: Path, output: Path) -> None:
-    """Copy a saved model's files to the run's folder, each atomically.
+    """Copy a saved model's files to the run's folder, each atomically, where they differ.
 
     Args:
         folder: the folder of the saved model, in a checkpoint.
         output: the run's folder.
     """
-    for path in _files(folder):
-        if (path.parent == folder and path.suffix in (".safetensors", ".md")) or path.name == "config.json":
-            atomic_write(output / path.name, lambda part, source=path: shutil.copyfile(source, part))  # type: ignore[misc]
+    for path in folder.iterdir():
+        target, is_part_of_model = output / path.name, path.suffix in (".safetensors", ".md")
+        is_there = target.exists() and filecmp.cmp(path, target, shallow=False)
+        if (is_part_of_model or path.name == "config.json") and not is_there:
+            atomic_write(target, partial(shutil.copyfile, path))
 
 
 def hash_file(path: Path) -> str:

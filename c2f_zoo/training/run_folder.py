@@ -114,7 +114,11 @@ def choose_run_folder(options: TrainOptions, name: str) -> Path:
             values.get("model_options", {}).pop("backbone_checkpoint", None)  # the checkpoint has its weights
         changed = [key for key in now if key not in FREE_TO_CHANGE and before.get(key) != now[key]]
         if changed:
-            raise ValueError(f"{output} was started with other options: {', '.join(changed)}; it cannot be resumed")
+            first = f"{changed[0]} was {before.get(changed[0])!r} and is {now[changed[0]]!r}"
+            raise ValueError(
+                f"{output} was started with other options: {', '.join(changed)} ({first}); resume it with those, or "
+                "start a new run with another --output"
+            )
     return output
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,8 +91,8 @@ class Run:
 
     def add_loss(self, level: str, loss: Tensor) -> None:
         """Add a step's loss to the sums of the epoch."""
-        # MPS has no float64.
-        loss = loss.float() if loss.device.type == "mps" else loss.double()
+        device = self.accelerator.device
+        loss = loss.to(device, torch.float32 if device.type == "mps" else torch.float64)  # MPS has no float64
         self.sums[level] = self.sums[level] + loss if level in self.sums else loss
         self.counts[level] = self.counts.get(level, 0) + 1
 
@@ -153,8 +153,8 @@ def check_losses(losses: Mapping[str, float], run: Run) -> None:
     for level, loss in losses.items():
         if not math.isfinite(loss):
             raise ValueError(
-                f"the loss of {level} is {loss} in epoch {run.progress.epoch + 1}, by step {run.progress.step}; lower "
-                f"the learning rate or set clip_grad. Earlier checkpoints are in {run.output}"
+                f"the loss of {level} is {loss} in epoch {run.progress.epoch + 1}, by step {run.progress.step}; start "
+                f"a new run with a lower learning rate or with clip_grad. Earlier checkpoints are in {run.output}"
             )
 
 
@@ -189,11 +189,11 @@ def restore_run(run: Run, checkpoint: Path) -> None:
     process, processes = run.accelerator.process_index, run.accelerator.num_processes
     if progress.sums and len(progress.sums) != processes:
         run.accelerator.print(f"the run had {len(progress.sums)} processes and goes on with {processes}")
-        progress.sums = [progress.sums[0]] * processes
+        progress.sums = [_mean_of_sums(progress.sums)] * processes
     for level, (total, count) in (progress.sums[process] if progress.sums else {}).items():
-        run.add_loss(level, torch.tensor(total, dtype=torch.float64, device=run.accelerator.device))
+        run.add_loss(level, torch.tensor(total, dtype=torch.float64))
         run.counts[level] = count
-    run.progress = progress
+    run.progress, run.saved_at = progress, (time.monotonic(), progress.step)
     if run.accelerator.is_main_process:
         run.log.forget_after(progress.step)
     scaler = torch.load(checkpoint / "training.pt", weights_only=True)["scaler"]
@@ -203,6 +203,11 @@ def restore_run(run: Run, checkpoint: Path) -> None:
         f"resumed from {checkpoint.name}, after {progress.epoch} epochs and {progress.round} of "
         f"{run.rounds_and_steps[0]} rounds"
     )
+
+
+def _mean_of_sums(sums: Sequence[Mapping[str, tuple[float, int]]]) -> dict[str, tuple[float, int]]:
+    """Return the mean of the processes' sums of losses; they have the same numbers of steps."""
+    return {level: (sum(other[level][0] for other in sums) / len(sums), sums[0][level][1]) for level in sums[0]}
 
 
 def restore_optimizer(state: StageState, checkpoint: Path) -> None:

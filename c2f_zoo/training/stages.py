@@ -30,7 +30,7 @@ from c2f_zoo.training.batches import (
     seed_of,
     split_into_steps,
 )
-from c2f_zoo.training.checkpoint import Progress, publish
+from c2f_zoo.training.checkpoint import Progress, damage, publish
 from c2f_zoo.training.curves import plot_curves
 from c2f_zoo.training.memory import explain_out_of_memory
 from c2f_zoo.training.mixing import mix
@@ -102,19 +102,35 @@ def fit(
         last = 0
         for number, stage in enumerate(options.stages, start=1):
             first, last = last, last + stage.epochs
-            if run.progress.epoch >= last:
-                continue
-            state = start_stage(run, stage, number, first)
-            if checkpoint is None and run.progress.step == 0:
-                save_run(run, state)  # a run that cannot be saved must not train
-            elif checkpoint is not None and (run.progress.epoch > first or run.progress.round > 0):
-                restore_optimizer(state, checkpoint)
-            checkpoint = None
-            while run.progress.epoch < last:
-                train_epoch(run, state)
-                finish_epoch(run, state, validate)
-    publish_best(run, plot_every=0)
+            if run.progress.epoch < last:
+                train_stage(run, stage, number, first, checkpoint, validate)
+                checkpoint = None
+    publish_best(run)
+    write_metrics(run, plot_every=0)
     return run.progress
+
+
+def train_stage(
+    run: Run, stage: Stage, number: int, first_epoch: int, checkpoint: Path | None, validate: Validate
+) -> None:
+    """Train a stage, or what is left of it.
+
+    Args:
+        run: the run.
+        stage: the stage.
+        number: its number, from 1.
+        first_epoch: number of epochs before it.
+        checkpoint: the checkpoint from which the run has been restored, if this is the first stage since; or None.
+        validate: see `fit`.
+    """
+    state = start_stage(run, stage, number, first_epoch)
+    if checkpoint is None and run.progress.step == 0:
+        save_run(run, state)  # a run that cannot be saved must not train
+    elif checkpoint is not None and (run.progress.epoch > first_epoch or run.progress.round > 0):
+        restore_optimizer(state, checkpoint)
+    while run.progress.epoch < first_epoch + stage.epochs:
+        train_epoch(run, state)
+        finish_epoch(run, state, validate)
 
 
 def set_up_run(
@@ -194,6 +210,7 @@ def take_step(run: Run, state: StageState, step: Step) -> None:
         total = torch.stack([totals[level] for level in levels]) if totals else None
         with accelerator.no_sync(state.wrapped) if number < len(step) else nullcontext():
             images = images if mixture is None else mixture.images
+            images = images if options.channels_last else images.contiguous()
             found = run.objective(state.wrapped, images, labels, levels, total, mixture)
             accelerator.backward(sum(found.values()))
         for level, loss in found.items():
@@ -210,7 +227,8 @@ def take_step(run: Run, state: StageState, step: Step) -> None:
     for level, loss in losses.items():
         run.add_loss(level, loss)
         place = {"step": progress.step, "epoch": progress.epoch + 1, "stage": state.number, "level": level}
-        run.log.add({**place, "lr": state.optimizer.param_groups[0]["lr"]}, loss)
+        if accelerator.is_main_process:
+            run.log.add({**place, "lr": state.optimizer.param_groups[0]["lr"]}, loss)
 
 
 def count_step(run: Run, step: Step) -> dict[str, Tensor] | None:
@@ -250,7 +268,9 @@ def finish_epoch(run: Run, state: StageState, validate: Validate) -> None:
     run.sums, run.counts = {}, {}
     progress.add_epoch(row, unreadable)
     save_run(run, state)
-    publish_best(run)
+    if progress.best_epoch == progress.epoch:
+        publish_best(run)
+    write_metrics(run)
     accelerator.log(row, step=progress.step)
     if accelerator.is_main_process:
         scores = "  ".join(f"{level} {row[f'val_{level}']:.3f}" for level in run.model.levels)
@@ -264,19 +284,22 @@ def finish_epoch(run: Run, state: StageState, validate: Validate) -> None:
         stop(run)
 
 
-def publish_best(run: Run, plot_every: float = 60) -> None:
-    """Write the best epoch's model, metrics and curves to the run's folder; nothing changes if they are there.
+def publish_best(run: Run) -> None:
+    """Write the best epoch's model to the run's folder, unless it is there or its checkpoint is damaged."""
+    checkpoint = run.output / run.progress.best_checkpoint
+    if run.accelerator.is_main_process and checkpoint.exists() and not damage(checkpoint):
+        publish(checkpoint if run.ema is None else checkpoint / "ema", run.output)
+
+
+def write_metrics(run: Run, plot_every: float = 60) -> None:
+    """Write `metrics.csv` and `curves.png`.
 
     Args:
         run: the run.
         plot_every: seconds between two plots of the curves, which take half a second.
     """
-    if not run.accelerator.is_main_process or not run.progress.rows:
-        return
-    checkpoint = run.output / run.progress.best_checkpoint
-    if checkpoint.exists():
-        publish(checkpoint if run.ema is None else checkpoint / "ema", run.output)
-    write_csv(run.output / "metrics.csv", run.progress.rows)
-    if time.monotonic() - run.plotted_at >= plot_every:
-        atomic_write(run.output / "curves.png", partial(plot_curves, run.progress.rows, run.model.levels))
-        run.plotted_at = time.monotonic()
+    if run.accelerator.is_main_process:
+        write_csv(run.output / "metrics.csv", run.progress.rows)
+        if time.monotonic() - run.plotted_at >= plot_every:
+            atomic_write(run.output / "curves.png", partial(plot_curves, run.progress.rows, run.model.levels))
+            run.plotted_at = time.monotonic()

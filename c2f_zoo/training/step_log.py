@@ -40,10 +40,9 @@ class StepLog:
 
     def write(self) -> None:
         """Append the rows to the file, and flush it to disk."""
-        is_new = not self.path.exists()
         with open(self.path, "a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=COLUMNS)
-            if is_new:
+            if file.tell() == 0:
                 writer.writeheader()
             writer.writerows({**row, "loss": loss.item()} for row, loss in self._waiting)
             file.flush()
