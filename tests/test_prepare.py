@@ -66,6 +66,24 @@ def test_weights_and_statistics_are_those_of_the_plain_run(tiny: C2FModel, optio
         assert_close(prepared, tiny, rtol=tolerance, atol=tolerance)
 
 
+def test_checkpointing_knows_the_batch_norm_of_each_level() -> None:
+    """Test the sum of all levels' losses, each with batch norm of its own, in one backward pass."""
+    resolutions = {"species": None, "genus": 32, "family": 12}
+    settings = {"backbone": "test_efficientnet", "input_size": 48, "pooling_options": {"dim": 8}}
+    plain = create_model("mlph", hierarchy="critters", batch_norm="per_level", resolutions=resolutions, **settings)
+    prepared = copy.deepcopy(plain)
+    prepare_for_training(prepared, replace(PLAIN, gradient_checkpointing=True))
+    for model in (plain, prepared):
+        generator = torch.Generator().manual_seed(0)
+        images = {level: torch.rand(4, 3, 48, 48, generator=generator) for level in model.levels}
+        sum(model(x, levels=(level,))[level].square().mean() for level, x in images.items()).backward()
+    assert_close(prepared, plain, rtol=0, atol=0)
+    counts = [value for name, value in plain.state_dict().items() if name.endswith("num_batches_tracked")]
+    assert set(map(int, counts)) == {1}, "each was used once"
+    for found, expected in zip(prepared.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad, rtol=1e-6, atol=1e-8)
+
+
 def saved_bytes(model: C2FModel) -> int:
     """Return the bytes of distinct tensors that autograd keeps for the backward pass."""
     kept: dict[int, int] = {}

@@ -24,7 +24,7 @@ _LAUNCHERS = {"accelerate", "accelerate-launch", "accelerate.commands.launch", "
 def adopt_launcher(options: TrainOptions) -> TrainOptions:
     """Return the options with the launcher's mixed precision and gradient accumulation.
 
-    `accelerate launch` sets a mixed precision of `no` for want of another one, so the option overrides `no`.
+    The option overrides the launcher's mixed precision `no`, because `accelerate launch` sets that by default.
 
     Args:
         options: the options; `mixed_precision` and `accumulate` are used.
@@ -41,12 +41,9 @@ def adopt_launcher(options: TrainOptions) -> TrainOptions:
         4
         >>> del os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"]
     """
-    if (
-        os.environ.get(_DYNAMO, "NO").upper() != "NO"
-    ):  # Accelerate would compile the wrapped model, a graph for each level
-        raise ValueError(
-            f"the launcher's dynamo backend is {os.environ[_DYNAMO]!r} ({_DYNAMO}); use --compile true instead"
-        )
+    dynamo = os.environ.get(_DYNAMO, "NO")
+    if dynamo.upper() != "NO":  # Accelerate would compile the wrapped model, a graph for each level
+        raise ValueError(f"the launcher's dynamo backend is {dynamo!r} ({_DYNAMO}); use --compile true instead")
     precision, steps = os.environ.get(_PRECISION) or "no", int(os.environ.get(_ACCUMULATE) or 1)
     if options.mixed_precision is None:
         if precision not in ("no", "bf16", "fp16"):
