@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from c2f_zoo.config import Preprocessing
-from c2f_zoo.data.transforms import AnyImage, check_channels, has_tensor_filters, resize, to_shorter_side
+from c2f_zoo.data.resampling import KERNELS
+from c2f_zoo.data.transforms import check_channels, has_tensor_filters, resize, to_shorter_side
 from c2f_zoo.registry import check_names
 
 
@@ -55,7 +57,7 @@ def create_crop(
 ) -> Callable[[Image.Image], dict[str, Tensor]]:
     """Create the transform of a training image to a crop for `Views`.
 
-    The crop is at full size: `Views` shrinks it to each level's resolution. All random numbers are torch's.
+    It is neither shrunk to a level's resolution nor enlarged: `Views` does both. All random numbers are torch's.
 
     Args:
         preprocessing: size of the model's input, and the filter for resizing.
@@ -65,10 +67,12 @@ def create_crop(
     Returns:
         A callable from an RGB PIL image to a dictionary:
 
-        - `image`: the crop, uint8 (H, W, C), contiguous;
-        - `size`: height and width of the full image before resizing, int64 (2,). For a random resized crop they are
-          scaled as if the crop were a plain one: a small crop is like a close photograph;
-        - `start`: the crop's first row and column in the resized full image, int64 (2,);
+        - `image`: the crop's pixels, uint8 (H, W, C), contiguous, and a margin for the filter, in the top left corner;
+          images larger than the model's are shrunk to its size;
+        - `frame`: float32 (2, 5), for rows and columns: the number of pixels of the full image; the first pixel of the
+          crop in the resized full image; the first pixel, and the number of pixels, of the crop in `image`; pixels of
+          `image` for each of the crop. For a random resized crop they are those of a plain crop of the same scale: a
+          small crop is like a photograph from nearby;
         - `draws`: random numbers in [0, 1), float32 (num_draws,).
 
     Raises:
@@ -77,7 +81,7 @@ def create_crop(
     Examples:
         >>> crop = create_crop(Preprocessing(), Augmentation(crop_scale=0.5), num_draws=4)
         >>> {name: tuple(value.shape) for name, value in crop(Image.new("RGB", (500, 300))).items()}
-        {'image': (448, 448, 3), 'size': (2,), 'start': (2,), 'draws': (4,)}
+        {'image': (452, 452, 3), 'frame': (2, 5), 'draws': (4,)}
     """
     check_channels(preprocessing)
     return partial(
@@ -94,51 +98,72 @@ def _create_changes(augmentation: Augmentation, preprocessing: Preprocessing) ->
         changes.append(v2.ColorJitter(strength, strength, strength))
     if changes:  # several times faster with Pillow
         changes = [v2.ToPILImage(), *changes, v2.PILToTensor()]
+    if preprocessing.input_size[0] == 1:
+        changes.insert(0, v2.Grayscale())
     if augmentation.random_erasing > 0:
         mean = [round(255 * value) for value in preprocessing.mean]  # 0 after normalization
         changes.append(v2.RandomErasing(augmentation.random_erasing, value=mean))
     return changes
 
 
+# Pixels, the crop's top, left, height and width in them, and the full image's size and the crop's start in `frame`.
+Place = tuple[Any, tuple[float, float, float, float], tuple[int, int], tuple[int, int]]
+
+
 def _crop(
     p: Preprocessing, crop_scale: float, changes: list[Callable[[Any], Any]], num_draws: int, image: Image.Image
 ) -> dict[str, Tensor]:
     draws = torch.rand(num_draws)
-    x = v2.functional.pil_to_tensor(image) if has_tensor_filters(p) else image
-    if p.input_size[0] == 1:
-        x = v2.functional.rgb_to_grayscale(x)
-    crop, size, start = _random_crop(p, x) if crop_scale == 1 else _random_resized_crop(p, x, crop_scale)
-    if isinstance(crop, Image.Image):
-        crop = v2.functional.pil_to_tensor(crop)
+    pixels, region, size, start = _random_crop(p, image) if crop_scale == 1 else _resized_crop(p, image, crop_scale)
+    margin, frame, slices = KERNELS[p.interpolation][0], [], []
+    for axis, (length, whole) in enumerate(zip(p.input_size[1:], v2.functional.get_size(pixels), strict=True)):
+        low, extent = region[axis], region[2 + axis]
+        first = max(math.floor(low) - margin, 0)
+        count = min(math.ceil(low + extent) + margin, whole) - first
+        unit = extent / length
+        frame.append((size[axis], start[axis], start[axis] * unit + first - low, count, unit))
+        slices.append((first, count))
+    (top, height), (left, width) = slices
+    x = v2.functional.crop(pixels, top, left, height, width)
+    x = x if isinstance(x, Tensor) else v2.functional.pil_to_tensor(x)
     for change in changes:
-        crop = change(crop)
-    pixels = crop.movedim(0, -1).contiguous()
-    return {"image": pixels, "size": torch.tensor(size), "start": torch.tensor(start), "draws": draws}
+        x = change(x)
+    buffer = torch.zeros(*(length + 2 * margin + 2 for length in p.input_size[1:]), len(x), dtype=torch.uint8)
+    buffer[:height, :width] = x.movedim(0, -1)
+    return {"image": buffer, "frame": torch.tensor(frame), "draws": draws}
 
 
-def _random_crop(p: Preprocessing, image: AnyImage) -> tuple[AnyImage, tuple[int, int], tuple[int, int]]:
-    """Return a crop of the resized image, and the size and start of `create_crop`."""
-    height, width = v2.functional.get_size(image)
-    lengths, full = p.input_size[1:], to_shorter_side(height, width, p.resize)
+def _random_crop(p: Preprocessing, image: Image.Image) -> Place:
+    """Choose a crop at a random place of the resized image; resize the image if it becomes smaller."""
+    size, lengths = (image.height, image.width), p.input_size[1:]
+    full = to_shorter_side(*size, p.resize)
     if full[0] < lengths[0] or full[1] < lengths[1]:
         raise ValueError(
-            f"a crop of {lengths[0]} x {lengths[1]} does not fit into an image of {height} x {width} resized to "
+            f"a crop of {lengths[0]} x {lengths[1]} does not fit into an image of {size[0]} x {size[1]} resized to "
             f"{full[0]} x {full[1]}; choose crop_scale < 1 or a smaller crop_pct"
         )
-    top, left = (int(torch.randint(whole - length + 1, ())) for whole, length in zip(full, lengths, strict=True))
-    resized = resize(image, full, p.interpolation)
-    return v2.functional.crop(resized, top, left, *lengths), (height, width), (top, left)
+    start = int(torch.randint(full[0] - lengths[0] + 1, ())), int(torch.randint(full[1] - lengths[1] + 1, ()))
+    if min(size) > p.resize:
+        return _resize(p, image, full), (*start, *lengths), size, start
+    units = size[0] / full[0], size[1] / full[1]
+    region = (start[0] * units[0], start[1] * units[1], lengths[0] * units[0], lengths[1] * units[1])
+    return image, region, size, start
 
 
-def _random_resized_crop(
-    p: Preprocessing, image: AnyImage, crop_scale: float
-) -> tuple[AnyImage, tuple[int, int], tuple[int, int]]:
-    """Return a random resized crop, and the size and start of `create_crop`."""
-    height, width = v2.functional.get_size(image)
-    top, left, *region = v2.RandomResizedCrop.get_params(image, scale=[crop_scale, 1], ratio=[3 / 4, 4 / 3])
-    crop = resize(v2.functional.crop(image, top, left, *region), p.input_size[1:], p.interpolation)
-    pitch = min(side / length for side, length in zip(region, p.input_size[1:], strict=True))
-    zoom = pitch * p.resize / min(height, width)
-    size = max(round(height * zoom), 1), max(round(width * zoom), 1)
+def _resized_crop(p: Preprocessing, image: Image.Image, crop_scale: float) -> Place:
+    """Choose a random resized crop; resize it if it becomes smaller."""
+    top, left, height, width = v2.RandomResizedCrop.get_params(image, scale=[crop_scale, 1], ratio=[3 / 4, 4 / 3])
+    _, *lengths = p.input_size
+    zoom = min(height / lengths[0], width / lengths[1]) * p.resize / min(image.size)
+    size = max(round(image.height * zoom), 1), max(round(image.width * zoom), 1)
     full = to_shorter_side(*size, p.resize)
-    return crop, size, ((full[0] - p.input_size[1]) // 2, (full[1] - p.input_size[2]) // 2)
+    start = (full[0] - lengths[0]) // 2, (full[1] - lengths[1]) // 2
+    if height <= lengths[0] and width <= lengths[1]:
+        return image, (top, left, height, width), size, start
+    region = image.crop((left, top, left + width, top + height))
+    return _resize(p, region, (lengths[0], lengths[1])), (0, 0, lengths[0], lengths[1]), size, start
+
+
+def _resize(p: Preprocessing, image: Image.Image, size: tuple[int, int]) -> Any:
+    x = v2.functional.pil_to_tensor(image) if has_tensor_filters(p) else image
+    return resize(x, size, p.interpolation)

@@ -1,16 +1,17 @@
-"""Resizing of batches by matrices, each image with its own scale and offset."""
+"""Resampling of batches by matrices, each image with its own scale and offset."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 
 def _box(x: Tensor) -> Tensor:
-    return ((x > -0.5) & (x <= 0.5)).to(x.dtype)
+    # The tolerance chooses the same one of two equally near pixels on every device, as Pillow does.
+    return ((x > -0.4999) & (x <= 0.5001)).to(x.dtype)
 
 
 def _triangle(x: Tensor) -> Tensor:
@@ -42,79 +43,53 @@ KERNELS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
 }
 
 
-def shrinking_matrices(
-    small: Tensor, size: Tensor, start: Tensor, length: int, count: int, filter: str, up_filter: str
-) -> tuple[Tensor, Tensor]:
-    """Return the matrices that shrink crops along one axis and resize them back.
-
-    The result is that of shrinking a whole image from `size` to `small` pixels, resizing it back and cropping it, if
-    the filter does not reach beyond the crop. A pixel of the small image whose centre is outside the crop gets the
-    value at the crop's edge.
+def resampling_weights(centres: Tensor, pixels: Tensor, exist: Tensor, width: Tensor | float, filter: str) -> Tensor:
+    """Return the weights of pixels at the centres of new pixels, along one axis.
 
     Args:
-        small: numbers of pixels of the small images, int64 (N,), less than `size`.
-        size: numbers of pixels of the whole images, int64 (N,).
-        start: the first pixels of the crops in the whole images, int64 (N,).
-        length: number of pixels of the crops.
-        count: number of rows of the first matrix: at least `length * small / size + 2 * radius + 2`, where `radius` is
-            that of `up_filter` in `KERNELS`.
-        filter: the filter for shrinking, in `KERNELS`.
-        up_filter: the filter for resizing back, in `KERNELS`.
+        centres: the new pixels' centres (N, M).
+        pixels: the pixels' centres (N, K).
+        exist: bool (N, K), false for pixels of weight 0.
+        width: width of the filter, broadcast to (N, 1): the distance of the centres when shrinking, else that of the
+            pixels.
+        filter: the filter, in `KERNELS`.
 
     Returns:
-        Matrices float32 (N, count, length) and (N, length, count), with rows of sum 1. They are finite even if `small`
-        is not less than `size`.
+        Matrices (N, M, K), with rows of sum 1.
 
     Examples:
-        >>> numbers = [torch.tensor([number]) for number in (2, 4, 0)]
-        >>> down, up = shrinking_matrices(*numbers, length=4, count=6, filter="box", up_filter="nearest")
-        >>> (up @ down)[0] @ torch.tensor([10.0, 20.0, 30.0, 50.0])
-        tensor([15., 15., 40., 40.])
+        >>> exist = torch.tensor([[True, True, True, False]])
+        >>> pixels = torch.tensor([[0.5, 1.5, 2.5, 3.5]])
+        >>> resampling_weights(torch.tensor([[1.0, 3.0]]), pixels, exist, 2.0, "box")
+        tensor([[[0.5000, 0.5000, 0.0000, 0.0000],
+                 [0.0000, 0.0000, 1.0000, 0.0000]]])
     """
-    (radius, up_kernel), kernel = KERNELS[up_filter], KERNELS[filter][1]
-    pitch = (size / small)[:, None]  # of the small image's pixels, in pixels of the crop
-    pixels = start[:, None] + 0.5 + torch.arange(length, device=start.device)
-    first = (pixels[:, :1] / pitch - 0.5 - radius).floor()
-    cells = first + torch.arange(count, device=start.device)
-    exist = (cells >= 0) & (cells < small[:, None])
-    # A kernel around a centre outside the crop would see its negative lobes alone.
-    centres = ((cells + 0.5) * pitch).clamp(start[:, None], start[:, None] + length)
-    down = kernel((pixels[:, None] - centres[:, :, None]) / pitch[:, :, None])
-    up = up_kernel(cells[:, None] + 0.5 - (pixels / pitch)[:, :, None]) * exist[:, None]
-    return _to_sum_1(down), _to_sum_1(up)
+    distances = (pixels[:, None] - centres[:, :, None]) / (width[:, None] if isinstance(width, Tensor) else width)
+    weights = KERNELS[filter][1](distances) * exist[:, None]
+    return weights / weights.sum(dim=2, keepdim=True).clamp(min=1e-6)  # 0 where no pixel is in the filter's reach
 
 
-def _to_sum_1(weights: Tensor) -> Tensor:
-    # The sum is 0 where no pixel is within the kernel's reach.
-    return weights / weights.sum(dim=2, keepdim=True).clamp(min=1e-6)
+def resample(images: Tensor, vertical: Sequence[Tensor], horizontal: Sequence[Tensor]) -> Tensor:
+    """Multiply images by matrices along both axes.
 
-
-def resample(
-    images: Tensor, mask: Tensor, vertical: tuple[Tensor, Tensor], horizontal: tuple[Tensor, Tensor]
-) -> Tensor:
-    """Shrink images of a batch and resize them back, by the matrices of both axes.
-
-    Values are clipped to [0, 255] after each pass, as in 8-bit images, but not rounded.
+    Values are clipped to [0, 255] after each product, as in 8-bit images, but not rounded.
 
     Args:
         images: images (N, H, W, C), values in [0, 255].
-        mask: bool (N,), the images to resample; the others stay the same.
-        vertical: the matrices of `shrinking_matrices` along H.
-        horizontal: the matrices along W.
+        vertical: one or two matrices (N, M, H), ... for the rows, in the order of their use.
+        horizontal: as many matrices for the columns.
 
     Returns:
-        Images float32 (N, H, W, C).
+        Images float32 (N, H', W', C).
     """
-    n, height, width, channels = images.shape
-    (down, up), (down_across, up_across) = vertical, horizontal
-    chosen = mask[:, None, None].float()
+    n, _, width, channels = images.shape
     with torch.autocast(images.device.type, enabled=False):
-        x = images.reshape(n, height, -1).to(torch.float32, copy=True)
-        rows = (down @ x).clamp_(0, 255)
-        # Only few rows are left: transposing them to (rows, C, W) costs little.
-        lines = rows.view(n, -1, width, channels).movedim(3, 2).reshape(n, -1, width)
-        lines = (lines @ down_across.mT).clamp_(0, 255)
-        lines = (lines @ up_across.mT).clamp_(0, 255)
-        rows = lines.view(n, -1, channels, width).movedim(2, 3).reshape(n, -1, width * channels)
-        # In place: on a CPU, writing to new memory takes longer than the products.
-        return x.mul_(1 - chosen).baddbmm_(chosen * up, rows).clamp_(0, 255).view(images.shape)
+        rows = images.float().flatten(2)
+        for matrix in vertical[:-1]:
+            rows = (matrix @ rows).clamp_(0, 255)
+        # Most of the time there are few rows here, so that the transpositions to (rows, C, W) and back cost little.
+        lines = rows.unflatten(2, (width, channels)).movedim(3, 2).reshape(n, -1, width)
+        for matrix in horizontal:
+            lines = (lines @ matrix.mT).clamp_(0, 255)
+        rows = lines.unflatten(1, (-1, channels)).movedim(2, 3).flatten(2)
+        return (vertical[-1] @ rows).clamp_(0, 255).unflatten(2, (-1, channels))
