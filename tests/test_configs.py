@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
 from pathlib import Path
 
 import ablation
@@ -15,7 +16,7 @@ from c2f_zoo.registry import check_options
 from c2f_zoo.training.objective import check_objective
 from c2f_zoo.training.optimizers import create_ema, create_optimizer, create_schedule
 from c2f_zoo.training.option_checks import check_values
-from c2f_zoo.training.options import TrainOptions, read_options
+from c2f_zoo.training.options import Stage, TrainOptions, read_options
 from c2f_zoo.training.setup import build_model
 
 CONFIGS = sorted((Path(__file__).parents[1] / "recipes" / "configs").glob("*.yaml"))
@@ -49,3 +50,12 @@ def test_everything_of_a_training_is_built(path: Path) -> None:
         assert 0 < optimizer.param_groups[0]["lr"] <= stage.lr
     ema = create_ema(model, options)
     assert (ema is None) == (options.ema is None)
+
+
+def test_every_option_is_documented() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "reference" / "recipe.md").read_text(encoding="utf-8")
+    training = page.partition("## The resolution search")[0]
+    rows = [line.split("|")[1] for line in training.splitlines() if line.startswith("| `")]
+    documented = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    fields_of = {kind: [spec.name for spec in fields(kind)] for kind in (TrainOptions, Stage)}
+    assert sorted(name for name in documented if name) == sorted([*fields_of[TrainOptions], *fields_of[Stage]])

@@ -79,7 +79,7 @@ def test_a_killed_run_ends_bit_for_bit_the_same(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["in_turn", "joint"])
+@pytest.mark.parametrize("objective", ["in_turn", pytest.param("joint", marks=pytest.mark.soak)])
 def test_two_processes_train_the_weights_of_one(objective: str, tmp_path: Path) -> None:
     # Without batch norm, whose statistics are those of a process. The levels' targets are unequally many in the shares.
     options: dict[str, Any] = {
