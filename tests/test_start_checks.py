@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from c2f_zoo import C2FModel, create_dataset
 from c2f_zoo.data import LabelledImages
 from c2f_zoo.training import start_checks
+from c2f_zoo.training.dry_run import try_stages
 from c2f_zoo.training.memory import is_out_of_memory
 from c2f_zoo.training.objective import create_objective
 from c2f_zoo.training.option_checks import check_values, find_overridden
@@ -337,6 +338,25 @@ def test_memory_of_each_image_is_estimated_from_the_peak(
     monkeypatch.setattr(model, "forward", forward)
     with pytest.raises(MemoryError, match=r"The peak so far was 1\.\d+ GiB, at least 3 MiB for each of 12 images"):
         train(chosen, model, critters, tmp_path)
+
+
+def test_a_dry_run_tries_every_stage_and_writes_nothing(
+    critters: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = prepare(options(stages=[Stage(epochs=2, lr=0.1), Stage(epochs=5, lr=0.1, backbone_lr=0.1)]), critters)
+    steps: list[int] = []
+    monkeypatch.setattr("c2f_zoo.training.dry_run.take_step", lambda run, state, step: steps.append(state.number))
+    costs = list(try_stages(run))
+    # Two groups make four rounds for three levels: 1 + 2 + 2 + 1 steps.
+    assert steps == 6 * [1] + 6 * [2]
+    assert [(cost.stage, cost.steps) for cost in costs] == [(1, 2 * 9), (2, 5 * 9)]
+    assert all(cost.seconds >= 0 and cost.memory > 2**26 for cost in costs)
+    assert str(costs[0]).startswith("stage 1: 18 steps of ")
+    assert list(tmp_path.iterdir()) == []
+    one_value = prepare(options(model_options=SMALL, batch_size=1), critters)
+    with pytest.raises(ValueError, match="batch norm has one value per channel in stage 2"):
+        next(try_stages(one_value))
 
 
 def test_what_is_out_of_memory() -> None:
