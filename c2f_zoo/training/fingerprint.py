@@ -30,7 +30,7 @@ def fingerprint(tree: Hierarchy, splits: Mapping[str, tuple[LabelledImages, Sequ
     Examples:
         >>> dataset = create_dataset("critters", "train", per_class=2)
         >>> found = fingerprint(dataset.hierarchy, {"training": (dataset, range(72))})
-        >>> found["levels"], found["splits"]["training"]["Rotundidae > Annula > Annula lineata"]["images"]
+        >>> found["levels"], found["splits"]["training"]["Rotundidae > Zonula > Zonula lineata"]["images"]
         (['family', 'genus', 'species'], 2)
     """
     return {
