@@ -71,17 +71,18 @@ def checkpoint_size(model: C2FModel, options: TrainOptions) -> int:
     weights = _bytes_of([*model.parameters(), *model.buffers()])
     trains_backbone = any(stage.backbone_lr > 0 for stage in options.stages)
     trained = _bytes_of(list((model if trains_backbone else nn.ModuleList([model.pooling, model.head])).parameters()))
-    return int(weights * (1 + (options.ema is not None)) + trained * _state_per_weight(options))
+    per_weight = _state_per_weight(options, next(model.parameters()).device)
+    return int(weights * (1 + (options.ema is not None)) + trained * per_weight)
 
 
-def _state_per_weight(options: TrainOptions) -> float:
-    """Return how many numbers the optimizer keeps for each weight, from a step of a single matrix."""
-    weight = nn.Parameter(torch.zeros(64, 64))
+def _state_per_weight(options: TrainOptions, device: torch.device) -> float:
+    """Return the bytes that the optimizer keeps for each byte of a weight, from a step of a single matrix."""
+    weight = nn.Parameter(torch.zeros(64, 64, device=device))
     weight.grad = torch.zeros_like(weight)
     optimizer = create_from_groups([{"params": [weight]}], 1e-3, options)
     optimizer.step()
     tensors = [value for value in optimizer.state[weight].values() if isinstance(value, Tensor)]
-    return sum(tensor.numel() for tensor in tensors) / weight.numel()
+    return _bytes_of(tensors) / _bytes_of([weight])
 
 
 def check_batch_statistics(run: Run) -> None:
