@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from c2f_zoo.training.batches import (
     first_group,
     in_groups,
     plan_rounds,
+    seed_everything,
     split_into_steps,
 )
 
@@ -81,6 +84,23 @@ def test_items_are_random_in_the_same_way_for_any_number_of_workers() -> None:
     torch.manual_seed(seed)
     expected = position, torch.rand(()).item()
     assert SeededItems(RandomItems())[position, seed] == expected
+
+
+def test_all_generators_are_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw() -> list[float]:
+        return [random.random(), float(np.random.random()), torch.rand(()).item()]
+
+    random.seed(7)
+    np.random.seed(7)
+    torch.manual_seed(7)
+    expected = draw()
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed", seeded.append)
+    for device, seeds in ((None, []), (torch.device("cpu"), []), (torch.device("cuda", 1), [7])):
+        draw()
+        seed_everything(7, device)
+        assert draw() == expected
+        assert seeded == seeds
 
 
 def test_in_turn_trains_each_level_one_group_behind_the_previous_one() -> None:

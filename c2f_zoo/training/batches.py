@@ -34,11 +34,18 @@ def seed_of(*numbers: int) -> int:
     return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=4).digest(), "big")
 
 
-def seed_everything(seed: int) -> None:
-    """Seed the generators of Python, NumPy and PyTorch with a 32-bit seed."""
+def seed_everything(seed: int, device: torch.device | None = None) -> None:
+    """Seed the generators of Python, NumPy and PyTorch.
+
+    Args:
+        seed: a 32-bit seed.
+        device: a device whose generator is seeded besides that of the CPU.
+    """
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed notes the stack for GPUs not in use, which is slow
+    if device is not None and device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):

@@ -187,7 +187,8 @@ def train_epoch(run: Run, state: StageState) -> None:
     title, num_rounds = f"stage {state.number}, epoch {progress.epoch + 1}", run.rounds_and_steps[0]
     with tqdm(total=num_rounds, initial=progress.round, desc=title, disable=hide_bar, leave=False) as bar:
         for steps in split_into_steps(options.objective, run.levels, groups, progress.round):
-            seed_everything(seed_of(options.seed, progress.epoch, progress.round, accelerator.process_index))
+            seed = seed_of(options.seed, progress.epoch, progress.round, accelerator.process_index)
+            seed_everything(seed, accelerator.device)
             for step in steps:
                 take_step(run, state, step)
             progress.round += 1
