@@ -26,7 +26,7 @@ from c2f_zoo.training.stages import fit
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 EVERY = 50  # epochs between two measurements
-GROWTH = 16  # MiB that a process may grow after its first measurement with all weights trained
+GROWTH = 4  # MiB that a process may grow after its first measurement with all weights trained
 STAGE = Stage(epochs=100, lr=0.1)
 OPTIONS = TrainOptions(
     dataset="critters",
