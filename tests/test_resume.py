@@ -156,8 +156,8 @@ def test_runs_killed_at_many_moments_end_the_same(tmp_path: Path) -> None:
     random.seed(0)
     rows = []
     for processes, objective, workers, count in (
-        *[(1, "in_turn", 0, 14), (1, "in_turn", 1, 10), (1, "joint", 0, 6), (1, "any_resolution", 1, 6)],
-        *[(2, "in_turn", 0, 8), (2, "any_resolution", 0, 4), (2, "joint", 1, 4)],
+        *[(1, "in_turn", 0, 12), (1, "in_turn", 1, 8), (1, "joint", 0, 4), (1, "any_resolution", 1, 4)],
+        *[(2, "in_turn", 0, 4), (2, "any_resolution", 0, 2), (2, "joint", 1, 2)],
     ):
         moments = [
             f"{'save' if number % 2 else 'anywhere'}:{random.uniform(0.01, 0.98):.4f}" for number in range(count)
