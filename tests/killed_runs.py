@@ -4,7 +4,7 @@
 
 Each of MOMENTS is a run that starts anew: moments joined by `+`. A moment is `anywhere:FRACTION` or `save:FRACTION`:
 after this fraction of all Python calls and calls into C, system calls included, of a run that is not killed, or of
-those in its checkpoints. The run is killed there and resumed until the next moment; at last it ends by itself. The run
+those in its checkpoints. With two processes each is killed in turn, and the other one with it. The run is killed there and resumed until the next moment; at last it ends by itself. The run
 that is not killed comes first. The last line of the output is JSON: for each run the number of kills and the SHA-256 of
 every result file.
 """
@@ -133,16 +133,16 @@ def main(folder: Path, values: dict[str, Any], processes: int, sequences: list[s
     whole = folder / "whole"
     whole.mkdir(parents=True)
     start(whole, TrainOptions(**values, output=str(whole / "run")), processes, None, 0)
-    calls = json.loads((whole / "calls-0.json").read_text())
-    found: list[dict[str, Any]] = [{"moments": "", "kills": 0, "calls": calls, "results": results(whole)}]
+    calls = [json.loads((whole / f"calls-{rank}.json").read_text()) for rank in range(processes)]
+    found: list[dict[str, Any]] = [{"moments": "", "kills": 0, "results": results(whole)}]
     for run, moments in enumerate(sequences):
         here, kills = folder / f"killed-{run}", 0
         here.mkdir()
         options = TrainOptions(**values, output=str(here / "run"), resume="auto")
         for number, moment in enumerate(moments.split("+")):
-            kind, fraction = moment.split(":")
-            kill = kind, max(1, int(float(fraction) * calls[kind]))
-            kills += start(here, options, processes, kill, (run + number) % processes)
+            (kind, fraction), victim = moment.split(":"), (run + number) % processes
+            kill = kind, max(1, int(float(fraction) * calls[victim][kind]))
+            kills += start(here, options, processes, kill, victim)
         start(here, options, processes, None, 0)
         found.append({"moments": moments, "kills": kills, "results": results(here)})
         shutil.rmtree(here)

@@ -165,11 +165,11 @@ def test_runs_killed_at_many_moments_end_the_same(tmp_path: Path) -> None:
         moments += ["save:0.2+anywhere:0.2+save:0.2"]
         folder = tmp_path / f"{processes}-{objective}-{workers}"
         runs = run_and_kill(folder, processes, moments, objective=objective, num_workers=workers)
-        check_same(runs)
         kinds = {"processes": processes, "objective": objective, "workers": workers}
         for run in runs[1:]:
             same = run["results"] == runs[0]["results"]
-            rows.append({**kinds, "killed at": run["moments"], "kills": run["kills"], "bit-identical": same})
+            row = {**kinds, "killed at": run["moments"], "kills": run["kills"], "bit-identical": same}
+            rows.append({**row, "command": "pytest -m soak tests/test_resume.py", **describe_machine()})
+        write_csv(RESULTS / "killed_runs.csv", rows)
+        check_same(runs)
     assert sum(row["kills"] for row in rows) >= 50
-    command = {"command": "pytest -m soak tests/test_resume.py", **describe_machine()}
-    write_csv(RESULTS / "killed_runs.csv", [{**row, **command} for row in rows])
