@@ -4,9 +4,9 @@
 
 Each of MOMENTS is a run that starts anew: moments joined by `+`. A moment is `anywhere:FRACTION` or `save:FRACTION`:
 after this fraction of all Python calls and calls into C, system calls included, of a run that is not killed, or of
-those in its checkpoints. With two processes each is killed in turn, and the other one with it. The run is killed there and resumed until the next moment; at last it ends by itself. The run
-that is not killed comes first. The last line of the output is JSON: for each run the number of kills and the SHA-256 of
-every result file.
+those in its checkpoints. With two processes each is killed in turn, and the other one with it. The run is killed there
+and resumed until the next moment; at last it ends by itself. The run that is not killed comes first. The last line of
+the output is JSON: for each run the number of kills and the SHA-256 of every result file.
 """
 
 from __future__ import annotations
