@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_train import train_here
 
 from c2f_zoo.evaluation.provenance import describe_machine
 from c2f_zoo.io.files import read_csv, write_csv
@@ -67,7 +68,7 @@ def check_same(runs: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize(
     ("processes", "moments", "options"),
     [
-        (1, ["save:0.32+anywhere:0.4", "anywhere:0.55"], {"num_workers": 1}),
+        (1, ["save:0.32+anywhere:0.4"], {"num_workers": 1}),
         (2, ["save:0.61"], {"objective": "joint"}),
     ],
     ids=["one process", "two processes"],
@@ -100,17 +101,14 @@ def test_two_processes_train_the_weights_of_one(objective: str, tmp_path: Path) 
         )
 
 
+# The recipe on two images of each species.
+QUICK = ["--config", SMOKE, "--output", "run", "--dataset_options.per_class", "2", "--batch_size", "4"]
+QUICK += ["--stages", "[{epochs: 2, lr: 0.1, backbone_lr: 0.1}]"]
+
+
 def start(folder: Path, *options: str, **popen: Any) -> subprocess.Popen[str]:
-    """Start the recipe on two images of each species."""
-    quick = [
-        "--dataset_options.per_class",
-        "2",
-        "--batch_size",
-        "4",
-        "--stages",
-        "[{epochs: 2, lr: 0.1, backbone_lr: 0.1}]",
-    ]
-    command = [sys.executable, "-u", RECIPE, "--config", SMOKE, "--output", "run", *quick, *options]
+    """Start the recipe."""
+    command = [sys.executable, "-u", RECIPE, *QUICK, *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen
@@ -138,15 +136,11 @@ def test_a_signal_saves_and_a_second_run_is_refused(tmp_path: Path) -> None:
     rows = read_csv(tmp_path / "run" / "steps.csv")
     latest = max(int(path.name.removeprefix("checkpoint-")) for path in (tmp_path / "run").glob("checkpoint-*"))
     assert int(rows[-1]["step"]) == latest
-    with start(tmp_path, "--resume", "auto") as third:
-        printed, error = third.communicate()
-    assert third.returncode == 0, error
+    printed = train_here(tmp_path, *QUICK, "--resume", "auto", ok=True)
     assert f"resumed from checkpoint-{latest:08d}" in printed
-    with start(tmp_path, "--resume", "auto") as fourth:
-        printed, _ = fourth.communicate()
+    printed = train_here(tmp_path, *QUICK, "--resume", "auto", ok=True)
     assert "this run is finished; its test scores are in run/test.csv" in printed
-    with start(tmp_path, "--output", "whole") as whole:
-        assert whole.wait() == 0
+    train_here(tmp_path, *QUICK, "--output", "whole", ok=True)
     for name in ("model.safetensors", "metrics.csv", "steps.csv", "test_predictions.csv"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
