@@ -32,7 +32,8 @@ def run(tmp_path: Path) -> Run:
 def test_a_few_images_make_a_long_epoch(run: Run) -> None:
     assert len(run.batches) > 20_000
     crops, labels, *_ = next(iter(run.loader))
-    assert crops["image"].shape == (4, 32, 32, 3)
+    images, height, width, channels = crops["image"].shape  # with a margin
+    assert (images, channels) == (4, 3) and min(height, width) >= 32
     assert labels.shape == (4, 3)
 
 

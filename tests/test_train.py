@@ -315,4 +315,4 @@ def test_an_unknown_key_in_the_file_is_an_error(tmp_path: Path) -> None:
 
 def test_a_non_finite_loss_ends_the_run(tmp_path: Path) -> None:
     options = ["--stages", "[{epochs: 1, lr: 1.0e+30}]", "--dataset_options.per_class", "1", "--batch_size", "4"]
-    assert "lower the learning rate" in train(tmp_path, *SMOKE, *options, ok=False)
+    assert "start a new run with a lower learning rate" in train(tmp_path, *SMOKE, *options, ok=False)
