@@ -79,6 +79,7 @@ def assert_same(found: Any, expected: Any) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @backbones
 def test_copies_are_those_of_plain_networks_that_see_one_level_each(backbone: str) -> None:
     model = build(backbone)

@@ -148,6 +148,7 @@ def test_another_seed_gives_another_vector(name: str) -> None:
         assert not torch.equal(other(maps), pooling(maps))
 
 
+@pytest.mark.slow
 @all_poolings
 def test_compiled_poolings_give_the_same(name: str) -> None:
     torch.compiler.reset()

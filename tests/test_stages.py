@@ -28,6 +28,8 @@ from c2f_zoo.training.stages import fit
 
 LEVELS = ("species", "genus", "family")
 
+pytestmark = pytest.mark.slow
+
 
 def options(**values: Any) -> TrainOptions:
     """Return options of a short run without batch norm."""

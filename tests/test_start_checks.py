@@ -198,6 +198,7 @@ def test_a_folder_that_cannot_be_written_is_named(output: str, tmp_path: Path, m
     assert [path.name for path in tmp_path.iterdir()] == ["file"], "nothing is left"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "values",
     [
