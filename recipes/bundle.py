@@ -25,12 +25,13 @@ from c2f_zoo.data import create_dataset
 from c2f_zoo.evaluation.provenance import device_name
 from c2f_zoo.evaluation.scoring import accuracy_rows, predict_labels
 from c2f_zoo.inference.resolutions import own_resolutions
+from c2f_zoo.io.files import checksum_of
 from c2f_zoo.io.weights import CONFIG_FILE, WEIGHTS_FILE, atomic_save, write_weights
 from c2f_zoo.model import C2FModel
 from c2f_zoo.training.launch import create_accelerator, error_message
 from c2f_zoo.training.options import TrainOptions, read_options
 from c2f_zoo.zoo.create import create_model
-from c2f_zoo.zoo.pretrained import BUNDLED, WEIGHTS_JSON, Accuracy, Metrics, PretrainedWeights, checksum_of
+from c2f_zoo.zoo.pretrained import BUNDLED, WEIGHTS_JSON, Accuracy, Metrics, PretrainedWeights
 
 RECIPE_FILE = "recipe.yaml"
 MACHINE_OPTIONS = ("root", "file", "download", "cache")  # a dataset's options that depend on the machine

@@ -70,13 +70,13 @@ def main(options: TrainOptions, name: str) -> None:
     objective = create_objective(options, model)
     scoring = scoring_options(options, accelerator)
     validate_epoch = partial(validate, dataset=dataset, indices=val_indices or train_indices, **scoring)
-    splits = {"training": (dataset, train_indices), "validation": (dataset, val_indices)}
-    data = fingerprint(dataset.hierarchy, {**splits, "test": (test_set, range(len(test_set)))})
     if options.dry_run:
         run = set_up_run(model, dataset, train_indices, objective, options, Path(), accelerator)
         for cost in try_stages(run):
             accelerator.print(cost)
         return
+    splits = {"training": (dataset, train_indices), "validation": (dataset, val_indices)}
+    data = fingerprint(dataset.hierarchy, {**splits, "test": (test_set, range(len(test_set)))})
     with open_run_folder(options, name, data, accelerator) as output:
         if (output / FINISHED).exists():
             accelerator.print(f"this run is finished; its test scores are in {output / 'test.csv'}")

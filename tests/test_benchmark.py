@@ -16,9 +16,11 @@ import torch
 from jsonargparse import auto_cli
 from PIL import Image
 from reference.poolings import PLAIN
+from torch import Tensor
 
 import c2f_zoo
 from c2f_zoo import C2FModel, create_pooling, list_poolings
+from c2f_zoo.data import Normalize
 from c2f_zoo.evaluation.photos import draw_photos
 from c2f_zoo.io.files import read_csv
 from c2f_zoo.pooling import POOLINGS
@@ -217,10 +219,21 @@ def test_loaders_are_measured_interleaved(
         data.main(images=9)
 
 
-def test_views_are_made_and_normalized() -> None:
+def test_views_are_made_and_normalized(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[int, ...]] = []
+
+    class Recorded(Normalize):
+        def forward(self, images: Tensor, inplace: bool = False) -> Tensor:
+            result = super().forward(images, inplace)
+            made.append(tuple(result.shape))
+            return result
+
+    monkeypatch.setattr("c2f_zoo.data.views.Normalize", Recorded)
     calls = data.make_views(2, 32, [None, 8])
     calls["views_ms"]()
+    assert made == [(2, 3, 32, 32)] * 2
     calls["normalize_ms"]()
+    assert len(made) == 4
 
 
 def test_a_training_step_changes_the_deepest_levels(small_model: C2FModel, monkeypatch: pytest.MonkeyPatch) -> None:

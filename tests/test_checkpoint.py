@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from c2f_zoo import C2FModel, create_model
 from c2f_zoo.training.checkpoint import (
     Progress,
     checkpoint_name,
@@ -142,6 +143,15 @@ def test_the_published_model_is_that_of_its_checkpoint(tmp_path: Path) -> None:
     publish(write_checkpoint(tmp_path, 1, write_to), tmp_path)
     published = {path.name: path.read_text() for path in tmp_path.iterdir() if path.is_file()}
     assert published == {name: text for name, text in files.items() if name != "progress.json"}
+
+
+def test_a_model_in_shards_is_published_whole(tmp_path: Path) -> None:
+    model = create_model("mlph_tiny_critters")
+    checkpoint = write_checkpoint(tmp_path, 1, lambda folder: model.save_pretrained(folder, max_shard_size="100KB"))
+    assert (checkpoint / "model.safetensors.index.json").exists()
+    publish(checkpoint, tmp_path)
+    for name, weight in C2FModel.from_pretrained(tmp_path).state_dict().items():
+        assert torch.equal(weight, model.state_dict()[name]), name
 
 
 def test_the_first_of_the_best_epochs_is_kept() -> None:

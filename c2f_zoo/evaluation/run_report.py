@@ -8,13 +8,13 @@ import sys
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 
 import c2f_zoo
 from c2f_zoo.config import format_resolution
 from c2f_zoo.evaluation.provenance import describe_machine
+from c2f_zoo.io.card import markdown_table
 from c2f_zoo.io.files import atomic_write, read_csv, write_csv
 
 STARTS = "starts.csv"
@@ -66,31 +66,15 @@ def write_run_report(
         images: number of test images.
     """
     resolutions = list(dict.fromkeys(resolution for cells in accuracy.values() for resolution in cells))
+    rows = [
+        [level, *(f"**{100 * cells[at]:.1f}**" if own[level] == at else f"{100 * cells[at]:.1f}" for at in resolutions)]
+        for level, cells in accuracy.items()
+    ]
+    starts = read_csv(output / STARTS)
     lines = [f"# {output.name}", "", f"Accuracy in % on {images} test images; bold: own resolution.", ""]
-    lines += markdown_table(
-        [
-            {"level": level}
-            | {
-                format_resolution(at): f"**{100 * cells[at]:.1f}**" if own[level] == at else f"{100 * cells[at]:.1f}"
-                for at in resolutions
-            }
-            for level, cells in accuracy.items()
-        ]
-    )
-    lines += ["", "![training loss and validation accuracy](curves.png)", "", "## Starts", ""]
-    lines += markdown_table(read_csv(output / STARTS))
+    lines += [markdown_table(["level", *map(format_resolution, resolutions)], rows), ""]
+    lines += ["![training loss and validation accuracy](curves.png)", "", "## Starts", ""]
+    lines += [markdown_table(list(starts[0]), [list(row.values()) for row in starts])]
     lines += ["", "## Options", "", "```yaml", (output / "config.yaml").read_text(encoding="utf-8").strip(), "```", ""]
     text = "\n".join(lines)
     atomic_write(output / "report.md", lambda part: part.write_text(text, encoding="utf-8"))
-
-
-def markdown_table(rows: list[dict[str, Any]]) -> list[str]:
-    """Return the lines of a Markdown table of rows with the same keys.
-
-    Examples:
-        >>> markdown_table([{"level": "genus", "32 px": 99.6}])
-        ['| level | 32 px |', '|---|---|', '| genus | 99.6 |']
-    """
-    cells = [list(rows[0]), *([str(value).replace("|", "\\|") for value in row.values()] for row in rows)]
-    lines = [f"| {' | '.join(row)} |" for row in cells]
-    return [lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
@@ -155,7 +155,7 @@ def _results(run: Run | None) -> str:
     for row in run.test:
         text = f"{100 * float(row['accuracy']):.1f}"
         cells.setdefault(row["level"], {})[row["resolution"]] = f"**{text}**" if row["own"] == "True" else text
-    table = _markdown_table(
+    table = markdown_table(
         ["level", *map(format_resolution, resolutions)],
         [[level, *(cells[level].get(resolution, "") for resolution in resolutions)] for level in cells],
     )
@@ -178,7 +178,7 @@ def _evaluation(report: Mapping[str, Any]) -> str:
     return (
         f"\n\nHierarchical metrics by decoding, on {report['images']} images of `{report['dataset']}`, "
         f"{report['split']} split. Fractions are in [0, 1], distances in levels:\n\n"
-        f"{_markdown_table(['metric', *decodings], rows)}"
+        f"{markdown_table(['metric', *decodings], rows)}"
     )
 
 
@@ -200,8 +200,8 @@ def _model(config: ModelConfig) -> str:
         ["head", f"`{config.head}` {_options(config.head_options)}"],
         ["input", f"{p.input_size[1]} x {p.input_size[2]} pixels, cropped from {p.resize}"],
     ]
-    levels_table = _markdown_table(["level", "classes", "resolution"], levels)
-    return f"{levels_table}\n\n{_markdown_table(['part', ''], rows)}"
+    levels_table = markdown_table(["level", "classes", "resolution"], levels)
+    return f"{levels_table}\n\n{markdown_table(['part', ''], rows)}"
 
 
 def _options(options: Mapping[str, Any]) -> str:
@@ -245,6 +245,14 @@ def _public(value: Any) -> Any:
     return value
 
 
-def _markdown_table(head: list[str], rows: list[list[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown.
+
+    Examples:
+        >>> print(markdown_table(["level", "32 px"], [["genus", "99.6"]]))
+        | level | 32 px |
+        | --- | --- |
+        | genus | 99.6 |
+    """
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.strip().replace("|", "\\|") for cell in line) + " |" for line in lines)

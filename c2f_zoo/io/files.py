@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,10 +27,15 @@ def atomic_write(path: str | Path, write_to: Callable[[Path], object]) -> None:
     path = Path(path)
     part = path.with_name(path.name + ".part")
     write_to(part)
-    with open(part, "rb+") as file:
-        os.fsync(file.fileno())
+    fsync_file(part)
     os.replace(part, path)
     fsync_folder(path.parent)
+
+
+def fsync_file(path: Path) -> None:
+    """Flush a file to disk."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
 
 
 def fsync_folder(folder: Path) -> None:
@@ -41,6 +47,15 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def checksum_of(path: Path) -> str:
+    """Return the sha256 of a file, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:

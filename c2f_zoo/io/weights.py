@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from c2f_zoo.io.files import fsync_file
 from c2f_zoo.io.meta_build import allocate
 
 CONFIG_FILE = "config.json"
@@ -50,6 +51,8 @@ def atomic_save(directory: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(directory / _NEW, ignore_errors=True)
         raise
+    for path in (directory / _NEW).iterdir():
+        fsync_file(path)
     os.rename(directory / _NEW, directory / _SAVED)  # from here on the new files are the model
     _finish_interrupted_save(directory)
 

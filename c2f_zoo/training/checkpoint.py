@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import filecmp
-import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from c2f_zoo.io.files import atomic_write, fsync_folder
+from c2f_zoo.io.files import atomic_write, checksum_of, fsync_file, fsync_folder
+from c2f_zoo.io.weights import atomic_save
 
-HASHES = "hashes.json"
+HASHES, TRAINING, PROGRESS = "hashes.json", "training.pt", "progress.json"  # beside the files of the model
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -93,10 +91,10 @@ def write_checkpoint(output: Path, step: int, write_to: Callable[[Path], object]
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
         write_to(part)
-        hashes = {path.relative_to(part).as_posix(): hash_file(path) for path in _files(part)}
+        hashes = {path.relative_to(part).as_posix(): checksum_of(path) for path in _files(part)}
         atomic_write(part / HASHES, lambda path: path.write_text(json.dumps(hashes, indent=1)))
         for path in _files(part):
-            _fsync(path)
+            fsync_file(path)
         for folder in [part, *(path for path in part.rglob("*") if path.is_dir())]:
             fsync_folder(folder)
         _remove(final)  # a damaged one
@@ -133,7 +131,7 @@ def damage(checkpoint: Path) -> str:
         for name, expected in hashes.items():
             if not (checkpoint / name).is_file():
                 return f"{name} is missing"
-            if hash_file(checkpoint / name) != expected:
+            if checksum_of(checkpoint / name) != expected:
                 return f"{name} differs from its hash"
     except FileNotFoundError:
         return f"{HASHES} is missing"
@@ -197,35 +195,20 @@ def remove_parts(output: Path) -> None:
 
 
 def publish(folder: Path, output: Path) -> None:
-    """Copy a saved model's files to the run's folder, each atomically, where they differ.
+    """Copy a saved model's files to the run's folder, all or none.
 
     Args:
-        folder: the folder of the saved model, in a checkpoint.
+        folder: the folder of the saved model: a checkpoint, or a folder in it.
         output: the run's folder.
     """
-    for path in folder.iterdir():
-        target, is_part_of_model = output / path.name, path.suffix in (".safetensors", ".md")
-        is_there = target.exists() and filecmp.cmp(path, target, shallow=False)
-        if (is_part_of_model or path.name == "config.json") and not is_there:
-            atomic_write(target, partial(shutil.copyfile, path))
-
-
-def hash_file(path: Path) -> str:
-    """Return a file's SHA-256 as hexadecimal digits."""
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+    with atomic_save(output) as new:
+        for path in folder.iterdir():
+            if path.is_file() and path.name not in (HASHES, TRAINING, PROGRESS):
+                shutil.copyfile(path, new / path.name)
 
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _fsync(path: Path) -> None:
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
 
 
 def _remove(folder: Path) -> None:

@@ -23,6 +23,8 @@ from c2f_zoo.data.views import Views
 from c2f_zoo.model import C2FModel
 from c2f_zoo.training.batches import EpochBatches, plan_rounds
 from c2f_zoo.training.checkpoint import (
+    PROGRESS,
+    TRAINING,
     Progress,
     latest_checkpoint,
     remove_old_checkpoints,
@@ -164,8 +166,8 @@ def _write_state(run: Run, folder: Path, weights: Mapping[str, Tensor], optimize
         run.ema.module.save_pretrained(folder / "ema")
     scaler = run.accelerator.scaler
     training = {"optimizer": optimizer, "scaler": scaler.state_dict() if scaler else None}
-    torch.save(training, folder / "training.pt")
-    (folder / "progress.json").write_text(json.dumps(asdict(run.progress)), encoding="utf-8")
+    torch.save(training, folder / TRAINING)
+    (folder / PROGRESS).write_text(json.dumps(asdict(run.progress)), encoding="utf-8")
 
 
 def find_checkpoint(output: Path, accelerator: Accelerator) -> Path | None:
@@ -185,7 +187,7 @@ def restore_run(run: Run, checkpoint: Path) -> None:
     load_weights(run.model, C2FModel.from_pretrained(checkpoint).state_dict())
     if run.ema is not None:
         run.ema.module.load_state_dict(C2FModel.from_pretrained(checkpoint / "ema").state_dict())
-    progress = Progress(**json.loads((checkpoint / "progress.json").read_text(encoding="utf-8")))
+    progress = Progress(**json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8")))
     process, processes = run.accelerator.process_index, run.accelerator.num_processes
     if progress.sums and len(progress.sums) != processes:
         run.accelerator.print(f"the run had {len(progress.sums)} processes and goes on with {processes}")
@@ -196,7 +198,7 @@ def restore_run(run: Run, checkpoint: Path) -> None:
     run.progress, run.saved_at = progress, (time.monotonic(), progress.step)
     if run.accelerator.is_main_process:
         run.log.forget_after(progress.step)
-    scaler = torch.load(checkpoint / "training.pt", weights_only=True)["scaler"]
+    scaler = _load_training(checkpoint)["scaler"]
     if run.accelerator.scaler is not None and scaler is not None:
         run.accelerator.scaler.load_state_dict(scaler)
     run.accelerator.print(
@@ -212,7 +214,12 @@ def _mean_of_sums(sums: Sequence[Mapping[str, tuple[float, int]]]) -> dict[str, 
 
 def restore_optimizer(state: StageState, checkpoint: Path) -> None:
     """Restore the state of a stage's optimizer from a checkpoint of the same stage."""
-    load_optimizer(state.optimizer, torch.load(checkpoint / "training.pt", weights_only=True)["optimizer"])
+    load_optimizer(state.optimizer, _load_training(checkpoint)["optimizer"])
+
+
+def _load_training(checkpoint: Path) -> dict[str, Any]:
+    # On the CPU, since the GPU that saved may be another one; mapped, so that only what is used is read.
+    return torch.load(checkpoint / TRAINING, map_location="cpu", mmap=True, weights_only=True)
 
 
 def save_if_due(run: Run, state: StageState) -> None:

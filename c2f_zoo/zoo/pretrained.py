@@ -16,6 +16,7 @@ from urllib.parse import urljoin
 
 import torch
 
+from c2f_zoo.io.files import checksum_of
 from c2f_zoo.io.hub import download, split_revision
 from c2f_zoo.io.weights import CONFIG_FILE, find_file, is_plain, weight_files
 from c2f_zoo.registry import Registry
@@ -196,15 +197,6 @@ def _only_registered(weights: PretrainedWeights, folder: Path) -> Path:
     if other:
         raise ValueError(f"{weights.name} would load files without a registered checksum: {', '.join(other)}")
     return folder
-
-
-def checksum_of(path: Path) -> str:
-    """Return the sha256 of a file, 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _fetch_url(weights: PretrainedWeights) -> Path:
