@@ -27,6 +27,7 @@ MAX_NAME_LENGTH = 500
 MAX_LEVELS, MAX_CLASSES, MAX_TAPS = 32, 1_000_000, 64
 MAX_INPUT_SIZE = 4096
 MAX_INT = 2**32
+MIN_STD, MAX_MEAN = 1e-3, 10
 MAX_SEED = 2**63 - 1
 MAX_OPTION_LENGTH = 64
 
@@ -63,7 +64,7 @@ class Preprocessing:
             side, or `"area"`, the square root of the area. See `c2f_zoo.data.Degrade`.
 
     Raises:
-        ValueError: a filter, a measure or an interpolation is unknown, or a number is out of range.
+        ValueError: a filter, a measure or an interpolation is unknown, or a number is out of range or not finite.
     """
 
     input_size: tuple[int, int, int] = (3, 448, 448)
@@ -83,11 +84,14 @@ class Preprocessing:
             check_names(name, [value], known)
         if min(self.input_size) < 1 or not 0 < self.crop_pct <= 1:
             raise ValueError(f"invalid input_size {self.input_size} or crop_pct {self.crop_pct}")
-        if not len(self.mean) == len(self.std) == self.input_size[0] or min(self.std) <= 0:
+        if not len(self.mean) == len(self.std) == self.input_size[0]:
             raise ValueError(
-                f"mean {self.mean} and std {self.std} need a number for each of {self.input_size[0]} channels, and "
-                "those of std must be positive"
+                f"mean {self.mean} and std {self.std} need a number for each of {self.input_size[0]} channels"
             )
+        # Normalized pixels are then finite in half precision. NaN is in no range.
+        for name, values, least in (("mean", self.mean, -MAX_MEAN), ("std", self.std, MIN_STD)):
+            if not all(least <= value <= MAX_MEAN for value in values):
+                raise ValueError(f"{name} {values} must be in [{least}, {MAX_MEAN}], for pixels in [0, 1]")
 
     @property
     def resize(self) -> int:

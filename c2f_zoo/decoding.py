@@ -46,8 +46,8 @@ def decode(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy, how: str) -> T
         int64 labels (N, levels of the tree), coarse to fine, on the device of the log-probabilities.
 
     Raises:
-        ValueError: the decoding or a level is unknown, `log_probs` is empty, or the number of classes of a level does
-            not match the tree.
+        ValueError: the decoding or a level is unknown, `log_probs` is empty or nan, or the number of classes of a level
+            does not match the tree.
 
     Examples:
         >>> tree = Hierarchy(("kind", "shape"), (("round", "edged"), ("disc", "ring", "box")), ((0, 0, 1),))
@@ -61,6 +61,9 @@ def decode(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy, how: str) -> T
     """
     decoding = DECODINGS[how]
     _check(log_probs, hierarchy)
+    for level, z in log_probs.items():
+        if z.isnan().any():
+            raise ValueError(f"log-probabilities of {level} are not a number (nan): the model's outputs are not finite")
     labels = decoding(log_probs, hierarchy)
     missing = labels.new_full((len(labels), len(hierarchy.levels) - labels.shape[1]), -1)
     return torch.cat([labels, missing], dim=1)

@@ -24,6 +24,7 @@ from c2f_zoo.io.weights import (
     CONFIG_FILE,
     atomic_save,
     find_file,
+    find_not_finite,
     load_weights,
     read_shapes,
     weight_files,
@@ -329,6 +330,8 @@ def build(config: ModelConfig, pretrained_backbone: bool = False) -> C2FModel:
     still_used = {id(weight) for weight in body.parameters()}
     init.discard(weight for weight in weights if id(weight) not in still_used)
     init.run()
+    if pretrained_backbone and (bad := find_not_finite(body.state_dict())):
+        raise ValueError(f"pretrained weights of {config.backbone!r} are not finite, e.g. {bad[0]}; choose others")
     if isinstance(config.taps, int):
         kept = _with_aligned_maps(kept, backbone)
     return _assemble(kept, backbone, lambda create, *args, **options: create(*args, **options))

@@ -179,3 +179,10 @@ def test_registered_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "coarsest_only" in list_decodings()
     assert list(DECODINGS.load_all()) == ["independent", "top_down", "bottom_up", "joint", "coarsest_only"]
     assert decode(logs(A=[0.25, 0.75]), TREE, "coarsest_only").tolist() == [[1, -1, -1]]
+
+
+@pytest.mark.parametrize("how", list_decodings())
+def test_log_probabilities_that_are_not_a_number_are_an_error(how: str) -> None:
+    log_probs = logs(A=[0.5, 0.5], B=[0.2, 0.3, 0.5], C=[0.2, 0.3, float("nan"), 0.5])
+    with pytest.raises(ValueError, match=r"log-probabilities of C are not a number \(nan\)"):
+        decode(log_probs, TREE, how)

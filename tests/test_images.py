@@ -8,12 +8,16 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from c2f_zoo.data import read_image
+from c2f_zoo import Hierarchy
+from c2f_zoo.data import ImageFiles, load_image, prepare_image, read_image
+from c2f_zoo.data.sources import Relabelled
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -337,3 +341,121 @@ class TestBadFiles:
     def test_image_100_times_as_long_as_wide(self, tmp_path: Path) -> None:
         Image.new("RGB", (2, 200)).save(tmp_path / "a.png")
         assert read_image(tmp_path / "a.png").size == (2, 200)
+
+
+def _rotated() -> Image.Image:
+    image = image_of("RGB", [RED, GREEN, BLUE])
+    image.getexif()[0x0112] = 6  # turn it clockwise by 90 degrees
+    return image
+
+
+def _transparent_palette() -> Image.Image:
+    image = Image.new("P", (2, 1))
+    image.putpalette([*RED, *BLUE])
+    image.putdata([0, 1])
+    image.info["transparency"] = 1
+    return image
+
+
+class _Opened(list):  # type: ignore[type-arg]
+    """A dataset as a plug-in may write it: its items are what `Image.open` returns."""
+
+    def __init__(self, paths: list[Path], targets: list[int], hierarchy: Hierarchy) -> None:
+        super().__init__((Image.open(path), target) for path, target in zip(paths, targets, strict=True))
+        self.targets, self.hierarchy = targets, hierarchy
+
+
+class TestPreparation:
+    # file -> the image, how it is saved, and its pixels by hand
+    FILES: ClassVar = {
+        "grey.png": (image_of("L", [0, 77]), {}, [[(0, 0, 0), (77, 77, 77)]]),
+        "one_bit.png": (image_of("1", [0, 1]), {}, [[(0, 0, 0), WHITE]]),
+        # 257 * 77 = 19789: 16 bits of the 8-bit value 77
+        "16_bits.png": (Image.fromarray(np.array([[0, 19789, 65535]], np.uint16)), {}, [[(0,) * 3, (77,) * 3, WHITE]]),
+        "16_bits.tif": (Image.fromarray(np.array([[0, 19789, 65535]], np.uint16)), {}, [[(0,) * 3, (77,) * 3, WHITE]]),
+        "rotated.png": (_rotated(), {}, [[RED], [GREEN], [BLUE]]),
+        "rotated.tif": (_rotated(), {}, [[RED], [GREEN], [BLUE]]),
+        "alpha.png": (image_of("RGBA", [(*RED, 255), (*RED, 0), (0, 0, 0, 128)]), {}, [[RED, WHITE, (127,) * 3]]),
+        "grey_alpha.png": (image_of("LA", [(77, 255), (77, 0)]), {}, [[(77,) * 3, WHITE]]),
+        "palette.png": (_transparent_palette(), {"transparency": 1}, [[RED, WHITE]]),
+        "colour_key.png": (image_of("RGB", [RED, BLUE]), {"transparency": BLUE}, [[RED, WHITE]]),
+        "cmyk.tif": (image_of("CMYK", [(0, 255, 255, 0), (0, 0, 0, 0)]), {}, [[RED, WHITE]]),
+    }
+
+    @pytest.mark.parametrize("name", FILES)
+    def test_every_way_to_pass_an_image_gives_the_same_pixels(self, tmp_path: Path, name: str) -> None:
+        image, options, expected = self.FILES[name]
+        image.save(tmp_path / name, exif=image.getexif(), **options)
+        loaded = Image.open(tmp_path / name)
+        loaded.load()
+        ways = [tmp_path / name, str(tmp_path / name), io.BytesIO((tmp_path / name).read_bytes())]
+        for way in [*ways, Image.open(tmp_path / name), loaded]:
+            found = prepare_image(way)
+            assert found.mode == "RGB" and np.asarray(found).tolist() == np.array(expected).tolist()
+            assert prepare_image(found) is found  # nothing is turned or blended twice
+
+    def test_an_image_of_the_caller_is_not_changed(self, tmp_path: Path) -> None:
+        _rotated().save(tmp_path / "a.png", exif=_rotated().getexif())
+        image = Image.open(tmp_path / "a.png")
+        assert prepare_image(image).size == (1, 3)
+        assert image.size == (3, 1) and image.getexif()[0x0112] == 6
+
+    @pytest.mark.parametrize(
+        ("values", "expected"),
+        [
+            (np.array([[0, 77]], np.uint8), [[(0, 0, 0), (77, 77, 77)]]),
+            (np.array([[[77], [255]]], np.uint8), [[(77, 77, 77), WHITE]]),
+            (np.array([[False, True]]), [[(0, 0, 0), WHITE]]),
+            (np.array([[0, 19789]], np.uint16), [[(0, 0, 0), (77, 77, 77)]]),
+            (np.array([[RED, BLUE]], np.uint8), [[RED, BLUE]]),
+            (np.array([[RED, BLUE]], np.float64) / 255, [[RED, BLUE]]),
+            (np.array([[(*RED, 255), (*RED, 0)]], np.uint8), [[RED, WHITE]]),
+            (np.array([[(77, 255), (77, 0)]], np.uint8), [[(77, 77, 77), WHITE]]),
+        ],
+    )
+    def test_arrays_and_tensors(self, values: np.ndarray, expected: list) -> None:
+        for dtype in {values.dtype, np.dtype(np.float16)} if values.dtype == np.float64 else {values.dtype}:
+            array = values.astype(dtype)
+            tensor = torch.from_numpy(array)
+            tensor = tensor.permute(2, 0, 1) if tensor.ndim == 3 else tensor
+            for way in (array, tensor):
+                assert np.asarray(prepare_image(way)).tolist() == np.array(expected).tolist()
+
+    @pytest.mark.parametrize(
+        ("image", "message"),
+        [
+            (np.zeros((1, 20000), np.uint8), "it has 20000 x 1 pixels: resized .* would exhaust the memory; crop it"),
+            (Image.new("RGB", (1, 20000)), "of 1 x 20000 pixels and mode RGB: it has 1 x 20000 pixels: resized"),
+            (Image.new("F", (2, 2)), "its pixels are floats of unknown range"),
+            (
+                np.zeros((3, 20, 30), np.uint8),
+                r"array has the shape \(3, 20, 30\), expected \(height, width, chan",
+            ),
+            (torch.zeros(20, 30, 3), r"tensor has the shape \(20, 30, 3\), expected \(channels, height, width\)"),
+            (torch.zeros(2, 3, 8, 8), r"shape \(2, 3, 8, 8\), .*; for a batch pass a list of its images"),
+            (torch.zeros(3, 0, 8), "has the shape"),
+            (torch.randn(3, 8, 8), r"has values of -.*, expected 0 to 1 \(not normalized\), or uint8"),
+            (torch.full((3, 8, 8), torch.nan), "has values of nan to nan"),
+            (np.zeros((8, 8), np.int64), "is int64, expected uint8"),
+        ],
+    )
+    def test_an_unsupported_image_is_an_error(self, image: object, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            prepare_image(image)  # type: ignore[arg-type]
+
+    def test_an_object_of_another_type_is_an_error(self) -> None:
+        with pytest.raises(TypeError, match="an image is of type dict; pass a path, a PIL image, an array"):
+            prepare_image({})  # type: ignore[arg-type]
+
+    def test_images_of_a_dataset_are_prepared(self, tmp_path: Path) -> None:
+        paths = []
+        for name, (image, options, _) in self.FILES.items():
+            image.save(tmp_path / name, exif=image.getexif(), **options)
+            paths.append(tmp_path / name)
+        tree = Hierarchy(("shape",), (("disc", "box"),), ())
+        files = ImageFiles(paths, [0] * len(paths), tree)
+        other = Relabelled([(Image.open(path), 0) for path in paths], files.targets, tree)  # type: ignore[arg-type]
+        opened = _Opened(paths, files.targets, tree)
+        for index in range(len(paths)):
+            expected = load_image(files, index).tobytes()
+            assert load_image(opened, index).tobytes() == load_image(other, index).tobytes() == expected

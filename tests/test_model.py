@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -411,3 +412,10 @@ def test_a_configuration_survives_json() -> None:
     assert again == model.config
     with pytest.raises(ValueError, match="unknown key in Preprocessing 'meen'; did you mean 'mean'"):
         ModelConfig.from_dict({**model.config.to_dict(), "preprocessing": {"meen": 1}})
+
+
+@pytest.mark.parametrize("name", ["mean", "std"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_preprocessing_that_is_not_finite_is_an_error(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"{name} \(0.5, {value}, 0.5\) must be in \["):
+        create_model("mlph_resnet18_cub", preprocessing_options={name: (0.5, value, 0.5)})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import SMALL
@@ -93,6 +95,44 @@ def test_each_level_sees_the_image_at_its_own_resolution() -> None:
     assert torch.allclose(*probabilities["kind"], atol=1e-3)
     assert not torch.allclose(*probabilities["shape"], atol=1e-3)
     assert math.isclose(float(probabilities["shape"][0].sum()), 1.0)
+
+
+def test_every_way_to_pass_an_image_gives_the_same_prediction(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    predictor = Predictor(create_model("mlph", hierarchy=TREE, **SMALL))  # type: ignore[arg-type]
+    grey = np.random.default_rng(0).integers(0, 256, (40, 60), dtype=np.uint8)
+    Image.fromarray(grey).save(tmp_path / "8.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "16.png")  # the same image with 16 bits
+    turned = Image.fromarray(np.rot90(grey).copy())  # and one that is turned by its EXIF orientation
+    turned.getexif()[0x0112] = 6
+    turned.save(tmp_path / "turned.png", exif=turned.getexif())
+    files = [tmp_path / name for name in ("8.png", "16.png", "turned.png")]
+    x = torch.from_numpy(grey)
+    ways = [
+        *files,
+        str(files[0]),
+        *map(Image.open, files),
+        grey,
+        x,
+        x[None],
+        x / 255,
+        x.expand(3, -1, -1),
+        Image.fromarray(grey),
+    ]
+    found = predictor._log_probs(ways)
+    for level, z in found.items():
+        torch.testing.assert_close(z, z[:1].expand_as(z), msg=level)
+    assert len(predictor(ways)) == len(ways)
+    assert predictor(files[1]).path == predictor(Image.open(files[1])).path
+
+
+def test_outputs_that_are_not_finite_are_an_error() -> None:
+    model = model_with_probabilities({"kind": [0.5, 0.5], "shape": [0.2, 0.3, 0.5]})
+    with torch.no_grad():
+        model.head.get_classifier("shape").bias[1] = torch.nan
+    image = Image.new("RGB", (64, 64))
+    with pytest.raises(ValueError, match="outputs at 'shape' are not finite for 2 of 2 images: its weights"):
+        Predictor(model)([image, image])
 
 
 @pytest.fixture

@@ -78,7 +78,9 @@ BAD = {
     "two sides": ({"preprocessing": {"input_size": [3, 64]}}, r"input_size is \[3, 64\], expected tuple\[int, int"),
     "a large input": ({"preprocessing": {"input_size": [3, 64, 10**6]}}, "has 1000000 pixels on a side"),
     "no input": ({"preprocessing": {"input_size": [3, 0, 64]}}, r"invalid input_size \(3, 0, 64\) or crop_pct"),
-    "no deviation": ({"preprocessing": {"std": [1, 1, 0]}}, "those of std must be positive"),
+    "no deviation": ({"preprocessing": {"std": [1, 1, 0]}}, r"std \(1, 1, 0\) must be in \[0.001, 10\]"),
+    "a deviation that overflows": ({"preprocessing": {"std": [1, 1, 1e-40]}}, r"must be in \[0.001, 10\], for pixels"),
+    "a mean of 8-bit values": ({"preprocessing": {"mean": [127.5] * 3}}, r"must be in \[-10, 10\], for pixels in \[0"),
     "two means": ({"preprocessing": {"mean": [0.5, 0.5]}}, "need a number for each of 3 channels"),
     "an unknown filter": ({"preprocessing": {"interpolation": "magic"}}, "unknown interpolation 'magic'"),
     "no list": ({"preprocessing": []}, "preprocessing is of type list, expected a mapping"),
@@ -334,6 +336,8 @@ def test_mismatched_weights_do_not_change_the_model(small_model: C2FModel, tmp_p
         rf"shape mismatch: {last} \(1, 7\), expected ": {**own, last: torch.zeros(1, 7)},
         rf"incompatible dtypes: {last} torch.int64, expected torch.float32": {**own, last: own[last].long()},
         rf"incompatible dtypes: {last} torch.bool, expected torch.float32": {**own, last: own[last] > 0},
+        f"values that are not finite: {last}": {**own, last: torch.full_like(own[last], torch.nan)},
+        f"not finite: {last}": {**own, last: torch.full_like(own[last], 1e300, dtype=torch.float64)},  # as float32
     }
     for message, weights in cases.items():
         changed = {name: tensor + 1 if name == first else tensor for name, tensor in weights.items()}

@@ -84,3 +84,10 @@ def test_unreadable_images_are_listed_and_not_counted(model: C2FModel, cub_folde
         validate(birds, dataset, [2], on_error="skip", **HOW)
     with pytest.raises(ValueError, match=r"image 2 .* cannot be used"):
         validate(birds, dataset, [1, 2], **HOW)
+
+
+def test_outputs_that_are_not_finite_are_an_error(model: C2FModel) -> None:
+    with torch.no_grad():
+        model.head.get_classifier("genus").bias[0] = torch.inf
+    with pytest.raises(ValueError, match="outputs at 'genus' are not finite for 2 of 2 images"):
+        predict_labels(model, create_dataset("critters", "test", per_class=1), [0, 1], {None: model.levels}, **HOW)

@@ -1,15 +1,25 @@
-"""Read image files of any format as RGB."""
+"""Read and convert images of every kind to RGB."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
+from torch import Tensor
+
+ImageLike: TypeAlias = "str | os.PathLike[str] | BinaryIO | Image.Image | np.ndarray | Tensor"
 
 _MAX_ELONGATION = 100  # longer side over shorter; a few kB of a line of pixels, resized by its width, take gigabytes
+_LAYOUTS = {"array": "(height, width, channels)", "tensor": "(channels, height, width)"}
+
+
+class _UnsupportedError(Exception):
+    """An image whose content cannot be converted."""
 
 
 def read_image(path: str | Path | BinaryIO, shorter_side: int | None = None) -> Image.Image:
@@ -36,22 +46,83 @@ def read_image(path: str | Path | BinaryIO, shorter_side: int | None = None) -> 
         >>> read_image("grey.jpg", shorter_side=100).size
         (200, 150)
     """
+    with _translate_errors(str(path)), Image.open(path) as image:
+        return _to_upright_rgb(image, shorter_side)
+
+
+def prepare_image(image: ImageLike) -> Image.Image:
+    """Convert an image of any kind to RGB with 8 bits a channel, as `read_image` reads its file.
+
+    Args:
+        image: a path or an open file; a PIL image of any mode; an array (height, width) or (height, width, channels);
+            or a tensor (height, width) or (channels, height, width). Their channels are grey, grey and alpha, RGB, or
+            RGBA; their values uint8, uint16, bool, or floating in [0, 1].
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        TypeError: it is of another type.
+        ValueError: as in `read_image`, or an array's shape, type or range is unsupported.
+
+    Examples:
+        >>> prepare_image(torch.tensor([[[0.0, 1.0]]])).getpixel((1, 0))
+        (255, 255, 255)
+        >>> prepare_image(np.full((2, 3, 4), 255, dtype=np.uint8)).size
+        (3, 2)
+    """
+    if isinstance(image, (str, os.PathLike)) or hasattr(image, "read"):
+        return read_image(image)  # type: ignore[arg-type]
+    if isinstance(image, Tensor):
+        image = _from_array(_channels_last(image), "tensor", tuple(image.shape))
+    elif isinstance(image, np.ndarray):
+        image = _from_array(image, "array", image.shape)
+    if not isinstance(image, Image.Image):
+        raise TypeError(
+            f"an image is of type {type(image).__name__}; pass a path, a PIL image, an array {_LAYOUTS['array']} or a "
+            f"tensor {_LAYOUTS['tensor']}"
+        )
+    name = getattr(image, "filename", "") or f"of {image.width} x {image.height} pixels and mode {image.mode}"
+    with _translate_errors(str(name)):
+        return _to_upright_rgb(image)
+
+
+@contextlib.contextmanager
+def _translate_errors(name: str) -> Iterator[None]:
+    """Translate the many kinds of Pillow's errors into one that names the image."""
     try:
-        with Image.open(path) as image:
-            problem = _unsupported_reason(image)
-            if problem is None:
-                if shorter_side is not None:
-                    image.draft("RGB", (shorter_side, shorter_side))
-                image.load()
-                apply_orientation(image)
-                return _to_rgb(image)
+        yield
     except FileNotFoundError:
-        raise FileNotFoundError(f"there is no image {path}") from None
+        raise FileNotFoundError(f"there is no image {name}") from None
+    except _UnsupportedError as error:
+        raise ValueError(f"cannot read the image {name}: {error}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # the warning, where warnings are errors
-        problem = _too_large()
+        raise ValueError(f"cannot read the image {name}: {_too_large()}") from None
     except Exception as error:  # Pillow's plugins raise errors of many kinds for a broken file
-        raise ValueError(f"cannot read the image {path}: {error}; replace or remove it") from error
-    raise ValueError(f"cannot read the image {path}: {problem}")
+        raise ValueError(f"cannot read the image {name}: {error}; replace or remove it") from error
+
+
+def _to_upright_rgb(image: Image.Image, shorter_side: int | None = None) -> Image.Image:
+    """Return an image as upright RGB without metadata; it is returned itself if it is that already."""
+    problem = _unsupported_reason(image)
+    if problem is not None:
+        raise _UnsupportedError(problem)
+    if shorter_side is not None:
+        image.draft("RGB", (shorter_side, shorter_side))
+    image.load()
+    orientation = _orientation_of(image)
+    if type(image) is Image.Image and image.mode == "RGB" and not image.info and orientation == 1:
+        return image
+    upright = _to_rgb(image)
+    upright.info = {}  # or it would be turned a second time
+    upright.getexif()[ExifTags.Base.Orientation] = orientation
+    apply_orientation(upright)
+    return upright
+
+
+def _orientation_of(image: Image.Image) -> int:
+    """Return the EXIF orientation of a loaded image; 1 is upright."""
+    with contextlib.suppress(Exception):  # invalid EXIF does not affect the pixels
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    return 1
 
 
 def _unsupported_reason(image: Image.Image) -> str | None:
@@ -76,7 +147,7 @@ def _too_large() -> str:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert a loaded image of any mode to RGB, blended with white."""
+    """Convert a loaded image of any mode to a new one in RGB, blended with white."""
     if image.mode == "I" or image.mode.startswith("I;16"):
         return _convert_16_bits(image).convert("RGB")
     if not image.has_transparency_data:
@@ -91,13 +162,44 @@ def _convert_16_bits(image: Image.Image) -> Image.Image:
     if image.format == "TIFF":
         tags = image.tag_v2  # type: ignore[attr-defined]
         bits, white_is_zero = tags[258][0], tags.get(262) == 0  # BitsPerSample, PhotometricInterpretation
-    values = np.asarray(image).astype(np.float32)
-    grey = (values * (255 / (2**bits - 1))).round().astype(np.uint8)
+    values = np.asarray(image)
+    grey = _scale_to_8_bits(values, 2**bits - 1)
     if white_is_zero:
         grey = 255 - grey
     if "transparency" in image.info:
         grey[values == image.info["transparency"]] = 255
     return Image.fromarray(grey)
+
+
+def _scale_to_8_bits(values: np.ndarray, largest: float) -> np.ndarray:
+    return (values.astype(np.float32) * (255 / largest)).round().astype(np.uint8)
+
+
+def _channels_last(image: Tensor) -> np.ndarray:
+    """Return a tensor ([C,] H, W) as an array (H, W[, C])."""
+    image = image.detach().cpu()
+    values = (image.float() if image.is_floating_point() else image).numpy()
+    return np.moveaxis(values, 0, -1) if values.ndim == 3 else values
+
+
+def _from_array(values: np.ndarray, kind: str, shape: tuple[int, ...]) -> Image.Image:
+    """Convert an array (H, W[, C]) to an image of mode L, LA, RGB or RGBA; kind and shape are for messages."""
+    pixels = values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values
+    if pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (2,), (3,), (4,)) or not pixels.size:
+        hint = "; for a batch pass a list of its images" if values.ndim == 4 else ""
+        raise ValueError(f"an image {kind} has the shape {shape}, expected {_LAYOUTS[kind]} with 1 to 4 channels{hint}")
+    if pixels.dtype == np.bool_:
+        pixels = _scale_to_8_bits(pixels, 1)
+    elif pixels.dtype == np.uint16:
+        pixels = _scale_to_8_bits(pixels, 2**16 - 1)
+    elif np.issubdtype(pixels.dtype, np.floating):
+        if not (pixels.min() >= 0 and pixels.max() <= 1):  # false for NaN, too
+            found = f"{pixels.min():.4g} to {pixels.max():.4g}"
+            raise ValueError(f"an image {kind} has values of {found}, expected 0 to 1 (not normalized), or uint8")
+        pixels = _scale_to_8_bits(pixels, 1)
+    elif pixels.dtype != np.uint8:
+        raise ValueError(f"an image {kind} is {pixels.dtype}, expected uint8, uint16, bool, or floats from 0 to 1")
+    return Image.fromarray(pixels)
 
 
 def apply_orientation(image: Image.Image) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 from torch.utils.data import Dataset
 
+from c2f_zoo.data.images import prepare_image
 from c2f_zoo.data.registry import IndexedImages
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.registry import unknown_name
@@ -24,7 +25,7 @@ class Relabelled(IndexedImages):
     """A `LabelledImages` of another library's images, with labels of a tree.
 
     Args:
-        data: its items are (grey or RGB PIL image, ...).
+        data: its items are (image, ...); the image is of any kind that `prepare_image` accepts.
         targets: for each image the label of its leaf class.
         hierarchy: the tree.
         splits: the splits of the dataset.
@@ -36,7 +37,7 @@ class Relabelled(IndexedImages):
     splits: tuple[str, ...] = ("train", "test")
 
     def read(self, index: int, shorter_side: int | None = None) -> Image.Image:
-        return self.data[index][0].convert("RGB")
+        return prepare_image(self.data[index][0])
 
 
 def labels_by_name(names: Sequence[str], hierarchy: Hierarchy, source: str) -> list[int]:

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from c2f_zoo.data.images import prepare_image
 from c2f_zoo.data.registry import LabelledImages, labels_of
 from c2f_zoo.registry import check_names
 
@@ -78,13 +79,15 @@ class TransformedImages(Dataset[tuple[Any, Tensor, int, bool]]):
 def load_image(dataset: LabelledImages, index: int, shorter_side: int | None = None) -> Image.Image:
     """Load an image of a dataset as RGB.
 
+    `prepare_image` converts what the dataset returns, unless it is RGB and upright.
+
     Args:
         dataset: the dataset.
         index: the image's index in it.
         shorter_side: a JPEG may be decoded at a reduced size, of at least this shorter side in pixels.
     """
     read = getattr(dataset, "read", None)
-    return read(index, shorter_side) if read is not None else dataset[index][0]
+    return prepare_image(dataset[index][0] if read is None else read(index, shorter_side))
 
 
 def read_error(dataset: LabelledImages, index: int) -> str:

@@ -17,7 +17,7 @@ from c2f_zoo.data import LabelledImages, Normalize, TransformedImages, create_vi
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.inference.resolutions import levels_by_resolution
 from c2f_zoo.model import C2FModel
-from c2f_zoo.ops import at_least_float32
+from c2f_zoo.ops import at_least_float32, check_finite
 from c2f_zoo.training.batches import ignore_signals
 from c2f_zoo.training.options import TrainOptions
 
@@ -68,6 +68,7 @@ def score_images(
         on_error: treatment of unreadable images, see `c2f_zoo.data.TransformedImages`.
 
     Raises:
+        ValueError: the model's outputs are not finite.
         RuntimeError: an image was not scored exactly once.
 
     Examples:
@@ -104,6 +105,8 @@ def score_images(
                 )
                 for resolution, x in views.items()
             }
+        for found in logits.values():
+            check_finite(found)
         seen += index.tolist()
         yield ScoredBatch(index, readable, truth, logits)
     if sorted(seen := gather_object(seen)) != sorted(indices):

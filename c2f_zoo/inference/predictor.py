@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from c2f_zoo.data.transforms import create_views
+from c2f_zoo.data.images import ImageLike, prepare_image
+from c2f_zoo.data.transforms import create_transform
 from c2f_zoo.decoding import decode, marginalize
 from c2f_zoo.inference.resolutions import levels_by_resolution
 from c2f_zoo.model import C2FModel
+from c2f_zoo.ops import check_finite, widest_dtype
 
 
 @dataclass(frozen=True)
@@ -47,22 +49,39 @@ class Predictor:
         >>> prediction = predictor(Image.new("RGB", (96, 96)))
         >>> [level for level, name, probability in prediction.path]
         ['family', 'genus', 'species']
-        >>> len(predictor.predict_batch([Image.new("RGB", (96, 96)), Image.new("L", (120, 80))]))
+        >>> len(predictor([torch.rand(3, 96, 96), Image.new("L", (120, 80))]))
         2
     """
 
     def __init__(self, model: C2FModel) -> None:
         self.model = model.eval()
         self._levels_at = levels_by_resolution(model)
-        resolutions = {resolution: resolution for resolution in self._levels_at}
-        self._transform = create_views(model.config.preprocessing, resolutions, train=False)
+        self._transforms = {
+            resolution: create_transform(model.config.preprocessing, resolution, train=False)
+            for resolution in self._levels_at
+        }
 
-    def __call__(self, image: Image.Image) -> Prediction:
-        """Predict one image of any size and mode."""
-        return self.predict_batch([image])[0]
+    @overload
+    def __call__(self, image: list[ImageLike]) -> list[Prediction]: ...
 
-    def predict_batch(self, images: Sequence[Image.Image]) -> list[Prediction]:
-        """Predict images of any sizes and modes as one batch."""
+    @overload
+    def __call__(self, image: ImageLike) -> Prediction: ...
+
+    def __call__(self, image: ImageLike | list[ImageLike]) -> Prediction | list[Prediction]:
+        """Predict an image, or a list of images as one batch.
+
+        Args:
+            image: a path, an open file, a PIL image, an array or a tensor, of any size and mode; see
+                `c2f_zoo.data.prepare_image`, which converts it like the images of a training. Or a list of these.
+
+        Raises:
+            FileNotFoundError: a file does not exist.
+            ValueError: an image cannot be read or converted, or the model's outputs are not finite.
+        """
+        return self.predict_batch(image) if isinstance(image, list) else self.predict_batch([image])[0]
+
+    def predict_batch(self, images: Sequence[ImageLike]) -> list[Prediction]:
+        """Predict images of any kinds, sizes and modes as one batch; errors as in `__call__`."""
         tree = self.model.hierarchy
         log_probs = self._log_probs(images)
         labels = decode({level: log_probs[level] for level in self.model.levels}, tree, "joint").tolist()
@@ -78,14 +97,15 @@ class Predictor:
         ]
 
     @torch.inference_mode()
-    def _log_probs(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+    def _log_probs(self, images: Sequence[ImageLike]) -> dict[str, Tensor]:
         """Return float64 log-probabilities (N, classes) of the predicted levels and above."""
         weight = next(self.model.parameters())
-        views = [self._transform(image.convert("RGB")) for image in images]
+        prepared = [prepare_image(image) for image in images]
         logits: dict[str, Tensor] = {}
         for resolution, levels in self._levels_at.items():
-            x = torch.stack([view[resolution] for view in views]).to(weight.device, weight.dtype)
-            logits |= self.model(x, levels)
-        logits = {level: logits[level].double() for level in self.model.levels}
-        log_probs = marginalize(self.model.log_probs(logits), self.model.hierarchy)
-        return {level: z.cpu() for level, z in log_probs.items()}
+            x = torch.stack([self._transforms[resolution](image) for image in prepared])
+            logits |= self.model(x.to(weight.device, weight.dtype), levels)
+        check_finite(logits)
+        logits = {level: logits[level].to(widest_dtype(weight.device)) for level in self.model.levels}
+        log_probs = {level: z.cpu().double() for level, z in self.model.log_probs(logits).items()}
+        return marginalize(log_probs, self.model.hierarchy)

@@ -138,9 +138,8 @@ def _introduction(config: ModelConfig) -> str:
 
 def _use(name: str) -> str:
     return f"""```python
-from PIL import Image
 from c2f_zoo import Predictor, create_model
-print(Predictor(create_model("hf-hub:{name}"))(Image.open("image.jpg")))
+print(Predictor(create_model("hf-hub:{name}"))("image.jpg"))
 ```
 
 This prints a path in the class tree, coarse to fine, with the probability of each class."""

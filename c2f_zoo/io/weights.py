@@ -185,7 +185,7 @@ def load_weights(module: nn.Module, files: Sequence[Path], strict: bool = True) 
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: a file is not a complete safetensors file, or the weights do not fit the module; the message lists
-            missing keys, unexpected keys, shape mismatches and incompatible dtypes.
+            missing keys, unexpected keys, shape mismatches, incompatible dtypes, and values that are not finite.
     """
     shapes, own = read_shapes(files), module.state_dict(keep_vars=True)
     where = files[0] if len(files) == 1 else f"{files[0].parent} ({len(files)} shards)"
@@ -205,8 +205,15 @@ def load_weights(module: nn.Module, files: Sequence[Path], strict: bool = True) 
         if tensor.dtype != own[name].dtype and not (tensor.is_floating_point() and own[name].is_floating_point())
     ]
     _refuse(module, where, "incompatible dtypes", incompatible)
+    weights = {name: tensor.to(own[name].dtype) for name, tensor in weights.items()}
+    _refuse(module, where, "values that are not finite", find_not_finite(weights))
     allocate(module, weights)
     module.load_state_dict(weights, strict=False)
+
+
+def find_not_finite(weights: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the weights with values that are infinite or not a number."""
+    return [name for name, x in weights.items() if x.is_floating_point() and not x.isfinite().all()]
 
 
 def _refuse(module: nn.Module, where: object, fault: str, names: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,6 +13,36 @@ from torch import Tensor
 def at_least_float32(x: Tensor) -> Tensor:
     """Cast float16 and bfloat16 to float32; return float32 and float64 unchanged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def widest_dtype(device: torch.device) -> torch.dtype:
+    """Return the widest floating dtype of a device: float64, but MPS has float32 only.
+
+    Examples:
+        >>> widest_dtype(torch.device("cpu")), widest_dtype(torch.device("mps"))
+        (torch.float64, torch.float32)
+    """
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def check_finite(logits: Mapping[str, Tensor]) -> None:
+    """Check that a model's logits (N, classes) of each level are finite.
+
+    Raises:
+        ValueError: an image has a logit that is infinite or not a number.
+
+    Examples:
+        >>> check_finite({"genus": torch.tensor([[0.0, 1.0], [0.0, torch.nan]])})
+        Traceback (most recent call last):
+        ValueError: the model's outputs at 'genus' are not finite for 1 of 2 images: ...
+    """
+    for level, z in logits.items():
+        bad = int((~z.isfinite().all(dim=1)).sum())
+        if bad:
+            raise ValueError(
+                f"the model's outputs at {level!r} are not finite for {bad} of {len(z)} images: its weights are "
+                f"damaged, or too large for {str(z.dtype).removeprefix('torch.')}; use float32, or other weights"
+            )
 
 
 def without_autocast(x: Tensor) -> Any:

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from c2f_zoo.data.views import Views
 from c2f_zoo.model import C2FModel
+from c2f_zoo.ops import widest_dtype
 from c2f_zoo.training.batches import EpochBatches, plan_rounds
 from c2f_zoo.training.checkpoint import (
     PROGRESS,
@@ -94,7 +95,7 @@ class Run:
     def add_loss(self, level: str, loss: Tensor) -> None:
         """Add a step's loss to the sums of the epoch."""
         device = self.accelerator.device
-        loss = loss.to(device, torch.float32 if device.type == "mps" else torch.float64)  # MPS has no float64
+        loss = loss.to(device, widest_dtype(device))
         self.sums[level] = self.sums[level] + loss if level in self.sums else loss
         self.counts[level] = self.counts.get(level, 0) + 1
 
