@@ -188,6 +188,9 @@ def check(
     ] = None,
     root: Annotated[Path | None, typer.Option(help="Root folder of the paths in a .csv file.")] = None,
     levels: Annotated[str | None, typer.Option(help="Level names, coarse to fine, e.g. family,genus,species.")] = None,
+    ragged: Annotated[
+        str | None, typer.Option(help="Treatment of branches that end above the leaf level: repeat or stop.")
+    ] = None,
     test_fraction: Annotated[float, typer.Option(help="Fraction for the test set, if there are no splits.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Seed of that random split.")] = 0,
     workers: Annotated[int | None, typer.Option(help="Number of decoding threads.", min=1)] = None,
@@ -196,7 +199,7 @@ def check(
     """Read all images once and report problems; exit with 1 if training would fail."""
     from c2f_zoo.data.check import check_images, list_images, print_report
 
-    listing = list_images(path, hierarchy, root, levels.split(",") if levels else None)
+    listing = list_images(path, hierarchy, root, levels.split(",") if levels else None, ragged)
     report = check_images(listing, workers, test_fraction, seed)
     print_report(report, Console(emoji=False, highlight=False), show_all)
     if any(report.errors.values()):

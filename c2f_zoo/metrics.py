@@ -1,7 +1,8 @@
 """Hierarchical metrics and their registry.
 
 All are `torchmetrics.Metric`s with sums as states: they are exact for any number of processes and any batch size. A
-label of -1 is unknown. The mean over no samples is nan.
+label of -1 is unknown. The mean over no samples is nan. In a tree whose `ragged` is `"stop"`, repeats are left out: at
+a level below the end of a short branch, its samples do not count.
 """
 
 from __future__ import annotations
@@ -265,7 +266,7 @@ class TopKAccuracy(_TopK):
 
     def update(self, log_probs: Tensor, target: Tensor) -> None:
         """Add log-probabilities, or any scores, (N, classes) and labels (N,)."""
-        log_probs, target = _known(log_probs, target)
+        log_probs, target = _known(log_probs, target, self.hierarchy)
         self._add((self._most_probable(log_probs) == target[:, None]).any(dim=1))
 
 
@@ -287,7 +288,7 @@ class BalancedAccuracy(_Mean):
 
     def update(self, log_probs: Tensor, target: Tensor) -> None:
         """Add log-probabilities, or any scores, (N, classes) and labels (N,)."""
-        log_probs, target = _known(log_probs, target)
+        log_probs, target = _known(log_probs, target, self.hierarchy)
         is_correct = log_probs.argmax(dim=1) == target
         self.total += torch.bincount(target[is_correct], minlength=len(self.total))
         self.count += torch.bincount(target, minlength=len(self.count))
@@ -322,7 +323,7 @@ class CalibrationError(TreeMetric):
 
     def update(self, log_probs: Tensor, target: Tensor) -> None:
         """Add log-probabilities (N, classes) and labels (N,)."""
-        log_probs, target = _known(log_probs, target)
+        log_probs, target = _known(log_probs, target, self.hierarchy)
         best, label = log_probs.max(dim=1)
         confidence = best.to(self.confidence.dtype).exp()
         bins = ((confidence * self.num_bins).ceil().long() - 1).clamp(0, self.num_bins - 1)
@@ -402,15 +403,17 @@ class LevelAccuracy(_Mean):
     def update(self, predicted: Tensor, target: Tensor) -> None:
         """Add labels (N, levels), coarse to fine."""
         _check_labels(predicted, target, self.hierarchy)
-        known = target >= 0
+        known = self.hierarchy.cut_repeats(target) >= 0
         self.total += ((predicted == target) & known).sum(dim=0)
         self.count += known.sum(dim=0)
 
     def compute(self) -> dict[str, Tensor]:
         """Return `{level}/accuracy` for each level, and `wap`."""
         accuracy = super().compute()
-        classes = accuracy.new_tensor(list(self.hierarchy.num_classes.values()))
-        by_level = {f"{level}/accuracy": value for level, value in zip(self.hierarchy.levels, accuracy, strict=True)}
+        tree = self.hierarchy
+        counts = [len(names) - len(left_out) for names, left_out in zip(tree.classes, tree.left_out, strict=True)]
+        classes = accuracy.new_tensor(counts)
+        by_level = {f"{level}/accuracy": value for level, value in zip(tree.levels, accuracy, strict=True)}
         return {**by_level, "wap": (classes * accuracy).sum() / classes.sum()}
 
 
@@ -431,6 +434,7 @@ class MacroAccuracy(_Mean):
     def update(self, predicted: Tensor, target: Tensor) -> None:
         """Add labels (N, levels), coarse to fine."""
         _check_labels(predicted, target, self.hierarchy)
+        target = self.hierarchy.cut_repeats(target)
         counts = list(self.hierarchy.num_classes.values())
         for true, predicted_label, total, count in zip(
             target.T, predicted.T, self.total.split(counts), self.count.split(counts), strict=True
@@ -493,7 +497,8 @@ class HierarchicalF1(TreeMetric):
     always correct. Labels that are not a path are used unchanged: adding the ancestors of each would reward a
     prediction of several branches. A prediction that stops early (-1) has a smaller P, so that precision and recall
     differ; otherwise all three are equal. Levels of unknown true class (-1) are ignored, and so are samples without a
-    known class.
+    known class. If `ragged` is `"stop"`, P and T have no repeats: the set of a short branch is smaller, and a class
+    predicted below its end is wrong.
     """
 
     higher_is_better = True
@@ -512,7 +517,9 @@ class HierarchicalF1(TreeMetric):
         """Add labels (N, levels), coarse to fine."""
         _check_labels(predicted, target, self.hierarchy)
         known = target >= 0
-        sizes = [found.sum(dim=1) for found in ((predicted == target) & known, (predicted >= 0) & known, known)]
+        predicted, target = self.hierarchy.cut_repeats(predicted), self.hierarchy.cut_repeats(target)
+        exists = target >= 0
+        sizes = [found.sum(dim=1) for found in ((predicted == target) & exists, (predicted >= 0) & known, exists)]
         self.counts.index_put_(tuple(sizes), self.counts.new_ones(()), accumulate=True)
 
     def compute(self) -> dict[str, Tensor]:
@@ -594,8 +601,11 @@ class LCAHeights(TreeMetric):
         return self.counts
 
 
-def _known(log_probs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _known(log_probs: Tensor, target: Tensor, hierarchy: Hierarchy | None = None) -> tuple[Tensor, Tensor]:
+    """Return the samples of known class; of a tree, if given, without those that end above its leaf level."""
     is_known = target >= 0
+    if hierarchy is not None and hierarchy.left_out[-1]:
+        is_known &= ~torch.isin(target, target.new_tensor(sorted(hierarchy.left_out[-1])))
     return log_probs[is_known], target[is_known]
 
 

@@ -138,6 +138,7 @@ def describe_images(dataset: LabelledImages, target: Tensor, unreadable: list[in
     """Return the numbers of scored and labelled images, and the unreadable images."""
     readable = torch.ones(len(target), dtype=torch.bool)
     readable[unreadable] = False
+    target = tree.cut_repeats(target)
     return {
         "images": int(readable.sum()),
         "labelled": {level: int((target[readable, i] >= 0).sum()) for i, level in enumerate(tree.levels)},

@@ -173,7 +173,7 @@ class TestErrors:
         assert lines[-1] == "training would fail; see the errors"
 
     def test_folders_that_do_not_form_a_tree(self, tmp_path: Path) -> None:
-        for name in ("train/Birds/Gull", "train/Beasts/Gull", "test/Birds/Gull"):
+        for name in ("train/Birds/Gull", "train/Beasts/Lynx ", "test/Birds/Gull"):
             draw(tmp_path / name / "1.png", len(name))
         lines = check(tmp_path, status=1)
         assert list(found(lines, "error")) == [

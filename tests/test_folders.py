@@ -135,15 +135,13 @@ class TestNestedFolders:
         assert [image.size for image, _ in dataset] == [(8, 1), (8, 2)]
 
     def test_errors(self, tmp_path: Path) -> None:
-        draw(tmp_path / "train", "Birds/Gull/1.jpg", "Beasts/Gull/1.jpg", "Fish/1.jpg")
+        draw(tmp_path / "train", "Birds/Gull/1.jpg", "Beasts/Lynx /1.jpg", "Fish/1.jpg")
         draw(tmp_path, "val/Birds/Gull/1.jpg", "valid/Birds/Gull/1.jpg")
         assert errors_of("folder", root=tmp_path) == [
             "two folders for one split; remove one:",
             "val and valid",
             "the folders do not form a tree (rearrange them, or use the option 'hierarchy'):",
-            "folder Birds/Gull: species 'Gull' has two parents: 'Beasts' (folder Beasts/Gull) and 'Birds' "
-            "(folder Birds/Gull)",
-            "folder Fish: the path 'Fish' has 1 names, the tree has 2 levels (genus, species)",
+            "folder Beasts/Lynx : species 'Lynx ' has surrounding white space; write 'Lynx'",
         ]
 
     def test_repeated_level(self, tmp_path: Path) -> None:
@@ -215,7 +213,7 @@ class TestFlatFolders:
                 "no file 'fashion_mnits', and it is an unknown hierarchy .*'fashion_mnist'",
             ),
             ({"hierarchy": "tree.csv", "levels": ["a"]}, r"levels \['a'\] cannot rename those of a hierarchy"),
-            ({"hierarchy": "parents.csv"}, "has the header 'child,parent'; name its levels"),
+            ({"hierarchy": "parents.csv"}, "has the header 'child,parent', which does not name the levels; name them"),
         ],
     )
     def test_errors_of_the_tree(

@@ -54,6 +54,7 @@ def list_images(
     hierarchy: str | Path | Hierarchy | None = None,
     root: str | Path | None = None,
     levels: Sequence[str] | None = None,
+    ragged: str | None = None,
 ) -> Listing:
     """List the images of a CSV file, a folder in CUB's layout, or class folders.
 
@@ -65,14 +66,14 @@ def list_images(
     if path.suffix.lower() == ".csv":
         if hierarchy is None:
             raise ValueError(f"{path} needs a tree; pass a CSV file or the name of a tree as --hierarchy")
-        return list_csv(path, hierarchy, root, levels)
+        return list_csv(path, hierarchy, root, levels, ragged)
     if root is not None:
         raise ValueError(f"--root {root} applies to CSV files only, and {path} is not one")
     if (cub_folder(path) / CUB_FILES[0]).is_file():
         if levels is not None:
             raise ValueError(f"--levels applies to class folders only, and {path} has CUB-200-2011's layout")
         return list_cub(path, hierarchy or "cub")
-    return list_folder(path, hierarchy, levels)
+    return list_folder(path, hierarchy, levels, ragged)
 
 
 def check_images(listing: Listing, workers: int | None = None, test_fraction: float = 0.2, seed: int = 0) -> Report:
@@ -218,9 +219,10 @@ def _print_labels(report: Report, tree: Hierarchy, console: Console, show_all: b
     """Print the number of images of each level, split and leaf class."""
     rows: list[tuple[object, ...]] = []
     for depth, level in enumerate(tree.levels):
-        known = [entry for entry in report.entries if entry.label[depth] >= 0]
+        left_out = tree.left_out[depth]
+        known = [entry for entry in report.entries if entry.label[depth] >= 0 and entry.label[depth] not in left_out]
         trained = {entry.label[depth] for entry in known if entry.split == "train"}
-        rows.append((level, len(tree.classes[depth]), len(trained), len(known)))
+        rows.append((level, len(tree.classes[depth]) - len(left_out), len(trained), len(known)))
     _print_table(console, ("level", "classes", "with training images", "labelled images"), rows)
 
     splits = nonempty_splits(report.entries)

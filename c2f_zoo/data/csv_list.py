@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from c2f_zoo.data.files import SPLIT_NAMES, Entry, ImageFiles, Listing, labels_by_suffix, open_hierarchy
+from c2f_zoo.data.files import SPLIT_NAMES, Entry, ImageFiles, Listing, labels_by_suffix
 from c2f_zoo.data.registry import SPLITS, register_dataset
-from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.hierarchy import Hierarchy, open_hierarchy
 from c2f_zoo.hierarchy.reading import Row, read_csv_rows
 from c2f_zoo.registry import unknown_name
 
@@ -24,6 +24,7 @@ def csv(
     levels: Sequence[str] | None = None,
     test_fraction: float = 0.2,
     seed: int = 0,
+    ragged: str | None = None,
 ) -> ImageFiles:
     """Open a dataset listed in a CSV file.
 
@@ -40,6 +41,7 @@ def csv(
         levels: names of the levels, coarse to fine, if the tree's file has the header `child,parent`.
         test_fraction: fraction of each class's images for the test set, if the file names no splits.
         seed: seed of this split.
+        ragged: treatment of branches that end above the leaf level, see `Hierarchy`; default: the tree's own.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -56,7 +58,7 @@ def csv(
         tensor([[ 0,  0],
                 [ 0, -1]])
     """
-    return list_csv(file, hierarchy, root, levels).open_split(split, test_fraction, seed)
+    return list_csv(file, hierarchy, root, levels, ragged).open_split(split, test_fraction, seed)
 
 
 def list_csv(
@@ -64,12 +66,13 @@ def list_csv(
     hierarchy: str | Path | Hierarchy,
     root: str | Path | None = None,
     levels: Sequence[str] | None = None,
+    ragged: str | None = None,
 ) -> Listing:
     """Return the listing of `csv`, including errors."""
     file = Path(file)
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}")
-    tree = open_hierarchy(hierarchy, levels)
+    tree = open_hierarchy(hierarchy, levels, ragged)
     listing = Listing(file, tree)
     rows, errors = read_csv_rows(file)
     listing.errors["errors in the file"] = errors

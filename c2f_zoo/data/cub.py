@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from c2f_zoo.data.archives import download_file, extract
-from c2f_zoo.data.files import Entry, ImageFiles, Listing, labels_by_suffix, open_hierarchy
+from c2f_zoo.data.files import Entry, ImageFiles, Listing, labels_by_suffix
 from c2f_zoo.data.registry import register_dataset
-from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.hierarchy import Hierarchy, open_hierarchy
 from c2f_zoo.hierarchy.datasets import read_lines
 
 FILES = ("images.txt", "image_class_labels.txt", "classes.txt", "train_test_split.txt")

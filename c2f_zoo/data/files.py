@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +17,8 @@ from torch import Tensor
 from c2f_zoo.data.images import read_image
 from c2f_zoo.data.registry import SPLITS, IndexedImages
 from c2f_zoo.data.splits import stratified_split
-from c2f_zoo.hierarchy import HIERARCHIES, Hierarchy, load_hierarchy
-from c2f_zoo.hierarchy.reading import read_csv_rows
+from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.hierarchy.paths import unqualified
 from c2f_zoo.registry import unknown_name
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -174,51 +175,47 @@ def nonempty_splits(entries: Iterable[Entry]) -> tuple[str, ...]:
     return tuple(split for split in SPLITS if split in found)
 
 
-def open_hierarchy(hierarchy: str | Path | Hierarchy, levels: Sequence[str] | None = None) -> Hierarchy:
-    """Return the tree for an option `hierarchy`.
-
-    Args:
-        hierarchy: path of a tree's CSV file, name of a registered tree, or a tree.
-        levels: names of the levels, coarse to fine; only for a CSV file with the header `child,parent`.
-
-    Raises:
-        ValueError: the file is not a tree, there is no file or tree of that name, or `levels` is missing or not needed.
-
-    Examples:
-        >>> open_hierarchy("cub").levels
-        ('family', 'genus', 'species')
-    """
-    if not isinstance(hierarchy, Hierarchy) and Path(hierarchy).is_file():
-        rows, _ = read_csv_rows(hierarchy)
-        if rows and sorted(cell.strip().lower() for cell in rows[0][1]) == ["child", "parent"]:
-            if levels is None:
-                raise ValueError(f"{hierarchy} has the header 'child,parent'; name its levels with the option 'levels'")
-            return Hierarchy.from_parents(hierarchy, levels)
-    if levels is not None:
-        raise ValueError(f"levels {list(levels)} cannot rename those of a hierarchy; leave out one of the two options")
-    if isinstance(hierarchy, Hierarchy):
-        return hierarchy
-    if Path(hierarchy).is_file():
-        return Hierarchy.from_csv(hierarchy)
-    if str(hierarchy) not in HIERARCHIES:
-        unknown = unknown_name("hierarchy", str(hierarchy), HIERARCHIES.names())
-        raise ValueError(f"there is no file {str(hierarchy)!r}, and it is an {unknown}")
-    return load_hierarchy(str(hierarchy))
-
-
 def labels_by_path(tree: Hierarchy) -> dict[tuple[str, ...], Label]:
-    """Return the label of each class of every level, by its path from the top."""
+    """Return the label of each class of every level, by its path from the top.
+
+    A short branch has the label of its leaf class. Names are those of the tree, and those before they were qualified.
+    """
     table = {}
-    for depth, level in enumerate(tree.levels):
-        above, below = tree.truncate(level), [-1] * (len(tree.levels) - depth - 1)
-        for label, row in enumerate(above.ancestors(torch.arange(len(tree.classes[depth]))).tolist()):
-            table[above.path(label)] = (*row, *below)
+    for names, label in _paths(tree):
+        table[unqualified(names)] = label
+        table[names] = label
     return table
 
 
 def labels_by_suffix(tree: Hierarchy) -> dict[tuple[str, ...], Label]:
-    """Return `labels_by_path` by each suffix of a path; finer classes win."""
-    return {path[start:]: label for path, label in labels_by_path(tree).items() for start in range(len(path))}
+    """Return `labels_by_path` by each suffix of a path; finer classes win.
+
+    Suffixes that several classes of a level have before they are qualified are left out.
+    """
+    table: dict[tuple[str, ...], Label] = {}
+    for _, same_depth in groupby(_paths(tree), key=lambda item: sum(label >= 0 for label in item[1])):
+        exact: dict[tuple[str, ...], Label] = {}
+        short: dict[tuple[str, ...], set[Label]] = defaultdict(set)
+        for names, label in same_depth:
+            for start in range(len(names)):
+                exact[names[start:]] = label
+                short[unqualified(names)[start:]].add(label)
+        for suffix, labels in short.items():
+            table.pop(suffix, None)
+            if len(labels) == 1:
+                table[suffix] = labels.pop()
+        table |= exact
+    return table
+
+
+def _paths(tree: Hierarchy) -> Iterator[tuple[tuple[str, ...], Label]]:
+    """Yield the path of each class without repeats, and its label, coarse to fine."""
+    for depth, level in enumerate(tree.levels):
+        above, below = tree.truncate(level), [-1] * (len(tree.levels) - depth - 1)
+        for label, row in enumerate(above.ancestors(torch.arange(len(tree.classes[depth]))).tolist()):
+            names = above.path(label)
+            count = sum(found not in repeats for found, repeats in zip(row, above.repeats, strict=True))
+            yield names[:count], (*row, *below)
 
 
 def raise_for_missing_files(source: str | Path, paths: Iterable[Path]) -> None:

@@ -17,10 +17,9 @@ from c2f_zoo.data.files import (
     Listing,
     labels_by_path,
     labels_by_suffix,
-    open_hierarchy,
 )
 from c2f_zoo.data.registry import register_dataset
-from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.hierarchy import Hierarchy, open_hierarchy
 from c2f_zoo.hierarchy.reading import walk_folders
 
 Names = tuple[str, ...]  # of nested folders, the outermost first
@@ -34,6 +33,7 @@ def folder(
     levels: Sequence[str] | None = None,
     test_fraction: float = 0.2,
     seed: int = 0,
+    ragged: str | None = None,
 ) -> ImageFiles:
     """Open a dataset of class folders, nested like the tree or flat.
 
@@ -41,7 +41,8 @@ def folder(
     takes the same fraction of each class for the test set. In each of them, or in `root`:
 
     - without `hierarchy` the folders are the tree, `family/genus/species/1.jpg`, read from all splits together. An
-      image in the folder of a coarser class has no labels at finer levels.
+      image in the folder of a coarser class has no labels at finer levels. A branch ends at a folder without class
+      folders, at any level.
     - with `hierarchy` an image's folder has the name of a class of any level; if several classes have the name, it is
       the finest of them. Outer folders, if any, must have the names of the ancestors. Classes without images are kept.
 
@@ -55,6 +56,8 @@ def folder(
         levels: without `hierarchy`: names of the levels, coarse to fine, see `Hierarchy.from_folders`.
         test_fraction: fraction of each class's images for the test set, if there are no split folders.
         seed: seed of this split.
+        ragged: treatment of branches that end above the leaf level, see `Hierarchy`; default: the tree's own, or
+            `"repeat"`.
 
     Raises:
         FileNotFoundError: the folder does not exist.
@@ -70,18 +73,21 @@ def folder(
         >>> len(dataset), dataset.hierarchy.classes
         (12, (('edged', 'round'), ('box', 'disc', 'ring')))
     """
-    return list_folder(root, hierarchy, levels).open_split(split, test_fraction, seed)
+    return list_folder(root, hierarchy, levels, ragged).open_split(split, test_fraction, seed)
 
 
 def list_folder(
-    root: str | Path, hierarchy: str | Path | Hierarchy | None = None, levels: Sequence[str] | None = None
+    root: str | Path,
+    hierarchy: str | Path | Hierarchy | None = None,
+    levels: Sequence[str] | None = None,
+    ragged: str | None = None,
 ) -> Listing:
     """Return the listing of `folder`, including errors."""
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"the folder {root} does not exist")
     listing = Listing(root)
-    tree = None if hierarchy is None else open_hierarchy(hierarchy, levels)
+    tree = None if hierarchy is None else open_hierarchy(hierarchy, levels, ragged)
     found = [
         (split, names, path)
         for split, folder in _split_folders(root, listing).items()
@@ -93,7 +99,7 @@ def list_folder(
         listing.errors["there are no images in folders"].append(f"images have the extensions {extensions}")
         return listing
     if tree is None:
-        labels = _read_tree(listing, sorted(folders), levels)
+        labels = _read_tree(listing, sorted(folders), levels, ragged)
     else:
         listing.hierarchy, labels = tree, labels_by_suffix(tree)
         unknown = {names: count for names, count in folders.items() if names not in labels}
@@ -141,10 +147,13 @@ def _find_images(top: Path, listing: Listing) -> Iterator[tuple[Names, Path]]:
             yield names, file
 
 
-def _read_tree(listing: Listing, folders: Sequence[Names], levels: Sequence[str] | None) -> dict[Names, Label]:
+def _read_tree(
+    listing: Listing, folders: Sequence[Names], levels: Sequence[str] | None, ragged: str | None
+) -> dict[Names, Label]:
     """Read the tree from the folders of the images; return the label of each folder."""
     try:
-        listing.hierarchy = Hierarchy.from_paths([PurePath(*names, "image") for names in folders], levels)
+        paths = [PurePath(*names, "image") for names in folders]
+        listing.hierarchy = Hierarchy.from_paths(paths, levels, ragged or "repeat")
     except ValueError as error:
         lines = [line.strip() for line in str(error).splitlines()]
         heading = "the folders do not form a tree (rearrange them, or use the option 'hierarchy')"

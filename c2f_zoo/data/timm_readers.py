@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from c2f_zoo.data.files import ImageFiles, open_hierarchy
+from c2f_zoo.data.files import ImageFiles
 from c2f_zoo.data.images import apply_orientation, read_image
 from c2f_zoo.data.registry import SPLITS, IndexedImages, LabelledImages, check_split, register_dataset
 from c2f_zoo.data.sources import Relabelled, labels_by_index, labels_by_name
-from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.hierarchy import Hierarchy, open_hierarchy
 
 _PACKAGES = {"hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets", "wds": "webdataset"}
 _FOLDERS = ("torch/image_folder", "torch/folder")

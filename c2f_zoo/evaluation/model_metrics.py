@@ -70,9 +70,10 @@ class ModelMetrics:
         self.tree_metrics.update(own, target)
         for decoding, heights in self.heights.items():
             heights.update(decode(own, self.tree, decoding), target)
+        cut = self.tree.cut_repeats(target)
         for depth, (level, z) in enumerate(marginalize(own, self.tree).items()):
             if level in self.confusions:
-                self.confusions[level].update(z.argmax(dim=1), target[:, depth])
+                self.confusions[level].update(z.argmax(dim=1), cut[:, depth])
         for resolution, at_resolution in log_probs.items():
             for depth, (level, z) in enumerate(marginalize(at_resolution, self.tree).items()):
                 self.accuracy[level, resolution].update(z, target[:, depth])

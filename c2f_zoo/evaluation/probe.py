@@ -203,7 +203,7 @@ def probe_linear(
         for penalty in penalties:
             linear = fit_logistic_regression(x[known], train.labels[known, depth], count, penalty, max_iter)
             classifier = nn.Sequential(standardize, linear, nn.LogSoftmax(dim=1))
-            accuracy = _accuracy(classifier(val.features[level]), val.labels[:, depth])
+            accuracy = _accuracy(classifier(val.features[level]), tree.cut_repeats(val.labels)[:, depth])
             if level not in best or accuracy > best[level]:
                 classifiers[level], chosen[level], best[level] = classifier, penalty, accuracy
     return Probe(partial(_classify_each, classifiers), chosen, best)
@@ -268,4 +268,5 @@ def score_probe(classify: Classifier, images: LabelledFeatures, tree: Hierarchy)
 def level_accuracies(classify: Classifier, images: LabelledFeatures, tree: Hierarchy) -> dict[str, float]:
     """Compute the accuracy of each level's most probable class, in [0, 1]."""
     log_probs = classify(images.features)
-    return {level: _accuracy(log_probs[level], images.labels[:, depth]) for depth, level in enumerate(tree.levels)}
+    labels = tree.cut_repeats(images.labels)
+    return {level: _accuracy(log_probs[level], labels[:, depth]) for depth, level in enumerate(tree.levels)}

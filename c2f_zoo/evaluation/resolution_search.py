@@ -178,7 +178,7 @@ def measure(
     predictions = predict_labels(model, dataset, indices, {resolution: model.levels}, **how)
     levels = model.levels[::-1]
     predicted = torch.stack([predictions.labels[resolution][level] for level in levels], dim=1)
-    truth = predictions.truth[:, [dataset.hierarchy.depth(level) for level in levels]]
+    truth = dataset.hierarchy.cut_repeats(predictions.truth)[:, [dataset.hierarchy.depth(level) for level in levels]]
     known = truth >= 0
     for level, count in zip(levels, known.sum(dim=0).tolist(), strict=True):
         if count == 0:

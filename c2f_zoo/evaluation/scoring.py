@@ -151,7 +151,7 @@ class Predictions:
 
     def accuracy(self, level: str, resolution: int | None) -> tuple[float, int]:
         """Return a level's accuracy in [0, 1], and the number of images with a label."""
-        truth = self.truth[:, self.hierarchy.depth(level)]
+        truth = self.hierarchy.cut_repeats(self.truth)[:, self.hierarchy.depth(level)]
         known = truth >= 0
         return (self.labels[resolution][level][known] == truth[known]).double().mean().item(), int(known.sum())
 
@@ -247,9 +247,10 @@ def accuracy_rows(predictions: Predictions, own: Mapping[str, int | None]) -> li
 def prediction_rows(predictions: Predictions, own: Mapping[str, int | None]) -> Iterator[dict[str, Any]]:
     """Yield a row for each readable image, with its true and predicted classes.
 
-    Each level is predicted at its own resolution. Unknown true classes are empty.
+    Each level is predicted at its own resolution. Unknown true classes are empty, and so are repeats
+    in a tree whose `ragged` is `"stop"`.
     """
-    tree = predictions.hierarchy
+    tree, true_labels = predictions.hierarchy, predictions.hierarchy.cut_repeats(predictions.truth)
     columns = {
         level: found
         for resolution, labels in predictions.labels.items()
@@ -259,7 +260,8 @@ def prediction_rows(predictions: Predictions, own: Mapping[str, int | None]) -> 
     for at in predictions.readable.nonzero()[:, 0].tolist():
         row: dict[str, Any] = {"index": int(predictions.index[at])}
         for level, found in columns.items():
-            names, truth = tree.class_names(level), int(predictions.truth[at, tree.depth(level)])
+            names, depth = tree.class_names(level), tree.depth(level)
+            truth, predicted = int(true_labels[at, depth]), int(found[at])
             row[level] = names[truth] if truth >= 0 else ""
-            row[f"predicted_{level}"] = names[int(found[at])]
+            row[f"predicted_{level}"] = names[predicted] if predicted not in tree.left_out[depth] else ""
         yield row

@@ -2,6 +2,7 @@
 
 from c2f_zoo.hierarchy.builtin import HIERARCHIES, list_hierarchies, load_hierarchy, register_hierarchy
 from c2f_zoo.hierarchy.draw import draw_image, draw_text
+from c2f_zoo.hierarchy.opening import open_hierarchy
 from c2f_zoo.hierarchy.tree import Hierarchy
 
 __all__ = [
@@ -11,5 +12,6 @@ __all__ = [
     "draw_text",
     "list_hierarchies",
     "load_hierarchy",
+    "open_hierarchy",
     "register_hierarchy",
 ]

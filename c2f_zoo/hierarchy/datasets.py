@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from c2f_zoo.hierarchy.reading import RANKS, Fields, build_fields, find_path_faults, raise_faults
+from c2f_zoo.hierarchy.paths import complete_paths
+from c2f_zoo.hierarchy.reading import RANKS, Fields, build_fields, find_path_faults, find_two_parents, raise_faults
 
 _AIRCRAFT = {"manufacturer": "manufacturers.txt", "family": "families.txt", "variant": "variants.txt"}
 
@@ -24,22 +24,9 @@ def read_inaturalist(categories: Iterable[str]) -> Fields:
         else:
             *above, genus, epithet = names
             paths[f"category {category!r}"] = (*above, genus, f"{genus} {epithet}")
-    rows = list(zip(paths, _qualify(list(paths.values())), strict=True))
-    raise_faults("the categories", faults + find_path_faults(RANKS, rows))
+    raise_faults("the categories", faults + find_path_faults(RANKS, list(paths.items())))
+    rows = list(zip(paths, complete_paths(list(paths.values()), len(RANKS)), strict=True))
     return build_fields(RANKS, rows)
-
-
-def _qualify(paths: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Append the parent's name in brackets to names that have several parents."""
-    nodes = {path[: depth + 1] for path in paths for depth in range(len(path))}
-    count = Counter((len(node), node[-1]) for node in nodes)
-    qualified = []
-    for path in paths:
-        names: list[str] = []
-        for depth, name in enumerate(path, start=1):
-            names.append(f"{name} ({names[-1]})" if count[depth, name] > 1 else name)
-        qualified.append(tuple(names))
-    return qualified
 
 
 def read_aircraft(folder: str | Path) -> Fields:
@@ -67,7 +54,8 @@ def read_aircraft(folder: str | Path) -> Fields:
         if all(image in table for table in tables):
             first.setdefault(tuple(table[image] for table in tables), f"image {image}")
     rows = [(where, path) for path, where in first.items()]
-    raise_faults(folder, faults + find_path_faults(tuple(_AIRCRAFT), rows))
+    levels = tuple(_AIRCRAFT)
+    raise_faults(folder, faults + find_path_faults(levels, rows) + find_two_parents(levels, rows))
     return build_fields(tuple(_AIRCRAFT), rows, classes)
 
 

@@ -102,11 +102,12 @@ def draw_image(tree: Hierarchy) -> Figure:
 
 
 def _children(tree: Hierarchy) -> list[list[list[int]]]:
-    """Return the labels of the children of each class, at each depth."""
+    """Return the labels of the children of each class, at each depth, without those that `ragged` leaves out."""
     children: list[list[list[int]]] = [[[] for _ in names] for names in tree.classes]
     for depth, parents in enumerate(tree.parents):
         for label, parent in enumerate(parents):
-            children[depth][parent].append(label)
+            if label not in tree.left_out[depth + 1]:
+                children[depth][parent].append(label)
     return children
 
 

@@ -1,7 +1,8 @@
 """Reading trees from rows, CSV files, folders and paths.
 
 Each `read_` function returns the fields of a `Hierarchy`; `Hierarchy.from_...` documents its arguments. An invalid tree
-raises one ValueError that lists all faults, one per line, each with its place.
+raises one ValueError that lists all faults, one per line, each with its place. Branches may differ in depth and classes
+may share a name, see `c2f_zoo.hierarchy.paths`; a warning counts both.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path, PurePath
+
+from c2f_zoo.hierarchy.paths import complete_paths, qualify, warn_of_changes
 
 Fields = tuple[tuple[str, ...], tuple[tuple[str, ...], ...], tuple[tuple[int, ...], ...]]  # levels, classes, parents
 Row = tuple[str, Sequence[str]]  # its place, e.g. "line 4", and its cells
@@ -23,9 +27,9 @@ SAVE_AS_UTF8 = "save the file as UTF-8 (spreadsheets call it 'CSV UTF-8')"
 
 def read_rows(levels: Sequence[str], rows: Iterable[Sequence[str]]) -> Fields:
     """Read the fields of `Hierarchy.from_rows`."""
-    numbered = [(f"row {number}", row) for number, row in enumerate(rows, start=1)]
+    numbered = [(f"row {number}", _trim(row)) for number, row in enumerate(rows, start=1)]
     raise_faults("the rows", find_path_faults(levels, numbered))
-    return build_fields(levels, numbered)
+    return build_fields(levels, _complete("the rows", levels, numbered))
 
 
 def read_csv(path: str | Path) -> Fields:
@@ -33,11 +37,11 @@ def read_csv(path: str | Path) -> Fields:
     rows, faults = read_csv_rows(path)
     if len(rows) < 2:
         raise_faults(path, faults or ["it needs a header with the levels, and a row for each leaf class"])
-    (where, levels), *rows = rows
+    (where, levels), *rows = [(place, cells if place == rows[0][0] else _trim(cells)) for place, cells in rows]
     faults += [f"{where}: a level {fault}" for level in levels if (fault := _find_name_fault(level))]
     faults += [f"{where}: level {level!r} is named twice" for level, count in Counter(levels).items() if count > 1]
     raise_faults(path, faults + find_path_faults(levels, rows))
-    return build_fields(levels, rows)
+    return build_fields(levels, _complete(path, levels, rows))
 
 
 def read_parents(path: str | Path, levels: Sequence[str]) -> Fields:
@@ -52,8 +56,12 @@ def read_parents(path: str | Path, levels: Sequence[str]) -> Fields:
     inner = set(parent_of.values())
     paths = [(where[name], chain) for name, chain in rooted.items() if name not in inner]
     raise_faults(path, faults + row_faults + _find_cycles(parent_of, where, chains) + find_path_faults(levels, paths))
-    classes = [[name for name, chain in rooted.items() if len(chain) == depth + 1] for depth in range(len(levels))]
-    return build_fields(levels, paths, classes)
+    is_short = {chain[-1] for _, chain in paths if len(chain) < len(levels)}
+    classes = [
+        [name for name, chain in rooted.items() if len(chain) == depth or (len(chain) < depth and name in is_short)]
+        for depth in range(1, len(levels) + 1)
+    ]
+    return build_fields(levels, _complete(path, levels, paths, has_unique_names=True), classes)
 
 
 def read_folders(folder: str | Path, levels: Sequence[str] | None) -> Fields:
@@ -88,33 +96,62 @@ def raise_faults(source: object, faults: Sequence[str]) -> None:
 
 
 def find_path_faults(levels: Sequence[str], rows: Sequence[Row]) -> list[str]:
-    """Return the faults of paths, each from the coarsest level to a leaf class."""
+    """Return the faults of paths, each from the coarsest level to a leaf class; some may be short."""
     lengths = {len(cells) for _, cells in rows}
     shape = f"the tree has {len(levels)} levels ({', '.join(levels)})"
     if len(rows) > 1 and len(lengths) == 1 and lengths != {len(levels)}:
         return [f"every path has {lengths.pop()} names, {shape}"]
+    if rows and max(lengths) < len(levels):
+        return [f"the longest path has {max(lengths)} names, {shape}"]
     faults = []
-    seen: list[dict[str, dict[str, str]]] = [{} for _ in levels]  # at each depth, for each name: parent -> where
+    leaves: dict[tuple[str, ...], str] = {}  # path -> where
+    inner: dict[tuple[str, ...], str] = {}  # path of a class above others -> where it is first
     for where, cells in rows:
-        if len(cells) != len(levels):
+        if not 0 < len(cells) <= len(levels):
             faults.append(f"{where}: the path {' > '.join(cells)!r} has {len(cells)} names, {shape}")
             continue
         faults += [
-            f"{where}: {levels[depth]} {fault}" for depth, cell in enumerate(cells) if (fault := _find_name_fault(cell))
+            f"{where}: {level} {fault}"
+            for level, cell in zip(levels, cells, strict=False)
+            if (fault := _find_name_fault(cell))
         ]
-        above = ""
-        for depth, name in enumerate(cell.strip() for cell in cells):
-            if name and (above or not depth):
-                places = seen[depth].setdefault(name, {})
-                if places and above not in places:
-                    first, place = next(iter(places.items()))
-                    two = f"{first!r} ({place}) and {above!r} ({where})"
-                    faults.append(f"{where}: {levels[depth]} {name!r} has two parents: {two}")
-                elif places and depth == len(levels) - 1:
-                    faults.append(f"{where}: {levels[depth]} {name!r} is already in {places[above]}")
-                places.setdefault(above, where)
-            above = name
+        path = tuple(cell.strip() for cell in cells)
+        if leaves.setdefault(path, where) != where:
+            faults.append(f"{where}: {levels[len(path) - 1]} {path[-1]!r} is already in {leaves[path]}")
+        for depth in range(1, len(path)):
+            inner.setdefault(path[:depth], where)
+    for path, where in leaves.items():
+        if path in inner:
+            name = f"{levels[len(path) - 1]} {path[-1]!r}"
+            faults.append(f"{where}: {name} ends here but has classes below it ({inner[path]}); remove one of the two")
     return faults
+
+
+def find_two_parents(levels: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    """Return a fault for each name with several parents, where lists of images refer to classes by name."""
+    faults = []
+    seen: list[dict[str, tuple[str, str]]] = [{} for _ in levels]  # at each depth: name -> parent, where
+    for where, cells in rows:
+        for depth, (parent, name) in enumerate(pairwise(cells), start=1):
+            first, place = seen[depth].setdefault(name, (parent, where))
+            if first != parent:
+                two = f"{first!r} ({place}) and {parent!r} ({where})"
+                faults.append(f"{where}: {levels[depth]} {name!r} has two parents: {two}")
+    return faults
+
+
+def _trim(cells: Sequence[str]) -> Sequence[str]:
+    """Return a row without its last cells that are blank: a short path."""
+    count = max((number for number, cell in enumerate(cells, start=1) if cell.strip()), default=1)
+    return cells[:count]
+
+
+def _complete(source: object, levels: Sequence[str], rows: Sequence[Row], has_unique_names: bool = False) -> list[Row]:
+    """Return valid rows as complete paths of unique names; warn of what was changed."""
+    paths = [tuple(cells) for _, cells in rows]
+    completed = complete_paths(paths, len(levels), has_unique_names)
+    warn_of_changes(source, levels, paths, completed)
+    return [(where, path) for (where, _), path in zip(rows, completed, strict=True)]
 
 
 def build_fields(levels: Sequence[str], rows: Sequence[Row], classes: Sequence[Sequence[str]] | None = None) -> Fields:
@@ -175,9 +212,12 @@ def read_csv_rows(path: str | Path) -> tuple[list[Row], list[str]]:
 
 
 def _read_parents(rows: Sequence[Row], child: int) -> tuple[dict[str, str], dict[str, str], list[str]]:
-    """Read the parent ("" for none) and the line of each class, and faults of rows."""
-    parent_of: dict[str, str] = {}
-    where: dict[str, str] = {}
+    """Read the parent ("" for none) and the line of each class, and faults of rows.
+
+    Names of several classes are qualified by the parent, in the result and where a row names such a class as parent.
+    """
+    lines: dict[str, dict[str, str]] = {}  # name -> parent -> line
+    entries = []
     faults = []
     for line, cells in rows:
         if len(cells) > 2:
@@ -188,13 +228,28 @@ def _read_parents(rows: Sequence[Row], child: int) -> tuple[dict[str, str], dict
         faults += [f"{line}: child {fault}" for fault in [_find_name_fault(name)] if fault]
         faults += [f"{line}: parent {fault}" for fault in [_find_name_fault(parent)] if fault and parent]
         name, parent = name.strip(), parent.strip()
-        if name not in parent_of:
-            parent_of[name], where[name] = parent, line
-        elif parent_of[name] == parent:
-            faults.append(f"{line}: {name!r} is already in {where[name]}")
+        known = lines.setdefault(name, {})
+        if parent in known:
+            faults.append(f"{line}: {name!r} is already in {known[parent]}")
+        elif known and "" in (parent, *known):  # a class of the coarsest level cannot be qualified
+            first, place = next(iter(known.items()))
+            two = f"{first or 'none'!r} ({place}) and {parent or 'none'!r} ({line})"
+            faults.append(f"{line}: {name!r} has two parents: {two}; rename one of the classes")
         else:
-            two = f"{parent_of[name] or 'none'!r} ({where[name]}) and {parent or 'none'!r} ({line})"
-            faults.append(f"{line}: {name!r} has two parents: {two}")
+            known[parent] = line
+            entries.append((line, name, parent))
+    parent_of: dict[str, str] = {}
+    where: dict[str, str] = {}
+    for line, name, parent in entries:
+        if len(lines.get(parent, ())) > 1:
+            written = [qualify(parent, above) for above in lines[parent]]
+            several = f"the parent {parent!r} of {name!r} is the name of {len(written)} classes"
+            faults.append(f"{line}: {several}; write {' or '.join(map(repr, written))}")
+            parent = written[0]
+        key = qualify(name, parent) if len(lines[name]) > 1 else name
+        if where.setdefault(key, line) != line:
+            faults.append(f"{line}: {key!r} is already in {where[key]}")
+        parent_of.setdefault(key, parent)
     return parent_of, where, faults
 
 
@@ -247,9 +302,8 @@ def _read_from_folders(
     source: object, folders: Sequence[tuple[str, ...]], levels: Sequence[str] | None, faults: list[str]
 ) -> Fields:
     if levels is None:
-        depths = Counter(map(len, folders))
-        depth = max(depths, key=lambda depth: (depths[depth], depth))  # folders of another depth are faults
+        depth = max(map(len, folders))
         levels = RANKS[-depth:] if depth <= len(RANKS) else [f"level_{number}" for number in range(1, depth + 1)]
     rows = [(f"folder {'/'.join(names)}", names) for names in folders]
     raise_faults(source, faults + find_path_faults(levels, rows))
-    return build_fields(levels, rows)
+    return build_fields(levels, _complete(source, levels, rows))

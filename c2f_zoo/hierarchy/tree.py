@@ -10,7 +10,8 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from c2f_zoo.hierarchy import datasets, reading
-from c2f_zoo.registry import unknown_name
+from c2f_zoo.hierarchy.paths import RAGGED, find_repeats
+from c2f_zoo.registry import check_names, unknown_name
 
 if TYPE_CHECKING:
     import torch
@@ -21,13 +22,17 @@ class Hierarchy:
     """A tree of classes with all leaves at the same depth.
 
     Labels are indices into a level's classes. Every class below the coarsest level has exactly one parent, and every
-    class above the leaf level has at least one child.
+    class above the leaf level has at least one child. A branch that ends above the leaf level is stored with its last
+    class repeated down to it, `Fruit > Banana > Banana`: a class is a repeat if it is the only child of a class of the
+    same name, and nothing below has another name.
 
     Args:
         levels: names of the levels, coarse to fine, e.g. `("family", "genus", "species")`.
         classes: the class names of each level, in label order.
         parents: for each level but the coarsest, the label of each class's parent at the next coarser level.
         version: version of the tree, e.g. `"1.0"`; empty if unknown. Truncated trees and subtrees keep it.
+        ragged: `"repeat"` treats repeats like other classes; `"stop"` leaves them out of predictions and metrics, so
+            that a short branch ends at its last class. Labels and models are the same for both.
 
     Raises:
         ValueError: the tree is invalid; the message lists all faults.
@@ -44,11 +49,13 @@ class Hierarchy:
     classes: tuple[tuple[str, ...], ...]
     parents: tuple[tuple[int, ...], ...]
     version: str = ""
+    ragged: str = "repeat"
 
     def __post_init__(self) -> None:
         faults = _find_faults(self.levels, self.classes, self.parents)
         if faults:
             raise ValueError("invalid hierarchy: " + "; ".join(faults))
+        check_names("value of ragged:", [self.ragged], RAGGED)
 
     @property
     def finest(self) -> str:
@@ -160,6 +167,48 @@ class Hierarchy:
         labels = self._check_labels(leaf_labels)
         return torch.stack([self.ancestor_index(level, labels.device)[labels] for level in self.levels], dim=-1)
 
+    @cached_property
+    def repeats(self) -> list[frozenset[int]]:
+        """For each level, the labels of the classes that repeat their parent.
+
+        Examples:
+            >>> rows = [("Fruit", "Apple", "Gala"), ("Fruit", "Banana", "Banana")]
+            >>> Hierarchy.from_rows(("kind", "genus", "cultivar"), rows).repeats
+            [frozenset(), frozenset(), frozenset({1})]
+        """
+        return find_repeats(self.classes, self.parents)
+
+    @property
+    def left_out(self) -> list[frozenset[int]]:
+        """For each level, the labels that predictions and metrics leave out: `repeats` if `ragged` is `"stop"`."""
+        return self.repeats if self.ragged == "stop" else [frozenset()] * len(self.levels)
+
+    def cut_repeats(self, labels: torch.Tensor) -> torch.Tensor:
+        """Replace the labels of repeats by -1, if `ragged` is `"stop"`.
+
+        Args:
+            labels: integer labels (..., levels), coarse to fine; -1 where unknown. Finer levels may be missing.
+
+        Returns:
+            The labels, of the same shape; unchanged if `ragged` is `"repeat"`.
+
+        Examples:
+            >>> rows = [("Fruit", "Apple", "Gala"), ("Fruit", "Banana")]
+            >>> tree = Hierarchy.from_rows(("kind", "genus", "cultivar"), rows, ragged="stop")
+            >>> tree.cut_repeats(torch.tensor([[0, 0, 0], [0, 1, 1]]))
+            tensor([[ 0,  0,  0],
+                    [ 0,  1, -1]])
+        """
+        import torch
+
+        if not any(self.left_out):
+            return labels
+        columns = [labels[..., depth] for depth in range(labels.shape[-1])]
+        for depth, column in enumerate(columns):
+            left_out = sorted(self.left_out[depth])
+            columns[depth] = column.masked_fill(torch.isin(column, column.new_tensor(left_out)), -1)
+        return torch.stack(columns, dim=-1)
+
     def lca_height(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Return the heights of the lowest common ancestors of leaf labels.
 
@@ -200,7 +249,8 @@ class Hierarchy:
             return self
         if level not in self._truncated:
             parts = self.levels[: depth + 1], self.classes[: depth + 1], self.parents[:depth]
-            self._truncated[level] = Hierarchy(*parts, self.version)
+            tree = self._truncated[level] = Hierarchy(*parts, self.version, self.ragged)
+            tree.__dict__["repeats"] = self.repeats[: depth + 1]  # a class may repeat its parent, but end lower here
         return self._truncated[level]
 
     def path(self, leaf_label: int) -> tuple[str, ...]:
@@ -226,25 +276,36 @@ class Hierarchy:
         paths = [("", self.path(label)) for label, name in enumerate(self.classes[-1]) if name in wanted]
         kept = [{path[depth] for _, path in paths} for depth in range(len(self.levels))]
         classes = [[name for name in names if name in kept[depth]] for depth, names in enumerate(self.classes)]
-        return Hierarchy(*reading.build_fields(self.levels, paths, classes), self.version)
+        return Hierarchy(*reading.build_fields(self.levels, paths, classes), self.version, self.ragged)
 
     @classmethod
-    def from_rows(cls, levels: Sequence[str], rows: Iterable[Sequence[str]]) -> Hierarchy:
+    def from_rows(cls, levels: Sequence[str], rows: Iterable[Sequence[str]], ragged: str = "repeat") -> Hierarchy:
         """Build a tree from rows: the path of each leaf class, coarse to fine.
 
-        Labels follow the order in which classes first appear.
+        Labels follow the order in which classes first appear. A row may end above the leaf level. Several classes of a
+        level with the same name get their parent's name in brackets. Both are said in a warning.
+
+        Args:
+            levels: names of the levels, coarse to fine.
+            rows: the paths.
+            ragged: treatment of branches that end above the leaf level, see `Hierarchy`.
 
         Raises:
             ValueError: the rows are not a tree; the message lists every fault with its row.
         """
-        return cls(*reading.read_rows(levels, rows))
+        return cls(*reading.read_rows(levels, rows), ragged=ragged)
 
     @classmethod
-    def from_csv(cls, path: str | Path) -> Hierarchy:
+    def from_csv(cls, path: str | Path, ragged: str = "repeat") -> Hierarchy:
         """Read a UTF-8 CSV file with a row for each leaf class.
 
         The header names the levels, coarse to fine; a row is the path of a leaf class. Labels follow the order in which
-        classes first appear.
+        classes first appear. The last cells of a row may be empty: the branch ends there. Several classes of a level
+        with the same name get their parent's name in brackets. Both are said in a warning.
+
+        Args:
+            path: the file.
+            ragged: treatment of branches that end above the leaf level, see `Hierarchy`.
 
         Raises:
             ValueError: the file is not a tree; the message lists every fault with its line.
@@ -253,28 +314,31 @@ class Hierarchy:
             >>> _ = Path("tree.csv").write_text("kind,shape\\nround,disc\\nround,ring\\nedged,box\\n")
             >>> Hierarchy.from_csv("tree.csv").num_classes
             {'kind': 2, 'shape': 3}
-            >>> _ = Path("tree.csv").write_text("kind,shape\\nround,disc\\nround,\\nedged,disc\\n")
+            >>> _ = Path("tree.csv").write_text("kind,shape\\nround,disc\\n,ring\\nround,disc\\n")
             >>> try:
             ...     Hierarchy.from_csv("tree.csv")
             ... except ValueError as error:
             ...     print(error)
             invalid hierarchy in tree.csv:
-              line 3: shape is empty
-              line 4: shape 'disc' has two parents: 'round' (line 2) and 'edged' (line 4)
+              line 3: kind is empty
+              line 4: shape 'disc' is already in line 2
         """
-        return cls(*reading.read_csv(path))
+        return cls(*reading.read_csv(path), ragged=ragged)
 
     @classmethod
-    def from_parents(cls, path: str | Path, levels: Sequence[str]) -> Hierarchy:
+    def from_parents(cls, path: str | Path, levels: Sequence[str], ragged: str = "repeat") -> Hierarchy:
         """Read a UTF-8 CSV file with a row for each class and its parent.
 
         The header is `child,parent`, and there is a row for each class of every level. The parent of a class of the
-        coarsest level is empty. Labels follow the order of the rows. A name can appear at one level only; use
-        `from_csv` for other trees.
+        coarsest level is empty. Labels follow the order of the rows. A class without children may be at any level: the
+        branch ends there, which is said in a warning. A name with several parents stands for several classes; each gets
+        its parent's name in brackets, and its children must name it so: `Ficus carica,Ficus (Moraceae)`. A class that
+        has its parent's name needs another name, or `from_csv`.
 
         Args:
             path: the file.
             levels: names of the levels, coarse to fine.
+            ragged: treatment of branches that end above the leaf level, see `Hierarchy`.
 
         Raises:
             ValueError: the file is not a tree of that many levels; the message lists every fault with its line.
@@ -285,24 +349,25 @@ class Hierarchy:
             >>> Hierarchy.from_parents("tree.csv", ("kind", "shape")).classes
             (('round', 'edged'), ('disc', 'box', 'ring'))
         """
-        return cls(*reading.read_parents(path, levels))
+        return cls(*reading.read_parents(path, levels), ragged=ragged)
 
     @classmethod
-    def from_folders(cls, folder: str | Path, levels: Sequence[str] | None = None) -> Hierarchy:
+    def from_folders(cls, folder: str | Path, levels: Sequence[str] | None = None, ragged: str = "repeat") -> Hierarchy:
         """Read nested folders such as `family/genus/species/*.jpg`.
 
         Each folder is a class. Labels follow the order of the sorted paths. Hidden files, hidden folders and files next
-        to folders are ignored. No file is opened.
+        to folders are ignored. No file is opened. A branch ends at a folder without subfolders, at any level. Several
+        classes of a level with the same name get their parent's name in brackets. Both are said in a warning.
 
         Args:
             folder: the root, which contains the folders of the coarsest classes.
             levels: names of the levels, coarse to fine. Default: the last of kingdom, phylum, class, order, family,
                 genus and species; `level_1`, `level_2`, ... for more than 7 levels.
+            ragged: treatment of branches that end above the leaf level, see `Hierarchy`.
 
         Raises:
             OSError: the folder does not exist.
-            ValueError: the folders are not a tree, differ in depth, or one is empty; the message lists every fault
-                with its folder.
+            ValueError: the folders are not a tree, or one is empty; the message lists every fault with its folder.
 
         Examples:
             >>> for name in ("round/disc", "round/ring", "edged/box"):
@@ -311,10 +376,12 @@ class Hierarchy:
             >>> Hierarchy.from_folders("shapes", ("kind", "shape")).classes
             (('edged', 'round'), ('box', 'disc', 'ring'))
         """
-        return cls(*reading.read_folders(folder, levels))
+        return cls(*reading.read_folders(folder, levels), ragged=ragged)
 
     @classmethod
-    def from_paths(cls, paths: Iterable[str | PurePath], levels: Sequence[str] | None = None) -> Hierarchy:
+    def from_paths(
+        cls, paths: Iterable[str | PurePath], levels: Sequence[str] | None = None, ragged: str = "repeat"
+    ) -> Hierarchy:
         """Build a tree from file paths, as `from_folders` does from files.
 
         The files need not exist.
@@ -322,16 +389,17 @@ class Hierarchy:
         Args:
             paths: paths relative to the root, which contains the folders of the coarsest classes.
             levels: names of the levels, coarse to fine. Default: as in `from_folders`.
+            ragged: treatment of branches that end above the leaf level, see `Hierarchy`.
 
         Raises:
-            ValueError: the paths are not a tree, or differ in depth; the message lists every fault.
+            ValueError: the paths are not a tree; the message lists every fault.
 
         Examples:
             >>> tree = Hierarchy.from_paths(["round/disc/1.jpg", "round/disc/2.jpg", "edged/box/3.jpg"])
             >>> tree.levels, tree.classes
             (('genus', 'species'), (('edged', 'round'), ('box', 'disc')))
         """
-        return cls(*reading.read_paths(paths, levels))
+        return cls(*reading.read_paths(paths, levels), ragged=ragged)
 
     @classmethod
     def from_inaturalist(cls, categories: Iterable[str]) -> Hierarchy:
@@ -379,6 +447,7 @@ class Hierarchy:
         """Return the tree as lists and strings for `json.dumps`; see `from_dict`."""
         return {
             "version": self.version,
+            "ragged": self.ragged,
             "levels": list(self.levels),
             "classes": [list(names) for names in self.classes],
             "parents": [list(labels) for labels in self.parents],
@@ -392,13 +461,15 @@ class Hierarchy:
             ValueError: a key is missing or unexpected, or the tree is invalid.
         """
         expected = {"levels", "classes", "parents"}
-        if set(data) - {"version"} != expected:
-            raise ValueError(f"a hierarchy has the keys {sorted(expected)} and may have 'version', not {sorted(data)}")
+        if set(data) - {"version", "ragged"} != expected:
+            may = "and may have 'version' and 'ragged'"
+            raise ValueError(f"a hierarchy has the keys {sorted(expected)} {may}, not {sorted(data)}")
         return cls(
             tuple(data["levels"]),
             tuple(tuple(names) for names in data["classes"]),
             tuple(tuple(labels) for labels in data["parents"]),
             str(data.get("version", "")),
+            str(data.get("ragged", "repeat")),
         )
 
     def _outside_error(self, leaf_label: int) -> ValueError:

@@ -38,7 +38,7 @@ class Predictor:
 
     Each level sees the image at its own resolution, with one forward pass for each distinct resolution. The prediction
     is the path of the tree with the greatest product of the levels' probabilities (the decoding `joint`). It ends at
-    the finest predicted level.
+    the finest predicted level, or in a tree whose `ragged` is `"stop"` at the last class of its branch.
 
     Args:
         model: the model; it is put into evaluation mode.
@@ -89,8 +89,8 @@ class Predictor:
             Prediction(
                 [
                     (level, tree.class_names(level)[label], float(log_probs[level][number, label].exp()))
-                    for level, label in zip(tree.levels, path, strict=True)
-                    if level in log_probs
+                    for level, label, left_out in zip(tree.levels, path, tree.left_out, strict=True)
+                    if level in log_probs and label not in left_out
                 ]
             )
             for number, path in enumerate(labels)

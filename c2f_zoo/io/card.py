@@ -215,6 +215,8 @@ def _tree(tree: Hierarchy) -> str:
         if sum(shown.num_classes.values()) <= MAX_TREE_LINES:
             break
         note = " The finest levels are not shown; all class names are in `config.json`."
+    if tree.ragged == "stop":
+        note += " Branches end at different levels, and so do predictions."
     lines = draw_text(shown).split("\n")
     if len(lines) > MAX_TREE_LINES:
         lines = [*lines[:MAX_TREE_LINES], f"... and {len(lines) - MAX_TREE_LINES} more"]

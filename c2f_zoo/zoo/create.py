@@ -32,7 +32,7 @@ def create_model(
     backbone_checkpoint: str | Path | None = None,
     *,
     backbone: str | None = None,
-    hierarchy: str | Hierarchy | None = None,
+    hierarchy: str | Path | Hierarchy | None = None,
     taps: Sequence[str] | None = None,
     pooling: str | None = None,
     head: str | None = None,
@@ -60,8 +60,9 @@ def create_model(
         backbone: a timm model, a registered backbone, or a network that timm saved: `"local-dir:PATH"`, or on the
             Hugging Face Hub `"hf-hub:OWNER/MODEL"`; `"timm/NAME"` is timm's model `NAME`. The saved configuration names
             the architecture; the weights are loaded only with `pretrained_backbone`.
-        hierarchy: a registered tree's name, or a tree. A saved or pretrained model gets a new head for it (head
-            transfer): classifiers of levels with the same classes are kept, and a warning lists all other weights.
+        hierarchy: a registered tree's name, the path of a tree's CSV file (`Hierarchy.from_csv`), or a tree. A saved
+            or pretrained model gets a new head for it (head transfer): classifiers of levels with the same classes are
+            kept, and a warning lists all other weights.
         taps: names of the backbone's modules to pool. Default: the method's number of default taps.
         pooling: one of `list_poolings()`. Default: the method's.
         head: one of `list_heads()`. Default: `"levels"`.

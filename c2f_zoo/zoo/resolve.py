@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from c2f_zoo.backbones import pretrained_cfg
 from c2f_zoo.backbones.sources import Source, has_source, resolve_source
 from c2f_zoo.config import ModelConfig, Preprocessing
-from c2f_zoo.hierarchy import Hierarchy, load_hierarchy
+from c2f_zoo.hierarchy import Hierarchy, open_hierarchy
 from c2f_zoo.registry import check_names
 from c2f_zoo.zoo.methods import METHODS, Method
 from c2f_zoo.zoo.models import find_model
@@ -80,7 +81,7 @@ def resolve(name: str, overrides: Mapping[str, Any]) -> ModelConfig:
 
 def adapt(
     config: ModelConfig,
-    hierarchy: str | Hierarchy | None = None,
+    hierarchy: str | Path | Hierarchy | None = None,
     levels: Sequence[str] | None = None,
     resolutions: Mapping[str, int | None] | None = None,
     in_chans: int | None = None,
@@ -93,9 +94,9 @@ def adapt(
     Raises:
         ValueError: the tree or a level is unknown, or the configuration could not be saved.
     """
-    tree = config.hierarchy if hierarchy is None else as_tree(hierarchy)
+    tree = config.hierarchy if hierarchy is None else open_hierarchy(hierarchy)
     predicted, seen_at = config.levels, config.resolutions
-    if tree != config.hierarchy:
+    if replace(tree, ragged=config.hierarchy.ragged) != config.hierarchy:
         only_leaves = len(config.hierarchy.levels) > 1 and config.levels == (config.hierarchy.finest,)
         predicted, seen_at = (tree.finest,) if only_leaves else tree.levels, {}
     seen_at = seen_at if resolutions is None else dict(resolutions)
@@ -110,11 +111,6 @@ def adapt(
         config = with_channels(config, in_chans)
     config.check()
     return config
-
-
-def as_tree(hierarchy: str | Hierarchy) -> Hierarchy:
-    """Return a tree, or the registered tree of that name."""
-    return load_hierarchy(hierarchy) if isinstance(hierarchy, str) else hierarchy
 
 
 def _defaults(name: str, overrides: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
@@ -137,7 +133,7 @@ def _merge(defaults: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[st
     parts, given = dict(defaults), dict(overrides)
     for arguments in (parts, given):
         if "hierarchy" in arguments:
-            arguments["hierarchy"] = as_tree(arguments["hierarchy"])
+            arguments["hierarchy"] = open_hierarchy(arguments["hierarchy"])
     for part, options in OPTIONS_OF_PART.items():
         if given.get(part, parts[part]) != parts[part]:
             parts = {key: value for key, value in parts.items() if key not in options}
