@@ -71,7 +71,10 @@ def _pooling_table(pattern: str) -> Table:
             table.add_row(name, f"cannot be shown: {error}")
             continue
         used_by = ", ".join(key for key in METHODS.names() if METHODS[key].pooling == name)
-        cost = (f"{row.parameters / 1e6:.2f} M", f"{row.multiply_adds / 1e6:,.1f} M")
+        multiply_adds = f"{row.multiply_adds / 1e6:,.1f} M"
+        if row.uncounted:
+            multiply_adds = f"unknown: {', '.join(row.uncounted)} not counted"
+        cost = (f"{row.parameters / 1e6:.2f} M", multiply_adds)
         table.add_row(name, row.description, row.source, used_by, str(maps), f"{row.out_features:,}", *cost)
     return table
 

@@ -13,11 +13,14 @@ import pytest
 import torch
 from reference.poolings import PLAIN, REFERENCES
 from torch import Tensor, nn
+from torch.utils import flop_counter
 
 from c2f_zoo import Pooling, create_pooling, list_poolings
 from c2f_zoo.ops import tiled
 from c2f_zoo.pooling import POOLINGS, describe_pooling
+from c2f_zoo.pooling.avg import AveragePooling
 from c2f_zoo.testing import DTYPES, HARD_INPUTS, check_pooling
+from c2f_zoo.zoo import num_taps_of
 
 VARIANTS = [name for name in REFERENCES if name not in list_poolings()]
 
@@ -58,12 +61,57 @@ def test_every_pooling_passes_check_pooling(name: str) -> None:
     check_pooling(name, reference.channels, reference, atol=reference.atol, **reference.options)
 
 
-def test_a_pooling_is_described_with_its_cost() -> None:
-    row = describe_pooling("bilinear", [512], (28, 28))  # large enough for oneDNN's product
+def test_a_pooling_is_described() -> None:
+    row = describe_pooling("bilinear", [512], (7, 7))
     assert row.description == "The Gram matrix of one map or two: `X Y^T`"
     assert row.source == "Lin et al., ICCV 2015; Huo et al., eq. 1"
     assert (row.parameters, row.out_features) == (0, 512 * 512)
-    assert row.multiply_adds == 0.75 * 512 * 512 * 784  # the fourth block is copied
+
+
+# For maps of C channels and L locations, large enough for oneDNN's operators, and the default options.
+C, L, D = 256, 64, 8192
+TRANSFORM = 1.25 * 4096 * math.log2(4096)  # of kernel's sketches
+MULTIPLY_ADDS = {
+    "avg": C * L,
+    "max": C * L,
+    "gem": 3 * C * L + 2 * C + 1,  # maximum, power and mean; root, scale, and 1 / p
+    "bilinear": 0.75 * C * C * L,  # the fourth block is copied
+    "compact_bilinear": 0.75 * C * C * L + 2 * C * C,  # and signs
+    # signs and transforms of four sketches, three complex products, unit vectors, and the transforms and factors of sums
+    "kernel": 4 * L * (C + TRANSFORM) + 3 * L * 4 * 2049 + C * L + 4 * TRANSFORM + C + 3 * 4096,
+    # reduction, mean, covariance, twelve products of Newton-Schulz, and the products with scalars
+    "isqrt_cov": C * 256 * L + 256 * L + 256 * 256 * L + 12 * 256**3 + 7 * 256**2 + 1,
+    "low_rank_bilinear": 2 * C * D * L + D * L,
+    "hbp": 3 * C * D * L + 3 * D * L,
+    "hbp_shared": 3 * C * D * L + 3 * D * L + 3 * C * D + 3 * D + 3 * D,  # batch norm's scales, in weights and biases
+    "mlp": 3 * C * D * L + 5 * D * L,
+    "trilinear": 3 * C * D * L + 2 * D * L,
+}
+
+
+@all_poolings
+def test_costs_agree_with_formulas(name: str) -> None:
+    row = describe_pooling(name, [C] * num_taps_of(name), (8, 8))
+    assert row.uncounted == ()
+    assert row.multiply_adds == pytest.approx(MULTIPLY_ADDS[name], rel=1e-9)
+
+
+def test_custom_operators_are_named_unless_they_have_a_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    @torch.library.custom_op("c2f_zoo_test::twice", mutates_args=())
+    def twice(x: Tensor) -> Tensor:
+        return 2 * x
+
+    class TwicePooling(AveragePooling):
+        def forward(self, maps: Sequence[Tensor]) -> Tensor:
+            return super().forward([twice(x) for x in maps])
+
+    monkeypatch.setitem(POOLINGS._entries, "twice", TwicePooling)
+    row = describe_pooling("twice", [4], (2, 2))
+    assert (row.uncounted, row.multiply_adds) == (("c2f_zoo_test.twice",), 4 * 2 * 2)
+    monkeypatch.setattr(flop_counter, "flop_registry", dict(flop_counter.flop_registry))
+    flop_counter.register_flop_formula(torch.ops.c2f_zoo_test.twice)(lambda shape, *_, **__: 2 * math.prod(shape))
+    row = describe_pooling("twice", [4], (2, 2))
+    assert (row.uncounted, row.multiply_adds) == ((), 2 * 4 * 2 * 2)
 
 
 @pytest.mark.slow

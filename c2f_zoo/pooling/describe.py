@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import c2f_zoo.ops.tiled  # noqa: F401  # registers torch.ops.c2f_zoo.tiled_sums
@@ -25,8 +26,10 @@ class PoolingDescription:
         source: the pooling's `source`.
         parameters: number of trainable parameters.
         out_features: length of the vector.
-        multiply_adds: multiply-adds of one image's forward pass, with `impl="plain"` if the pooling has this option. An
-            element-wise product, power or comparison counts as one, an FFT of n real numbers as 5/4 n log2(n).
+        multiply_adds: multiply-adds of a forward pass of one image in evaluation mode, with `impl="plain"` if the
+            pooling has this option. An element-wise product, power or comparison counts as one, an FFT of n real
+            numbers as 5/4 n log2(n); root and norm of the vector are left out.
+        uncounted: the custom operators that it calls and whose operations are not in `multiply_adds`.
     """
 
     description: str
@@ -34,12 +37,16 @@ class PoolingDescription:
     parameters: int
     out_features: int
     multiply_adds: int
+    uncounted: tuple[str, ...] = ()
 
 
 def describe_pooling(
     name: str, in_channels: Sequence[int], size: tuple[int, int], **options: object
 ) -> PoolingDescription:
     """Describe a pooling and count its parameters and operations.
+
+    Operations of a custom operator are counted by the formula that `torch.utils.flop_counter.register_flop_formula`
+    registered for it.
 
     Args:
         name: one of `list_poolings()`.
@@ -55,16 +62,31 @@ def describe_pooling(
     if "impl" in inspect.signature(POOLINGS[name]).parameters:
         options = {"impl": "plain", **options}
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        pooling = create_pooling(name, in_channels, **options)
-        with FlopCounterMode(display=False, custom_mapping=_FLOPS) as counter:
-            pooling([torch.ones(1, channels, *size) for channels in in_channels])
+        pooling = create_pooling(name, in_channels, **options).eval()  # batch norm's statistics cost once for a batch
+        maps = [torch.ones(1, channels, *size) for channels in in_channels]
+        with _CustomOperators() as custom, FlopCounterMode(display=False, custom_mapping=_FLOPS) as counter:
+            pooling(maps)
     return PoolingDescription(
         description=pooling.description,
         source=pooling.source,
         parameters=sum(weight.numel() for weight in pooling.parameters()),
         out_features=pooling.out_features,
         multiply_adds=counter.get_total_flops() // 2,
+        uncounted=tuple(str(operator) for operator in custom.called if operator not in counter.flop_registry),
     )
+
+
+class _CustomOperators(TorchDispatchMode):
+    """Notes the operators of other libraries than PyTorch that are called while the context is open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called: dict[Any, None] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace not in ("aten", "prim", "prims", "mkldnn"):
+            self.called[func.overloadpacket] = None
+        return func(*args, **(kwargs or {}))
 
 
 def _of_output(*args: Any, out_val: Tensor, **kwargs: Any) -> int:
