@@ -28,6 +28,7 @@ from accelerate.utils import set_seed
 
 from c2f_zoo.config import format_resolution
 from c2f_zoo.data import LabelledImages, labels_of, train_and_val
+from c2f_zoo.data.image_sizes import median_side
 from c2f_zoo.evaluation.plots import plot_resolution_curves
 from c2f_zoo.evaluation.provenance import describe_machine
 from c2f_zoo.evaluation.report import print_tables
@@ -47,12 +48,12 @@ from c2f_zoo.evaluation.resolution_search import (
     fill_thresholds,
     mean_accuracy,
     measure,
-    median_side,
     sweep,
 )
 from c2f_zoo.evaluation.scoring import scoring_options, validate
 from c2f_zoo.io.files import atomic_write, write_csv
 from c2f_zoo.model import C2FModel, load_model
+from c2f_zoo.training.advice import advise
 from c2f_zoo.training.fingerprint import fingerprint
 from c2f_zoo.training.interrupt import EXIT_CODE, Stopped
 from c2f_zoo.training.launch import create_accelerator, error_message
@@ -155,6 +156,9 @@ def set_up(options: SearchOptions, run: Path | None, accelerator: Accelerator) -
             raise ValueError("val_fraction is 0: there are no validation images to search on; set it above 0")
         check_labels(labels_of(images)[train_indices], model, "training")
         check_labels(labels_of(images)[val_indices], model, "validation")
+        if not run:
+            for line in advise(options, model, images, train_indices):
+                accelerator.print(f"advice: {line}")
         side = median_side(images, val_indices, model.config.preprocessing)
         images = cache_images(images, options.cache, model.config.preprocessing)
     return Data(images, train_indices, val_indices), model, side

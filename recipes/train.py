@@ -38,6 +38,7 @@ from c2f_zoo.evaluation.scoring import (
 from c2f_zoo.inference.resolutions import own_resolutions
 from c2f_zoo.io.files import write_csv
 from c2f_zoo.model import C2FModel
+from c2f_zoo.training.advice import advise, note_rising
 from c2f_zoo.training.dry_run import try_stages
 from c2f_zoo.training.fingerprint import fingerprint
 from c2f_zoo.training.interrupt import EXIT_CODE, Stopped
@@ -96,7 +97,7 @@ def main(options: TrainOptions, name: str) -> None:
             trained = sorted({*progress.unreadable} - held_out)
             skipped = {"training": (dataset, trained), "validation": (dataset, sorted(held_out))}
             list_unreadable({**skipped, "test": (test_set, predictions.unreadable)}, output)
-            report(predictions, best, output)
+            report(predictions, best, note_rising(progress.rows), output)
             save_scores(predictions, best, output)
     accelerator.end_training()
 
@@ -122,6 +123,8 @@ def set_up(
     check_labels(labels_of(test_set), model, "test")
     for line in find_overridden(options, model, len(train_indices), accelerator.num_processes):
         accelerator.print(line)
+    for line in advise(options, model, dataset, train_indices):
+        accelerator.print(f"advice: {line}")
     return dataset, train_indices, val_indices, test_set, model
 
 
@@ -132,14 +135,16 @@ def save_scores(predictions: Predictions, model: C2FModel, output: Path) -> None
     write_csv(output / FINISHED, accuracy_rows(predictions, own))
 
 
-def report(predictions: Predictions, model: C2FModel, output: Path) -> None:
+def report(predictions: Predictions, model: C2FModel, note: str, output: Path) -> None:
     """Write report.md, print each level's accuracy at each resolution, and the names of the files."""
     own, resolutions = own_resolutions(model), list(predictions.labels)
     accuracy = {level: {at: predictions.accuracy(level, at)[0] for at in resolutions} for level in model.levels}
     images = max(predictions.accuracy(level, own[level])[1] for level in model.levels)
     title = f"Accuracy in % on {images} test images; in brackets: own resolution"
-    write_run_report(output, accuracy, own, images)
+    write_run_report(output, accuracy, own, images, note)
     print_tables(accuracy_table(title, accuracy, own, model.hierarchy.num_classes))
+    if note:
+        print(f"\n{note}")
     print(f"\nmodel, report.md, metrics.csv, steps.csv, test.csv, test_predictions.csv and curves.png are in {output}")
     print(f"try: c2f-zoo predict {output} IMAGE")
 

@@ -23,6 +23,7 @@ from PIL import Image
 from c2f_zoo import create_dataset, create_model
 from c2f_zoo.config import Preprocessing
 from c2f_zoo.data import create_transform, labels_of, train_and_val
+from c2f_zoo.data.image_sizes import median_side
 from c2f_zoo.evaluation.resolution_curves import Curves, analyze, bootstrap, chosen_fractions
 from c2f_zoo.evaluation.resolution_report import findings, resolutions_yaml, warn_trained_below_full_size
 from c2f_zoo.evaluation.resolution_search import (
@@ -32,7 +33,6 @@ from c2f_zoo.evaluation.resolution_search import (
     fill_thresholds,
     mean_accuracy,
     measure,
-    median_side,
     search,
     sweep,
 )
@@ -237,7 +237,11 @@ def curves_of(columns: Sequence[Sequence[float]], thresholds: Sequence[float], g
         (
             "species is below at full size",
             [None, 48],
-            ["species is below 0.8 at full size already (0.700): no resolution of genus, family follows."],
+            [
+                "species is below 0.8 at full size already (0.700): no resolution of genus, family follows. Train a "
+                "better model, or lower the threshold, for example to nine tenths of the accuracy: "
+                "--thresholds.species 0.63"
+            ],
         ),
         (
             "species never falls",

@@ -77,7 +77,7 @@ MULTIPLY_ADDS = {
     "gem": 3 * C * L + 2 * C + 1,  # maximum, power and mean; root, scale, and 1 / p
     "bilinear": 0.75 * C * C * L,  # the fourth block is copied
     "compact_bilinear": 0.75 * C * C * L + 2 * C * C,  # and signs
-    # signs and transforms of four sketches, three complex products, unit vectors, and the transforms and factors of sums
+    # signs and transforms of four sketches, three complex products, unit vectors; transforms and factors of the sums
     "kernel": 4 * L * (C + TRANSFORM) + 3 * L * 4 * 2049 + C * L + 4 * TRANSFORM + C + 3 * 4096,
     # reduction, mean, covariance, twelve products of Newton-Schulz, and the products with scalars
     "isqrt_cov": C * 256 * L + 256 * L + 256 * 256 * L + 12 * 256**3 + 7 * 256**2 + 1,

@@ -25,8 +25,10 @@ def findings(curves: Curves) -> list[str]:
         return [f"{levels[0]} is the only level and is seen at {first}: there is nothing to find"]
     if starts_below(accuracy, thresholds):
         reason = f"{levels[0]} is below {thresholds[0]} at {first} already ({accuracy[0, 0]:.3f})"
+        lower = max(round(0.9 * accuracy[0, 0], 2), 0.01)
         return [
-            f"{reason}: no resolution of {', '.join(levels[1:])} follows. Train a better model, or lower the threshold."
+            f"{reason}: no resolution of {', '.join(levels[1:])} follows. Train a better model, or lower the "
+            f"threshold, for example to nine tenths of the accuracy: --thresholds.{levels[0]} {lower}"
         ]
     sentences = []
     for above, (threshold, point) in enumerate(zip(thresholds, curves.points[1:], strict=True)):

@@ -55,7 +55,11 @@ def git_commit() -> str:
 
 
 def write_run_report(
-    output: Path, accuracy: Mapping[str, Mapping[int | None, float]], own: Mapping[str, int | None], images: int
+    output: Path,
+    accuracy: Mapping[str, Mapping[int | None, float]],
+    own: Mapping[str, int | None],
+    images: int,
+    note: str = "",
 ) -> None:
     """Write a run's `report.md`: test accuracy, curves, starts and options.
 
@@ -64,6 +68,7 @@ def write_run_report(
         accuracy: level -> resolution -> accuracy in [0, 1]; resolution None: full size.
         own: the resolution of each level.
         images: number of test images.
+        note: a sentence on the training, below the table.
     """
     resolutions = list(dict.fromkeys(resolution for cells in accuracy.values() for resolution in cells))
     rows = [
@@ -73,6 +78,7 @@ def write_run_report(
     starts = read_csv(output / STARTS)
     lines = [f"# {output.name}", "", f"Accuracy in % on {images} test images; bold: own resolution.", ""]
     lines += [markdown_table(["level", *map(format_resolution, resolutions)], rows), ""]
+    lines += [note[0].upper() + note[1:] + ".", ""] if note else []
     lines += ["![training loss and validation accuracy](curves.png)", "", "## Starts", ""]
     lines += [markdown_table(list(starts[0]), [list(row.values()) for row in starts])]
     lines += ["", "## Options", "", "```yaml", (output / "config.yaml").read_text(encoding="utf-8").strip(), "```", ""]
