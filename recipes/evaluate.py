@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from jsonargparse import auto_cli
@@ -36,6 +35,7 @@ from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.model import C2FModel, load_model
 from c2f_zoo.registry import unknown_name
 from c2f_zoo.training.launch import create_accelerator, error_message
+from c2f_zoo.training.run_folder import read_config
 
 
 def main(
@@ -99,7 +99,7 @@ def choose_dataset(run: Path, name: str | None, options: dict[str, Any] | None) 
         return name, options or {}
     if not (run / "config.yaml").is_file():
         raise FileNotFoundError(f"{run} has no config.yaml; name a dataset: --dataset NAME")
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    config = read_config(run / "config.yaml")
     return config["dataset"], config["dataset_options"] if options is None else options
 
 

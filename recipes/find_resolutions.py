@@ -60,9 +60,10 @@ from c2f_zoo.training.launch import create_accelerator, error_message
 from c2f_zoo.training.objective import create_objective
 from c2f_zoo.training.option_checks import check_values
 from c2f_zoo.training.options import TrainOptions, read_options
-from c2f_zoo.training.run_folder import list_unreadable, open_run_folder
+from c2f_zoo.training.run_folder import open_run_folder
 from c2f_zoo.training.setup import build_model, cache_images, check_labels
 from c2f_zoo.training.stages import fit
+from c2f_zoo.training.unreadable import list_unreadable
 
 MODES = {
     "test_only": "one trained model is tested at each grid point",

@@ -18,8 +18,10 @@ SIGUSR1 and Ctrl-C save at the next step and end the process with exit code 75 (
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -46,13 +48,13 @@ from c2f_zoo.training.launch import adopt_launcher, create_accelerator, error_me
 from c2f_zoo.training.objective import create_objective
 from c2f_zoo.training.option_checks import check_values, find_overridden
 from c2f_zoo.training.options import TrainOptions, parse
-from c2f_zoo.training.run_folder import list_unreadable, open_run_folder
+from c2f_zoo.training.run_folder import has_checkpoints, is_finished, open_run_folder
 from c2f_zoo.training.setup import build_model, cache_images, check_labels
 from c2f_zoo.training.stages import fit, set_up_run
 from c2f_zoo.training.start_checks import check_output
+from c2f_zoo.training.unreadable import check_readable, list_unreadable
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "critters.yaml"
-FINISHED = "test.csv"  # written last
 
 
 def main(options: TrainOptions, name: str) -> None:
@@ -71,34 +73,35 @@ def main(options: TrainOptions, name: str) -> None:
     objective = create_objective(options, model)
     scoring = scoring_options(options, accelerator)
     validate_epoch = partial(validate, dataset=dataset, indices=val_indices or train_indices, **scoring)
+    held_out = {"validation": (dataset, val_indices), "test": (test_set, range(len(test_set)))}
     if options.dry_run:
+        check_readable(held_out, model, options.on_error, accelerator)
         run = set_up_run(model, dataset, train_indices, objective, options, Path(), accelerator)
         for cost in try_stages(run):
             accelerator.print(cost)
+        test(model, test_set, range(min(len(test_set), scoring["batch_size"])), scoring, accelerator)
         return
-    splits = {"training": (dataset, train_indices), "validation": (dataset, val_indices)}
-    data = fingerprint(dataset.hierarchy, {**splits, "test": (test_set, range(len(test_set)))})
+    data = fingerprint(dataset.hierarchy, {"training": (dataset, train_indices), **held_out})
     with open_run_folder(options, name, data, accelerator) as output:
-        if (output / FINISHED).exists():
+        if is_finished(output, accelerator):
             accelerator.print(f"this run is finished; its test scores are in {output / 'test.csv'}")
             return
         record_start(output, accelerator)
         start_trackers(accelerator, options, output)
+        if not has_checkpoints(output, accelerator):
+            check_readable(held_out, model, options.on_error, accelerator)
         progress = fit(model, dataset, train_indices, objective, validate_epoch, options, output, accelerator)
         accelerator.wait_for_everyone()  # the main process saves the best epoch's model
         accelerator.free_memory()
         best = C2FModel.from_pretrained(output)
-        finest_first = reversed(own_resolutions(best).values())
-        levels_at = {resolution: best.levels for resolution in finest_first}
-        prepared = accelerator.prepare_model(best, evaluation_mode=True)  # not distributed: nothing is trained
-        predictions = predict_labels(prepared, test_set, range(len(test_set)), levels_at, **scoring)
+        predictions = test(best, test_set, range(len(test_set)), scoring, accelerator)
         if accelerator.is_main_process:
-            held_out = set(val_indices).intersection(progress.unreadable)
-            trained = sorted({*progress.unreadable} - held_out)
-            skipped = {"training": (dataset, trained), "validation": (dataset, sorted(held_out))}
+            in_validation = set(val_indices).intersection(progress.unreadable)
+            trained = sorted({*progress.unreadable} - in_validation)
+            skipped = {"training": (dataset, trained), "validation": (dataset, sorted(in_validation))}
             list_unreadable({**skipped, "test": (test_set, predictions.unreadable)}, output)
+            write_results(predictions, best, note_rising(progress.rows), output)
             report(predictions, best, note_rising(progress.rows), output)
-            save_scores(predictions, best, output)
     accelerator.end_training()
 
 
@@ -128,20 +131,34 @@ def set_up(
     return dataset, train_indices, val_indices, test_set, model
 
 
-def save_scores(predictions: Predictions, model: C2FModel, output: Path) -> None:
-    """Save the predictions of every image and the accuracy of every level."""
-    own = own_resolutions(model)
+def test(
+    model: C2FModel, test_set: LabelledImages, indices: Sequence[int], scoring: dict[str, Any], accelerator: Accelerator
+) -> Predictions:
+    """Predict all levels of test images at the resolution of each level."""
+    levels_at = {resolution: model.levels for resolution in reversed(own_resolutions(model).values())}
+    prepared = accelerator.prepare_model(model, evaluation_mode=True)  # not distributed: nothing is trained
+    return predict_labels(prepared, test_set, indices, levels_at, **scoring)
+
+
+def accuracy_of(predictions: Predictions, model: C2FModel) -> tuple[dict[str, dict[int | None, float]], int]:
+    """Return each level's accuracy at each resolution, and the largest number of images with a label."""
+    found = {level: {at: predictions.accuracy(level, at) for at in predictions.labels} for level in model.levels}
+    images = max(count for accuracy in found.values() for _, count in accuracy.values())
+    return {level: {at: value for at, (value, _) in accuracy.items()} for level, accuracy in found.items()}, images
+
+
+def write_results(predictions: Predictions, model: C2FModel, note: str, output: Path) -> None:
+    """Write report.md, the predictions of every image, and last test.csv, the accuracy of every level."""
+    own, (accuracy, images) = own_resolutions(model), accuracy_of(predictions, model)
+    write_run_report(output, accuracy, own, images, note)
     write_csv(output / "test_predictions.csv", list(prediction_rows(predictions, own)))
-    write_csv(output / FINISHED, accuracy_rows(predictions, own))
+    write_csv(output / "test.csv", accuracy_rows(predictions, own))
 
 
 def report(predictions: Predictions, model: C2FModel, note: str, output: Path) -> None:
-    """Write report.md, print each level's accuracy at each resolution, and the names of the files."""
-    own, resolutions = own_resolutions(model), list(predictions.labels)
-    accuracy = {level: {at: predictions.accuracy(level, at)[0] for at in resolutions} for level in model.levels}
-    images = max(predictions.accuracy(level, own[level])[1] for level in model.levels)
+    """Print each level's accuracy at each resolution, and the names of the files."""
+    own, (accuracy, images) = own_resolutions(model), accuracy_of(predictions, model)
     title = f"Accuracy in % on {images} test images; in brackets: own resolution"
-    write_run_report(output, accuracy, own, images, note)
     print_tables(accuracy_table(title, accuracy, own, model.hierarchy.num_classes))
     if note:
         print(f"\n{note}")

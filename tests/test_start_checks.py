@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import re
 import runpy
 import shutil
 from collections import namedtuple
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,20 +16,24 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from c2f_zoo import C2FModel, create_dataset
-from c2f_zoo.data import LabelledImages
-from c2f_zoo.training import start_checks
+from c2f_zoo import C2FModel, Pooling, create_dataset, create_model
+from c2f_zoo.data import ImageFiles, LabelledImages
+from c2f_zoo.pooling import POOLINGS
+from c2f_zoo.training import stages, start_checks
 from c2f_zoo.training.dry_run import try_stages
 from c2f_zoo.training.memory import is_out_of_memory
 from c2f_zoo.training.objective import create_objective
 from c2f_zoo.training.option_checks import check_values, find_overridden
 from c2f_zoo.training.options import Stage, TrainOptions
+from c2f_zoo.training.round_trip import check_round_trip, compare_predictions
 from c2f_zoo.training.setup import build_model
 from c2f_zoo.training.stages import fit, set_up_run
 from c2f_zoo.training.start_checks import check_batch_statistics, check_disk, check_output, checkpoint_size
+from c2f_zoo.training.unreadable import check_readable
 
 RECIPE = str(Path(__file__).parents[1] / "recipes" / "train.py")
 Usage = namedtuple("Usage", "total used free")
+SMALLEST: dict[str, Any] = {"backbone": "test_convnext", "input_size": 32, "pooling": "avg"}
 
 
 def options(**values: Any) -> TrainOptions:
@@ -358,6 +364,131 @@ def test_a_dry_run_tries_every_stage_and_writes_nothing(
     one_value = prepare(options(model_options=SMALL, batch_size=1), critters)
     with pytest.raises(ValueError, match="batch norm has one value per channel in stage 2"):
         next(try_stages(one_value))
+
+
+# Saving and loading
+
+
+class Tied(Pooling):
+    """Two projections with one weight."""
+
+    description = "tied"
+
+    def __init__(self, in_channels: Sequence[int]) -> None:
+        super().__init__(in_channels, out_features=8)
+        self.one, self.other = (torch.nn.Linear(in_channels[0], 8) for _ in range(2))
+        self.other.weight = self.one.weight
+
+    def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        x = maps[0].mean(dim=(2, 3))
+        return self.one(x) * self.other(x)
+
+
+class Hidden(Pooling):
+    """A random scale that is no buffer."""
+
+    description = "hidden"
+
+    def __init__(self, in_channels: Sequence[int]) -> None:
+        super().__init__(in_channels, out_features=in_channels[0])
+        self.scale = torch.rand(in_channels[0])
+
+    def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        return maps[0].mean(dim=(2, 3)) * self.scale
+
+
+@pytest.mark.parametrize(
+    ("pooling", "message"),
+    [
+        (Tied, "the weights pooling.one.weight and pooling.other.weight share memory and cannot be saved; keep one"),
+        (Hidden, "the saved model predicts something else after it is loaded (logits of family differ by"),
+    ],
+)
+def test_a_part_that_is_not_saved_is_found_before_the_first_step(
+    pooling: type[Pooling], message: str, critters: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(POOLINGS._entries, "plug_in", pooling)
+    monkeypatch.setattr(stages, "take_step", lambda *_: pytest.fail("a step was taken"))
+    chosen = options(model_options={"backbone": "test_convnext", "input_size": 32, "pooling": "plug_in"})
+    model = build_model(chosen, critters.hierarchy)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train(chosen, model, critters, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match=re.escape(message)):
+        next(try_stages(prepare(chosen, critters)))
+
+
+def test_a_model_that_is_saved_whole_predicts_the_same(critters: LabelledImages, tmp_path: Path) -> None:
+    chosen = options(batch_norm="per_level")
+    model = build_model(chosen, critters.hierarchy)
+    before = copy.deepcopy(model.state_dict())
+    check_round_trip(model, chosen, tmp_path, Accelerator(cpu=True))
+    assert all(torch.equal(before[name], found) for name, found in model.state_dict().items())
+    other = build_model(chosen, critters.hierarchy)
+    with pytest.raises(ValueError, match="predicts something else"):
+        compare_predictions(model, other, chosen)
+
+
+# Unreadable images
+
+
+@pytest.fixture
+def damaged(cub_folder: Path) -> ImageFiles:
+    """Four test images; the second is cut off, the third is text."""
+    test_set = create_dataset("cub", "test", root=cub_folder)
+    test_set.paths[1].write_bytes(test_set.paths[1].read_bytes()[:500])
+    test_set.paths[2].write_text("not an image")
+    return test_set
+
+
+def check_test_set(dataset: LabelledImages, on_error: str, levels: list[str] | None = None) -> None:
+    model = create_model("mlph", hierarchy=dataset.hierarchy, levels=levels, **SMALLEST)
+    check_readable({"test": (dataset, range(len(dataset)))}, model, on_error, Accelerator(cpu=True))
+
+
+def test_unreadable_test_images_are_found_and_named(damaged: ImageFiles, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError) as error:
+        check_test_set(damaged, "raise")
+    message = str(error.value)
+    assert message.startswith("2 of 4 test images cannot be read: image 1 (")
+    assert str(damaged.paths[1]) in message and str(damaged.paths[2]) in message
+    assert str(damaged.paths[0]) not in message and "on_error: skip" in message
+    check_test_set(damaged, "skip")
+    assert "2 of 4 test images cannot be read and are skipped" in capsys.readouterr().out
+    for path in damaged.paths:
+        path.write_text("not an image")
+    with pytest.raises(ValueError, match="no readable test image has a label at 'family'"):
+        check_test_set(damaged, "skip")
+
+
+def test_one_image_of_a_dataset_without_files_is_read(critters: LabelledImages) -> None:
+    read: list[int] = []
+
+    class Drawn:
+        hierarchy, targets = critters.hierarchy, critters.targets
+
+        def __len__(self) -> int:
+            return len(critters)
+
+        def __getitem__(self, index: int) -> tuple[Any, int]:
+            read.append(index)
+            return critters[index]
+
+    check_test_set(Drawn(), "raise")
+    assert read == [0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_an_unreadable_test_image_ends_the_recipe_before_training(
+    dry_run: bool, damaged: ImageFiles, cub_folder: Path, tmp_path: Path
+) -> None:
+    main = runpy.run_path(RECIPE)["main"]
+    values: dict[str, Any] = {"dataset": "cub", "dataset_options": {"root": str(cub_folder)}, "resolutions": {}}
+    chosen = options(**values, val_fraction=0.0, batch_size=4, output=str(tmp_path / "run"), dry_run=dry_run)
+    with pytest.raises(ValueError, match="2 of 4 test images cannot be read"):
+        main(chosen, "run")
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
 def test_what_is_out_of_memory() -> None:

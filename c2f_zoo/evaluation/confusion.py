@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from c2f_zoo.io.files import write_csv
 
 MAX_CLASSES = 2000  # a larger confusion matrix has millions of cells, and its plot is unreadable
 MAX_NAMES = 60  # on an axis
+MAX_NAME_BYTES = 200  # of a level in a file's name, of 255 that file systems allow
 
 
 def has_confusion(num_classes: int) -> bool:
@@ -27,16 +29,33 @@ def has_confusion(num_classes: int) -> bool:
 def write_confusions(folder: Path, confusions: Mapping[str, Tensor], tree: Hierarchy) -> None:
     """Write each level's confusion matrix to `confusion_<level>.csv` and `.png`.
 
+    In a file's name, `_` replaces characters of the level other than letters, digits, `_` and `.`.
+
     Args:
         folder: an existing folder.
         confusions: level -> counts (classes, classes), int64; a row is a true class.
         tree: the class tree.
     """
-    for level, matrix in confusions.items():
-        stem = "confusion_" + re.sub(r"[^\w.]+", "_", level)
+    for (level, matrix), stem in zip(confusions.items(), file_stems(list(confusions)), strict=True):
         order = tree_order(tree, level)
         write_confusion_csv(matrix, tree, level, order, folder / f"{stem}.csv")
         plot_confusion(matrix, tree, level, order, folder / f"{stem}.png")
+
+
+def file_stems(levels: Sequence[str]) -> list[str]:
+    """Return a file name without extension for each level, different on every file system.
+
+    Examples:
+        >>> file_stems(["sub/family", "Sub family", "genus"])
+        ['confusion_sub_family', 'confusion_Sub_family_2', 'confusion_genus']
+    """
+    stems: list[str] = []
+    for level in levels:
+        short = "confusion_" + re.sub(r"[^\w.]+", "_", level).encode()[:MAX_NAME_BYTES].decode(errors="ignore")
+        candidates = itertools.chain([short], (f"{short}_{number}" for number in itertools.count(2)))
+        taken = {stem.lower() for stem in stems}
+        stems.append(next(name for name in candidates if name.lower() not in taken))
+    return stems
 
 
 def tree_order(tree: Hierarchy, level: str) -> list[int]:

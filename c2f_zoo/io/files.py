@@ -80,7 +80,8 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row))
 
     def write_to(part: Path) -> None:
-        with open(part, "w", newline="", encoding="utf-8") as file:
+        # A file name that is not UTF-8 has characters that cannot be encoded.
+        with open(part, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.DictWriter(file, fieldnames=columns)
             writer.writeheader()
             writer.writerows(rows)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from c2f_zoo.io.files import fsync_file
+from c2f_zoo.io.files import fsync_file, fsync_folder
 from c2f_zoo.io.meta_build import allocate
 
 CONFIG_FILE = "config.json"
@@ -53,7 +53,9 @@ def atomic_save(directory: Path) -> Iterator[Path]:
         raise
     for path in (directory / _NEW).iterdir():
         fsync_file(path)
+    fsync_folder(directory / _NEW)
     os.rename(directory / _NEW, directory / _SAVED)  # from here on the new files are the model
+    fsync_folder(directory)
     _finish_interrupted_save(directory)
 
 
@@ -70,8 +72,11 @@ def _finish_interrupted_save(directory: Path) -> None:
                 path.unlink(missing_ok=True)
         # The entry moves last: until then it marks the files beside it as new.
         for path in sorted(saved.iterdir(), key=lambda path: path == entry):
+            if path == entry:
+                fsync_folder(directory)
             os.replace(path, directory / path.name)
     saved.rmdir()
+    fsync_folder(directory)
 
 
 def find_file(directory: Path, name: str) -> Path:
@@ -95,15 +100,35 @@ def write_weights(folder: Path, weights: Mapping[str, Tensor], max_shard_size: i
         folder: the folder to write to.
         weights: name -> tensor, on any device.
         max_shard_size: largest size of a file, in bytes or as `"5GB"`; a larger tensor has a file of its own.
+
+    Raises:
+        ValueError: weights share memory.
     """
     split = split_torch_state_dict_into_shards(dict(weights), max_shard_size=max_shard_size)
     for file, names in split.filename_to_tensors.items():
         shard = {name: weights[name].contiguous().cpu() for name in names}
         # save_file would create a file that only its owner can read.
-        (folder / file).write_bytes(save(shard, metadata={"format": "pt"}))
+        try:
+            (folder / file).write_bytes(save(shard, metadata={"format": "pt"}))
+        except RuntimeError as error:
+            raise ValueError(_explain_unsaved(shard, error)) from error
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _explain_unsaved(weights: Mapping[str, Tensor], error: RuntimeError) -> str:
+    """Return the message for weights that safetensors does not save."""
+    sharing: dict[int, list[str]] = {}
+    for name, tensor in weights.items():
+        sharing.setdefault(tensor.untyped_storage().data_ptr(), []).append(name)
+    tied = " and ".join(next((names for names in sharing.values() if len(names) > 1), []))
+    if not tied:
+        return f"the weights cannot be saved: {error}"
+    return (
+        f"the weights {tied} share memory and cannot be saved; keep one of them in the module, or give each its own "
+        "values with clone()"
+    )
 
 
 def weight_files(directory: Path) -> list[Path]:

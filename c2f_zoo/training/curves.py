@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from matplotlib.figure import Figure
 
 
@@ -18,6 +19,11 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], levels: Sequence[str], path: 
         levels: the levels.
         path: the file.
     """
+    with matplotlib.rc_context({"text.parse_math": False}):  # names of levels may contain dollar signs
+        _plot_curves(rows, levels).savefig(path, dpi=120, format="png")
+
+
+def _plot_curves(rows: Sequence[Mapping[str, Any]], levels: Sequence[str]) -> Figure:
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     axes = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in rows]
@@ -32,4 +38,4 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], levels: Sequence[str], path: 
         ax.grid(alpha=0.3)
     axes[1].set_ylim(0, 1)
     axes[1].legend()
-    figure.savefig(path, dpi=120, format="png")
+    return figure

@@ -13,6 +13,7 @@ import torch
 
 from c2f_zoo.training.batches import in_groups, split_into_steps
 from c2f_zoo.training.memory import explain_out_of_memory, peak_memory
+from c2f_zoo.training.round_trip import check_round_trip
 from c2f_zoo.training.run_state import Run, StageState, save_run
 from c2f_zoo.training.setup import set_train_mode
 from c2f_zoo.training.stages import start_stage, take_step
@@ -54,11 +55,13 @@ def try_stages(run: Run) -> Iterator[StageCost]:
         run: a run that has not started.
 
     Raises:
-        ValueError: a loss is not finite, or batch norm has one value per channel.
+        ValueError: a loss is not finite, batch norm has one value per channel, or the model cannot be saved and loaded.
         MemoryError: the device is out of memory.
     """
     check_batch_statistics(run)
     with explain_out_of_memory(run):
+        with tempfile.TemporaryDirectory() as folder:
+            check_round_trip(run.model, run.options, Path(folder), run.accelerator)
         for number, stage in enumerate(run.options.stages, start=1):
             state = start_stage(run, stage, number, first_epoch=0)
             yield try_stage(run, state)

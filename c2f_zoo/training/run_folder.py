@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
-from c2f_zoo.data import LabelledImages, name_of, read_error
-from c2f_zoo.io.files import atomic_write, write_csv
+from c2f_zoo.io.files import atomic_write
+from c2f_zoo.io.weights import CONFIG_FILE, WEIGHTS_FILE, find_file, weight_files
+from c2f_zoo.training.checkpoint import list_checkpoints
 from c2f_zoo.training.fingerprint import Fingerprint, explain_change
 from c2f_zoo.training.options import TrainOptions
 
@@ -25,6 +27,8 @@ FREE_TO_CHANGE = (
     *("save_every", "keep", "log_with", "dry_run"),
 )
 LOCK, DATA = "run.lock", "data.json"
+# In the order in which they are written: a run with the last one is finished.
+RESULTS = (CONFIG_FILE, "metrics.csv", "curves.png", "report.md", "test_predictions.csv", "test.csv")
 
 
 @contextmanager
@@ -62,6 +66,47 @@ def open_run_folder(options: TrainOptions, name: str, data: Fingerprint, acceler
     finally:
         if lock is not None:
             lock.release()
+
+
+def has_checkpoints(output: Path, accelerator: Accelerator) -> bool:
+    """Return whether a run has a checkpoint, the same for all processes."""
+    found = [accelerator.is_main_process and bool(list_checkpoints(output))]
+    return broadcast_object_list(found)[0]
+
+
+def is_finished(output: Path, accelerator: Accelerator) -> bool:
+    """Return whether a run has written all its results, the same for all processes.
+
+    Raises:
+        ValueError: its test scores are there, other results are missing, and there is no checkpoint to write them from.
+    """
+    missing: list[list[str]] = [[]]
+    if accelerator.is_main_process:
+        missing = [missing_results(output)]
+    names = broadcast_object_list(missing)[0]
+    if names and RESULTS[-1] not in names:
+        named = (
+            f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} missing in {output}, whose test scores are there"
+        )
+        if not has_checkpoints(output, accelerator):
+            raise ValueError(f"{named}; there is no checkpoint to write it from: start again with another --output")
+        accelerator.print(f"{named}: the model is tested again")
+    return not names
+
+
+def missing_results(output: Path) -> list[str]:
+    """Return the names of the results that a run has not written.
+
+    Examples:
+        >>> missing_results(Path())[-2:]
+        ['test_predictions.csv', 'test.csv']
+    """
+    missing = [name for name in RESULTS if not find_file(output, name).exists()]
+    try:
+        weight_files(output)
+    except FileNotFoundError:
+        missing.insert(0, WEIGHTS_FILE)
+    return missing
 
 
 def lock_run_folder(options: TrainOptions, name: str) -> tuple[Path, FileLock]:
@@ -109,7 +154,7 @@ def choose_run_folder(options: TrainOptions, name: str) -> Path:
     if content and not (options.resume and is_run):
         raise ValueError(f"{output} is not empty; choose another --output, or continue its run with --resume auto")
     if is_run:
-        before, now = yaml.safe_load((output / "config.yaml").read_text(encoding="utf-8")), asdict(options)
+        before, now = read_config(output / "config.yaml"), asdict(options)
         for values in (before, now):
             values.get("model_options", {}).pop("backbone_checkpoint", None)  # the checkpoint has its weights
         changed = [key for key in now if key not in FREE_TO_CHANGE and before.get(key) != now[key]]
@@ -122,6 +167,24 @@ def choose_run_folder(options: TrainOptions, name: str) -> Path:
     return output
 
 
+def read_config(file: Path) -> dict[str, Any]:
+    """Read the options of a run from its `config.yaml`.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = error
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"{file} is damaged; write the run's options to it again (report.md of a finished run and starts.csv tell "
+            "them), or start a new run with another --output"
+        )
+    return values
+
+
 def check_data(file: Path, data: Fingerprint) -> None:
     """Check that a resumed run has the data that it was started with.
 
@@ -132,29 +195,17 @@ def check_data(file: Path, data: Fingerprint) -> None:
     Raises:
         ValueError: the data changed; the message names the first difference.
     """
-    if file.exists() and (change := explain_change(json.loads(file.read_text(encoding="utf-8")), data)):
+    if not file.exists():
+        return
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+        change = explain_change(before, data)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file} is damaged: {error!r}; if you know that the data are the same, remove it and resume"
+        ) from error
+    if change:
         raise ValueError(
             f"the data of the run in {file.parent} changed: {change}; restore them, or start a new run with another "
             "--output"
         )
-
-
-def list_unreadable(splits: Mapping[str, tuple[LabelledImages, Sequence[int]]], output: Path) -> None:
-    """List skipped images, with the reasons, on the terminal and in a file.
-
-    The file `unreadable.csv` is written only if images were skipped.
-
-    Args:
-        splits: split -> its dataset and the indices of the skipped images.
-        output: the run's folder.
-    """
-    rows = []
-    for split, (dataset, indices) in splits.items():
-        for index in indices:
-            reason = read_error(dataset, index) or "it is readable now"
-            rows.append({"split": split, "index": index, "name": name_of(dataset, index), "reason": reason})
-    if rows:
-        write_csv(output / "unreadable.csv", rows)
-        print(f"\n{len(rows)} unreadable image(s) were skipped; {output / 'unreadable.csv'} lists them all:")
-        for row in rows[:10]:
-            print(f"  {row['split']} {row['name']}: {row['reason']}")

@@ -37,6 +37,7 @@ from c2f_zoo.training.mixing import mix
 from c2f_zoo.training.objective import Objective, count_targets, level_targets
 from c2f_zoo.training.optimizers import create_ema, create_optimizer, create_schedule
 from c2f_zoo.training.options import Stage, TrainOptions
+from c2f_zoo.training.round_trip import check_round_trip
 from c2f_zoo.training.run_state import (
     Run,
     StageState,
@@ -87,7 +88,8 @@ def fit(
 
     Raises:
         Stopped: a signal asked the run to stop; it has been saved.
-        ValueError: a loss is not finite, batch norm has one value per channel, or all checkpoints are damaged.
+        ValueError: a loss is not finite, batch norm has one value per channel, the model cannot be saved and loaded, or
+            all checkpoints are damaged.
         OSError: a checkpoint cannot be written, or the disk has no room for the run's checkpoints.
         MemoryError: the device is out of memory.
     """
@@ -99,6 +101,8 @@ def fit(
     if checkpoint is not None:
         restore_run(run, checkpoint)
     with run.signals, explain_out_of_memory(run):
+        if checkpoint is None:
+            check_round_trip(model, options, output, accelerator)
         last = 0
         for number, stage in enumerate(options.stages, start=1):
             first, last = last, last + stage.epochs

@@ -1,0 +1,92 @@
+"""Unreadable images: found before training, and listed after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from tqdm.contrib.concurrent import thread_map
+
+from c2f_zoo.data import LabelledImages, labels_of, name_of, read_error
+from c2f_zoo.io.files import write_csv
+from c2f_zoo.model import C2FModel
+from c2f_zoo.training.launch import usable_cores
+
+SHOWN = 5
+
+Splits = Mapping[str, tuple[LabelledImages, Sequence[int]]]  # split -> dataset and indices of images
+
+
+def check_readable(splits: Splits, model: C2FModel, on_error: str, accelerator: Accelerator) -> None:
+    """Read all images of validation and test once, so that an unreadable one is found before the training.
+
+    Training images are not read: the first epoch does that. Of a dataset without files, one image is read.
+
+    Args:
+        splits: the splits; empty ones are left out.
+        model: the model, whose levels need labels.
+        on_error: treatment of unreadable images, `raise` or `skip`.
+        accelerator: the processes; each reads a part of the images, and all must call this function.
+
+    Raises:
+        ValueError: an image is unreadable and `on_error` is `raise`, or no readable image has a label at some level.
+    """
+    threads = max(1, usable_cores() // accelerator.num_processes)
+    for split, (dataset, indices) in splits.items():
+        if not indices:
+            continue
+        chosen = list(indices) if getattr(dataset, "paths", None) else list(indices)[:1]
+        own = chosen[accelerator.process_index :: accelerator.num_processes]
+        errors = thread_map(
+            lambda index, dataset=dataset: read_error(dataset, index),
+            own,
+            max_workers=threads,
+            desc=f"reading {split} images",
+            unit="image",
+            leave=False,
+            disable=None if accelerator.is_main_process else True,  # None: not in a log file
+        )
+        faults = dict(sorted(gather_object([pair for pair in zip(own, errors, strict=True) if pair[1]])))
+        if faults and on_error == "raise":
+            names = "; ".join(f"{name_of(dataset, index)}: {fault}" for index, fault in list(faults.items())[:SHOWN])
+            more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+            raise ValueError(
+                f"{len(faults)} of {len(chosen)} {split} images cannot be read: {names}{more}. Replace them, or leave "
+                "them out with on_error: skip"
+            )
+        _check_labels(dataset, [index for index in indices if index not in faults], model, split)
+        if faults:
+            accelerator.print(f"{len(faults)} of {len(chosen)} {split} images cannot be read and are skipped")
+
+
+def _check_labels(dataset: LabelledImages, readable: Sequence[int], model: C2FModel, split: str) -> None:
+    labels = labels_of(dataset)[list(readable)]
+    for level in model.levels:
+        if (labels[:, model.hierarchy.depth(level)] < 0).all():
+            raise ValueError(
+                f"no readable {split} image has a label at {level!r}; check the data with `c2f-zoo data check`, or "
+                "choose another val_fraction"
+            )
+
+
+def list_unreadable(splits: Splits, output: Path) -> None:
+    """List skipped images, with the reasons, on the terminal and in a file.
+
+    The file `unreadable.csv` is written only if images were skipped.
+
+    Args:
+        splits: split -> its dataset and the indices of the skipped images.
+        output: the run's folder.
+    """
+    rows = []
+    for split, (dataset, indices) in splits.items():
+        for index in indices:
+            reason = read_error(dataset, index) or "it is readable now"
+            rows.append({"split": split, "index": index, "name": name_of(dataset, index), "reason": reason})
+    if rows:
+        write_csv(output / "unreadable.csv", rows)
+        print(f"\n{len(rows)} unreadable image(s) were skipped; {output / 'unreadable.csv'} lists them all:")
+        for row in rows[:10]:
+            print(f"  {row['split']} {row['name']}: {row['reason']}")

@@ -1,0 +1,87 @@
+"""The files of a run: when it is finished, damaged ones, and names that files and plots must carry."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from accelerate import Accelerator
+from PIL import Image
+
+from c2f_zoo import C2FModel
+from c2f_zoo.evaluation.confusion import file_stems
+from c2f_zoo.io.files import read_csv, write_csv
+from c2f_zoo.training.checkpoint import write_checkpoint
+from c2f_zoo.training.curves import plot_curves
+from c2f_zoo.training.options import Stage, TrainOptions
+from c2f_zoo.training.run_folder import RESULTS, check_data, choose_run_folder, is_finished
+
+HERE = Accelerator(cpu=True)
+
+
+@pytest.fixture
+def finished(small_model: C2FModel, tmp_path: Path) -> Path:
+    small_model.save_pretrained(tmp_path)
+    for name in RESULTS[1:]:
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", *RESULTS[:-1]])
+def test_a_run_is_finished_when_all_its_results_are_there(
+    name: str, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert is_finished(finished, HERE)
+    (finished / name).unlink()
+    with pytest.raises(ValueError, match=f"{name} is missing in .*; there is no checkpoint"):
+        is_finished(finished, HERE)
+    write_checkpoint(finished, 3, lambda folder: (folder / "weights").touch())
+    assert not is_finished(finished, HERE)
+    assert f"{name} is missing" in capsys.readouterr().out
+
+
+def test_a_run_without_test_scores_is_not_finished(finished: Path) -> None:
+    (finished / "test.csv").unlink()
+    assert not is_finished(finished, HERE)
+
+
+def test_a_new_run_is_not_finished(tmp_path: Path) -> None:
+    assert not is_finished(tmp_path, HERE)
+
+
+@pytest.mark.parametrize("text", ["", "dataset: [cub", "- cub", "dataset: \0"])
+def test_a_damaged_configuration_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    options = TrainOptions("critters", "mlph_tiny_critters", {}, [Stage(1, 0.1)], output=str(tmp_path), resume="auto")
+    with pytest.raises(ValueError, match=r"config\.yaml is damaged; write the run's options to it again"):
+        choose_run_folder(options, "run")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", json.dumps({"levels": ["a"], "classes": None})])
+def test_a_damaged_fingerprint_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text(text)
+    now = {"levels": ["a"], "classes": ["b"], "splits": {"training": {}}}
+    with pytest.raises(ValueError, match=r"data\.json is damaged: .*remove it and resume"):
+        check_data(tmp_path / "data.json", now)
+
+
+def test_file_names_that_are_not_utf8_are_written(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    write_csv(tmp_path / "x.csv", [{"file": name}, {"file": "café.png"}])
+    assert [row["file"] for row in read_csv(tmp_path / "x.csv")] == ["caf\\udce9.png", "café.png"]
+
+
+def test_level_names_with_dollar_signs_are_plotted(tmp_path: Path) -> None:
+    level = "price in $ {"
+    plot_curves([{"epoch": 1, "stage": 1, f"loss_{level}": 1.0, f"val_{level}": 0.5}], [level], tmp_path / "x.png")
+    assert Image.open(tmp_path / "x.png").size == (1080, 420)
+
+
+def test_files_of_levels_have_different_short_names() -> None:
+    levels = ["a/b", "a b", "A b", "a_b_2", 300 * "é", 300 * "é" + "x"]
+    stems = file_stems(levels)
+    assert stems[:2] == ["confusion_a_b", "confusion_a_b_2"]
+    assert len({stem.lower() for stem in stems}) == len(levels)
+    assert all(len(f"{stem}.csv.part".encode()) <= 255 for stem in stems)
