@@ -188,7 +188,13 @@ class ModelConfig:
         for_timm = ("c2f_zoo", len(names), names, self.pretrained_cfg)
         data = asdict(self) | dict(zip(TIMM_KEYS, for_timm, strict=True))
         text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-        if len(text.encode()) > MAX_CONFIG_BYTES:
+        try:
+            size = len(text.encode())
+        except UnicodeEncodeError as error:
+            lines = text.split("\n")
+            wrong = next(line for line in lines if line != line.encode(errors="ignore").decode())
+            raise ValueError(f"the name {ascii(wrong.strip())} is not UTF-8 and cannot be saved; rename it") from error
+        if size > MAX_CONFIG_BYTES:
             raise ValueError(f"the configuration is larger than the limit of {MAX_CONFIG_BYTES} bytes")
         return text
 

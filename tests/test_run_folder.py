@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
+from conftest import SMALL
 from PIL import Image
 
-from c2f_zoo import C2FModel
+from c2f_zoo import C2FModel, Hierarchy, create_model
 from c2f_zoo.evaluation.confusion import file_stems
 from c2f_zoo.io.files import read_csv, write_csv
 from c2f_zoo.training.checkpoint import write_checkpoint
@@ -71,6 +72,14 @@ def test_file_names_that_are_not_utf8_are_written(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.png")
     write_csv(tmp_path / "x.csv", [{"file": name}, {"file": "café.png"}])
     assert [row["file"] for row in read_csv(tmp_path / "x.csv")] == ["caf\\udce9.png", "café.png"]
+
+
+def test_a_class_name_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    tree = Hierarchy(("kind",), ((os.fsdecode(b"caf\xe9"), "box"),), ())
+    model = create_model("mlph", hierarchy=tree, **SMALL)
+    with pytest.raises(ValueError, match=r"the name .*caf\\udce9.* is not UTF-8 and cannot be saved; rename it"):
+        model.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def test_level_names_with_dollar_signs_are_plotted(tmp_path: Path) -> None:
