@@ -193,7 +193,7 @@ class ModelConfig:
         except UnicodeEncodeError as error:
             lines = text.split("\n")
             wrong = next(line for line in lines if line != line.encode(errors="ignore").decode())
-            raise ValueError(f"the name {ascii(wrong.strip())} is not UTF-8 and cannot be saved; rename it") from error
+            raise ValueError(f"the name {wrong.strip()!a} is not UTF-8 and cannot be saved; rename it") from error
         if size > MAX_CONFIG_BYTES:
             raise ValueError(f"the configuration is larger than the limit of {MAX_CONFIG_BYTES} bytes")
         return text
