@@ -62,6 +62,26 @@ def test_a_saved_network_is_a_backbone(folder: Path, tmp_path: Path) -> None:
     assert not torch.equal(untrained.backbone.body.conv1.weight, saved["conv1.weight"])  # type: ignore[arg-type, union-attr]
 
 
+def test_saved_weights_of_another_network_are_an_error(folder: Path) -> None:
+    def create() -> None:
+        create_model("mlph", backbone=f"local-dir:{folder}", pretrained_backbone=True, input_size=64, **SMALL)
+
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    missing = {name: tensor for name, tensor in weights.items() if name != "bn1.weight"}
+    cases = {"unexpected keys: ema": {**weights, "ema": torch.zeros(1)}, "missing keys: bn1.weight": missing}
+    for message, changed in cases.items():
+        save_file(changed, file)
+        with pytest.raises(ValueError, match=f"model.safetensors does not fit the ResNet: {message}$"):
+            create()
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"model.safetensors is not a complete safetensors file"):
+        create()
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"the weights file .*model.safetensors does not exist"):
+        create()
+
+
 def test_the_channels_of_a_saved_network_can_be_changed(tmp_path: Path) -> None:
     network = timm.create_model("resnet18", num_classes=0)
     cfg = {"num_classes": 0, "first_conv": "conv1", "input_size": [3, 224, 224]}

@@ -56,6 +56,19 @@ def create_body(name: str, pretrained: bool = False, **options: Any) -> nn.Modul
     return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
 
 
+def create_whole(name: str, **options: Any) -> nn.Module:
+    """Build a backbone's whole network with random weights; a network of timm has its classifier.
+
+    Raises:
+        ValueError: the name is neither registered nor a timm model.
+    """
+    import timm
+
+    if name in BACKBONES or not is_timm_model(name):
+        return create_body(name, **options)
+    return timm.create_model(name, **options)
+
+
 def pretrained_cfg(name: str) -> dict[str, Any]:
     """Return timm's `pretrained_cfg` of a backbone (input size, mean, ...), or {}.
 

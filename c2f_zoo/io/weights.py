@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
@@ -24,6 +25,9 @@ SHARDS = "model-*-of-*.safetensors"
 
 MAX_INDEX_BYTES = 64 * 2**20
 
+AnyShape: TypeAlias = dict[str, tuple[int, ...] | None]  # weight name -> its shape; None: any
+
+_MAX_SHOWN = 10
 _NEW, _SAVED = ".saving", ".saved"  # folders of an unfinished save, and of a finished save before its files are moved
 
 
@@ -188,7 +192,14 @@ def read_shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
             with safe_open(path, framework="pt") as file:
                 found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
+            if not _is_pickled(path):
+                raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
+            raise ValueError(
+                f"{path} is a file of torch.save, which may contain code and is not read; convert it once: from "
+                "timm.models import load_state_dict; from safetensors.torch import save_file; save_file({k: v.clone() "
+                f"for k, v in load_state_dict({str(path)!r}, weights_only=True).items()}}, "
+                f"{str(path.with_suffix('.safetensors'))!r})"
+            ) from error
         for name in found:
             if name in shapes:
                 raise ValueError(f"the weight {name} of {path} is in another shard too")
@@ -196,7 +207,15 @@ def read_shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def load_weights(module: nn.Module, files: Sequence[Path], strict: bool = True) -> None:
+def _is_pickled(path: Path) -> bool:
+    """Return whether a file looks like one of `torch.save`: a zip archive or a pickle."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    # The size of a safetensors header, in the first 8 bytes, is far below 2 ** 32.
+    return head.startswith((b"PK\x03\x04", b"\x80")) and head[4:] != bytes(4)
+
+
+def load_weights(module: nn.Module, files: Sequence[Path], others: AnyShape | None = None) -> None:
     """Load safetensors files into a module, cast to its dtypes.
 
     Names, shapes and dtypes are compared before a weight is changed; all weights must be present. Weights on the meta
@@ -205,33 +224,42 @@ def load_weights(module: nn.Module, files: Sequence[Path], strict: bool = True) 
     Args:
         module: the module to load into.
         files: one file, or the shards of one.
-        strict: treat unexpected keys as an error. Use False for a backbone without its last layers.
+        others: names of weights that the module lacks and the files may have -> their shapes, or None for any.
 
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: a file is not a complete safetensors file, or the weights do not fit the module; the message lists
-            missing keys, unexpected keys, shape mismatches, incompatible dtypes, and values that are not finite.
+            missing keys, unexpected keys, shape mismatches, incompatible dtypes, and values that are not finite, and
+            names a prefix of all names.
     """
     shapes, own = read_shapes(files), module.state_dict(keep_vars=True)
-    where = files[0] if len(files) == 1 else f"{files[0].parent} ({len(files)} shards)"
-    missing = [name for name in own if name not in shapes and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in shapes if name not in own] if strict else []
-    mismatched = [
-        f"{name} {shapes[name]}, expected {tuple(tensor.shape)}"
-        for name, tensor in own.items()
-        if name in shapes and shapes[name] != tuple(tensor.shape)
-    ]
-    for fault, names in (("missing keys", missing), ("unexpected keys", unexpected), ("shape mismatch", mismatched)):
-        _refuse(module, where, fault, names)
+    expected: AnyShape = {**(others or {}), **{name: tuple(tensor.shape) for name, tensor in own.items()}}
+    faults = {
+        "missing keys": [name for name in own if name not in shapes and not name.endswith("num_batches_tracked")],
+        "unexpected keys": [name for name in shapes if name not in expected],
+        "shape mismatch": [
+            f"{name} {shape}, expected {expected[name]}"
+            for name, shape in shapes.items()
+            if expected.get(name) not in (None, shape)
+        ],
+    }
+    prefix = _find_prefix(faults["missing keys"], shapes)
+    if prefix:
+        keep = f"{{k.removeprefix({prefix!r}): v for k, v in load_file(OLD).items() if k.startswith({prefix!r})}}"
+        raise ValueError(
+            f"the weights in {files[0]} have the prefix {prefix!r}, which the {type(module).__name__} does not; remove "
+            f"it: from safetensors.torch import load_file, save_file; save_file({keep}, NEW)"
+        )
+    _refuse(module, files, faults)
     weights = {name: tensor for file in files for name, tensor in load_file(file).items() if name in own}
     incompatible = [
         f"{name} {tensor.dtype}, expected {own[name].dtype}"
         for name, tensor in weights.items()
         if tensor.dtype != own[name].dtype and not (tensor.is_floating_point() and own[name].is_floating_point())
     ]
-    _refuse(module, where, "incompatible dtypes", incompatible)
+    _refuse(module, files, {"incompatible dtypes": incompatible})
     weights = {name: tensor.to(own[name].dtype) for name, tensor in weights.items()}
-    _refuse(module, where, "values that are not finite", find_not_finite(weights))
+    _refuse(module, files, {"values that are not finite": find_not_finite(weights)})
     allocate(module, weights)
     module.load_state_dict(weights, strict=False)
 
@@ -241,7 +269,22 @@ def find_not_finite(weights: Mapping[str, Tensor]) -> list[str]:
     return [name for name, x in weights.items() if x.is_floating_point() and not x.isfinite().all()]
 
 
-def _refuse(module: nn.Module, where: object, fault: str, names: Sequence[str]) -> None:
-    if names:
-        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        raise ValueError(f"{where} does not fit the {type(module).__name__}: {fault}: {shown}")
+def _refuse(module: nn.Module, files: Sequence[Path], faults: Mapping[str, Sequence[str]]) -> None:
+    """Raise a ValueError that lists the faults of files, if there are any."""
+    listed = [
+        f"{fault}: {', '.join(names[:_MAX_SHOWN])}" + f", ... ({len(names)} in all)" * (len(names) > _MAX_SHOWN)
+        for fault, names in faults.items()
+        if names
+    ]
+    if listed:
+        where = files[0] if len(files) == 1 else f"{files[0].parent} ({len(files)} shards)"
+        raise ValueError(f"{where} does not fit the {type(module).__name__}: {'; '.join(listed)}")
+
+
+def _find_prefix(missing: Sequence[str], present: Collection[str]) -> str:
+    """Return a prefix, e.g. `"module."`, with which all missing weights are present; or an empty text."""
+    for name in present if missing else ():
+        prefix = name.removesuffix(missing[0])
+        if prefix != name and all(prefix + key in present for key in missing):
+            return prefix
+    return ""

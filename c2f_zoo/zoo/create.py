@@ -14,8 +14,9 @@ from c2f_zoo.backbones.sources import HF_HUB, LOCAL_DIR
 from c2f_zoo.config import ModelConfig
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.io.hub import download, split_revision
-from c2f_zoo.io.weights import CONFIG_FILE, find_file, load_weights, read_shapes
+from c2f_zoo.io.weights import CONFIG_FILE, find_file, read_shapes
 from c2f_zoo.model import C2FModel, build, load_model
+from c2f_zoo.zoo.backbone_checkpoint import check_source, load_backbone
 from c2f_zoo.zoo.head_transfer import replace_head
 from c2f_zoo.zoo.input_channels import replace_input
 from c2f_zoo.zoo.models import find_weights, split_tag
@@ -56,7 +57,8 @@ def create_model(
             `"hf-hub:OWNER/MODEL@REVISION"`. A saved model is always loaded with its weights.
         pretrained: load trained weights: those of the tag, or of the model's default tag.
         pretrained_backbone: let timm download the backbone's weights.
-        backbone_checkpoint: a safetensors file with the backbone's weights under timm's names.
+        backbone_checkpoint: a safetensors file with the backbone's weights under timm's names; a classifier in it is
+            ignored. See `docs/how-to/pretrained.md` for files of other kinds.
         backbone: a timm model, a registered backbone, or a network that timm saved: `"local-dir:PATH"`, or on the
             Hugging Face Hub `"hf-hub:OWNER/MODEL"`; `"timm/NAME"` is timm's model `NAME`. The saved configuration names
             the architecture; the weights are loaded only with `pretrained_backbone`.
@@ -103,15 +105,18 @@ def create_model(
         _check_adaptable(name, overrides, pretrained_backbone, backbone_checkpoint)
         return _create_saved(name, pretrained, overrides)
     if backbone_checkpoint is None:
-        return build(resolve(name, overrides), pretrained_backbone)
-    files = [Path(backbone_checkpoint)]
+        config = resolve(name, overrides)
+        if pretrained_backbone:
+            check_source(config)
+        return build(config, pretrained_backbone)
+    files = [Path(backbone_checkpoint).expanduser()]
     batch_norm = resolve(name, overrides).batch_norm
     overrides["batch_norm"] = "shared"  # copies are made of the loaded weights
     model = build(resolve(name, overrides), pretrained_backbone)
     channels = overrides.pop("in_chans", None)
     if channels and not _fit(model.backbone.body, files):  # weights of another number of channels are adapted
         model = build(resolve(name, overrides), pretrained_backbone)
-    load_weights(model.backbone.body, files, strict=False)
+    load_backbone(model, files)
     if channels:
         model = replace_input(model, channels)
     model.set_config(replace(model.config, batch_norm=batch_norm))

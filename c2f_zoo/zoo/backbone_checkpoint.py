@@ -1,0 +1,83 @@
+"""Loading a backbone's weights from a safetensors file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from c2f_zoo.backbones.registry import create_whole
+from c2f_zoo.config import ModelConfig
+from c2f_zoo.io.weights import AnyShape, load_weights, read_shapes
+from c2f_zoo.model import C2FModel
+
+
+def load_backbone(model: C2FModel, files: Sequence[Path]) -> None:
+    """Load a backbone's weights, under timm's names.
+
+    Of the whole network, with its classifier, the model may have parts only. The files are compared with the whole: it
+    must know each weight, and have the same shape; only the classifier may be of another number of classes.
+
+    Args:
+        model: the model; its backbone is changed.
+        files: one safetensors file, or the shards of one.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: the weights are those of another network, see `c2f_zoo.io.weights.load_weights`.
+
+    Examples:
+        >>> import timm, safetensors.torch
+        >>> body = timm.create_model("resnet18", num_classes=5)
+        >>> safetensors.torch.save_file(body.state_dict(), "resnet18.safetensors")
+        >>> model = create_model("mlph_resnet18_cub", input_size=64)
+        >>> load_backbone(model, [Path("resnet18.safetensors")])
+        >>> torch.equal(model.backbone.body.conv1.weight, body.conv1.weight)
+        True
+    """
+    whole = _create_whole(model.config)
+    classifiers = _classifiers(whole)
+    tensors = (*whole.named_buffers(), *whole.state_dict().items())  # some files have buffers that are not saved now
+    known: AnyShape = {name: None if name.startswith(classifiers) else tuple(x.shape) for name, x in tensors}
+    load_weights(model.backbone.body, files, others=known)
+
+
+def check_source(config: ModelConfig) -> None:
+    """Check that the weights in the folder of a `"local-dir:PATH"` backbone have the names of its network.
+
+    timm ignores other names, and leaves weights random that the file lacks. It may resize weights, so their shapes are
+    not compared.
+
+    Raises:
+        FileNotFoundError: there is no file of weights.
+        ValueError: the file is not a complete safetensors file, or has other names.
+    """
+    file = (config.backbone_options.get("pretrained_cfg") or {}).get("file")
+    if not file:
+        return
+    saved, whole = read_shapes([Path(file)]), _create_whole(config)
+    own, classifiers = whole.state_dict().keys(), _classifiers(whole)
+    unexpected = saved.keys() - own - dict(whole.named_buffers()).keys()
+    missing = {name for name in own - saved.keys() if not name.startswith(classifiers)}
+    for fault, found in (("unexpected", unexpected), ("missing", missing)):
+        if found:
+            raise ValueError(
+                f"{file} does not fit the {type(whole).__name__}: {fault} keys: {', '.join(sorted(found))}"
+            )
+
+
+def _create_whole(config: ModelConfig) -> nn.Module:
+    """Build a backbone's whole network, on the meta device if it can be built there."""
+    try:
+        with torch.device("meta"):
+            return create_whole(config.backbone, **config.backbone_options)
+    except Exception:  # of a constructor that reads values of its tensors
+        return create_whole(config.backbone, **config.backbone_options)
+
+
+def _classifiers(network: nn.Module) -> tuple[str, ...]:
+    """Return the prefixes of the names of a network's classifiers, as timm's configuration has them."""
+    names = (getattr(network, "pretrained_cfg", None) or {}).get("classifier") or ()
+    return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
