@@ -11,12 +11,29 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+import c2f_zoo
+
 if TYPE_CHECKING:
     from c2f_zoo.model import C2FModel
 
-app = typer.Typer(help="Coarse-to-fine grained image classification.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 data_app = typer.Typer(help="Check data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"c2f-zoo {c2f_zoo.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Coarse-to-fine grained image classification."""
 
 
 class Kind(str, Enum):
@@ -40,8 +57,6 @@ def list_(
     pretrained: Annotated[bool, typer.Option("--pretrained", help="List trained weights (arch.tag).")] = False,
 ) -> None:
     """List names of models, their parts, datasets, losses, decodings or metrics."""
-    import c2f_zoo
-
     if pretrained and kind is not Kind.models:
         raise ValueError(f"--pretrained applies to models, not {kind.value}")
     if kind is Kind.poolings:
@@ -54,7 +69,6 @@ def list_(
 
 def _pooling_table(pattern: str) -> Table:
     """Build the table of poolings, with costs for VGG-16's maps at 448 pixels."""
-    import c2f_zoo
     from c2f_zoo.pooling import describe_pooling
     from c2f_zoo.zoo import METHODS, num_taps_of
 
@@ -87,7 +101,6 @@ def info(
     tree: Annotated[bool, typer.Option("--tree", help="Draw the class tree.")] = False,
 ) -> None:
     """Show levels, parts, parameters and weights of a model, or levels of a hierarchy."""
-    import c2f_zoo
     from c2f_zoo.hierarchy import HIERARCHIES, draw_text
 
     if name in HIERARCHIES:
@@ -169,18 +182,29 @@ def predict(
     ],
     images: Annotated[list[Path], typer.Argument(help="One or more image files.")],
 ) -> None:
-    """Predict the path of each image in the class tree, with probabilities."""
-    import c2f_zoo
+    """Predict the path of each image in the class tree, with probabilities; exit with 1 if an image cannot be read."""
     from c2f_zoo.data import read_image
+    from c2f_zoo.data.transformed_images import UNREADABLE
     from c2f_zoo.zoo import MODELS, split_tag
 
     is_named = split_tag(model)[0] in MODELS and not Path(model).is_dir()
     is_source = model.startswith(("hf-hub:", "local-dir:"))
     source = model if is_named or is_source else f"local-dir:{model}"
     predictor = c2f_zoo.Predictor(c2f_zoo.create_model(source, pretrained=is_named))
+    unreadable = 0
     for path in images:
-        prediction = predictor(read_image(path))
-        print(f"{path}: {prediction}" if len(images) > 1 else prediction)
+        try:
+            prediction = predictor(read_image(path))
+        except UNREADABLE as error:
+            unreadable += 1
+            reason = str(error) if str(path) in str(error) else f"{path}: {error}"
+            print(f"c2f-zoo: {reason}", file=sys.stderr, flush=True)
+            continue
+        print(f"{path}: {prediction}" if len(images) > 1 else prediction, flush=True)
+    if unreadable and len(images) > 1:
+        print(f"c2f-zoo: {unreadable} of {len(images)} images cannot be predicted", file=sys.stderr)
+    if unreadable:
+        raise typer.Exit(1)
 
 
 @data_app.command()
@@ -211,6 +235,9 @@ def check(
 
 def main() -> None:
     """Run the command line; print errors in one line, without a traceback."""
+    from c2f_zoo.io.terminal import make_output_printable
+
+    make_output_printable()
     try:
         app()
     except (ValueError, OSError) as error:

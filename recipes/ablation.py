@@ -25,7 +25,7 @@ from c2f_zoo.evaluation.report import metrics_table, print_tables
 from c2f_zoo.heads import list_heads
 from c2f_zoo.io.files import write_csv
 from c2f_zoo.registry import check_names
-from c2f_zoo.training.launch import error_message
+from c2f_zoo.training.launch import recipe_errors
 from c2f_zoo.zoo.create import create_model
 
 LINEAR_PROBE = "linear_probe"
@@ -119,7 +119,5 @@ def format_penalties(probe: Probe) -> str:
 
 
 if __name__ == "__main__":
-    try:
+    with recipe_errors("ablation.py"):
         auto_cli(main, as_positional=False)
-    except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"ablation.py: {error_message(error)}") from error

@@ -28,7 +28,7 @@ from c2f_zoo.inference.resolutions import own_resolutions
 from c2f_zoo.io.files import checksum_of
 from c2f_zoo.io.weights import CONFIG_FILE, WEIGHTS_FILE, atomic_save, write_weights
 from c2f_zoo.model import C2FModel
-from c2f_zoo.training.launch import create_accelerator, error_message
+from c2f_zoo.training.launch import create_accelerator, recipe_errors
 from c2f_zoo.training.options import TrainOptions, read_options
 from c2f_zoo.zoo.create import create_model
 from c2f_zoo.zoo.pretrained import BUNDLED, WEIGHTS_JSON, Accuracy, Metrics, PretrainedWeights
@@ -126,7 +126,5 @@ def portable(about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
+    with recipe_errors("bundle.py"):
         auto_cli(main)
-    except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"bundle.py: {error_message(error)}") from error

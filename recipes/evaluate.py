@@ -34,7 +34,7 @@ from c2f_zoo.evaluation.scoring import score_images
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.model import C2FModel, load_model
 from c2f_zoo.registry import unknown_name
-from c2f_zoo.training.launch import create_accelerator, error_message
+from c2f_zoo.training.launch import create_accelerator, recipe_errors
 from c2f_zoo.training.run_folder import read_config
 
 
@@ -187,7 +187,5 @@ def report(
 
 
 if __name__ == "__main__":
-    try:
+    with recipe_errors("evaluate.py"):
         auto_cli(main)
-    except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"evaluate.py: {error_message(error)}") from error

@@ -55,8 +55,7 @@ from c2f_zoo.io.files import atomic_write, write_csv
 from c2f_zoo.model import C2FModel, load_model
 from c2f_zoo.training.advice import advise
 from c2f_zoo.training.fingerprint import fingerprint
-from c2f_zoo.training.interrupt import EXIT_CODE, Stopped
-from c2f_zoo.training.launch import create_accelerator, error_message
+from c2f_zoo.training.launch import create_accelerator, recipe_errors
 from c2f_zoo.training.objective import create_objective
 from c2f_zoo.training.option_checks import check_values
 from c2f_zoo.training.options import TrainOptions, read_options
@@ -258,11 +257,6 @@ def parse(args: list[str]) -> tuple[SearchOptions, Path | None, str]:
 
 
 if __name__ == "__main__":
-    try:
+    with recipe_errors("find_resolutions.py"):
         complete = main(*parse(sys.argv[1:]))
-    except Stopped as stopped:
-        print(f"find_resolutions.py: {stopped}", file=sys.stderr)
-        raise SystemExit(EXIT_CODE) from None
-    except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"find_resolutions.py: {error_message(error)}") from error
     raise SystemExit(0 if complete else 1)

@@ -17,6 +17,7 @@ from jsonargparse import auto_cli
 from c2f_zoo.io.card import model_card, read_run
 from c2f_zoo.io.hub import full_name, push
 from c2f_zoo.model import C2FModel
+from c2f_zoo.training.launch import recipe_errors
 
 RESULT_FILES = ("test.csv", "curves.png")
 
@@ -83,7 +84,5 @@ def write_files(folder: Path, run: str, name: str, license: str, max_shard_size:
 
 
 if __name__ == "__main__":
-    try:
+    with recipe_errors("push_to_hub.py"):
         auto_cli(main)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"push_to_hub.py: {error}") from error

@@ -43,8 +43,7 @@ from c2f_zoo.model import C2FModel
 from c2f_zoo.training.advice import advise, note_rising
 from c2f_zoo.training.dry_run import try_stages
 from c2f_zoo.training.fingerprint import fingerprint
-from c2f_zoo.training.interrupt import EXIT_CODE, Stopped
-from c2f_zoo.training.launch import adopt_launcher, create_accelerator, error_message, start_trackers
+from c2f_zoo.training.launch import adopt_launcher, create_accelerator, recipe_errors, start_trackers
 from c2f_zoo.training.objective import create_objective
 from c2f_zoo.training.option_checks import check_values, find_overridden
 from c2f_zoo.training.options import TrainOptions, parse
@@ -167,10 +166,5 @@ def report(predictions: Predictions, model: C2FModel, note: str, output: Path) -
 
 
 if __name__ == "__main__":
-    try:
+    with recipe_errors("train.py"):
         main(*parse(TrainOptions, sys.argv[1:], DEFAULT_CONFIG))
-    except Stopped as stopped:
-        print(f"train.py: {stopped}", file=sys.stderr)
-        raise SystemExit(EXIT_CODE) from None
-    except (ValueError, OSError, ImportError, MemoryError) as error:
-        raise SystemExit(f"train.py: {error_message(error)}") from error

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,9 @@ from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataPara
 from accelerate.tracking import filter_trackers, get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin, LoggerType
 
+from c2f_zoo.io.terminal import make_output_printable
 from c2f_zoo.registry import check_names
+from c2f_zoo.training.interrupt import EXIT_CODE, Stopped
 from c2f_zoo.training.options import TrainOptions
 
 _PRECISION, _ACCUMULATE = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
@@ -179,6 +184,32 @@ def start_trackers(accelerator: Accelerator, options: TrainOptions, output: Path
 def _scalar(value: Any) -> bool | int | float | str:
     """Return a value that every tracker stores: a number, or a text, of lists and mappings as JSON."""
     return value if isinstance(value, bool | int | float | str) else json.dumps(value)
+
+
+@contextmanager
+def recipe_errors(name: str) -> Iterator[None]:
+    """End a recipe with one line if it fails, and let it print any name.
+
+    Args:
+        name: the recipe's name, which starts the line.
+
+    Raises:
+        SystemExit: it failed with an expected error, or it was stopped by a signal.
+
+    Examples:
+        >>> with recipe_errors("train.py"):
+        ...     raise ValueError("there are no images")
+        Traceback (most recent call last):
+        SystemExit: train.py: there are no images
+    """
+    make_output_printable()
+    try:
+        yield
+    except Stopped as stopped:
+        print(f"{name}: {stopped}", file=sys.stderr)
+        raise SystemExit(EXIT_CODE) from None
+    except (ValueError, OSError, ImportError, MemoryError) as error:
+        raise SystemExit(f"{name}: {error_message(error)}") from error
 
 
 def error_message(error: BaseException) -> str:

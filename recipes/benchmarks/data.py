@@ -46,6 +46,7 @@ from c2f_zoo.evaluation.measuring import MEBIBYTE, run_interleaved
 from c2f_zoo.evaluation.photos import draw_photo, draw_photos
 from c2f_zoo.evaluation.provenance import describe_machine, device_name
 from c2f_zoo.io.files import write_csv
+from c2f_zoo.training.launch import recipe_errors
 
 # In the table's order; ratios are to "timm", which normalizes in the main process. Ours return bytes.
 LOADERS = {
@@ -287,4 +288,5 @@ def loader_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    with recipe_errors("data.py"):
+        auto_cli(main)

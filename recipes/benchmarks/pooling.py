@@ -26,6 +26,7 @@ import c2f_zoo
 from c2f_zoo.evaluation.measuring import MEBIBYTE, kept_bytes, peak_bytes, run_in_new_process, run_interleaved
 from c2f_zoo.evaluation.provenance import describe_machine
 from c2f_zoo.io.files import write_csv
+from c2f_zoo.training.launch import recipe_errors
 from c2f_zoo.zoo import num_taps_of
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
@@ -199,4 +200,5 @@ def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    with recipe_errors("pooling.py"):
+        auto_cli(main)
