@@ -12,26 +12,33 @@ classes; predictions of these are mistakes. Every image is scored exactly once, 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from jsonargparse import auto_cli
 from torch import Tensor
 
 import c2f_zoo
 from c2f_zoo.data import LabelledImages, create_dataset, name_of, read_error
-from c2f_zoo.decoding import DECODINGS, list_decodings
+from c2f_zoo.decoding import DECODINGS, list_decodings, marginalize
 from c2f_zoo.evaluation.confusion import has_confusion, write_confusions
 from c2f_zoo.evaluation.labels import labels_in
 from c2f_zoo.evaluation.model_metrics import ModelMetrics
 from c2f_zoo.evaluation.plots import plot_mistakes
 from c2f_zoo.evaluation.provenance import describe_machine
 from c2f_zoo.evaluation.report import accuracy_table, metrics_table, print_tables, write_json
-from c2f_zoo.evaluation.scoring import score_images
+from c2f_zoo.evaluation.scoring import (
+    Predictions,
+    gather_predictions,
+    most_probable,
+    prediction_rows,
+    score_images,
+)
 from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.io.files import write_csv
 from c2f_zoo.model import C2FModel, load_model
 from c2f_zoo.registry import unknown_name
 from c2f_zoo.training.launch import create_accelerator, recipe_errors
@@ -72,7 +79,8 @@ def main(
 
     metrics = ModelMetrics(model, decodings, accelerator.device)
     loading: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "on_error": on_error}
-    unreadable = score(model, images, target, metrics, accelerator, **loading)
+    predictions = score(model, images, target, metrics, accelerator, **loading)
+    unreadable = predictions.unreadable
     results = {"run": run, "dataset": name, "dataset_options": options, "split": split} | metrics.compute()
     results |= describe_images(images, target, unreadable, metrics.tree) | describe_run(accelerator)
     accuracy, confusions = metrics.compute_accuracy(), metrics.compute_confusions()
@@ -80,6 +88,7 @@ def main(
     if accelerator.is_main_process:
         folder = Path(output or Path(run) / "evaluation")
         write(folder, results, confusions, metrics.tree)
+        write_csv(folder / "predictions.csv", list(prediction_rows(predictions, metrics.own, images)))
         report(results, accuracy, metrics.own, folder)
     accelerator.end_training()
 
@@ -111,8 +120,8 @@ def score(
     metrics: ModelMetrics,
     accelerator: Accelerator,
     **loading: Any,
-) -> list[int]:
-    """Update the metrics with all images; return the indices of unreadable images.
+) -> Predictions:
+    """Update the metrics with all images; return each level's predictions at its own resolution.
 
     Args:
         model: the model.
@@ -125,13 +134,17 @@ def score(
     model = model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     levels_at = dict.fromkeys(metrics.resolutions, model.levels)
     target = target[:, : len(metrics.tree.levels)]
-    unreadable: list[int] = []
+    parts: list[Predictions] = []
     for batch in score_images(model, dataset, range(len(dataset)), levels_at, accelerator=accelerator, **loading):
         log_probs = {resolution: model.log_probs(logits) for resolution, logits in batch.logits.items()}
         known = target[batch.index].where(batch.readable[:, None], -1)
         metrics.update(log_probs, known.to(accelerator.device))
-        unreadable += batch.index[~batch.readable].tolist()
-    return sorted(gather_object(unreadable))
+        found = marginalize({level: log_probs[metrics.own[level]][level] for level in model.levels}, metrics.tree)
+        own: dict[int | None, dict[str, Tensor]] = {}
+        for level, z in found.items():
+            own.setdefault(metrics.own[level], {})[level] = z
+        parts.append(most_probable(metrics.tree, replace(batch, truth=known), own, own))
+    return gather_predictions(parts)
 
 
 def describe_images(dataset: LabelledImages, target: Tensor, unreadable: list[int], tree: Hierarchy) -> dict[str, Any]:
@@ -180,7 +193,7 @@ def report(
     )
     for fault in results["unreadable"]:
         print(f"unreadable and skipped: {fault}")
-    print(f"\nmetrics.json, mistakes.png and the confusion matrices (PNG, CSV) are in {folder}")
+    print(f"\nmetrics.json, predictions.csv, mistakes.png and the confusion matrices (PNG, CSV) are in {folder}")
     for level, count in results["levels"].items():
         if not has_confusion(count):
             print(f"{level} has no confusion matrix: its number of classes is {count}")

@@ -99,7 +99,7 @@ def main(options: TrainOptions, name: str) -> None:
             trained = sorted({*progress.unreadable} - in_validation)
             skipped = {"training": (dataset, trained), "validation": (dataset, sorted(in_validation))}
             list_unreadable({**skipped, "test": (test_set, predictions.unreadable)}, output)
-            write_results(predictions, best, note_rising(progress.rows), output)
+            write_results(predictions, best, test_set, note_rising(progress.rows), output)
             report(predictions, best, note_rising(progress.rows), output)
     accelerator.end_training()
 
@@ -146,11 +146,11 @@ def accuracy_of(predictions: Predictions, model: C2FModel) -> tuple[dict[str, di
     return {level: {at: value for at, (value, _) in accuracy.items()} for level, accuracy in found.items()}, images
 
 
-def write_results(predictions: Predictions, model: C2FModel, note: str, output: Path) -> None:
+def write_results(predictions: Predictions, model: C2FModel, test_set: LabelledImages, note: str, output: Path) -> None:
     """Write report.md, the predictions of every image, and last test.csv, the accuracy of every level."""
     own, (accuracy, images) = own_resolutions(model), accuracy_of(predictions, model)
     write_run_report(output, accuracy, own, images, note)
-    write_csv(output / "test_predictions.csv", list(prediction_rows(predictions, own)))
+    write_csv(output / "test_predictions.csv", list(prediction_rows(predictions, own, test_set)))
     write_csv(output / "test.csv", accuracy_rows(predictions, own))
 
 

@@ -24,6 +24,7 @@ from c2f_zoo.evaluation.labels import labels_in
 from c2f_zoo.evaluation.model_metrics import ModelMetrics
 from c2f_zoo.evaluation.plots import name_heights
 from c2f_zoo.evaluation.report import without_nan
+from c2f_zoo.evaluation.scoring import prediction_rows
 
 pytestmark = pytest.mark.slow  # every test scores a dataset
 
@@ -44,7 +45,8 @@ def critters_model(levels: list[str] | None = None, head: str = "levels") -> C2F
 def results_of(model: C2FModel, dataset: LabelledImages, decoding: str = "all") -> dict:
     target = labels_in(model.hierarchy, dataset)
     metrics = ModelMetrics(model, evaluate["choose_decodings"](decoding), torch.device("cpu"))
-    assert evaluate["score"](model, dataset, target, metrics, Accelerator(cpu=True), batch_size=5) == []
+    found = evaluate["score"](model, dataset, target, metrics, Accelerator(cpu=True), batch_size=5)
+    assert found.unreadable == []
     return metrics.compute()
 
 
@@ -102,6 +104,25 @@ def test_images_of_unknown_species_count_at_coarser_levels() -> None:
     results, whole = results_of(model, hidden, "joint"), results_of(model, dataset, "joint")
     assert results["any_decoding"]["genus/top1"] == whole["any_decoding"]["genus/top1"]
     assert sum(results["lca_heights"]["joint"]) == 27
+
+
+@pytest.mark.parametrize("levels", [None, ["genus"]])
+def test_predictions_of_each_image_are_those_of_single_images(levels: list[str] | None) -> None:
+    model, dataset = critters_model(levels), create_dataset("critters", "test", per_class=1)
+    metrics = ModelMetrics(model, ["joint"], torch.device("cpu"))
+    target, tree = labels_in(model.hierarchy, dataset), model.hierarchy
+    found = evaluate["score"](model, dataset, target, metrics, Accelerator(cpu=True), batch_size=5)
+    rows, predictor = list(prediction_rows(found, metrics.own, dataset)), Predictor(model)
+    assert [row["index"] for row in rows] == list(range(36))
+    for index in (0, 20, 35):
+        expected = {"index": index}
+        for level, log_probs in predictor._log_probs([dataset[index][0]]).items():
+            names, probability = tree.class_names(level), log_probs[0].exp()
+            expected |= {level: names[int(target[index, tree.depth(level)])]}
+            expected |= {f"predicted_{level}": names[int(probability.argmax())]}
+            expected |= {f"probability_{level}": pytest.approx(float(probability.max()), abs=1e-4)}
+        numbers = {key: float(value) for key, value in rows[index].items() if key.startswith("probability")}
+        assert rows[index] | numbers == expected
 
 
 class TestFiles:

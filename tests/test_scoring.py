@@ -11,9 +11,16 @@ from accelerate import Accelerator
 from conftest import SMALL
 from test_transformed_images import Counting
 
-from c2f_zoo import C2FModel, create_dataset, create_model
+from c2f_zoo import C2FModel, Hierarchy, create_dataset, create_model
 from c2f_zoo.data import HideLabels, create_transform, labels_of
-from c2f_zoo.evaluation.scoring import accuracy_rows, predict_labels, prediction_rows, score_images, validate
+from c2f_zoo.evaluation.scoring import (
+    Predictions,
+    accuracy_rows,
+    predict_labels,
+    prediction_rows,
+    score_images,
+    validate,
+)
 from c2f_zoo.inference.resolutions import levels_by_resolution, own_resolutions
 
 
@@ -49,12 +56,15 @@ def test_predictions_in_batches_equal_those_of_single_images(model: C2FModel) ->
     predictions = predict_labels(model, dataset, indices, levels_at, **HOW)
     assert predictions.index.tolist() == sorted(indices)
     assert torch.equal(predictions.truth, labels_of(dataset)[sorted(indices)])
+    assert predictions.probabilities.keys() == {None, 12}
     for resolution in (None, 12):
         transform = create_transform(model.config.preprocessing, resolution, train=False)
         with torch.no_grad():
             logits = model.eval()(torch.stack([transform(dataset[index][0]) for index in sorted(indices)]))
         for level in model.levels:
             assert torch.equal(predictions.labels[resolution][level], logits[level].argmax(dim=1))
+            expected = logits[level].softmax(dim=1).amax(dim=1)
+            torch.testing.assert_close(predictions.probabilities[resolution][level], expected)
 
 
 def test_accuracy_counts_known_labels_only(model: C2FModel) -> None:
@@ -79,7 +89,13 @@ def test_unreadable_images_are_listed_and_not_counted(model: C2FModel, cub_folde
     predictions = predict_labels(birds, dataset, range(8), {None: birds.levels}, on_error="skip", **HOW)
     assert predictions.unreadable == [2]
     assert predictions.accuracy("species", None)[1] == 7
-    assert [row["index"] for row in prediction_rows(predictions, own_resolutions(birds))] == [0, 1, 3, 4, 5, 6, 7]
+    rows = list(prediction_rows(predictions, own_resolutions(birds), dataset))
+    assert [row["index"] for row in rows] == [0, 1, 3, 4, 5, 6, 7]
+    assert [row["file"] for row in rows] == [str(dataset.paths[index]) for index in (0, 1, 3, 4, 5, 6, 7)]
+    assert "file" not in next(iter(prediction_rows(predictions, own_resolutions(birds))))
+    assert rows[0].keys() == {"index", "file"} | {
+        column for level in birds.levels for column in (level, f"predicted_{level}", f"probability_{level}")
+    }
     with pytest.raises(ValueError, match="no readable validation image has a label at 'family'"):
         validate(birds, dataset, [2], on_error="skip", **HOW)
     with pytest.raises(ValueError, match=r"image 2 .* cannot be used"):
@@ -91,3 +107,11 @@ def test_outputs_that_are_not_finite_are_an_error(model: C2FModel) -> None:
         model.head.get_classifier("genus").bias[0] = torch.inf
     with pytest.raises(ValueError, match="outputs at 'genus' are not finite for 2 of 2 images"):
         predict_labels(model, create_dataset("critters", "test", per_class=1), [0, 1], {None: model.levels}, **HOW)
+
+
+def test_levels_with_the_names_of_other_columns_have_columns_too() -> None:
+    tree = Hierarchy(("index", "file"), (("a", "b"), ("c", "d")), ((0, 1),))
+    labels: Any = {None: {"index": torch.tensor([1]), "file": torch.tensor([0])}}
+    predictions = Predictions(tree, torch.tensor([7]), torch.tensor([True]), torch.tensor([[1, 1]]), labels)
+    (row,) = prediction_rows(predictions, {"index": None, "file": None})
+    assert row == {"index": 7, "true_index": "b", "predicted_index": "b", "true_file": "d", "predicted_file": "c"}

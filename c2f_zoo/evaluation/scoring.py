@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from c2f_zoo.training.batches import ignore_signals
 from c2f_zoo.training.options import TrainOptions
 
 LevelsAt = Mapping[int | None, Sequence[str]]  # resolution -> levels to predict at it
+LevelScores = Mapping[int | None, Mapping[str, Tensor]]  # resolution -> level -> (N, classes)
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,7 @@ class Predictions:
         readable: bool (n,), false for unreadable images.
         truth: labels (n, levels of the tree); -1 for unknown labels and unreadable images.
         labels: resolution -> level -> predicted labels (n,).
+        probabilities: resolution -> level -> probabilities (n,) of these labels, in [0, 1]; empty if unknown.
     """
 
     hierarchy: Hierarchy
@@ -143,6 +145,7 @@ class Predictions:
     readable: Tensor
     truth: Tensor
     labels: dict[int | None, dict[str, Tensor]]
+    probabilities: dict[int | None, dict[str, Tensor]] = field(default_factory=dict)
 
     @property
     def unreadable(self) -> list[int]:
@@ -155,14 +158,24 @@ class Predictions:
         known = truth >= 0
         return (self.labels[resolution][level][known] == truth[known]).double().mean().item(), int(known.sum())
 
-    def select(self, mask: Tensor) -> Predictions:
-        """Return the predictions of the images of a mask (n,)."""
-        labels = {at: {level: column[mask] for level, column in found.items()} for at, found in self.labels.items()}
-        return Predictions(self.hierarchy, self.index[mask], self.readable[mask], self.truth[mask], labels)
+    def select(self, chosen: Tensor) -> Predictions:
+        """Return the predictions of the images of a mask (n,), or of int64 positions."""
+        labels, probabilities = (
+            {at: {level: column[chosen] for level, column in found.items()} for at, found in columns.items()}
+            for columns in (self.labels, self.probabilities)
+        )
+        rows = (self.index[chosen], self.readable[chosen], self.truth[chosen])
+        return Predictions(self.hierarchy, *rows, labels, probabilities)
 
 
 def predict_labels(
-    model: nn.Module, dataset: LabelledImages, indices: Sequence[int], levels_at: LevelsAt, **how: Any
+    model: nn.Module,
+    dataset: LabelledImages,
+    indices: Sequence[int],
+    levels_at: LevelsAt,
+    *,
+    accelerator: Accelerator,
+    **how: Any,
 ) -> Predictions:
     """Predict the labels of images of a dataset, gathered on every process.
 
@@ -171,31 +184,57 @@ def predict_labels(
         dataset: the dataset.
         indices: indices of the images in the dataset.
         levels_at: resolution in pixels (None: full size) -> levels to predict at it.
+        accelerator: the processes.
         **how: the other arguments of `score_images`.
     """
-    batches = gather_object(
-        [
-            replace(batch, logits={at: _argmax(logits) for at, logits in batch.logits.items()})
-            for batch in score_images(model, dataset, indices, levels_at, **how)
-        ]
-    )
-    index = torch.cat([batch.index for batch in batches])
-    order = index.argsort()
-    labels = {
-        at: {level: torch.cat([batch.logits[at][level] for batch in batches])[order] for level in levels}
-        for at, levels in levels_at.items()
+    log_probs = accelerator.unwrap_model(model).log_probs
+    parts = [
+        most_probable(
+            dataset.hierarchy, batch, batch.logits, {at: log_probs(logits) for at, logits in batch.logits.items()}
+        )
+        for batch in score_images(model, dataset, indices, levels_at, accelerator=accelerator, **how)
+    ]
+    return gather_predictions(parts)
+
+
+def most_probable(tree: Hierarchy, batch: ScoredBatch, scores: LevelScores, log_probs: LevelScores) -> Predictions:
+    """Return the most probable class of each level, and its probability.
+
+    Args:
+        tree: the dataset's tree.
+        batch: the images.
+        scores: resolution -> level -> scores (N, classes), the highest for the predicted class.
+        log_probs: the same for log-probabilities.
+    """
+    labels = {at: {level: z.argmax(dim=1) for level, z in found.items()} for at, found in scores.items()}
+    probabilities = {
+        at: {level: log_probs[at][level].gather(1, label[:, None])[:, 0].exp().cpu() for level, label in found.items()}
+        for at, found in labels.items()
     }
-    readable = torch.cat([batch.readable for batch in batches])[order]
-    truth = torch.cat([batch.truth for batch in batches])[order]
-    return Predictions(dataset.hierarchy, index[order], readable, truth, labels)
+    on_cpu = {at: {level: label.cpu() for level, label in found.items()} for at, found in labels.items()}
+    return Predictions(tree, batch.index, batch.readable, batch.truth, on_cpu, probabilities)
+
+
+def gather_predictions(parts: Sequence[Predictions]) -> Predictions:
+    """Join the predictions of all batches of all processes; all must call this function."""
+    parts = gather_object(list(parts))
+
+    def join(columns: Sequence[dict[int | None, dict[str, Tensor]]]) -> dict[int | None, dict[str, Tensor]]:
+        return {
+            at: {level: torch.cat([column[at][level] for column in columns]) for level in levels}
+            for at, levels in columns[0].items()
+        }
+
+    index, readable, truth = (
+        torch.cat([getattr(part, name) for part in parts]) for name in ("index", "readable", "truth")
+    )
+    labels, probabilities = (join([getattr(part, name) for part in parts]) for name in ("labels", "probabilities"))
+    joined = Predictions(parts[0].hierarchy, index, readable, truth, labels, probabilities)
+    return joined.select(joined.index.argsort())
 
 
 def _at_least_float32(logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {level: at_least_float32(z) for level, z in logits.items()}
-
-
-def _argmax(logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {level: z.argmax(dim=1).cpu() for level, z in logits.items()}
 
 
 def validate(
@@ -244,24 +283,36 @@ def accuracy_rows(predictions: Predictions, own: Mapping[str, int | None]) -> li
     return rows
 
 
-def prediction_rows(predictions: Predictions, own: Mapping[str, int | None]) -> Iterator[dict[str, Any]]:
-    """Yield a row for each readable image, with its true and predicted classes.
+def prediction_rows(
+    predictions: Predictions, own: Mapping[str, int | None], dataset: LabelledImages | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each readable image: its file, and for each level its true and predicted class.
 
-    Each level is predicted at its own resolution. Unknown true classes are empty, and so are repeats
-    in a tree whose `ragged` is `"stop"`.
+    Each level is predicted at its own resolution, with its probability. Unknown true classes are empty, and so are
+    repeats in a tree whose `ragged` is `"stop"`.
+
+    Args:
+        predictions: the predictions.
+        own: each level's own resolution.
+        dataset: the dataset, for the names of its files.
     """
     tree, true_labels = predictions.hierarchy, predictions.hierarchy.cut_repeats(predictions.truth)
+    paths = getattr(dataset, "paths", None)
     columns = {
-        level: found
+        level: (found, predictions.probabilities.get(resolution, {}).get(level))
         for resolution, labels in predictions.labels.items()
         for level, found in labels.items()
         if own[level] == resolution
     }
     for at in predictions.readable.nonzero()[:, 0].tolist():
-        row: dict[str, Any] = {"index": int(predictions.index[at])}
-        for level, found in columns.items():
+        index = int(predictions.index[at])
+        row: dict[str, Any] = {"index": index} | ({"file": str(paths[index])} if paths else {})
+        for level, (found, probabilities) in columns.items():
             names, depth = tree.class_names(level), tree.depth(level)
             truth, predicted = int(true_labels[at, depth]), int(found[at])
-            row[level] = names[truth] if truth >= 0 else ""
-            row[f"predicted_{level}"] = names[predicted] if predicted not in tree.left_out[depth] else ""
+            is_left_out = predicted in tree.left_out[depth]
+            row[level if level not in ("index", "file") else f"true_{level}"] = names[truth] if truth >= 0 else ""
+            row[f"predicted_{level}"] = "" if is_left_out else names[predicted]
+            if probabilities is not None:
+                row[f"probability_{level}"] = "" if is_left_out else f"{probabilities[at].item():.4f}"
         yield row
