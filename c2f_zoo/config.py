@@ -25,7 +25,9 @@ BATCH_NORMS = ("shared", "per_level")
 MAX_CONFIG_BYTES = 32 * 2**20
 MAX_NAME_LENGTH = 500
 MAX_LEVELS, MAX_CLASSES, MAX_TAPS = 32, 1_000_000, 64
-MAX_INPUT_SIZE = 4096
+MAX_INPUT_SIZE = 2048
+MAX_RESIZE = 2 * MAX_INPUT_SIZE  # shorter side of an image before the crop
+MAX_WIDTH = 4096  # numbers in a backbone's options
 MAX_INT = 2**32
 MIN_STD, MAX_MEAN = 1e-3, 10
 MAX_SEED = 2**63 - 1
@@ -42,6 +44,8 @@ WEIGHT_SOURCES = (
     "pretrained_backbone",
     "backbone_checkpoint",
 )
+# Options of timm for where and how a network is built; the caller of a model decides that.
+PLACES = ("device", "dtype")
 # Keys of config.json for timm; from_json ignores them.
 TIMM_KEYS = ("architecture", "num_classes", "label_names", "pretrained_cfg")
 
@@ -313,7 +317,7 @@ def _is_number(value: Any, whole: bool = False, most: int = MAX_INT) -> bool:
 
 def _option(name: str, value: Any, where: str) -> Any:
     """Validate an option of a part; none may make the part read or write a file."""
-    if name in WEIGHT_SOURCES or not name.isidentifier() or name.startswith("_"):
+    if name in (*WEIGHT_SOURCES, *PLACES) or not name.isidentifier() or name.startswith("_"):
         raise ValueError(f"the key {name!r} is not allowed in {where}")
     if isinstance(value, (list, tuple)) and len(value) <= MAX_OPTION_LENGTH:
         return [_option(name, item, where) for item in value]
@@ -344,9 +348,15 @@ def _check_sizes(config: ModelConfig) -> None:
     ):
         if number > most:
             raise ValueError(f"the configuration has {number} {what}; the limit is {most}")
+    preprocessing = config.preprocessing
+    if preprocessing.resize > MAX_RESIZE:
+        raise ValueError(
+            f"crop_pct {preprocessing.crop_pct} resizes images to {preprocessing.resize} pixels before the crop; the "
+            f"limit is {MAX_RESIZE}"
+        )
     for name, value in config.backbone_options.items():
-        if _largest(value) > MAX_INPUT_SIZE:
-            raise ValueError(f"backbone_options.{name} is {value}; the limit is {MAX_INPUT_SIZE}")
+        if _largest(value) > MAX_WIDTH:
+            raise ValueError(f"backbone_options.{name} is {value}; the limit is {MAX_WIDTH}")
     for level, resolution in config.resolutions.items():
         if resolution is not None and not 1 <= resolution <= MAX_INPUT_SIZE:
             raise ValueError(f"the resolution of {level} is {resolution}; it must be 1 to {MAX_INPUT_SIZE} pixels")

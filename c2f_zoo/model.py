@@ -6,20 +6,22 @@ import inspect
 import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from c2f_zoo.backbones import BACKBONES, TapBackbone, create_body
+from c2f_zoo.backbones.trace import copy_to_meta
 from c2f_zoo.config import WEIGHT_SOURCES, ModelConfig
 from c2f_zoo.heads import HEADS, Head, create_head
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.io import card, hub
 from c2f_zoo.io.deferred_init import DeferredInit
-from c2f_zoo.io.meta_build import MetaBuilder
+from c2f_zoo.io.meta_build import MetaBuilder, PeakMemory
 from c2f_zoo.io.weights import (
     CONFIG_FILE,
     atomic_save,
@@ -38,6 +40,8 @@ from c2f_zoo.registry import check_names
 _logger = logging.getLogger(__name__)
 
 README_FILE = "README.md"
+_LARGE = 1024  # pixels on a side; memory for smaller images is checked for untrusted models only
+MAX_MEMORY = 4 * 2**30  # bytes for the prediction of one image by an untrusted model
 _BODY = "backbone.body."  # prefix of the names of the backbone's weights
 
 
@@ -334,7 +338,10 @@ def build(config: ModelConfig, pretrained_backbone: bool = False) -> C2FModel:
         raise ValueError(f"pretrained weights of {config.backbone!r} are not finite, e.g. {bad[0]}; choose others")
     if isinstance(config.taps, int):
         kept = _with_aligned_maps(kept, backbone)
-    return _assemble(kept, backbone, lambda create, *args, **options: create(*args, **options))
+    model = _assemble(kept, backbone, lambda create, *args, **options: create(*args, **options))
+    if max(config.preprocessing.input_size) > _LARGE:
+        check_memory(model)  # or it could be trained, but not loaded
+    return model
 
 
 def _with_aligned_maps(config: ModelConfig, backbone: TapBackbone) -> ModelConfig:
@@ -359,8 +366,8 @@ def load_model(directory: str | Path) -> C2FModel:
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: the configuration is invalid, the network is far larger than its weights, or the weights do not
-            fit it.
+        ValueError: the configuration is invalid, the network is far larger than its weights, the weights do not fit it,
+            or the prediction of one image takes more than 4 GiB.
     """
     directory = Path(directory)
     path = find_file(directory, CONFIG_FILE)
@@ -374,11 +381,34 @@ def load_model(directory: str | Path) -> C2FModel:
         saved = {name.removeprefix(_BODY) for name in shapes if name.startswith(_BODY)}
         backbone = TapBackbone(body, config.taps, config.preprocessing.input_size, saved)
         model = _assemble(config, backbone, builder.build)
+        check_memory(model)
     except Exception as error:  # a backbone's constructor may raise any error for an invalid option
         raise ValueError(f"{path}: cannot build this model: {error}") from error
     load_weights(model, files)
     builder.fill_in()
     return model
+
+
+def check_memory(model: C2FModel) -> None:
+    """Check how much memory the prediction of one image takes, on the meta device.
+
+    It is the memory of feature maps and pooled vectors in float32, without the weights. Of a pooling or head that does
+    not run on the meta device, the memory is not known, and only the backbone's is checked.
+
+    Raises:
+        ValueError: it is more than `MAX_MEMORY`.
+    """
+    size = model.config.preprocessing.input_size
+    backbone, pooling, head = (copy_to_meta(part).eval() for part in (model.backbone, model.pooling, model.head))
+    with torch.no_grad(), PeakMemory() as memory:
+        maps = backbone(torch.empty(1, *size, device="meta"))
+        with suppress(NotImplementedError, RuntimeError):  # values of tensors are not known there
+            head(pooling(maps), model.levels)
+    if memory.peak > MAX_MEMORY:
+        raise ValueError(
+            f"the prediction of an image of {size[1]} x {size[2]} pixels takes about {memory.peak / 2**30:.1f} GiB "
+            f"beyond the weights; the limit is {MAX_MEMORY / 2**30:.0f} GiB. Choose a smaller input_size"
+        )
 
 
 def _create_body(name: str, **options: Any) -> tuple[nn.Module, DeferredInit]:

@@ -26,6 +26,7 @@ from c2f_zoo import C2FModel, Hierarchy, create_model
 from c2f_zoo.backbones import BACKBONES
 from c2f_zoo.config import WEIGHT_SOURCES, ModelConfig
 from c2f_zoo.io.weights import atomic_save, find_file, load_weights, weight_files, write_weights
+from c2f_zoo.model import build
 
 # Audit events while a model is loaded. An audit hook cannot be removed, so it records only while this is a list.
 EVENTS: list[tuple[str, Any]] | None = None
@@ -78,6 +79,9 @@ BAD = {
     "two sides": ({"preprocessing": {"input_size": [3, 64]}}, r"input_size is \[3, 64\], expected tuple\[int, int"),
     "a large input": ({"preprocessing": {"input_size": [3, 64, 10**6]}}, "has 1000000 pixels on a side"),
     "no input": ({"preprocessing": {"input_size": [3, 0, 64]}}, r"invalid input_size \(3, 0, 64\) or crop_pct"),
+    "a small crop": ({"preprocessing": {"crop_pct": 0.002}}, "crop_pct 0.002 resizes images to 32000 pixels before"),
+    "a device": ({"backbone_options": {"device": "meta"}}, "the key 'device' is not allowed in backbone_options"),
+    "a dtype": ({"pooling_options": {"dtype": "float16"}}, "the key 'dtype' is not allowed in pooling_options"),
     "no deviation": ({"preprocessing": {"std": [1, 1, 0]}}, r"std \(1, 1, 0\) must be in \[0.001, 10\]"),
     "a deviation that overflows": ({"preprocessing": {"std": [1, 1, 1e-40]}}, r"must be in \[0.001, 10\], for pixels"),
     "a mean of 8-bit values": ({"preprocessing": {"mean": [127.5] * 3}}, r"must be in \[-10, 10\], for pixels in \[0"),
@@ -225,6 +229,17 @@ def test_a_network_larger_than_its_weights_is_not_allocated(saved: Path, tmp_pat
         assert found and int(found[1]) < 500, f"{case}: {line} (MiB)"
 
 
+def test_a_model_that_takes_too_much_memory_is_an_error(saved: Path) -> None:
+    # An image of 512 channels and 2048 x 2048 pixels in float32 is 8 GiB; the maps of this network are small.
+    size = {"input_size": [512, 2048, 2048], "mean": [0.5] * 512, "std": [0.5] * 512}
+    change(saved, preprocessing=size, backbone_options={"in_chans": 512})
+    message = r"an image of 2048 x 2048 pixels takes about 8\.[0-3] GiB beyond the weights; the limit is 4 GiB"
+    with pytest.raises(ValueError, match=rf"config.json: cannot build this model: .*{message}"):
+        create_model(f"local-dir:{saved}")
+    with pytest.raises(ValueError, match=message):  # it could be trained, but not loaded
+        build(ModelConfig.from_json(saved / "config.json"))
+
+
 def test_a_backbone_that_cannot_be_built_on_meta_is_limited_too(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def reads_a_number(pretrained: bool = False, size: int = 1) -> torch.nn.Module:
         torch.zeros(1).item()
@@ -243,11 +258,11 @@ UNSAVABLE: dict[str, tuple[dict[str, Any], str]] = {
     "a class": ({"backbone_options": {"act_layer": torch.nn.GELU}}, "backbone_options.act_layer is <class .*an option"),
     "a large resolution": (
         {"resolutions": {"species": 5000}},
-        "resolution of species is 5000; it must be 1 to 4096 pixels",
+        "resolution of species is 5000; it must be 1 to 2048 pixels",
     ),
     "a large input": (
         {"input_size": 5000},
-        "the configuration has 5000 pixels on a side of the input; the limit is 4096",
+        "the configuration has 5000 pixels on a side of the input; the limit is 2048",
     ),
     "a long name": (
         {"hierarchy": Hierarchy(("kind",), (("a", "b" * 501),), ())},

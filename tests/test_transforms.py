@@ -63,6 +63,15 @@ def assert_same(a: Image.Image | Tensor, b: Image.Image | Tensor, filter: str = 
 
 
 class TestDegrade:
+    @pytest.mark.parametrize("as_tensor", [True, False])
+    def test_a_line_of_pixels_is_an_error(self, as_tensor: bool) -> None:
+        image = Image.new("RGB", (20000, 1))
+        with pytest.raises(
+            ValueError, match="20000 x 1 pixels, resized to 10240000 x 512, exhausts the memory; crop it"
+        ):
+            Degrade(None, size=512)(pil_to_tensor(image) if as_tensor else image)
+        assert Degrade(None)(image).size == (20000, 1)
+
     @pytest.mark.parametrize(("filter", "kernel"), [("bilinear", triangle), ("bicubic", cubic)])
     @pytest.mark.parametrize(("height", "width", "small"), [(40, 61, (16, 24)), (61, 40, (24, 16))])
     def test_equals_the_filter_in_float64(

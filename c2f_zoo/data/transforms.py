@@ -45,7 +45,8 @@ class Degrade(nn.Module):
         measure: `"side"`, or `"area"`: shrink to `resolution ** 2` pixels, keeping the aspect ratio.
 
     Raises:
-        ValueError: a number is less than 1, a name is unknown, or (when called) the filter does not support tensors.
+        ValueError: a number is less than 1, a name is unknown, or (when called) the filter does not support tensors or
+            the result has more than `PIL.Image.MAX_IMAGE_PIXELS` pixels.
 
     Examples:
         >>> Degrade(64)(Image.new("RGB", (500, 300))).size
@@ -82,6 +83,10 @@ class Degrade(nn.Module):
         height, width = v2.functional.get_size(image)
         small = resize(image, self._shrunk(height, width), self.filter)
         size = (height, width) if self.size is None else to_shorter_side(height, width, self.size)
+        if Image.MAX_IMAGE_PIXELS is not None and size[0] * size[1] > max(Image.MAX_IMAGE_PIXELS, height * width):
+            raise ValueError(
+                f"an image of {width} x {height} pixels, resized to {size[1]} x {size[0]}, exhausts the memory; crop it"
+            )
         return resize(small, size, self.up_filter)
 
     def _shrunk(self, height: int, width: int) -> tuple[int, int]:

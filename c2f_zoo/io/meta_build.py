@@ -8,7 +8,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 # The whole network is built before unused layers are removed: VGG-16 has nine times the weights that remain.
 FACTOR, SLACK_NUMBERS = 32, 2**28
@@ -112,6 +115,35 @@ class _SizeLimit(TorchFunctionMode):
         result = func(*args, **kwargs)
         if isinstance(result, Tensor):
             self.builder.check(_size(result))
+        return result
+
+
+class PeakMemory(TorchDispatchMode):
+    """The peak memory in bytes of the tensors that this thread creates; on the meta device, without taking any.
+
+    Memory that an operation takes while it runs is not counted.
+
+    Examples:
+        >>> with PeakMemory() as memory:
+        ...     for _ in range(10):
+        ...         y = torch.ones(1000, device="meta") + 1
+        >>> memory.peak
+        12000
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._live: dict[int, tuple[StorageWeakRef, int]] = {}  # address of a storage -> it, and its size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self._live = {key: value for key, value in self._live.items() if not value[0].expired()}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self._live[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.peak = max(self.peak, sum(size for _, size in self._live.values()))
         return result
 
 

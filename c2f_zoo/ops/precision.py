@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ def check_finite(logits: Mapping[str, Tensor]) -> None:
 
 def without_autocast(x: Tensor) -> Any:
     """Return a context manager that disables autocast on the device of `x`."""
-    return torch.autocast(x.device.type, enabled=False)
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def is_exporting() -> bool:
@@ -80,7 +81,7 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         tensor([[[120000.]]])
     """
     kernel = weight[:, :, None, None]
-    dtype = x.dtype if torch.is_autocast_enabled(x.device.type) else weight.dtype
+    dtype = x.dtype if _is_autocast_enabled(x) else weight.dtype
     if compute_dtype(x, weight) != torch.float16:
         return at_least_float32(F.conv2d(x.to(dtype), kernel, bias).flatten(2))
     scale = power_of_two_above(x)
@@ -90,10 +91,13 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
     """Return the dtype of a projection of `x`: autocast's or the weight's."""
-    device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
+    if _is_autocast_enabled(x) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(x.device.type)
     return weight.dtype
+
+
+def _is_autocast_enabled(x: Tensor) -> bool:
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)  # the meta device has no autocast
 
 
 def power_of_two_above(x: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from c2f_zoo.pooling.checks import check_channels, check_num_maps
 from c2f_zoo.pooling.multilinear import projection
 from c2f_zoo.pooling.registry import register_pooling
 
+_MAX_ITERATIONS = 100
+
 
 @register_pooling("isqrt_cov")
 class IsqrtCovPooling(Pooling):
@@ -25,12 +27,12 @@ class IsqrtCovPooling(Pooling):
     Args:
         in_channels: number of channels of the one map.
         dim: channels d after the reduction; None for no reduction. The vector has d (d + 1) / 2 entries.
-        iterations: Newton-Schulz iterations, >= 1. In float32 more than 20 may diverge if the covariance is singular,
-            as with fewer locations than channels.
+        iterations: Newton-Schulz iterations, 1 to 100. In float32 more than 20 may diverge if the covariance is
+            singular, as with fewer locations than channels.
         grad_eps: bound on the gradient of the trace's root, see `c2f_zoo.ops.signed_sqrt`.
 
     Raises:
-        ValueError: the number of maps is not 1, or `iterations` is below 1.
+        ValueError: the number of maps is not 1, or `iterations` is not in 1..100.
     """
 
     description = "The upper triangle of the square root of the covariance, by Newton-Schulz"
@@ -42,8 +44,8 @@ class IsqrtCovPooling(Pooling):
         self, in_channels: Sequence[int], dim: int | None = 256, iterations: int = 5, grad_eps: float = 1e-4
     ) -> None:
         check_num_maps("isqrt_cov", in_channels, allowed=[1])
-        if iterations < 1:
-            raise ValueError(f"isqrt_cov requires iterations >= 1, not {iterations}")
+        if not 1 <= iterations <= _MAX_ITERATIONS:
+            raise ValueError(f"isqrt_cov requires iterations in 1..{_MAX_ITERATIONS}, not {iterations}")
         width = dim or in_channels[0]
         super().__init__(in_channels, out_features=width * (width + 1) // 2)
         self.iterations = iterations

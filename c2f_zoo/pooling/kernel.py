@@ -15,6 +15,7 @@ from c2f_zoo.pooling.base import Pooling
 from c2f_zoo.pooling.checks import check_channels, check_num_maps
 from c2f_zoo.pooling.registry import register_pooling
 
+_MAX_ORDER = 64
 _SHORTEST = 1e-2  # the gradient of a unit vector treats shorter vectors as if they had this length
 
 
@@ -32,7 +33,7 @@ class KernelPooling(Pooling):
 
     Args:
         in_channels: number of channels of the one map.
-        max_order: p, >= 1.
+        max_order: p, 1 to 64.
         dim: length d of each sketch; the vector has C + (p - 1) d entries, for 512 channels 12 800.
         gamma: parameter of the Gaussian kernel, > 0.
         coefficients: a_i^2 for i = 1..p, >= 0; None for the Gaussian kernel's.
@@ -41,7 +42,8 @@ class KernelPooling(Pooling):
         grad_eps: bound on the root's gradient, see `c2f_zoo.ops.signed_sqrt`.
 
     Raises:
-        ValueError: the number of maps is not 1, `max_order` is below 1, or the coefficients are not p numbers >= 0.
+        ValueError: the number of maps is not 1, `max_order` is not in 1..64, or the coefficients are not p numbers
+            >= 0.
     """
 
     description = "A compact Taylor series of a kernel: `concat(a_1 X, a_2 TS_2(X), ..., a_p TS_p(X))`"
@@ -62,8 +64,8 @@ class KernelPooling(Pooling):
         grad_eps: float = 1e-4,
     ) -> None:
         check_num_maps("kernel", in_channels, allowed=[1])
-        if max_order < 1:
-            raise ValueError(f"kernel requires max_order >= 1, not {max_order}")
+        if not 1 <= max_order <= _MAX_ORDER:
+            raise ValueError(f"kernel requires max_order in 1..{_MAX_ORDER}, not {max_order}")
         if coefficients is None:
             orders = range(1, max_order + 1)
             coefficients = [math.exp(-2 * gamma) * (2 * gamma) ** order / math.factorial(order) for order in orders]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import combinations
 
 from c2f_zoo.pooling.checks import Align
 from c2f_zoo.pooling.multilinear import L2, MultilinearPooling
 from c2f_zoo.pooling.registry import register_pooling
+
+_MAX_TERMS = 1000
 
 
 @register_pooling("mlp")
@@ -27,7 +30,7 @@ class MlpPooling(MultilinearPooling):
         impl: the implementation, see [fast pooling](../explanation/fast-pooling.md). Default: chosen automatically.
 
     Raises:
-        ValueError: fewer than two maps, or `max_order` is below 2.
+        ValueError: fewer than two maps, `max_order` is below 2, or there are over 1000 products.
     """
 
     description = "Three pairs and one triple: `concat(UX*VY, UX*WZ, VY*WZ, UX*VY*WZ)`"
@@ -47,6 +50,8 @@ class MlpPooling(MultilinearPooling):
             raise ValueError(f"mlp pools 2 or more maps, not {len(in_channels)}; name that many taps")
         if max_order < 2:
             raise ValueError(f"mlp requires max_order >= 2, not {max_order}")
-        indices = range(len(in_channels))
-        terms = [term for order in range(2, max_order + 1) for term in combinations(indices, order)]
+        count, orders = len(in_channels), range(2, min(max_order, len(in_channels)) + 1)
+        if sum(math.comb(count, order) for order in orders) > _MAX_TERMS:
+            raise ValueError(f"{count} maps have over {_MAX_TERMS} products of up to {max_order}; lower max_order")
+        terms = [term for order in orders for term in combinations(range(count), order)]
         super().__init__(in_channels, terms, None, dim, grad_eps, l2, align, impl)
