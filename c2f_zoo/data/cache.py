@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
+from c2f_zoo.data.formats import UnsupportedImageError, check_is_file
 from c2f_zoo.data.registry import IndexedImages, LabelledImages, labels_of
 from c2f_zoo.data.transformed_images import UNREADABLE, load_image
 from c2f_zoo.data.transforms import Degrade
@@ -150,8 +151,9 @@ def _key(paths: Sequence[Path], settings: dict[str, Any]) -> str:
 
 def _digest(path: Path) -> bytes:
     try:
+        check_is_file(path)
         return hashlib.sha256(path.read_bytes()).digest()
-    except OSError:
+    except (OSError, UnsupportedImageError):
         return bytes(_DIGEST)  # reading the image will raise the error
 
 

@@ -12,7 +12,6 @@ from statistics import median_low
 from typing import NamedTuple
 
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -23,6 +22,7 @@ from c2f_zoo.data.cub import FILES as CUB_FILES
 from c2f_zoo.data.cub import cub_folder, list_cub
 from c2f_zoo.data.files import MAX_SHOWN, TOO_FEW, Entry, Listing, assign_splits, nonempty_splits
 from c2f_zoo.data.folder import list_folder
+from c2f_zoo.data.formats import open_image
 from c2f_zoo.data.images import read_image
 from c2f_zoo.data.registry import SPLITS
 from c2f_zoo.data.splits import stratified_split
@@ -112,7 +112,7 @@ def _inspect(path: Path) -> ImageInfo | str:
     """Decode an image; return information on it, or the error."""
     try:
         image = read_image(path)
-        with Image.open(path) as file:
+        with open_image(path) as file:
             image_format = f"{file.format} {file.mode}"
         file_digest = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
     except (ValueError, OSError) as error:

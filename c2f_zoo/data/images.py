@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +13,13 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
+from c2f_zoo.data.formats import UnsupportedImageError, open_image, strip_png, supported_formats
+from c2f_zoo.paths import expand
+
 ImageLike: TypeAlias = "str | os.PathLike[str] | BinaryIO | Image.Image | np.ndarray | Tensor"
 
 _MAX_ELONGATION = 100  # longer side over shorter; a few kB of a line of pixels, resized by its width, take gigabytes
 _LAYOUTS = {"array": "(height, width, channels)", "tensor": "(channels, height, width)"}
-
-
-class _UnsupportedError(Exception):
-    """An image whose content cannot be converted."""
 
 
 def read_image(path: str | Path | BinaryIO, shorter_side: int | None = None) -> Image.Image:
@@ -27,17 +27,19 @@ def read_image(path: str | Path | BinaryIO, shorter_side: int | None = None) -> 
 
     Grey, palette, CMYK, 1-bit and 16-bit images are converted (16 bits are scaled, not clipped), transparent pixels are
     blended with white, and the EXIF orientation is applied. An animation yields its first frame. Colour profiles are
-    not applied, as in other loaders.
+    not applied, as in other loaders. Metadata may be damaged or long.
 
     Args:
-        path: the file, or an open file, in any format that Pillow reads.
+        path: the file, or an open file: AVIF, BMP, GIF, JPEG, JPEG 2000, MPO, PNG, PPM, QOI, TIFF, WebP, or with
+            pillow-heif HEIC. `~` is the home folder.
         shorter_side: minimum length of the shorter side in pixels, >= 1; a larger JPEG is decoded at 1/2, 1/4 or 1/8 of
             its size if the result is long enough, which is faster. None decodes at full size.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file is not an image or is damaged, the range of its values is unknown (32-bit, float), it has
-            more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or one side is over 100 times as long as the other.
+        ValueError: the file is not an image, is damaged or of another format; the range of its values is unknown
+            (32-bit, float), it has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or one side is over 100 times as long
+            as the other.
 
     Examples:
         >>> Image.new("L", (400, 300), 77).save("grey.jpg")
@@ -46,8 +48,23 @@ def read_image(path: str | Path | BinaryIO, shorter_side: int | None = None) -> 
         >>> read_image("grey.jpg", shorter_side=100).size
         (200, 150)
     """
-    with _translate_errors(str(path)), Image.open(path) as image:
-        return _to_upright_rgb(image, shorter_side)
+    with _translate_errors(str(path)):
+        return _decode(expand(path) if isinstance(path, (str, Path)) else path, shorter_side)
+
+
+def _decode(file: str | Path | BinaryIO, shorter_side: int | None) -> Image.Image:
+    """Decode a file; a PNG without its metadata if that fails."""
+    try:
+        with open_image(file) as image:
+            return to_upright_rgb(image, shorter_side)
+    except (FileNotFoundError, UnsupportedImageError):
+        raise
+    except (OSError, SyntaxError, ValueError):
+        stripped = strip_png(file)
+        if stripped is None:
+            raise
+        with open_image(io.BytesIO(stripped)) as image:
+            return to_upright_rgb(image, shorter_side)
 
 
 def prepare_image(image: ImageLike) -> Image.Image:
@@ -82,7 +99,7 @@ def prepare_image(image: ImageLike) -> Image.Image:
         )
     name = getattr(image, "filename", "") or f"of {image.width} x {image.height} pixels and mode {image.mode}"
     with _translate_errors(str(name)):
-        return _to_upright_rgb(image)
+        return to_upright_rgb(image)
 
 
 @contextlib.contextmanager
@@ -92,7 +109,7 @@ def _translate_errors(name: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no image {name}") from None
-    except _UnsupportedError as error:
+    except UnsupportedImageError as error:
         raise ValueError(f"cannot read the image {name}: {error}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # the warning, where warnings are errors
         raise ValueError(f"cannot read the image {name}: {_too_large()}") from None
@@ -100,11 +117,20 @@ def _translate_errors(name: str) -> Iterator[None]:
         raise ValueError(f"cannot read the image {name}: {error}; replace or remove it") from error
 
 
-def _to_upright_rgb(image: Image.Image, shorter_side: int | None = None) -> Image.Image:
-    """Return an image as upright RGB without metadata; it is returned itself if it is that already."""
+def to_upright_rgb(image: Image.Image, shorter_side: int | None = None) -> Image.Image:
+    """Convert an image to upright RGB without metadata; it is returned itself if it is that already.
+
+    Args:
+        image: the image; it is loaded, but not changed.
+        shorter_side: as in `read_image`, for a file that is not loaded yet.
+
+    Raises:
+        UnsupportedImageError: its format is not in `FORMATS`, it has too many pixels or is too long, or the range of
+            its values is unknown.
+    """
     problem = _unsupported_reason(image)
     if problem is not None:
-        raise _UnsupportedError(problem)
+        raise UnsupportedImageError(problem)
     if shorter_side is not None:
         image.draft("RGB", (shorter_side, shorter_side))
     image.load()
@@ -127,6 +153,8 @@ def _orientation_of(image: Image.Image) -> int:
 
 def _unsupported_reason(image: Image.Image) -> str | None:
     """Return the reason if an opened image is unsupported, or None."""
+    if image.format is not None and image.format not in supported_formats():
+        return f"its format {image.format} is unsupported; convert it to PNG"
     if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
         return _too_large()
     if max(image.size) > _MAX_ELONGATION * min(image.size):

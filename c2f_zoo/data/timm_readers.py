@@ -16,7 +16,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from c2f_zoo.data.files import ImageFiles
-from c2f_zoo.data.images import apply_orientation, read_image
+from c2f_zoo.data.formats import UnsupportedImageError, no_ghostscript
+from c2f_zoo.data.images import read_image, to_upright_rgb
 from c2f_zoo.data.registry import SPLITS, IndexedImages, LabelledImages, check_split, register_dataset
 from c2f_zoo.data.sources import Relabelled, labels_by_index, labels_by_name
 from c2f_zoo.hierarchy import Hierarchy, open_hierarchy
@@ -203,9 +204,10 @@ def _stream(splits_of: Callable[[Any], Collection[str]], data: Any, source: str)
     if reader.dist_num_replicas > 1:
         raise ValueError(f"timm splits the stream {source} between processes; use one process, or 'hfds/'")
     images, labels = [], []
-    for image, label in tqdm(data, total=len(data) or None, desc=f"reading {source}", disable=None):
-        images.append(_encode(image))
-        labels.append(label.item() if hasattr(label, "item") else label)
+    with no_ghostscript():
+        for image, label in tqdm(data, total=len(data) or None, desc=f"reading {source}", disable=None):
+            images.append(_encode(image))
+            labels.append(label.item() if hasattr(label, "item") else label)
     if reader.num_samples not in (0, len(labels)):
         warnings.warn(
             f"{source} should have {reader.num_samples} images, but timm returned {len(labels)}; it leaves out "
@@ -217,12 +219,13 @@ def _stream(splits_of: Callable[[Any], Collection[str]], data: Any, source: str)
 
 def _encode(image: Image.Image) -> bytes:
     """Encode a loaded image so that `read_image` treats it like the original file."""
-    apply_orientation(image)  # a copy in another format may lose it
-    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "F"):
-        image = image.convert("RGB")
-    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
-        image_format, options = "TIFF", {}  # keeps the values, so that read_image raises an error
-    elif image.mode == "RGB" and not image.has_transparency_data and max(image.size) <= _MAX_WEBP:
+    try:
+        image = to_upright_rgb(image)
+    except UnsupportedImageError:  # reading the copy raises the error again
+        image = image if image.mode in ("I", "F") else image.convert("RGB")
+    if image.mode != "RGB":
+        image_format, options = "TIFF", {}
+    elif max(image.size) <= _MAX_WEBP:
         # 1.1 bytes a pixel instead of 1.5 with PNG, at the same speed (images of CUB).
         image_format, options = "WEBP", {"lossless": True, "quality": 0, "method": 0}
     else:
