@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 
-def expand(path: str | Path) -> Path:
+def expand(path: str | os.PathLike[str]) -> Path:
     """Return a path with a leading `~` replaced by the home folder, as a shell does.
 
     A file whose name only starts with `~`, such as `~backup.png`, is itself.

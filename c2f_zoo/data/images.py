@@ -49,7 +49,7 @@ def read_image(path: str | Path | BinaryIO, shorter_side: int | None = None) -> 
         (200, 150)
     """
     with _translate_errors(str(path)):
-        return _decode(expand(path) if isinstance(path, (str, Path)) else path, shorter_side)
+        return _decode(expand(path) if isinstance(path, (str, os.PathLike)) else path, shorter_side)
 
 
 def _decode(file: str | Path | BinaryIO, shorter_side: int | None) -> Image.Image:
