@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from jsonargparse import auto_cli
 
-from c2f_zoo.data import create_dataset, labels_of, train_and_val
+from c2f_zoo.data import create_dataset, labels_of, notes_of, train_and_val
 from c2f_zoo.decoding import DECODINGS
 from c2f_zoo.evaluation.probe import LabelledFeatures, Probe, extract_features, probe_head, probe_linear, score_probe
 from c2f_zoo.evaluation.report import metrics_table, print_tables
@@ -63,6 +63,8 @@ def main(
     if not val_indices:
         raise ValueError("val_fraction is 0: there are no validation images to choose the penalty; set it above 0")
     test_set = create_dataset(dataset, "test", **dataset_options)
+    for line in notes_of(train_set, test_set):
+        print(line)
     tree = train_set.hierarchy
     model = create_model("mlph", hierarchy=tree, pooling="avg", **model_options).eval()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -22,7 +22,7 @@ from jsonargparse import auto_cli
 from torch import Tensor
 
 import c2f_zoo
-from c2f_zoo.data import LabelledImages, create_dataset, name_of, read_error
+from c2f_zoo.data import LabelledImages, create_dataset, name_of, notes_of, read_error
 from c2f_zoo.decoding import DECODINGS, list_decodings, marginalize
 from c2f_zoo.evaluation.confusion import has_confusion, write_confusions
 from c2f_zoo.evaluation.labels import labels_in
@@ -76,6 +76,8 @@ def main(
     with accelerator.local_main_process_first():  # one process downloads
         images = create_dataset(name, split, **options)
     target = labels_in(model.hierarchy, images)
+    for line in notes_of(images):
+        accelerator.print(line)
 
     metrics = ModelMetrics(model, decodings, accelerator.device)
     loading: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "on_error": on_error}

@@ -27,7 +27,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from c2f_zoo.config import format_resolution
-from c2f_zoo.data import LabelledImages, labels_of, train_and_val
+from c2f_zoo.data import LabelledImages, labels_of, notes_of, train_and_val
 from c2f_zoo.data.image_sizes import median_side
 from c2f_zoo.evaluation.plots import plot_resolution_curves
 from c2f_zoo.evaluation.provenance import describe_machine
@@ -156,9 +156,9 @@ def set_up(options: SearchOptions, run: Path | None, accelerator: Accelerator) -
             raise ValueError("val_fraction is 0: there are no validation images to search on; set it above 0")
         check_labels(labels_of(images)[train_indices], model, "training")
         check_labels(labels_of(images)[val_indices], model, "validation")
-        if not run:
-            for line in advise(options, model, images, train_indices):
-                accelerator.print(f"advice: {line}")
+        advice = [] if run else [f"advice: {line}" for line in advise(options, model, images, train_indices)]
+        for line in [*notes_of(images), *advice]:
+            accelerator.print(line)
         side = median_side(images, val_indices, model.config.preprocessing)
         images = cache_images(images, options.cache, model.config.preprocessing)
     return Data(images, train_indices, val_indices), model, side

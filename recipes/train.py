@@ -26,7 +26,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from c2f_zoo.data import LabelledImages, create_dataset, labels_of, train_and_val
+from c2f_zoo.data import LabelledImages, create_dataset, labels_of, notes_of, train_and_val
 from c2f_zoo.evaluation.report import accuracy_table, print_tables
 from c2f_zoo.evaluation.run_report import record_start, write_run_report
 from c2f_zoo.evaluation.scoring import (
@@ -123,7 +123,8 @@ def set_up(
     check_labels(labels_of(dataset)[train_indices], model, "training")
     check_labels(labels_of(dataset)[val_indices or train_indices], model, "validation")
     check_labels(labels_of(test_set), model, "test")
-    for line in find_overridden(options, model, len(train_indices), accelerator.num_processes):
+    overridden = find_overridden(options, model, len(train_indices), accelerator.num_processes)
+    for line in [*notes_of(dataset, test_set), *overridden]:
         accelerator.print(line)
     for line in advise(options, model, dataset, train_indices):
         accelerator.print(f"advice: {line}")

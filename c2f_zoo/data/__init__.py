@@ -8,7 +8,15 @@ from c2f_zoo.data.cache import CachedImages
 from c2f_zoo.data.derived import HideLabels, Joined
 from c2f_zoo.data.files import ImageFiles
 from c2f_zoo.data.images import ImageLike, prepare_image, read_image
-from c2f_zoo.data.registry import DATASETS, LabelledImages, create_dataset, labels_of, list_datasets, register_dataset
+from c2f_zoo.data.registry import (
+    DATASETS,
+    LabelledImages,
+    create_dataset,
+    labels_of,
+    list_datasets,
+    notes_of,
+    register_dataset,
+)
 from c2f_zoo.data.splits import stratified_split, train_and_val
 from c2f_zoo.data.transformed_images import TransformedImages, load_image, name_of, read_error
 from c2f_zoo.data.transforms import Degrade, Normalize, create_transform, create_views
@@ -35,6 +43,7 @@ __all__ = [
     "list_datasets",
     "load_image",
     "name_of",
+    "notes_of",
     "prepare_image",
     "read_error",
     "read_image",

@@ -19,9 +19,10 @@ from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
 from c2f_zoo.data.formats import UnsupportedImageError, check_is_file
-from c2f_zoo.data.registry import IndexedImages, LabelledImages, labels_of
+from c2f_zoo.data.registry import IndexedImages, LabelledImages, labels_of, notes_of
 from c2f_zoo.data.transformed_images import UNREADABLE, load_image
 from c2f_zoo.data.transforms import Degrade
+from c2f_zoo.paths import expand
 
 _FORMAT = 1  # increment it if the content of the file changes
 _CHUNK = 64  # images in memory while a file is written
@@ -77,10 +78,11 @@ class CachedImages(IndexedImages):
         self.targets = dataset.targets
         self.labels: Tensor = labels_of(dataset)
         self.paths = list(paths)
+        self.notes = notes_of(dataset)
         self.shorter_side = shorter_side
         self._resize = Degrade(None, size=shorter_side, up_filter=filter)
         settings = {"format": _FORMAT, "shorter_side": shorter_side, "filter": filter, "pillow": PIL.__version__}
-        self.file = Path(folder) / f"images-{_key(self.paths, settings)}.cache"
+        self.file = expand(folder) / f"images-{_key(self.paths, settings)}.cache"
         if not _is_intact(self.file):
             self._build()
         self._pixels: np.ndarray | None = None  # mapped when first needed, in each process

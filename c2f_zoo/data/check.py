@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
@@ -27,6 +28,7 @@ from c2f_zoo.data.images import read_image
 from c2f_zoo.data.registry import SPLITS
 from c2f_zoo.data.splits import stratified_split
 from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.paths import expand
 
 
 class ImageInfo(NamedTuple):
@@ -62,14 +64,14 @@ def list_images(
         FileNotFoundError: the path does not exist.
         ValueError: an option does not apply to this kind of dataset.
     """
-    path = Path(path)
+    path = expand(path)
     if path.suffix.lower() == ".csv":
         if hierarchy is None:
             raise ValueError(f"{path} needs a tree; pass a CSV file or the name of a tree as --hierarchy")
         return list_csv(path, hierarchy, root, levels, ragged)
     if root is not None:
         raise ValueError(f"--root {root} applies to CSV files only, and {path} is not one")
-    if (cub_folder(path) / CUB_FILES[0]).is_file():
+    if os.path.isfile(cub_folder(path) / CUB_FILES[0]):
         if levels is not None:
             raise ValueError(f"--levels applies to class folders only, and {path} has CUB-200-2011's layout")
         return list_cub(path, hierarchy or "cub")

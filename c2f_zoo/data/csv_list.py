@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from c2f_zoo.data.files import SPLIT_NAMES, Entry, ImageFiles, Listing, labels_by_suffix
+from c2f_zoo.data.files import INEXACT, Entry, ImageFiles, Listing, find_file, match_labels
 from c2f_zoo.data.registry import SPLITS, register_dataset
+from c2f_zoo.data.split_names import UNCLEAR, explain_unclear, split_of
 from c2f_zoo.hierarchy import Hierarchy, open_hierarchy
+from c2f_zoo.hierarchy.names import normalize_name
 from c2f_zoo.hierarchy.reading import Row, read_csv_rows
+from c2f_zoo.paths import expand
 from c2f_zoo.registry import unknown_name
 
 
@@ -28,13 +31,15 @@ def csv(
 ) -> ImageFiles:
     """Open a dataset listed in a CSV file.
 
-    The file is UTF-8 with the header `path,label` or `path,label,split`. A label is the name of a class of any level of
+    The file is UTF-8 with the header `path,label` or `path,label,split`. A path is relative to `root`; backslashes and
+    spaces at its ends are understood. A label is the name of a class of any level of
     the tree; if several classes have the name, it is the finest of them. An image labelled with a genus has no species
     label. Classes without images are kept.
 
     Args:
-        file: the CSV file. Its splits are `train`, `test` and optionally `val` (or `valid`, `validation`). Without that
-            column, a seeded split takes the same fraction of each class for the test set.
+        file: the CSV file. Its splits are `train`, `test` and optionally `val`, in any case; `training`, `testing`,
+            `valid`, `dev` and the like are understood. Without that column, a seeded split takes the same fraction of
+            each class for the test set.
         split: `"train"`, `"val"` or `"test"`. Without test images, those of `val` are used.
         hierarchy: path of the tree's CSV file, name of a registered tree, or a tree.
         root: the folder to which the paths are relative; default: the folder of the CSV file.
@@ -69,7 +74,7 @@ def list_csv(
     ragged: str | None = None,
 ) -> Listing:
     """Return the listing of `csv`, including errors."""
-    file = Path(file)
+    file = expand(file)
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}")
     tree = open_hierarchy(hierarchy, levels, ragged)
@@ -84,9 +89,10 @@ def list_csv(
         return listing
     if len(rows) == 1:
         errors.append("there is no row below the header")
-    root = file.parent if root is None else Path(root)
-    lines = _drop_repeated(_read_lines(rows[1:], header, errors), root, listing)
-    labels = labels_by_suffix(tree)
+    root = file.parent if root is None else expand(root)
+    lines = _drop_repeated(_read_lines(rows[1:], header, root, errors), listing)
+    labels, inexact = match_labels(dict.fromkeys((line.label,) for line in lines), tree)
+    listing.warnings[INEXACT] += inexact
     places: dict[str, list[str]] = defaultdict(list)  # of the classes outside the tree
     for line in lines:
         if (line.label,) not in labels:
@@ -94,7 +100,7 @@ def list_csv(
     unknown = {name: where + (f" and {len(more)} more" if more else "") for name, (where, *more) in places.items()}
     listing.add_unknown_classes(unknown, [name for names in tree.classes for name in names])
     no_label = (-1,) * len(tree.levels)
-    listing.entries = [Entry(root / line.path, labels.get((line.label,), no_label), line.split) for line in lines]
+    listing.entries = [Entry(line.file, labels.get((line.label,), no_label), line.split) for line in lines]
     listing.add_missing_files()
     listing.complete_splits()
     return listing
@@ -102,32 +108,37 @@ def list_csv(
 
 class _Line(NamedTuple):
     location: str
-    path: str
+    path: str  # as it is written
+    file: Path
     label: str
     split: str
 
 
-def _read_lines(rows: Sequence[Row], header: Sequence[str], errors: list[str]) -> list[_Line]:
+def _read_lines(rows: Sequence[Row], header: Sequence[str], root: Path, errors: list[str]) -> list[_Line]:
     """Return the valid rows; add the errors of the others."""
     lines = []
     for location, cells in rows:
-        named = dict(zip(header, (cell.strip() for cell in cells), strict=False))
+        written = dict(zip(header, cells, strict=False))
+        named = {column: cell.strip() for column, cell in written.items()}
         found = [f"{column} is empty" for column in header if not named.get(column, "")]
         if len(cells) != len(header):
             found = [f"{len(cells)} cells, not {len(header)}: {','.join(cells)}"]
-        elif named.get("split") and named["split"] not in SPLIT_NAMES:
-            found.append(str(unknown_name("split", named["split"], SPLITS)))
+        split = named.get("split", "")
+        if len(cells) == len(header) and split and split_of(split) not in SPLITS:
+            unclear = split_of(split) == UNCLEAR
+            found.append(explain_unclear(split) if unclear else str(unknown_name("split", split, SPLITS)))
         errors += [f"{location}: {error}" for error in found]
         if not found:
-            lines.append(_Line(location, named["path"], named["label"], SPLIT_NAMES.get(named.get("split", ""), "")))
+            label = normalize_name(named["label"])
+            lines.append(_Line(location, named["path"], find_file(root, written["path"]), label, split_of(split)))
     return lines
 
 
-def _drop_repeated(lines: Sequence[_Line], root: Path, listing: Listing) -> list[_Line]:
+def _drop_repeated(lines: Sequence[_Line], listing: Listing) -> list[_Line]:
     """Return one line for each image; add an error if its lines disagree."""
     first: dict[str, _Line] = {}
     for line in lines:
-        before = first.setdefault(os.path.abspath(root / line.path), line)  # a path may be spelled in several ways
+        before = first.setdefault(os.path.abspath(line.file), line)  # a path may be spelled in several ways
         if before.label != line.label:
             both = f"{before.label!r} ({before.location}) and {line.label!r} ({line.location})"
             listing.errors["images with two labels"].append(f"{line.path}: {both}")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from c2f_zoo.data.archives import download_file, extract
-from c2f_zoo.data.files import Entry, ImageFiles, Listing, labels_by_suffix
+from c2f_zoo.data.files import Entry, ImageFiles, Listing, find_file, labels_by_suffix
 from c2f_zoo.data.registry import register_dataset
 from c2f_zoo.hierarchy import Hierarchy, open_hierarchy
 from c2f_zoo.hierarchy.datasets import read_lines
+from c2f_zoo.paths import expand
 
 FILES = ("images.txt", "image_class_labels.txt", "classes.txt", "train_test_split.txt")
 FOLDER = "CUB_200_2011"
@@ -41,7 +43,7 @@ def cub(root: str | Path, split: str, download: bool = False, hierarchy: str | P
             checksum.
     """
     if download and not _is_cub(cub_folder(root)):
-        folder, archive = Path(root, FOLDER), Path(root, URL.rsplit("/", 1)[1])
+        folder, archive = expand(root) / FOLDER, expand(root) / URL.rsplit("/", 1)[1]
         if folder.exists():
             raise FileExistsError(
                 f"{folder} exists, but is not a CUB-200-2011 folder; move it away to download the dataset"
@@ -53,18 +55,18 @@ def cub(root: str | Path, split: str, download: bool = False, hierarchy: str | P
 
 def cub_folder(root: str | Path) -> Path:
     """Return the folder of the four files: `root`, or `CUB_200_2011/` in it."""
-    inner = Path(root, FOLDER)
-    return inner if _is_cub(inner) and not _is_cub(Path(root)) else Path(root)
+    root = expand(root)
+    return root / FOLDER if _is_cub(root / FOLDER) and not _is_cub(root) else root
 
 
 def _is_cub(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in FILES)
+    return all(os.path.isfile(folder / name) for name in FILES)
 
 
 def list_cub(root: str | Path, hierarchy: str | Path | Hierarchy = "cub") -> Listing:
     """Return the listing of `cub`, including errors."""
     folder = cub_folder(root)
-    missing = [name for name in FILES if not (folder / name).is_file()]
+    missing = [name for name in FILES if not os.path.isfile(folder / name)]
     if missing:
         raise FileNotFoundError(
             f"{folder} is not a CUB-200-2011 folder: it has no {', '.join(missing)}; choose the folder with these "
@@ -86,7 +88,7 @@ def list_cub(root: str | Path, hierarchy: str | Path | Hierarchy = "cub") -> Lis
         if flag not in ("0", "1"):
             errors.append(f"{FILES[3]}: image {image_id} has {flag!r}, neither 0 nor 1")
         label = labels.get((classes.get(number, ""),), unknown)
-        listing.entries.append(Entry(folder / "images" / name, label, "train" if flag == "1" else "test"))
+        listing.entries.append(Entry(find_file(folder / "images", name), label, "train" if flag == "1" else "test"))
     listing.add_missing_files()
     listing.complete_splits()
     return listing

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from c2f_zoo.data.registry import IndexedImages, LabelledImages, labels_of
+from c2f_zoo.data.registry import IndexedImages, LabelledImages, labels_of, notes_of
 from c2f_zoo.data.transformed_images import load_image
 
 
@@ -38,6 +38,7 @@ class HideLabels(IndexedImages):
         self.labels[torch.tensor(indices, dtype=torch.long), dataset.hierarchy.depth(level) + 1 :] = -1
         self.targets: list[int] = self.labels[:, -1].tolist()
         self.paths: list[Path] | None = getattr(dataset, "paths", None)
+        self.notes = notes_of(dataset)
 
     def read(self, index: int, shorter_side: int | None = None) -> Image.Image:
         return load_image(self.dataset, index, shorter_side)
@@ -62,6 +63,7 @@ class Joined(IndexedImages):
             raise ValueError("the datasets have different class trees; join datasets of one tree")
         self.labels = torch.cat([labels_of(dataset) for dataset in datasets])
         self.targets: list[int] = self.labels[:, -1].tolist()
+        self.notes = notes_of(*datasets)
         self._places = [(dataset, index) for dataset in datasets for index in range(len(dataset))]
         if all(getattr(dataset, "paths", None) for dataset in datasets):
             self.paths = [path for dataset in datasets for path in dataset.paths]  # type: ignore[attr-defined]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -18,13 +19,18 @@ from c2f_zoo.data.images import read_image
 from c2f_zoo.data.registry import SPLITS, IndexedImages
 from c2f_zoo.data.splits import stratified_split
 from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.hierarchy.names import letters_of, normalize_name
 from c2f_zoo.hierarchy.paths import unqualified
+from c2f_zoo.paths import expand
 from c2f_zoo.registry import unknown_name
 
-SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+NO_IMAGES = "files without an image extension, left out"
+INEXACT = "names matched with the tree's by letters and digits only"
 MAX_SHOWN = 20
+_MAX_KINDS = 4  # in a line
 TOO_FEW = "a class needs two images or more to be split, and test_fraction must be above 0; or name the splits"
 
+Names = tuple[str, ...]
 Messages = dict[str, list[str]]  # lines under headings
 Label = tuple[int, ...]  # at each level, coarse to fine; -1 where unknown
 
@@ -39,6 +45,7 @@ class ImageFiles(IndexedImages):
         hierarchy: the tree.
         labels: int64 (n, levels), -1 if unknown, where some images are labelled at coarser levels only.
         splits: the splits of the dataset.
+        notes: lines on what was left out or assumed; see `notes_of`.
 
     Examples:
         >>> Image.new("RGB", (64, 48)).save("1.png")
@@ -53,6 +60,7 @@ class ImageFiles(IndexedImages):
     hierarchy: Hierarchy
     labels: Tensor | None = None
     splits: tuple[str, ...] = ("train", "test")
+    notes: tuple[str, ...] = ()
 
     def read(self, index: int, shorter_side: int | None = None) -> Image.Image:
         """Return an image in RGB, decoded by `read_image`; see there for `shorter_side`.
@@ -113,7 +121,13 @@ class Listing:
         targets = labels[:, -1]
         is_mixed = bool((targets < 0).any())
         paths = [entry.path for entry in chosen]
-        return ImageFiles(paths, targets.tolist(), self.hierarchy, labels if is_mixed else None, splits)
+        return ImageFiles(paths, targets.tolist(), self.hierarchy, labels if is_mixed else None, splits, self.summary())
+
+    def summary(self) -> tuple[str, ...]:
+        """Return a line for each kind of warning, with its count."""
+        return tuple(
+            f"{self.source}: {_summarize(heading, items)}" for heading, items in self.warnings.items() if items
+        )
 
     def raise_for_errors(self) -> None:
         """Raise a ValueError with all errors, long lists cut, if there are any."""
@@ -208,6 +222,52 @@ def labels_by_suffix(tree: Hierarchy) -> dict[tuple[str, ...], Label]:
     return table
 
 
+def find_file(root: Path, written: str) -> Path:
+    """Return the file that a list means by a path, relative to a folder.
+
+    Spaces at its ends do not count. If there is no such file, it is looked for with the spaces, with slashes instead of
+    backslashes, as on Windows, and with accents in Unicode's forms NFC and NFD.
+    """
+    path = written.strip()
+    file = root / expand(path)
+    if os.path.isfile(file):
+        return file
+    spellings = [spelling for form in ("NFC", "NFD") for spelling in _spellings(unicodedata.normalize(form, written))]
+    return next((root / spelling for spelling in spellings if os.path.isfile(root / spelling)), file)
+
+
+def _spellings(path: str) -> list[str]:
+    return [path, path.strip(), path.strip().replace("\\", "/")]
+
+
+def match_labels(paths: Iterable[Names], tree: Hierarchy) -> tuple[dict[Names, Label], list[str]]:
+    """Match the names of folders or labels with the classes of a tree.
+
+    A name that is not in the tree is compared by its letters and digits, in any case: file systems and spreadsheets
+    change the others. It is left out if no class matches, or several.
+
+    Args:
+        paths: each the name of a class, or its path or the end of its path.
+        tree: the tree.
+
+    Returns:
+        The label of each path, and a line for each path that is not spelled as in the tree.
+    """
+    exact = {tuple(map(normalize_name, path)): (path, label) for path, label in labels_by_suffix(tree).items()}
+    loose: dict[Names, list[tuple[Names, Label]]] = defaultdict(list)
+    for path, label in exact.values():
+        loose[tuple(map(letters_of, path))].append((path, label))
+    labels, inexact = {}, []
+    for path in paths:
+        normal, letters = tuple(map(normalize_name, path)), tuple(map(letters_of, path))
+        if normal in exact:
+            labels[path] = exact[normal][1]
+        elif all(letters) and len({label for _, label in loose[letters]}) == 1:
+            known, labels[path] = loose[letters][0]
+            inexact.append(f"{'/'.join(path)!r} is {'/'.join(known)!r}")
+    return labels, inexact
+
+
 def _paths(tree: Hierarchy) -> Iterator[tuple[tuple[str, ...], Label]]:
     """Yield the path of each class without repeats, and its label, coarse to fine."""
     for depth, level in enumerate(tree.levels):
@@ -216,6 +276,17 @@ def _paths(tree: Hierarchy) -> Iterator[tuple[tuple[str, ...], Label]]:
             names = above.path(label)
             count = sum(found not in repeats for found, repeats in zip(row, above.repeats, strict=True))
             yield names[:count], (*row, *below)
+
+
+def _summarize(heading: str, items: Sequence[str]) -> str:
+    """Return one line on a warning's items: their number, and their kinds or the first ones."""
+    if heading == NO_IMAGES:
+        kinds = Counter(os.path.splitext(item)[1].lower() or "without" for item in items)
+        shown = [f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda item: (-item[1], item[0]))]
+    else:
+        shown = list(items)
+    more = ["..."] if len(shown) > _MAX_KINDS else []
+    return f"{heading}: {len(items)} ({', '.join(shown[:_MAX_KINDS] + more)})"
 
 
 def raise_for_missing_files(source: str | Path, paths: Iterable[Path]) -> None:

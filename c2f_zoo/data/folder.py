@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 
-from torchvision.datasets.folder import IMG_EXTENSIONS, is_image_file
-
 from c2f_zoo.data.files import (
-    SPLIT_NAMES,
+    INEXACT,
+    NO_IMAGES,
     Entry,
     ImageFiles,
     Label,
     Listing,
     labels_by_path,
     labels_by_suffix,
+    match_labels,
 )
+from c2f_zoo.data.formats import image_extensions, is_image_name
 from c2f_zoo.data.registry import register_dataset
+from c2f_zoo.data.split_names import UNCLEAR, explain_unclear, has_several_splits, split_of
 from c2f_zoo.hierarchy import Hierarchy, open_hierarchy
-from c2f_zoo.hierarchy.reading import walk_folders
+from c2f_zoo.hierarchy.folders import UNREADABLE, LeftOut, list_folder_content, walk_folders
+from c2f_zoo.hierarchy.names import normalize_name
+from c2f_zoo.paths import expand
 
 Names = tuple[str, ...]  # of nested folders, the outermost first
 
@@ -37,17 +40,21 @@ def folder(
 ) -> ImageFiles:
     """Open a dataset of class folders, nested like the tree or flat.
 
-    `root` contains `train/`, `test/` and optionally `val/` (or `valid/`, `validation/`). Without these, a seeded split
-    takes the same fraction of each class for the test set. In each of them, or in `root`:
+    `root` contains `train/`, `test/` and optionally `val/`, in any case; `training`, `testing`, `valid`, `dev` and the
+    like are understood. Without these, a seeded split takes the same fraction of each class for the test set. In each
+    of them, or in `root`:
 
     - without `hierarchy` the folders are the tree, `family/genus/species/1.jpg`, read from all splits together. An
       image in the folder of a coarser class has no labels at finer levels. A branch ends at a folder without class
       folders, at any level.
     - with `hierarchy` an image's folder has the name of a class of any level; if several classes have the name, it is
-      the finest of them. Outer folders, if any, must have the names of the ancestors. Classes without images are kept.
+      the finest of them. Outer folders, if any, must have the names of the ancestors. Only letters and digits are
+      compared if that finds one class: the folder `T-shirt_top` is the class `T-shirt/top`. Classes without images are
+      kept.
 
-    Images have the extensions that torchvision knows (`.jpg`, `.png`, `.webp`, ...). Other files and hidden files are
-    ignored; `c2f-zoo data check` counts them. No image is opened.
+    Images have the extensions of the formats that `read_image` reads. Other files, hidden ones and service folders such
+    as `@eaDir`, `lost+found` and `__MACOSX` are left out; training prints their numbers, `c2f-zoo data check` their
+    names. No image is opened.
 
     Args:
         root: the folder.
@@ -83,7 +90,7 @@ def list_folder(
     ragged: str | None = None,
 ) -> Listing:
     """Return the listing of `folder`, including errors."""
-    root = Path(root)
+    root = expand(root)
     if not root.is_dir():
         raise FileNotFoundError(f"the folder {root} does not exist")
     listing = Listing(root)
@@ -91,22 +98,19 @@ def list_folder(
     found = [
         (split, names, path)
         for split, folder in _split_folders(root, listing).items()
-        for names, path in _find_images(folder, listing)
+        for names, path in find_images(folder, listing.warnings)
     ]
+    listing.errors[UNREADABLE] += listing.warnings.pop(UNREADABLE, [])
     folders = Counter(names for _, names, _ in found)
     if not folders:
-        extensions = " ".join(IMG_EXTENSIONS)
+        extensions = " ".join(sorted(image_extensions()))
         listing.errors["there are no images in folders"].append(f"images have the extensions {extensions}")
         return listing
     if tree is None:
         labels = _read_tree(listing, sorted(folders), levels, ragged)
     else:
-        listing.hierarchy, labels = tree, labels_by_suffix(tree)
-        unknown = {names: count for names, count in folders.items() if names not in labels}
-        lengths = set(map(len, unknown))
-        known = ["/".join(names) for names in labels if len(names) in lengths]
-        counts = {"/".join(names): f"{count} image{'s' * (count > 1)}" for names, count in unknown.items()}
-        listing.add_unknown_classes(counts, known)
+        listing.hierarchy = tree
+        labels = _match_folders(listing, tree, folders)
     no_label = (-1,) * len(listing.hierarchy.levels) if listing.hierarchy else ()
     listing.entries = [Entry(path, labels.get(names, no_label), split) for split, names, path in found]
     listing.complete_splits()
@@ -115,16 +119,21 @@ def list_folder(
 
 def _split_folders(root: Path, listing: Listing) -> dict[str, Path]:
     """Return the folder of each split, or `{"": root}` if there are no split folders."""
-    with os.scandir(root) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    named = [name for name in names if name in SPLIT_NAMES]
+    try:
+        names, _ = list_folder_content(root, defaultdict(list))
+    except OSError as error:
+        raise OSError(f"cannot read the folder {root}: {error.strerror}; change its permissions") from error
+    named = [name for name in names if split_of(name)]
     if not named or (len(named) == 1 and len(names) > 1):  # next to "bus", "train" is a class
+        listing.warnings["folders with the name of a split, used as classes, since there are no other splits"] += named
         return {"": root}
     folders: dict[str, Path] = {}
     for name in names:
-        split = SPLIT_NAMES.get(name)
-        if split is None:
+        split = split_of(name)
+        if not split:
             listing.warnings["folders next to the split folders, left out"].append(name)
+        elif split == UNCLEAR:
+            listing.errors["folders that may be a split"].append(explain_unclear(name))
         elif split in folders:
             listing.errors["two folders for one split; remove one"].append(f"{folders[split].name} and {name}")
         else:
@@ -132,25 +141,51 @@ def _split_folders(root: Path, listing: Listing) -> dict[str, Path]:
     return folders
 
 
-def _find_images(top: Path, listing: Listing) -> Iterator[tuple[Names, Path]]:
-    """Yield the images below a folder, sorted, each with the names of its folders."""
-    for names, files, is_leaf in walk_folders(top):
-        images = [file for file in files if is_image_file(file.name)]
-        others = [str(file) for file in files if not is_image_file(file.name)]
-        listing.warnings["files without an image extension, left out"] += others
+def find_images(top: Path, left_out: LeftOut) -> Iterator[tuple[Names, Path]]:
+    """Yield the images below a folder, sorted, each with the names of its folders.
+
+    Args:
+        top: the folder.
+        left_out: a `defaultdict(list)`; files and folders that are left out are added to it, see `walk_folders`.
+    """
+    for folders, files, is_leaf in walk_folders(top, left_out):
+        names = tuple(map(normalize_name, folders))
+        images = [file for file in files if is_image_name(file.name)]
+        left_out[NO_IMAGES] += [str(file) for file in files if not is_image_name(file.name)]
         if not names:
-            listing.warnings["images outside class folders, left out"] += map(str, images)
+            left_out["images outside class folders, left out"] += map(str, images)
             continue
         if is_leaf and not images:
-            listing.warnings["folders without an image, left out"].append(str(top.joinpath(*names)))
+            left_out["folders without an image, left out"].append(str(top.joinpath(*folders)))
         for file in images:
             yield names, file
+
+
+def _match_folders(listing: Listing, tree: Hierarchy, folders: Mapping[Names, int]) -> dict[Names, Label]:
+    """Return the label of each folder by its name; add an error for each that is not in the tree."""
+    labels, inexact = match_labels(folders, tree)
+    listing.warnings[INEXACT] += inexact
+    unknown = {names: count for names, count in folders.items() if names not in labels}
+    lengths = set(map(len, unknown))
+    known = ["/".join(names) for names in labels_by_suffix(tree) if len(names) in lengths]
+    counts = {"/".join(names): f"{count} image{'s' * (count > 1)}" for names, count in unknown.items()}
+    listing.add_unknown_classes(counts, known)
+    return labels
 
 
 def _read_tree(
     listing: Listing, folders: Sequence[Names], levels: Sequence[str] | None, ragged: str | None
 ) -> dict[Names, Label]:
     """Read the tree from the folders of the images; return the label of each folder."""
+    subfolders: dict[Names, dict[str, None]] = defaultdict(dict)
+    for names in folders:
+        for depth in range(len(names)):
+            subfolders[names[:depth]][names[depth]] = None
+    listing.errors["split folders inside others; split folders contain the classes: train/CLASS, test/CLASS"] += [
+        f"{'/'.join(names) or 'a split folder'} contains {', '.join(below)}"
+        for names, below in subfolders.items()
+        if has_several_splits(list(below))
+    ]
     try:
         paths = [PurePath(*names, "image") for names in folders]
         listing.hierarchy = Hierarchy.from_paths(paths, levels, ragged or "repeat")

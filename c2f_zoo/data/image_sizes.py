@@ -7,9 +7,8 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from PIL import Image
-
 from c2f_zoo.config import Preprocessing
+from c2f_zoo.data.formats import open_image
 from c2f_zoo.data.registry import LabelledImages
 from c2f_zoo.data.transformed_images import UNREADABLE, load_image
 
@@ -47,5 +46,5 @@ def _image_size(dataset: LabelledImages, index: int) -> tuple[int, int]:
     paths = getattr(dataset, "paths", None)
     if not paths:
         return load_image(dataset, index).size
-    with Image.open(paths[index]) as image:  # reads only the header
+    with open_image(paths[index]) as image:  # reads only the header
         return image.size

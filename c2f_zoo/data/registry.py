@@ -26,6 +26,7 @@ class LabelledImages(Protocol):
     - `paths`, if each image is a file: a list of n `Path`s. Error messages about an image include its path.
     - `splits`: a tuple of the splits that `create_dataset` can open; the default is `("train", "test")`. If `"val"` is
       in it, training validates on that split and trains on all of `"train"`.
+    - `notes`: lines for the user on what was left out or assumed; the recipes print them.
     - `read(index, shorter_side=None)`: returns the RGB image without its label; a JPEG may be decoded at a reduced size
       of at least `shorter_side` pixels. Without this method, images are taken from the items.
     """
@@ -119,6 +120,21 @@ def check_split(name: str, split: str, splits: Iterable[str] = ("train", "test")
     if split not in splits:
         known = " and ".join(map(repr, splits)) or "none"
         raise ValueError(f"dataset {name!r} has no split {split!r}; it has {known}{hint}")
+
+
+def notes_of(*datasets: LabelledImages) -> list[str]:
+    """Return the lines on what was left out or assumed when datasets were opened, each once.
+
+    Examples:
+        >>> for name in ("round/1.png", "round/2.png", "edged/1.png", "edged/notes.txt", "@eaDir/1.png"):
+        ...     Path("forms", name).parent.mkdir(parents=True, exist_ok=True)
+        ...     Path("forms", name).touch()
+        >>> dataset = create_dataset("folder", "train", root="forms", levels=["form"])
+        >>> print("\\n".join(notes_of(dataset)))
+        forms: service folders, left out: 1 (forms/@eaDir)
+        forms: files without an image extension, left out: 1 (1 .txt)
+    """
+    return list(dict.fromkeys(note for dataset in datasets for note in getattr(dataset, "notes", ())))
 
 
 def labels_of(dataset: LabelledImages) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from torch.utils.data import Dataset
 from c2f_zoo.data.images import prepare_image
 from c2f_zoo.data.registry import IndexedImages
 from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.hierarchy.names import letters_of
 from c2f_zoo.registry import unknown_name
 
 
@@ -63,11 +63,11 @@ def labels_by_name(names: Sequence[str], hierarchy: Hierarchy, source: str) -> l
     """
     classes = hierarchy.classes[-1]
     exact = {name: label for label, name in enumerate(classes)}
-    count = Counter(map(_letters, classes))
-    loose = {key: label for label, name in enumerate(classes) if count[key := _letters(name)] == 1}
+    count = Counter(map(letters_of, classes))
+    loose = {key: label for label, name in enumerate(classes) if count[key := letters_of(name)] == 1}
     labels = []
     for name in names:
-        label = exact.get(name, loose.get(_letters(name)))
+        label = exact.get(name, loose.get(letters_of(name)))
         if label is None:
             unknown = unknown_name(hierarchy.finest, name, classes)
             raise ValueError(f"{source} has a class that is not in the tree: {unknown}; use a tree that has it")
@@ -76,10 +76,6 @@ def labels_by_name(names: Sequence[str], hierarchy: Hierarchy, source: str) -> l
     if twice:
         raise ValueError(f"{source} has two classes that match the tree's {twice[0]!r}; merge them")
     return labels
-
-
-def _letters(name: str) -> str:
-    return re.sub(r"[\W_]+", "", name.casefold())
 
 
 def labels_by_index(count: int, hierarchy: Hierarchy, source: str) -> list[int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from c2f_zoo.hierarchy.paths import complete_paths
 from c2f_zoo.hierarchy.reading import RANKS, Fields, build_fields, find_path_faults, find_two_parents, raise_faults
+from c2f_zoo.paths import expand
 
 _AIRCRAFT = {"manufacturer": "manufacturers.txt", "family": "families.txt", "variant": "variants.txt"}
 
@@ -31,7 +32,7 @@ def read_inaturalist(categories: Iterable[str]) -> Fields:
 
 def read_aircraft(folder: str | Path) -> Fields:
     """Read the fields of `Hierarchy.from_aircraft`."""
-    folder = Path(folder)
+    folder = expand(folder)
     files = {level: f"images_{level}_trainval.txt" for level in _AIRCRAFT}
     missing = [name for name in (*_AIRCRAFT.values(), *files.values()) if not (folder / name).is_file()]
     if missing:

@@ -40,7 +40,7 @@ def find_case_variants(paths: Iterable[tuple[str, ...]]) -> list[tuple[tuple[str
         [(('Birds',), ('birds',))]
     """
     first: dict[tuple[str, ...], tuple[str, ...]] = {}
-    variants = {}
+    variants: dict[tuple[tuple[str, ...], tuple[str, ...]], None] = {}
     for path in paths:
         for depth in range(1, len(path) + 1):
             node = path[:depth]

@@ -9,6 +9,7 @@ from pathlib import Path
 from c2f_zoo.hierarchy.builtin import HIERARCHIES, load_hierarchy
 from c2f_zoo.hierarchy.reading import read_csv_rows
 from c2f_zoo.hierarchy.tree import Hierarchy
+from c2f_zoo.paths import expand
 from c2f_zoo.registry import unknown_name
 
 
@@ -34,8 +35,8 @@ def open_hierarchy(
 
 
 def _open(hierarchy: str | Path | Hierarchy, levels: Sequence[str] | None) -> Hierarchy:
-    if not isinstance(hierarchy, Hierarchy) and hierarchy not in HIERARCHIES and Path(hierarchy).is_file():
-        return _read(hierarchy, levels)
+    if not isinstance(hierarchy, Hierarchy) and hierarchy not in HIERARCHIES and expand(hierarchy).is_file():
+        return _read(expand(hierarchy), levels)
     _refuse(levels)
     if isinstance(hierarchy, Hierarchy):
         return hierarchy

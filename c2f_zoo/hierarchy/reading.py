@@ -10,13 +10,15 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path, PurePath
 
+from c2f_zoo.hierarchy.folders import UNREADABLE, LeftOut, walk_folders
+from c2f_zoo.hierarchy.names import find_case_variants, normalize_name
 from c2f_zoo.hierarchy.paths import complete_paths, qualify, warn_of_changes
+from c2f_zoo.paths import expand
 
 Fields = tuple[tuple[str, ...], tuple[tuple[str, ...], ...], tuple[tuple[int, ...], ...]]  # levels, classes, parents
 Row = tuple[str, Sequence[str]]  # its place, e.g. "line 4", and its cells
@@ -40,6 +42,11 @@ def read_csv(path: str | Path) -> Fields:
     (where, levels), *rows = [(place, cells if place == rows[0][0] else _trim(cells)) for place, cells in rows]
     faults += [f"{where}: a level {fault}" for level in levels if (fault := _find_name_fault(level))]
     faults += [f"{where}: level {level!r} is named twice" for level, count in Counter(levels).items() if count > 1]
+    faults += [
+        f"{_first_place(rows, variant)}: {variant[-1]!r} and {node[-1]!r} ({_first_place(rows, node)}) differ only in "
+        "case; write them the same, or differently"
+        for node, variant in find_case_variants(tuple(cells[:-1]) for _, cells in rows)  # classes above others
+    ]
     raise_faults(path, faults + find_path_faults(levels, rows))
     return build_fields(levels, _complete(path, levels, rows))
 
@@ -66,11 +73,16 @@ def read_parents(path: str | Path, levels: Sequence[str]) -> Fields:
 
 def read_folders(folder: str | Path, levels: Sequence[str] | None) -> Fields:
     """Read the fields of `Hierarchy.from_folders`."""
-    found = {names: files for names, files, is_leaf in walk_folders(Path(folder)) if is_leaf}
-    if () in found:
-        raise_faults(folder, ["it contains no folders; each class needs one"])
-    faults = [f"folder {'/'.join(names)} is empty" for names, files in found.items() if not files]
-    return _read_from_folders(folder, list(found), levels, faults)
+    if not expand(folder).is_dir():
+        raise FileNotFoundError(f"the folder {folder} does not exist")
+    left_out: LeftOut = defaultdict(list)
+    found = {names: files for names, files, is_leaf in walk_folders(expand(folder), left_out) if is_leaf}
+    faults = [f"{UNREADABLE}: {item}" for item in left_out[UNREADABLE]]
+    if not found or () in found:
+        raise_faults(folder, [*faults, "it contains no folders; each class needs one"])
+    faults += [f"folder {'/'.join(names)} is empty" for names, files in found.items() if not files]
+    folders = dict.fromkeys(tuple(map(normalize_name, names)) for names in found)
+    return _read_from_folders(folder, list(folders), levels, faults)
 
 
 def read_paths(paths: Iterable[str | PurePath], levels: Sequence[str] | None) -> Fields:
@@ -84,7 +96,7 @@ def read_paths(paths: Iterable[str | PurePath], levels: Sequence[str] | None) ->
     if not visible:
         faults.append("no paths are given")
     raise_faults("the paths", faults)
-    folders = {path.parts[:-1] for path in visible}
+    folders = {tuple(normalize_name(name) for name in path.parts[:-1]) for path in visible}
     above = {names[:depth] for names in folders for depth in range(len(names))}  # files there are next to folders
     return _read_from_folders("the paths", sorted(folders - above), levels, [])
 
@@ -141,7 +153,8 @@ def find_two_parents(levels: Sequence[str], rows: Sequence[Row]) -> list[str]:
 
 
 def _trim(cells: Sequence[str]) -> Sequence[str]:
-    """Return a row without its last cells that are blank: a short path."""
+    """Return a row's names without its last cells that are blank: a short path."""
+    cells = [normalize_name(cell) for cell in cells]
     count = max((number for number, cell in enumerate(cells, start=1) if cell.strip()), default=1)
     return cells[:count]
 
@@ -184,9 +197,14 @@ def _find_name_fault(name: str) -> str | None:
     return None
 
 
+def _first_place(rows: Sequence[Row], node: Sequence[str]) -> str:
+    """Return the place of the first row whose path begins with a node."""
+    return next(where for where, cells in rows if tuple(cells[: len(node)]) == tuple(node))
+
+
 def read_csv_rows(path: str | Path) -> tuple[list[Row], list[str]]:
     """Read the non-blank rows of a CSV file, and the faults of its format."""
-    data = Path(path).read_bytes()
+    data = expand(path).read_bytes()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data:
         return [], [f"it is encoded as UTF-16; {SAVE_AS_UTF8}"]
     faults = [
@@ -224,7 +242,7 @@ def _read_parents(rows: Sequence[Row], child: int) -> tuple[dict[str, str], dict
             faults.append(f"{line}: {len(cells)} cells, not a child and a parent: {cells}")
             continue
         pair = [*cells, ""][:2]  # a class of the coarsest level may have no comma
-        name, parent = pair[child], pair[1 - child]
+        name, parent = normalize_name(pair[child]), normalize_name(pair[1 - child])
         faults += [f"{line}: child {fault}" for fault in [_find_name_fault(name)] if fault]
         faults += [f"{line}: parent {fault}" for fault in [_find_name_fault(parent)] if fault and parent]
         name, parent = name.strip(), parent.strip()
@@ -279,25 +297,6 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") and name != ".."
 
 
-def walk_folders(
-    top: Path, names: tuple[str, ...] = (), parents: frozenset[Path] = frozenset()
-) -> Iterator[tuple[tuple[str, ...], list[Path], bool]]:
-    """Yield the names and files of each folder below `top`, and whether it has no subfolders.
-
-    Everything is sorted, and hidden files are left out. Links are followed, except to a folder of `parents` (those
-    above), to avoid infinite recursion.
-    """
-    folder = top.joinpath(*names)
-    parents = parents | {folder.resolve()}
-    with os.scandir(folder) as entries:
-        visible = {entry.name: entry.is_dir() for entry in entries if not _is_hidden(entry.name)}
-    subfolders = sorted(name for name, is_folder in visible.items() if is_folder)
-    yield names, [folder / name for name in sorted(set(visible) - set(subfolders))], not subfolders
-    for name in subfolders:
-        if (folder / name).resolve() not in parents:
-            yield from walk_folders(top, (*names, name), parents)
-
-
 def _read_from_folders(
     source: object, folders: Sequence[tuple[str, ...]], levels: Sequence[str] | None, faults: list[str]
 ) -> Fields:
@@ -305,5 +304,10 @@ def _read_from_folders(
         depth = max(map(len, folders))
         levels = RANKS[-depth:] if depth <= len(RANKS) else [f"level_{number}" for number in range(1, depth + 1)]
     rows = [(f"folder {'/'.join(names)}", names) for names in folders]
+    faults += [
+        f"folder {'/'.join(variant)}: {variant[-1]!r} and {node[-1]!r} (folder {'/'.join(node)}) differ only in case; "
+        "rename one, or describe the classes in a CSV file"
+        for node, variant in find_case_variants(folders)
+    ]
     raise_faults(source, faults + find_path_faults(levels, rows))
     return build_fields(levels, _complete(source, levels, rows))
