@@ -54,6 +54,7 @@ from c2f_zoo.evaluation.scoring import scoring_options, validate
 from c2f_zoo.io.files import atomic_write, write_csv
 from c2f_zoo.model import C2FModel, load_model
 from c2f_zoo.training.advice import advise
+from c2f_zoo.training.describe_run import describe_data, describe_split
 from c2f_zoo.training.fingerprint import fingerprint
 from c2f_zoo.training.launch import create_accelerator, recipe_errors
 from c2f_zoo.training.objective import create_objective
@@ -156,6 +157,7 @@ def set_up(options: SearchOptions, run: Path | None, accelerator: Accelerator) -
             raise ValueError("val_fraction is 0: there are no validation images to search on; set it above 0")
         check_labels(labels_of(images)[train_indices], model, "training")
         check_labels(labels_of(images)[val_indices], model, "validation")
+        accelerator.print(describe_data(options, images, train_indices, val_indices, None), flush=True)
         advice = [] if run else [f"advice: {line}" for line in advise(options, model, images, train_indices)]
         for line in [*notes_of(images), *advice]:
             accelerator.print(line)
@@ -207,11 +209,11 @@ def write(curves: Curves, mode: str, warnings: Sequence[str], data: Data, option
     write_csv(output / "curve.csv", curve_rows(curves, mode))
     write_csv(output / "chosen.csv", chosen_rows(curves, mode))
     plot_resolution_curves(curves, f"{mode}: {MODES[mode]}", output / "curve.png")
-    split = f"val_fraction {options.val_fraction}, seed {options.seed}"
     source = [
         f"command: {shlex.join(['python', *sys.argv])}",
         f"date: {describe_machine()['date']}",
-        f"data: {options.dataset} {options.dataset_options}, {len(data.val)} validation images ({split})",
+        f"data: {options.dataset} {options.dataset_options}, {len(data.val)} validation images "
+        f"({describe_split(options, data.images)})",
     ]
     title = f"Found by recipes/find_resolutions.py, mode {mode}: {MODES[mode]}."
     text = resolutions_yaml(curves, title, [*source, *warnings, *findings(curves)])

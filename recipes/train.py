@@ -41,6 +41,7 @@ from c2f_zoo.inference.resolutions import own_resolutions
 from c2f_zoo.io.files import write_csv
 from c2f_zoo.model import C2FModel
 from c2f_zoo.training.advice import advise, note_rising
+from c2f_zoo.training.describe_run import describe_data, describe_model
 from c2f_zoo.training.dry_run import try_stages
 from c2f_zoo.training.fingerprint import fingerprint
 from c2f_zoo.training.launch import adopt_launcher, create_accelerator, recipe_errors, start_trackers
@@ -123,6 +124,8 @@ def set_up(
     check_labels(labels_of(dataset)[train_indices], model, "training")
     check_labels(labels_of(dataset)[val_indices or train_indices], model, "validation")
     check_labels(labels_of(test_set), model, "test")
+    accelerator.print(describe_data(options, dataset, train_indices, val_indices, len(test_set)))
+    accelerator.print(describe_model(options, model))
     overridden = find_overridden(options, model, len(train_indices), accelerator.num_processes)
     for line in [*notes_of(dataset, test_set), *overridden]:
         accelerator.print(line)

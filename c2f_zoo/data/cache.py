@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import time
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,16 +18,18 @@ import PIL
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
-from tqdm.contrib.concurrent import thread_map
 
 from c2f_zoo.data.formats import UnsupportedImageError, check_is_file
 from c2f_zoo.data.registry import IndexedImages, LabelledImages, labels_of, notes_of
 from c2f_zoo.data.transformed_images import UNREADABLE, load_image
 from c2f_zoo.data.transforms import Degrade
+from c2f_zoo.io.files import fsync_folder
+from c2f_zoo.io.progress import ProgressLines, map_in_threads
 from c2f_zoo.paths import expand
 
 _FORMAT = 1  # increment it if the content of the file changes
 _CHUNK = 64  # images in memory while a file is written
+STALE = 3600  # seconds; a build writes all the time
 _DIGEST = hashlib.sha256().digest_size
 
 
@@ -119,10 +123,12 @@ class CachedImages(IndexedImages):
         Processes that build at the same time write separate files with the same content; the last one is kept.
         """
         self.file.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale_parts(self.file.parent)
         part = self.file.with_name(f"{self.file.name}.{uuid.uuid4().hex}.part")
         digest, sizes, indices = hashlib.sha256(), [], range(len(self.paths))
         # disable=None: no bar in a log file
         progress = tqdm(total=len(indices), desc="caching images", unit="", disable=None, leave=False)
+        lines = ProgressLines("caching images", len(indices), len(indices), bool(progress.disable), "images")
         try:
             with open(part, "xb") as out, ThreadPoolExecutor() as pool, progress as bar:
                 for start in indices[::_CHUNK]:
@@ -132,21 +138,31 @@ class CachedImages(IndexedImages):
                         out.write(content)
                         digest.update(content)
                         bar.update()
+                        lines.update(len(sizes))
                 size_table = np.array(sizes, np.int64).tobytes()
                 digest.update(size_table)
                 out.write(size_table + digest.digest())
                 out.flush()
                 os.fsync(out.fileno())
             os.replace(part, self.file)
+            fsync_folder(self.file.parent)
         except BaseException:  # also for an interrupt
             part.unlink(missing_ok=True)
             raise
 
 
+def remove_stale_parts(folder: Path) -> None:
+    """Remove what killed builds left: unfinished files that nothing has been written to for an hour."""
+    for part in folder.glob("images-*.part"):
+        with contextlib.suppress(FileNotFoundError):  # another process removes it, too
+            if time.time() - part.stat().st_mtime > STALE:
+                part.unlink()
+
+
 def _key(paths: Sequence[Path], settings: dict[str, Any]) -> str:
     """Return a hash of the bytes of these files, in this order, and of the settings."""
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for digest in thread_map(_digest, paths, desc="checking images", unit="", disable=None, leave=False):
+    for digest in map_in_threads(_digest, paths, "checking images"):
         key.update(digest)
     return key.hexdigest()[:32]
 

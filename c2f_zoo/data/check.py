@@ -16,7 +16,6 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from tqdm.contrib.concurrent import thread_map
 
 from c2f_zoo.data.csv_list import list_csv
 from c2f_zoo.data.cub import FILES as CUB_FILES
@@ -28,6 +27,7 @@ from c2f_zoo.data.images import read_image
 from c2f_zoo.data.registry import SPLITS
 from c2f_zoo.data.splits import stratified_split
 from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.io.progress import map_in_threads
 from c2f_zoo.paths import expand
 
 
@@ -99,7 +99,7 @@ def check_images(listing: Listing, workers: int | None = None, test_fraction: fl
     if entries and empty and "splits without an image" not in report.errors:
         report.errors["splits without an image"].append(f"{empty[0]!r}: {TOO_FEW}")
     paths = [entry.path for entry in entries]
-    found = thread_map(_inspect, paths, max_workers=workers, unit="image", disable=None)
+    found = map_in_threads(_inspect, paths, "reading images", workers)
     report.images = [info if isinstance(info, ImageInfo) else None for info in found]
     missing = set(report.errors["missing files"])
     report.errors["images that cannot be decoded (on_error: skip leaves them out)"] += [

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from c2f_zoo.data import LabelledImages, Normalize, TransformedImages, create_views
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.inference.resolutions import levels_by_resolution
+from c2f_zoo.io.progress import ProgressLines
 from c2f_zoo.model import C2FModel
 from c2f_zoo.ops import at_least_float32, check_finite
 from c2f_zoo.training.batches import ignore_signals
@@ -94,7 +95,10 @@ def score_images(
     hide_bar = None if accelerator.is_main_process else True  # None shows the bar on a terminal only
     seen: list[int] = []
     loader = DataLoader(images, batch_size, num_workers=num_workers, worker_init_fn=ignore_signals)
-    for views, truth, index, readable in tqdm(loader, desc="scoring", disable=hide_bar, leave=False):
+    bar = tqdm(loader, desc="scoring", disable=hide_bar, leave=False)
+    is_shown = accelerator.is_main_process and bool(bar.disable)
+    lines = ProgressLines("scoring", len(loader), len(own) * accelerator.num_processes, is_shown, "batches")
+    for number, (views, truth, index, readable) in enumerate(bar, start=1):
         with torch.no_grad(), accelerator.autocast():  # an average of weights is not wrapped
             logits = {
                 resolution: _at_least_float32(
@@ -109,6 +113,7 @@ def score_images(
         for found in logits.values():
             check_finite(found)
         seen += index.tolist()
+        lines.update(number)
         yield ScoredBatch(index, readable, truth, logits)
     if sorted(seen := gather_object(seen)) != sorted(indices):
         raise RuntimeError(f"expected to score {len(indices)} images once each, but scored {len(seen)}")

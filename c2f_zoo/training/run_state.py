@@ -61,6 +61,7 @@ class Run:
         signals: the signals that ask the run to stop.
         saved_at: time and step of the last checkpoint.
         plotted_at: time of the last plot of the curves.
+        started: time and number of rounds of the whole run when this process started to train.
     """
 
     model: C2FModel
@@ -80,6 +81,7 @@ class Run:
     signals: StopSignals = field(default_factory=StopSignals)
     saved_at: tuple[float, int] = (0.0, 0)
     plotted_at: float = -math.inf
+    started: tuple[float, int] = (0.0, 0)
 
     @property
     def levels(self) -> tuple[str, ...]:

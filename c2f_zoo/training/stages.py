@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -19,6 +20,7 @@ from c2f_zoo.data.augment import create_crop
 from c2f_zoo.data.views import Views
 from c2f_zoo.inference.resolutions import own_resolutions
 from c2f_zoo.io.files import atomic_write, write_csv
+from c2f_zoo.io.progress import ProgressLines, format_duration
 from c2f_zoo.model import C2FModel
 from c2f_zoo.training.batches import (
     EpochBatches,
@@ -32,6 +34,7 @@ from c2f_zoo.training.batches import (
 )
 from c2f_zoo.training.checkpoint import Progress, damage, publish
 from c2f_zoo.training.curves import plot_curves
+from c2f_zoo.training.describe_run import describe_length
 from c2f_zoo.training.memory import explain_out_of_memory
 from c2f_zoo.training.mixing import mix
 from c2f_zoo.training.objective import Objective, count_targets, level_targets
@@ -100,6 +103,9 @@ def fit(
         check_disk(model, options, output)
     if checkpoint is not None:
         restore_run(run, checkpoint)
+    for line in describe_length(run):
+        accelerator.print(line, flush=True)
+    run.started = time.monotonic(), run.progress.epoch * run.rounds_and_steps[0] + run.progress.round
     with run.signals, explain_out_of_memory(run):
         if checkpoint is None:
             check_round_trip(model, options, output, accelerator)
@@ -190,6 +196,7 @@ def train_epoch(run: Run, state: StageState) -> None:
     hide_bar = None if accelerator.is_main_process else True
     title, num_rounds = f"stage {state.number}, epoch {progress.epoch + 1}", run.rounds_and_steps[0]
     with tqdm(total=num_rounds, initial=progress.round, desc=title, disable=hide_bar, leave=False) as bar:
+        lines = ProgressLines(title, num_rounds, len(run.batches) * run.batches.batch_size, is_log(bar, accelerator))
         for steps in split_into_steps(options.objective, run.levels, groups, progress.round):
             seed = seed_of(options.seed, progress.epoch, progress.round, accelerator.process_index)
             seed_everything(seed, accelerator.device)
@@ -197,8 +204,24 @@ def train_epoch(run: Run, state: StageState) -> None:
                 take_step(run, state, step)
             progress.round += 1
             bar.update()
+            lines.update(progress.round, describe_rest(run) if lines.is_due() else "")
             if progress.round < num_rounds:  # the last one is followed by validation and a checkpoint
                 save_if_due(run, state)
+
+
+def is_log(bar: Any, accelerator: Accelerator) -> bool:
+    """Return whether this process prints lines instead of a progress bar."""
+    return accelerator.is_main_process and bool(bar.disable)
+
+
+def describe_rest(run: Run) -> str:
+    """Return the mean loss of the epoch so far and the time that the run still needs, validation included."""
+    loss = sum((run.sums[level] / run.counts[level]).item() for level in run.sums)
+    rounds, since = run.rounds_and_steps[0], time.monotonic() - run.started[0]
+    done = run.progress.epoch * rounds + run.progress.round
+    total = rounds * sum(stage.epochs for stage in run.options.stages)
+    left = since / max(done - run.started[1], 1) * (total - done)
+    return f"; loss {loss:.3f}; the run needs about {format_duration(left)} more"
 
 
 def take_step(run: Run, state: StageState, step: Step) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from tqdm.contrib.concurrent import thread_map
 
 from c2f_zoo.data import LabelledImages, labels_of, name_of, read_error
 from c2f_zoo.io.files import write_csv
+from c2f_zoo.io.progress import map_in_threads
 from c2f_zoo.model import C2FModel
 from c2f_zoo.training.launch import usable_cores
 
@@ -39,15 +40,8 @@ def check_readable(splits: Splits, model: C2FModel, on_error: str, accelerator: 
             continue
         chosen = list(indices) if getattr(dataset, "paths", None) else list(indices)[:1]
         own = chosen[accelerator.process_index :: accelerator.num_processes]
-        errors = thread_map(
-            lambda index, dataset=dataset: read_error(dataset, index),
-            own,
-            max_workers=threads,
-            desc=f"reading {split} images",
-            unit="image",
-            leave=False,
-            disable=None if accelerator.is_main_process else True,  # None: not in a log file
-        )
+        read = partial(read_error, dataset)
+        errors = map_in_threads(read, own, f"reading {split} images", threads, accelerator.is_main_process)
         faults = dict(sorted(gather_object([pair for pair in zip(own, errors, strict=True) if pair[1]])))
         if faults and on_error == "raise":
             names = "; ".join(f"{name_of(dataset, index)}: {fault}" for index, fault in list(faults.items())[:SHOWN])
