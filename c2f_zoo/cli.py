@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 import c2f_zoo
+from c2f_zoo.paths import expand
 
 if TYPE_CHECKING:
     from c2f_zoo.model import C2FModel
@@ -103,6 +104,7 @@ def info(
     """Show levels, parts, parameters and weights of a model, or levels of a hierarchy."""
     from c2f_zoo.hierarchy import HIERARCHIES, draw_text
 
+    name = str(expand(name))
     if name in HIERARCHIES:
         hierarchy = c2f_zoo.load_hierarchy(name)
         table = Table(title=name, show_header=False)
@@ -187,6 +189,7 @@ def predict(
     from c2f_zoo.data.transformed_images import UNREADABLE
     from c2f_zoo.zoo import MODELS, split_tag
 
+    model = str(expand(model))
     is_named = split_tag(model)[0] in MODELS and not Path(model).is_dir()
     is_source = model.startswith(("hf-hub:", "local-dir:"))
     source = model if is_named or is_source else f"local-dir:{model}"

@@ -13,6 +13,7 @@ from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.paths import expand
 from c2f_zoo.registry import check_names
 
 # Filters that shrink an image to a resolution, and the two definitions of a resolution.
@@ -225,7 +226,7 @@ class ModelConfig:
             FileNotFoundError: the file does not exist.
             ValueError: the file is too large, not JSON or not a configuration; the message names it.
         """
-        path = Path(path)
+        path = expand(path)
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise ValueError(f"{path} is larger than the limit of {MAX_CONFIG_BYTES} bytes")
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -33,6 +34,7 @@ from c2f_zoo.io.weights import (
     write_weights,
 )
 from c2f_zoo.level_classifier import LevelClassifier
+from c2f_zoo.paths import expand
 from c2f_zoo.pooling import POOLINGS, Pooling, create_pooling
 from c2f_zoo.pooling.checks import check_one_size
 from c2f_zoo.registry import check_names
@@ -222,7 +224,7 @@ class C2FModel(nn.Module):
             ValueError: the configuration is invalid; nothing is saved.
         """
         text = self.config.to_json()
-        with atomic_save(Path(directory)) as folder:
+        with atomic_save(expand(directory)) as folder:
             write_weights(folder, self.state_dict() if state_dict is None else state_dict, max_shard_size)
             (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
 
@@ -299,10 +301,11 @@ class C2FModel(nn.Module):
             >>> C2FModel.from_pretrained("my-model").config == model.config
             True
         """
-        if not Path(name).is_dir():
-            if str(name).startswith(("/", ".", "~")) or str(name).count("/") > 1:
+        name = os.path.expanduser(name)
+        if not os.path.isdir(name):
+            if name.startswith(("/", ".", "~")) or name.count("/") > 1:
                 raise FileNotFoundError(f"there is no folder {name}; a model on the Hub is named 'owner/model'")
-            name = hub.download(str(name), revision, token, cache_dir, local_files_only)
+            name = hub.download(name, revision, token, cache_dir, local_files_only)
         elif revision is not None:
             raise ValueError(f"{name} is a local folder and has no revision {revision!r}")
         return load_model(name)
@@ -369,7 +372,7 @@ def load_model(directory: str | Path) -> C2FModel:
         ValueError: the configuration is invalid, the network is far larger than its weights, the weights do not fit it,
             or the prediction of one image takes more than 4 GiB.
     """
-    directory = Path(directory)
+    directory = expand(directory)
     path = find_file(directory, CONFIG_FILE)
     if not path.is_file():
         raise FileNotFoundError(f"{directory} has no {CONFIG_FILE}; name a folder that save_pretrained wrote")

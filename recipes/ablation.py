@@ -12,7 +12,6 @@ test images are scored once, with all metrics of `c2f_zoo.metrics`, for each dec
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from c2f_zoo.evaluation.probe import LabelledFeatures, Probe, extract_features, 
 from c2f_zoo.evaluation.report import metrics_table, print_tables
 from c2f_zoo.heads import list_heads
 from c2f_zoo.io.files import write_csv
+from c2f_zoo.paths import expand
 from c2f_zoo.registry import check_names
 from c2f_zoo.training.launch import recipe_errors
 from c2f_zoo.zoo.create import create_model
@@ -85,8 +85,9 @@ def main(
         tables.append(metrics_table(f"{method}, {len(test_set)} test images", any_decoding, decodings))
         accuracy = f"{100 * probe.mean_val_accuracy:.1f} %"
         print(f"{method}: penalty {format_penalties(probe)}, validation accuracy {accuracy}", flush=True)
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    write_csv(output, rows)
+    file = expand(output)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_csv(file, rows)
     print_tables(*tables)
     print(f"written to {output}")
 

@@ -28,6 +28,7 @@ from c2f_zoo.inference.resolutions import own_resolutions
 from c2f_zoo.io.files import checksum_of
 from c2f_zoo.io.weights import CONFIG_FILE, WEIGHTS_FILE, atomic_save, write_weights
 from c2f_zoo.model import C2FModel
+from c2f_zoo.paths import expand
 from c2f_zoo.training.launch import create_accelerator, recipe_errors
 from c2f_zoo.training.options import TrainOptions, read_options
 from c2f_zoo.zoo.create import create_model
@@ -47,6 +48,7 @@ def main(run: str, name: str, license: str = "", folder: str = str(BUNDLED)) -> 
         license: the weights' licence, required: an SPDX identifier such as `apache-2.0`.
         folder: the parent of the new folder `name`.
     """
+    run = str(expand(run))
     if not license:
         raise ValueError("the weights have no licence; name one, e.g. --license apache-2.0")
     for file in (CONFIG_FILE, "config.yaml", "test.csv"):
@@ -57,7 +59,7 @@ def main(run: str, name: str, license: str = "", folder: str = str(BUNDLED)) -> 
     rounded = {key: to_half(key, weight) for key, weight in model.state_dict().items()}
     model.load_state_dict(rounded)
     metrics = score(model, options, f"recipes/bundle.py {Path(run).name} {name} --license {license}")
-    output = Path(folder) / name
+    output = expand(folder) / name
     with atomic_save(output) as new:
         write_weights(new, rounded, "5GB")
         (new / CONFIG_FILE).write_text(model.config.to_json(), encoding="utf-8")

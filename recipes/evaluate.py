@@ -40,6 +40,7 @@ from c2f_zoo.evaluation.scoring import (
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.io.files import write_csv
 from c2f_zoo.model import C2FModel, load_model
+from c2f_zoo.paths import expand
 from c2f_zoo.registry import unknown_name
 from c2f_zoo.training.launch import create_accelerator, recipe_errors
 from c2f_zoo.training.run_folder import read_config
@@ -71,6 +72,7 @@ def main(
     """
     accelerator = create_accelerator()
     decodings = choose_decodings(decoding)
+    run = str(expand(run))
     model = load_model(run)
     name, options = choose_dataset(Path(run), dataset, dataset_options)
     with accelerator.local_main_process_first():  # one process downloads
@@ -88,7 +90,7 @@ def main(
     accuracy, confusions = metrics.compute_accuracy(), metrics.compute_confusions()
 
     if accelerator.is_main_process:
-        folder = Path(output or Path(run) / "evaluation")
+        folder = expand(output or Path(run) / "evaluation")
         write(folder, results, confusions, metrics.tree)
         write_csv(folder / "predictions.csv", list(prediction_rows(predictions, metrics.own, images)))
         report(results, accuracy, metrics.own, folder)

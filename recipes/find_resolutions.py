@@ -53,6 +53,7 @@ from c2f_zoo.evaluation.resolution_search import (
 from c2f_zoo.evaluation.scoring import scoring_options, validate
 from c2f_zoo.io.files import atomic_write, write_csv
 from c2f_zoo.model import C2FModel, load_model
+from c2f_zoo.paths import expand
 from c2f_zoo.training.advice import advise
 from c2f_zoo.training.describe_run import describe_data, describe_split
 from c2f_zoo.training.fingerprint import fingerprint
@@ -237,7 +238,7 @@ def parse(args: list[str]) -> tuple[SearchOptions, Path | None, str]:
         ValueError: there is no recipe, or two, or an option of the run may not be changed.
         FileNotFoundError: the folder is not a run of train.py.
     """
-    run = Path(args[0]) if args and not args[0].startswith("-") else None
+    run = expand(args[0]) if args and not args[0].startswith("-") else None
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", action="append", default=[])
     parser.add_argument("--full", nargs="?", const="true")  # a flag, where jsonargparse expects a value

@@ -17,6 +17,7 @@ from jsonargparse import auto_cli
 from c2f_zoo.io.card import model_card, read_run
 from c2f_zoo.io.hub import full_name, push
 from c2f_zoo.model import C2FModel
+from c2f_zoo.paths import expand
 from c2f_zoo.training.launch import recipe_errors
 
 RESULT_FILES = ("test.csv", "curves.png")
@@ -46,10 +47,11 @@ def main(
         max_shard_size: maximum size of a weights file.
         dry_run: write the files to this folder instead of pushing them.
     """
+    run = str(expand(run))
     if license is None or not license.strip():
         raise ValueError("the model has no licence; name one, e.g. --license apache-2.0")
     if dry_run is not None:
-        folder = Path(dry_run)
+        folder = expand(dry_run)
         if "/" not in repo:
             raise ValueError(f"a dry run does not ask the Hub for the token's owner; name the owner: 'owner/{repo}'")
         if folder.exists() and any(folder.iterdir()):

@@ -12,6 +12,7 @@ from c2f_zoo.backbones.registry import is_timm_model, list_backbones, pretrained
 from c2f_zoo.config import MAX_CONFIG_BYTES, validate
 from c2f_zoo.io.hub import download_config, split_revision
 from c2f_zoo.io.weights import CONFIG_FILE, WEIGHTS_FILE
+from c2f_zoo.paths import expand
 from c2f_zoo.registry import unknown_name
 
 LOCAL_DIR, HF_HUB = "local-dir:", "hf-hub:"  # as timm writes them
@@ -66,7 +67,7 @@ def resolve_source(name: str) -> Source:
         name = name.removeprefix("timm/")
         return Source(name, {}, pretrained_cfg(name))
     if name.startswith(LOCAL_DIR):
-        folder = Path(name.removeprefix(LOCAL_DIR))
+        folder = expand(name.removeprefix(LOCAL_DIR))
         file = folder / CONFIG_FILE
         if not file.is_file():
             raise FileNotFoundError(f"{folder} has no {CONFIG_FILE}; name a folder that timm's save_for_hf wrote")

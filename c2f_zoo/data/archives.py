@@ -20,6 +20,8 @@ from posixpath import normpath
 from torchvision.datasets.utils import calculate_md5, check_integrity
 from tqdm import tqdm
 
+from c2f_zoo.paths import expand
+
 _TIMEOUT = 60  # seconds without a byte; torchvision's download_url has no timeout, and falls back to plain http
 _BAD_ARCHIVE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
 
@@ -38,7 +40,7 @@ def download_file(url: str, path: str | Path, md5: str) -> None:
         OSError: the download failed.
         ValueError: the downloaded file has another checksum.
     """
-    path = Path(path)
+    path = expand(path)
     if check_integrity(path, md5):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +89,7 @@ def extract(archive: str | Path, folder: str | Path, inner: str = "") -> None:
         >>> Path("here", "readme.txt").read_text()
         'Two birds.'
     """
-    archive, folder = Path(archive), Path(folder)
+    archive, folder = expand(archive), expand(folder)
     if not hasattr(tarfile, "data_filter"):
         raise RuntimeError("unpacking needs tarfile's data filter; use Python 3.10.12, 3.11.4 or later")
     if folder.exists():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.paths import expand
 from c2f_zoo.registry import Registry, check_names, check_options
 
 
@@ -73,7 +76,7 @@ def create_dataset(name: str, split: str, **options: Any) -> LabelledImages:
         name: one of `list_datasets()`. A name that ends in a slash is a reader of timm; add the dataset to read, e.g.
             `"hfds/user/birds"`.
         split: `"train"`, `"test"`, or `"val"` if the dataset has it.
-        **options: additional keyword arguments of the dataset, e.g. `root`.
+        **options: additional keyword arguments of the dataset, e.g. `root`. In a path, `~` is the home folder.
 
     Returns:
         A dataset with items (RGB image, label of the leaf class or -1 if unknown); `labels_of` returns its labels
@@ -101,12 +104,18 @@ def create_dataset(name: str, split: str, **options: Any) -> LabelledImages:
     missing = [option for option in required if option not in ("split", *options)]
     if missing:
         raise ValueError(f"dataset {name!r} needs the option {' and '.join(missing)}, e.g. {missing[0]}=...")
-    dataset = open_split(split=split, **options)
+    dataset = open_split(split=split, **{key: _expand_home(value) for key, value in options.items()})
     check_split(name, split, getattr(dataset, "splits", ("train", "test")))
     if len(dataset) == 0:
         raise ValueError(f"dataset {name!r} has no {split} images")
     _check_labels(dataset, f"the {split} split of dataset {name!r}")
     return dataset
+
+
+def _expand_home(value: Any) -> Any:
+    """Return an option's value; a path that begins with `~` is expanded."""
+    is_path = isinstance(value, (str, Path)) and re.match(r"~($|[/\\])", str(value))
+    return type(value)(expand(value)) if is_path else value
 
 
 def check_split(name: str, split: str, splits: Iterable[str] = ("train", "test"), hint: str = "") -> None:

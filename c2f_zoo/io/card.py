@@ -12,6 +12,7 @@ from c2f_zoo.config import ModelConfig, format_resolution
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.hierarchy.draw import draw_text
 from c2f_zoo.io.files import read_csv
+from c2f_zoo.paths import expand
 
 MAX_TREE_LINES = 60
 
@@ -52,7 +53,7 @@ def read_run(folder: str | Path) -> Run:
     """
     import yaml
 
-    folder = Path(folder)
+    folder = expand(folder)
     for name, hint in (
         ("config.yaml", "pass the folder of a run of train.py"),
         ("test.csv", "the run is not finished; resume it with train.py --resume auto"),

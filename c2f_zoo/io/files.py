@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from c2f_zoo.paths import expand
+
 
 def atomic_write(path: str | Path, write_to: Callable[[Path], object]) -> None:
     """Write a file beside `path`, flush it to disk and rename it.
@@ -24,7 +26,7 @@ def atomic_write(path: str | Path, write_to: Callable[[Path], object]) -> None:
         >>> Path("notes.txt").read_text()
         'two birds'
     """
-    path = Path(path)
+    path = expand(path)
     part = path.with_name(path.name + ".part")
     write_to(part)
     fsync_file(part)

@@ -31,6 +31,7 @@ from huggingface_hub.errors import (
 
 from c2f_zoo.config import MAX_CONFIG_BYTES
 from c2f_zoo.io.weights import CONFIG_FILE, INDEX_FILE, MAX_INDEX_BYTES, SHARDS, WEIGHTS_FILE, is_plain
+from c2f_zoo.paths import expand
 
 T = TypeVar("T")
 
@@ -95,7 +96,7 @@ def download(
     """
 
     def fetch(*patterns: str, local: bool = False) -> Path:
-        where: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        where: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir and expand(cache_dir)}
         skip = ["*/*"]  # a * of allow_patterns matches a / too
         kept = list(patterns)
         return Path(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from c2f_zoo.data.augment import Augmentation
+from c2f_zoo.paths import expand
 
 
 @dataclass
@@ -130,6 +131,12 @@ class TrainOptions:
     log_with: list[str] = field(default_factory=list)
     dry_run: bool = False
 
+    def __post_init__(self) -> None:
+        if self.output is not None:
+            self.output = str(expand(self.output))
+        if self.cache is not None:
+            self.cache = str(expand(self.cache))
+
 
 Options = TypeVar("Options", bound=TrainOptions)
 
@@ -171,5 +178,5 @@ def read_options(kind: type[Options], files: Sequence[str | Path], overrides: Se
     """
     from jsonargparse import auto_cli  # the options themselves do not need it
 
-    configs = [argument for file in files for argument in ("--config", str(file))]
+    configs = [argument for file in files for argument in ("--config", str(expand(file)))]
     return auto_cli(kind, args=[*configs, *overrides], as_positional=False)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from c2f_zoo.backbones.batch_norm import is_batch_norm
 from c2f_zoo.model import C2FModel
+from c2f_zoo.paths import expand
 from c2f_zoo.training.checkpoint import list_checkpoints
 from c2f_zoo.training.optimizers import create_from_groups
 from c2f_zoo.training.options import TrainOptions
@@ -29,7 +30,7 @@ def check_output(output: str | None) -> None:
     Raises:
         OSError: it cannot.
     """
-    folder = Path(output or "runs").absolute()
+    folder = expand(output or "runs").absolute()
     try:
         with tempfile.TemporaryFile(dir=_existing(folder)):
             pass

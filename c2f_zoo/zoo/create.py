@@ -16,6 +16,7 @@ from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.io.hub import download, split_revision
 from c2f_zoo.io.weights import CONFIG_FILE, find_file, read_shapes
 from c2f_zoo.model import C2FModel, build, load_model
+from c2f_zoo.paths import expand
 from c2f_zoo.zoo.backbone_checkpoint import check_source, load_backbone
 from c2f_zoo.zoo.head_transfer import replace_head
 from c2f_zoo.zoo.input_channels import replace_input
@@ -109,7 +110,7 @@ def create_model(
         if pretrained_backbone:
             check_source(config)
         return build(config, pretrained_backbone)
-    files = [Path(backbone_checkpoint).expanduser()]
+    files = [expand(backbone_checkpoint)]
     batch_norm = resolve(name, overrides).batch_norm
     overrides["batch_norm"] = "shared"  # copies are made of the loaded weights
     model = build(resolve(name, overrides), pretrained_backbone)
@@ -135,7 +136,7 @@ def _create_saved(name: str, pretrained: bool, overrides: Mapping[str, Any]) -> 
     if weights:
         folder = fetch(weights)
     elif name.startswith(LOCAL_DIR):
-        folder = Path(name.removeprefix(LOCAL_DIR))
+        folder = expand(name.removeprefix(LOCAL_DIR))
     else:
         folder = download(*split_revision(name.removeprefix(HF_HUB)))
     if weights and not pretrained:

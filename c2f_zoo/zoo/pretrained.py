@@ -19,6 +19,7 @@ import torch
 from c2f_zoo.io.files import checksum_of
 from c2f_zoo.io.hub import download, split_revision
 from c2f_zoo.io.weights import CONFIG_FILE, find_file, is_plain, weight_files
+from c2f_zoo.paths import expand
 from c2f_zoo.registry import Registry
 
 BUNDLED = Path(__file__).parent / "weights"  # a folder for each name
@@ -180,7 +181,7 @@ def fetch(weights: PretrainedWeights) -> Path:
     if kind == "hf-hub":
         folder = download(*split_revision(place))
     else:
-        folder = BUNDLED / weights.name if kind == "bundled" else Path(place)
+        folder = BUNDLED / weights.name if kind == "bundled" else expand(place)
     for file, checksum in weights.sha256.items():
         if not (folder / file).is_file():
             raise FileNotFoundError(f"missing file of {weights.name}: {folder / file}")
