@@ -3,6 +3,7 @@
     python recipes/ablation.py --config recipes/configs/ablation_heads.yaml                                 # critters
     python recipes/ablation.py --config recipes/configs/ablation_heads.yaml --dataset cub --dataset_options.root FOLDER
     python recipes/ablation.py --config recipes/configs/cub_probe_lite0.yaml --dataset_options.root FOLDER
+    python recipes/ablation.py --config recipes/configs/critters.yaml --methods '[linear_probe]'  # a recipe of train.py
 
 Every level is seen at its own resolution, with the same split as in train.py. The features are extracted once. Each
 method is fitted by L-BFGS to the training images, with the penalty on its weights chosen by validation accuracy. The
@@ -11,10 +12,14 @@ test images are scored once, with all metrics of `c2f_zoo.metrics`, for each dec
 
 from __future__ import annotations
 
+import itertools
+import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import yaml
 from jsonargparse import auto_cli
 
 from c2f_zoo.data import create_dataset, labels_of, notes_of, train_and_val
@@ -26,9 +31,16 @@ from c2f_zoo.io.files import write_csv
 from c2f_zoo.paths import expand
 from c2f_zoo.registry import check_names
 from c2f_zoo.training.launch import recipe_errors
+from c2f_zoo.zoo import METHODS
 from c2f_zoo.zoo.create import create_model
+from c2f_zoo.zoo.models import find_model
 
 LINEAR_PROBE = "linear_probe"
+# The arguments of `create_model` that do not belong to pooling or head.
+OF_BACKBONE = (
+    *("backbone", "backbone_options", "backbone_checkpoint", "pretrained_backbone", "taps"),
+    *("input_size", "in_chans", "preprocessing_options"),
+)
 
 
 def main(
@@ -55,7 +67,7 @@ def main(
         penalties: l2 penalties on the weights to choose from.
         val_fraction: fraction of each class's training images to validate on.
         max_iter: iterations of L-BFGS.
-        seed: seed of the split and of the heads' initial weights.
+        seed: seed of the split, of the heads' initial weights, and of a backbone without given weights.
         output: the CSV file to write.
     """
     methods = choose_methods(methods)
@@ -66,6 +78,7 @@ def main(
     for line in notes_of(train_set, test_set):
         print(line)
     tree = train_set.hierarchy
+    torch.manual_seed(seed)  # a backbone without given weights
     model = create_model("mlph", hierarchy=tree, pooling="avg", **model_options).eval()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     known = LabelledFeatures(extract_features(model, train_set, resolutions), labels_of(train_set))
@@ -90,6 +103,40 @@ def main(
     write_csv(file, rows)
     print_tables(*tables)
     print(f"written to {output}")
+
+
+def adopt_recipes(arguments: Sequence[str]) -> list[str]:
+    """Replace configurations of train.py by what they say of the data and the backbone.
+
+    Args:
+        arguments: the command line's arguments; `--config FILE` names a configuration.
+
+    Returns:
+        The arguments, with the options of such a configuration in place of its file.
+    """
+    adopted = list(arguments)
+    for position, (option, file) in enumerate(itertools.pairwise(arguments)):
+        recipe = yaml.safe_load(Path(file).read_text(encoding="utf-8")) if option == "--config" else None
+        if isinstance(recipe, dict) and "stages" in recipe:
+            options = probe_options(recipe)
+            unused = ", ".join(name for name in recipe if name not in options)
+            print(f"{file} is a configuration of train.py; probes use its {', '.join(options)}, and not: {unused}")
+            adopted[position + 1] = json.dumps(options)
+    return adopted
+
+
+def probe_options(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a probe for a configuration of train.py: the same data, backbone and resolutions."""
+    given: dict[str, Any] = dict(recipe.get("model_options") or {})
+    own: dict[str, Any] = {}
+    if recipe["model"] not in METHODS:
+        spec = find_model(recipe["model"])
+        if given.get("backbone", spec.backbone) == spec.backbone:
+            own = {"backbone": spec.backbone, **spec.options}
+    merged = {key: value for key, value in {**own, **given}.items() if key in OF_BACKBONE}
+    kept = {key: recipe[key] for key in ("resolutions", "val_fraction", "seed") if key in recipe}
+    data = {"dataset": recipe["dataset"], "dataset_options": recipe.get("dataset_options") or {}}
+    return {**data, "model_options": merged, **kept}
 
 
 def choose_methods(methods: Sequence[str] | None) -> list[str]:
@@ -123,4 +170,4 @@ def format_penalties(probe: Probe) -> str:
 
 if __name__ == "__main__":
     with recipe_errors("ablation.py"):
-        auto_cli(main, as_positional=False)
+        auto_cli(main, as_positional=False, args=adopt_recipes(sys.argv[1:]))

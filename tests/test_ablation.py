@@ -5,11 +5,15 @@ from __future__ import annotations
 import csv
 import runpy
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import jsonargparse
 import pytest
 import torch
+import yaml
 
 from c2f_zoo import list_heads
 from c2f_zoo.decoding import DECODINGS
@@ -22,8 +26,12 @@ from c2f_zoo.evaluation.probe import (
     score_probe,
 )
 from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.zoo import MODELS
+from c2f_zoo.zoo.resolve import resolve, select_overrides
 
-ablation = runpy.run_path(str(Path(__file__).parents[1] / "recipes" / "ablation.py"))
+RECIPES = Path(__file__).parents[1] / "recipes"
+CONFIGS = RECIPES / "configs"
+ablation = runpy.run_path(str(RECIPES / "ablation.py"))
 TREE = Hierarchy.from_rows(("kind", "shape"), [("round", "disc"), ("round", "ring"), ("edged", "box")])
 
 
@@ -100,3 +108,70 @@ def test_the_table_has_every_head_with_every_decoding(tmp_path: Path, capsys: py
         assert (float(row["tice"]) > 0) <= (row["decoding"] == "independent")
     printed = capsys.readouterr().out
     assert all(name in printed for name in (*list_heads(), "linear_probe", *DECODINGS.load_all()))
+
+
+def test_a_configuration_of_training_names_data_and_backbone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    smoke = CONFIGS / "smoke.yaml"
+    found: list[dict[str, Any]] = []
+    monkeypatch.setattr("jsonargparse.auto_cli", lambda main, as_positional, args: found.append(parse(main, args)))
+    monkeypatch.setattr(sys, "argv", ["ablation.py", "--config", str(smoke), "--model_options.input_size", "32"])
+    runpy.run_path(ablation["__file__"], run_name="__main__")
+    (options,) = found
+    assert options["model_options"] == {"backbone": "test_convnext", "input_size": 32}
+    assert (options["dataset"], options["dataset_options"]) == ("critters", {"per_class": 4})
+    assert options["resolutions"] == {"species": 48, "genus": 32, "family": 12}
+    assert (options["val_fraction"], options["seed"], options["output"]) == (0.25, 0, "runs/ablation.csv")
+    printed = capsys.readouterr().out
+    assert f"{smoke} is a configuration of train.py" in printed and "and not: model, stages, batch_size\n" in printed
+
+
+def parse(main: Callable[..., None], args: list[str]) -> dict[str, Any]:
+    parser = jsonargparse.ArgumentParser()
+    parser.add_argument("--config", action="config")
+    parser.add_function_arguments(main, as_group=False)
+    return parser.parse_args(args).as_dict()
+
+
+@pytest.mark.parametrize("config", ["critters", "cub_mlph_lite0", "modern", "paper_cub", "fashion_mnist"])
+def test_probes_have_the_backbone_of_the_training(config: str) -> None:
+    recipe = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())
+    given = recipe.get("model_options", {})
+    expected = resolve(recipe["model"], {"hierarchy": "critters", **select_overrides(given)})
+    options = ablation["probe_options"](recipe)["model_options"]
+    found = resolve("mlph", {"hierarchy": "critters", "pooling": "avg", **select_overrides(options)})
+    assert (found.backbone, found.preprocessing, found.backbone_options) == (
+        expected.backbone,
+        expected.preprocessing,
+        expected.backbone_options,
+    )
+    assert found.taps == expected.taps
+    assert options.get("pretrained_backbone") == given.get("pretrained_backbone")
+
+
+def test_other_configurations_are_left_alone() -> None:
+    arguments = ["--config", str(CONFIGS / "ablation_heads.yaml"), "--seed", "1"]
+    assert ablation["adopt_recipes"](arguments) == arguments
+    assert ablation["adopt_recipes"](["--help"]) == ["--help"]
+
+
+@pytest.mark.slow
+def test_a_probe_of_a_training_is_that_of_its_options(tmp_path: Path) -> None:
+    run = ["ablation.py", "--config", str(CONFIGS / "critters.yaml"), "--methods", "[linear_probe]"]
+    run += ["--dataset_options.per_class", "2", "--val_fraction", "0.5", "--max_iter", "2"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [*run, "--output", str(tmp_path / "recipe.csv")])
+        runpy.run_path(ablation["__file__"], run_name="__main__")
+    spec = MODELS["mlph_tiny_critters"]
+    ablation["main"](
+        dataset="critters",
+        dataset_options={"per_class": 2},
+        model_options={"backbone": "tiny", "taps": spec.options["taps"], "input_size": 96},
+        resolutions={"species": None, "genus": 32, "family": 12},
+        methods=["linear_probe"],
+        val_fraction=0.5,
+        max_iter=2,
+        output=str(tmp_path / "options.csv"),
+    )
+    assert (tmp_path / "recipe.csv").read_text() == (tmp_path / "options.csv").read_text()
