@@ -116,7 +116,7 @@ def adopt_recipes(arguments: Sequence[str]) -> list[str]:
     """
     adopted = list(arguments)
     for position, (option, file) in enumerate(itertools.pairwise(arguments)):
-        recipe = yaml.safe_load(Path(file).read_text(encoding="utf-8")) if option == "--config" else None
+        recipe = yaml.safe_load(expand(file).read_text(encoding="utf-8")) if option == "--config" else None
         if isinstance(recipe, dict) and "stages" in recipe:
             options = probe_options(recipe)
             unused = ", ".join(name for name in recipe if name not in options)
