@@ -6,7 +6,7 @@ import difflib
 import fnmatch
 import inspect
 import warnings
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, distributions, entry_points
@@ -151,21 +151,22 @@ class Registry(Generic[T]):
     def _read_plugins(self) -> dict[str, EntryPoint]:
         """Return the plug-ins by name; the installed packages are read once."""
         if self._plugins is None:
-            self._plugins = {}
+            plugins: dict[str, EntryPoint] = {}  # another thread sees all of them, or reads them too
             for point in _entry_points(self.group) if self.group else ():
-                conflict = self._conflict(point.name)
+                conflict = self._conflict(point.name, plugins)
                 if conflict is None:
-                    self._plugins[point.name] = point
+                    plugins[point.name] = point
                 else:
                     _warn(f"{self._describe(point)} is ignored: {conflict}")
+            self._plugins = plugins
         return self._plugins
 
-    def _conflict(self, name: str) -> str | None:
-        """Return the reason if a plug-in may not have a name, or None."""
+    def _conflict(self, name: str, plugins: Mapping[str, EntryPoint]) -> str | None:
+        """Return the reason if a plug-in may not have a name beside others, or None."""
         if name in self._entries:
             return f"{self.kind} {name!r} is registered already ({self._entries[name]!r})"
-        if self._plugins and name in self._plugins:
-            return f"{self._describe(self._plugins[name])} has the same name"
+        if name in plugins:
+            return f"{self._describe(plugins[name])} has the same name"
         return f"the name is reserved for a built-in {self.kind}" if self.reserved(name) else None
 
     def _load(self, point: EntryPoint) -> T:

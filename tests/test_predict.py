@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -168,3 +171,53 @@ def test_shared_passes_and_batches_do_not_change_predictions(three_levels: C2FMo
         alone = predictor(image).path
         assert [step[:2] for step in prediction.path] == [step[:2] for step in alone]
         assert [p for _, _, p in prediction.path] == pytest.approx([p for _, _, p in alone], abs=1e-4)
+
+
+def in_threads(count: int, function: Callable[[int], Any]) -> list[Any]:
+    """Call a function of a number in several threads at once, and return the results."""
+    barrier = threading.Barrier(count)
+
+    def call(number: int) -> Any:
+        torch.set_num_threads(1)
+        barrier.wait()
+        return function(number)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(call, range(count)))
+
+
+def test_a_predictor_serves_several_threads(tmp_path: Path) -> None:
+    # Each of the three resolutions has its own batch norm, which a pass in another thread must not change.
+    model = create_model("mlph_tiny_critters", pretrained=True, batch_norm="per_level").eval()
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if name.endswith("copies.1.running_mean"):
+                buffer += 0.1
+    predictor, dataset = Predictor(model), create_dataset("critters", "test", per_class=1)
+    images = [dataset[index][0] for index in range(0, 36, 9)]
+    expected = [predictor(image).path for image in images]
+    found = in_threads(4, lambda number: [predictor(images[(number + call) % 4]).path for call in range(4)])
+    assert found == [[expected[(number + call) % 4] for call in range(4)] for number in range(4)]
+    # new predictors of the same model, and an image that no thread has loaded
+    images[0].resize((800, 800)).save(tmp_path / "a.png")
+    opened, alone = Image.open(tmp_path / "a.png"), predictor(tmp_path / "a.png").path
+    assert in_threads(4, lambda number: Predictor(model)(opened).path) == [alone] * 4
+
+
+def test_models_are_created_and_loaded_in_several_threads(three_levels: C2FModel, tmp_path: Path) -> None:
+    three_levels.save_pretrained(tmp_path)
+    image = Image.new("RGB", (64, 64), (200, 100, 0))
+    expected = Predictor(three_levels)(image).path
+    backbones = ["test_convnext", "resnet18"]  # the second has weights whose initialization is deferred
+
+    def create(number: int) -> Any:
+        if number % 2:
+            return Predictor(create_model(f"local-dir:{tmp_path}"))(image).path
+        options: dict[str, Any] = {**SMALL, "backbone": backbones[number // 2], "pooling": "avg", "pooling_options": {}}
+        weights = create_model("mlph", hierarchy="critters", **options).state_dict()
+        return {name: float(weight.std()) for name, weight in weights.items() if weight.ndim == 4}
+
+    found, again = in_threads(4, create), [create(0), create(2)]
+    assert found[1::2] == [expected] * 2
+    for deviations, alone in zip(found[::2], again, strict=True):
+        assert deviations == pytest.approx(alone, rel=0.2)  # as many numbers of the same distribution

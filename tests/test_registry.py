@@ -1,7 +1,12 @@
 """Registry: names, duplicates and unknown names."""
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import EntryPoint
+
 import pytest
 
+from c2f_zoo import registry as module
 from c2f_zoo.registry import Registry
 
 
@@ -48,3 +53,21 @@ def test_an_unknown_name_suggests_close_ones() -> None:
         registry["resnet5O"]
     with pytest.raises(ValueError, match=r"unknown backbone 'zzz'; known: resnet50, vgg16"):
         registry["zzz"]
+
+
+def test_a_thread_never_sees_some_of_the_plugins_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [EntryPoint(name, "math:pi", "numbers") for name in ("one", "two")]
+    numbers = Registry[float]("number", "numbers")
+    found: list[list[str]] = []
+
+    def read(group: str) -> Iterator[EntryPoint]:
+        yield points[0]
+        if not found:  # another thread asks for the names in the middle
+            found.append([])
+            with ThreadPoolExecutor(1) as pool:
+                found[0] = pool.submit(numbers.names).result()
+        yield points[1]
+
+    monkeypatch.setattr(module, "_entry_points", read)
+    assert numbers.names() == ["one", "two"]
+    assert found == [["one", "two"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
@@ -19,6 +20,7 @@ from c2f_zoo.paths import expand
 ImageLike: TypeAlias = "str | os.PathLike[str] | BinaryIO | Image.Image | np.ndarray | Tensor"
 
 _MAX_ELONGATION = 100  # longer side over shorter; a few kB of a line of pixels, resized by its width, take gigabytes
+_LOADING = [threading.Lock() for _ in range(64)]  # several, so that other images are loaded at the same time
 _LAYOUTS = {"array": "(height, width, channels)", "tensor": "(channels, height, width)"}
 
 
@@ -133,7 +135,8 @@ def to_upright_rgb(image: Image.Image, shorter_side: int | None = None) -> Image
         raise UnsupportedImageError(problem)
     if shorter_side is not None:
         image.draft("RGB", (shorter_side, shorter_side))
-    image.load()
+    with _LOADING[id(image) // 64 % len(_LOADING)]:  # two threads may pass one opened image, which Pillow cannot load
+        image.load()
     orientation = _orientation_of(image)
     if type(image) is Image.Image and image.mode == "RGB" and not image.info and orientation == 1:
         return image
