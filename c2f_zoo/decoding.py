@@ -14,6 +14,8 @@ from c2f_zoo.registry import Registry
 DECODINGS: Registry[Callable[[Mapping[str, Tensor], Hierarchy], Tensor]] = Registry("decoding", "c2f_zoo.decodings")
 register_decoding = DECODINGS.register
 
+MAX_SCORES = 2**22  # scores of paths that `joint` holds at once: 16 MiB in float32
+
 
 def list_decodings(pattern: str = "*") -> list[str]:
     """List the names of the registered decodings, filtered by a wildcard.
@@ -153,12 +155,24 @@ def _bottom_up(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy) -> Tensor:
 @register_decoding("joint")
 def _joint(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy) -> Tensor:
     tree = hierarchy.truncate(_finest(log_probs, hierarchy))
-    device = log_probs[tree.finest].device
-    paths = torch.stack([tree.ancestor_index(level, device) for level in tree.levels], dim=1)  # (paths, levels)
-    scores = [log_probs[level][:, paths[:, depth]] for depth, level in enumerate(tree.levels) if level in log_probs]
-    # Sums in half precision would not distinguish paths.
-    scores = [z.to(torch.promote_types(z.dtype, torch.float32)) for z in scores]
-    return paths[torch.stack(scores).sum(dim=0).argmax(dim=1)]
+    rows = max(1, MAX_SCORES // tree.num_classes[tree.finest])
+    blocks = zip(*(z.split(rows) for z in log_probs.values()), strict=True)
+    leaves = torch.cat([_best_leaf(dict(zip(log_probs, block, strict=True)), tree) for block in blocks])
+    return torch.stack([tree.ancestor_index(level, leaves.device)[leaves] for level in tree.levels], dim=1)
+
+
+def _best_leaf(log_probs: Mapping[str, Tensor], tree: Hierarchy) -> Tensor:
+    """Return the leaf class (N,) of the path with the greatest sum of log-probabilities."""
+    total: Tensor | None = None
+    for level in tree.levels:
+        if total is not None:
+            total = total[:, tree.parent_index(level, total.device)]
+        if level in log_probs:
+            z = log_probs[level]
+            z = z.to(torch.promote_types(z.dtype, torch.float32))  # half precision would not distinguish paths
+            total = z if total is None else total + z
+    assert total is not None, "the leaf level has log-probabilities"
+    return total.argmax(dim=1)
 
 
 def _finest(log_probs: Mapping[str, Tensor], hierarchy: Hierarchy) -> str:

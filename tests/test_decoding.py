@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.profiler import profile
 
-from c2f_zoo import Hierarchy, load_hierarchy
+from c2f_zoo import Hierarchy, decoding, load_hierarchy
 from c2f_zoo.decoding import DECODINGS, decode, is_path, list_decodings, marginalize, register_decoding
 
 # Three levels; a (p, q) and b (r): p has the species 0 and 1, q 2, r 3.
@@ -111,6 +112,33 @@ def test_joint_sums_half_precision_scores_in_float32(dtype: torch.dtype) -> None
     # The sums, 8 + 1/512 and 8 + 1/1024, are the same number at half precision.
     log_probs = {"A": torch.tensor([[-8.0, -16.0]]), "C": torch.tensor([[-1 / 512, -1 / 1024, -1.0, -1.0]])}
     assert decode({level: z.to(dtype) for level, z in log_probs.items()}, TREE, "joint").tolist() == [[0, 0, 1]]
+
+
+@pytest.mark.parametrize("levels", [("level 0", "level 1", "level 2", "level 3"), ("level 1", "level 3")])
+def test_joint_in_blocks_equals_joint_at_once(monkeypatch: pytest.MonkeyPatch, levels: tuple[str, ...]) -> None:
+    tree = random_tree(4, seed=2)
+    every = random_log_probs(tree, n=23, seed=3)
+    log_probs = {level: every[level] for level in reversed(levels)}
+    at_once = decode(log_probs, tree, "joint")
+    paths = torch.tensor(paths_of(tree))
+    naive = sum(every[level][:, paths[:, tree.depth(level)]] for level in levels)
+    assert torch.equal(at_once, paths[torch.as_tensor(naive).argmax(dim=1)])
+    for most in (1, 5 * tree.num_classes[tree.finest]):  # one row at once; 5, with a rest of 3
+        monkeypatch.setattr(decoding, "MAX_SCORES", most)
+        assert torch.equal(decode(log_probs, tree, "joint"), at_once)
+
+
+def test_joint_has_bounded_memory() -> None:
+    counts = {"A": 8, "B": 64, "C": 512}
+    parents = (tuple(i // 8 for i in range(64)), tuple(i // 8 for i in range(512)))
+    names = tuple(tuple(f"{level}{i}" for i in range(count)) for level, count in counts.items())
+    tree = Hierarchy(tuple(counts), names, parents)
+    log_probs = {level: torch.randn(40_000, count) for level, count in counts.items()}
+    scores = 4 * 40_000 * 512  # bytes of one tensor of the scores of all paths
+    with profile(profile_memory=True) as profiled:
+        decode(log_probs, tree, "joint")
+    allocated = [event.cpu_memory_usage for event in profiled.events()]
+    assert 0 < max(allocated) < scores / 2
 
 
 class TestMissingLevels:
