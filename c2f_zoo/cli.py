@@ -97,53 +97,57 @@ def _pooling_table(pattern: str) -> Table:
 @app.command()
 def info(
     name: Annotated[
-        str, typer.Argument(help="Name of a model (with or without a tag) or hierarchy, or folder of a saved model.")
+        str,
+        typer.Argument(
+            help="Name of a model (with or without a tag) or hierarchy, folder of a saved model, or tree.csv."
+        ),
     ],
     tree: Annotated[bool, typer.Option("--tree", help="Draw the class tree.")] = False,
 ) -> None:
     """Show levels, parts, parameters and weights of a model, or levels of a hierarchy."""
-    from c2f_zoo.hierarchy import HIERARCHIES, draw_text
+    from c2f_zoo.hierarchy import HIERARCHIES, draw_text, open_hierarchy
+    from c2f_zoo.hierarchy.escape import rich_text
 
     name = str(expand(name))
-    if name in HIERARCHIES:
-        hierarchy = c2f_zoo.load_hierarchy(name)
-        table = Table(title=name, show_header=False)
-        for level, count in hierarchy.num_classes.items():
-            table.add_row(f"level {level}", f"{count} classes")
-        table.add_row("version", hierarchy.version or "none")
+    if name in HIERARCHIES or name.lower().endswith(".csv"):
+        hierarchy = open_hierarchy(name)
+        rows = [(f"level {level}", f"{count} classes") for level, count in hierarchy.num_classes.items()]
+        rows.append(("version", hierarchy.version or "none"))
     else:
         model = c2f_zoo.create_model(f"local-dir:{name}" if Path(name).is_dir() else name)
-        hierarchy, table = model.hierarchy, _model_table(name, model)
+        hierarchy, rows = model.hierarchy, _model_rows(name, model)
     if tree:
         print(draw_text(hierarchy))
-    else:
-        Console().print(table)
+        return
+    table = Table(title=rich_text(name), show_header=False)
+    for row in rows:
+        table.add_row(*map(rich_text, row))
+    Console(emoji=False).print(table)
 
 
-def _model_table(name: str, model: C2FModel) -> Table:
+def _model_rows(name: str, model: C2FModel) -> list[tuple[str, str]]:
+    """Return rows on the levels, parts and weights of a model."""
     from c2f_zoo.backbones import pretrained_cfg
     from c2f_zoo.config import format_resolution
 
     config = model.config
-    table = Table(title=name, show_header=False)
+    rows = []
     for level, count in model.hierarchy.num_classes.items():
         resolution = config.resolutions.get(level)
         at = f" at {format_resolution(resolution)}" if resolution else ""
-        table.add_row(f"level {level}", f"{count} classes{at}" + ("" if level in model.levels else ", not predicted"))
-    table.add_row("backbone", config.backbone)
+        rows.append((f"level {level}", f"{count} classes{at}" + ("" if level in model.levels else ", not predicted")))
+    rows.append(("backbone", config.backbone))
     for tap, shape in zip(model.backbone.taps, model.backbone.map_shapes, strict=True):
-        table.add_row("  tap", f"{tap}: {' x '.join(map(str, shape))}")
-    table.add_row("pooling", f"{config.pooling}: {model.pooling.out_features} features")
-    table.add_row("head", config.head)
-    table.add_row("input", " x ".join(map(str, config.preprocessing.input_size)))
+        rows.append(("  tap", f"{tap}: {' x '.join(map(str, shape))}"))
+    rows.append(("pooling", f"{config.pooling}: {model.pooling.out_features} features"))
+    rows.append(("head", config.head))
+    rows.append(("input", " x ".join(map(str, config.preprocessing.input_size))))
     for part in ("backbone", "pooling", "head"):
         count = sum(weight.numel() for weight in model.get_submodule(part).parameters())
-        table.add_row(f"{part} parameters", f"{count / 1e6:.2f} M")
+        rows.append((f"{part} parameters", f"{count / 1e6:.2f} M"))
     hub_id = pretrained_cfg(config.backbone).get("hf_hub_id")
-    for row in _weights_rows(name):
-        table.add_row(*row)
-    table.add_row("backbone weights", f"hf-hub:{hub_id} (pretrained_backbone=True)" if hub_id else "none known")
-    return table
+    source = f"hf-hub:{hub_id} (pretrained_backbone=True)" if hub_id else "none known"
+    return [*rows, *_weights_rows(name), ("backbone weights", source)]
 
 
 def _weights_rows(name: str) -> list[tuple[str, str]]:
@@ -187,6 +191,7 @@ def predict(
     """Predict the path of each image in the class tree, with probabilities; exit with 1 if an image cannot be read."""
     from c2f_zoo.data import read_image
     from c2f_zoo.data.transformed_images import UNREADABLE
+    from c2f_zoo.hierarchy.escape import printable
     from c2f_zoo.zoo import MODELS, split_tag
 
     model = str(expand(model))
@@ -201,9 +206,9 @@ def predict(
         except UNREADABLE as error:
             unreadable += 1
             reason = str(error) if str(path) in str(error) else f"{path}: {error}"
-            print(f"c2f-zoo: {reason}", file=sys.stderr, flush=True)
+            print(f"c2f-zoo: {printable(reason)}", file=sys.stderr, flush=True)
             continue
-        print(f"{path}: {prediction}" if len(images) > 1 else prediction, flush=True)
+        print(f"{printable(path)}: {prediction}" if len(images) > 1 else prediction, flush=True)
     if unreadable and len(images) > 1:
         print(f"c2f-zoo: {unreadable} of {len(images)} images cannot be predicted", file=sys.stderr)
     if unreadable:
@@ -244,4 +249,6 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError) as error:
-        sys.exit(f"c2f-zoo: {error}")
+        from c2f_zoo.hierarchy.escape import printable
+
+        sys.exit("\n".join(map(printable, f"c2f-zoo: {error}".splitlines())))

@@ -186,7 +186,7 @@ def test_a_run_is_pushed_and_the_code_of_its_card_runs(run: Path, tmp_path: Path
         }  # fmt: skip
         assert birds.private
         lines = re.search(r"```python\n(.*?)```", files["README.md"].data.decode(), re.DOTALL)
-        assert lines and len(lines[1].splitlines()) == 3
+        assert lines and len(lines[1].splitlines()) == 2
         printed = in_a_process(tmp_path, "-c", lines[1], **there)
         assert len(printed.strip().split(" > ")) == 3, "a path of three levels"
 

@@ -7,10 +7,13 @@ import pickle
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from conftest import SMALL
 
+import c2f_zoo.integrations.timm  # noqa: F401
 from c2f_zoo import C2FModel, Hierarchy, create_model, list_hierarchies, load_hierarchy, register_hierarchy
-from c2f_zoo.hierarchy import HIERARCHIES
+from c2f_zoo.hierarchy import HIERARCHIES, open_hierarchy
 
 ROWS = [("Birds", "Gulls", "Ivory gull"), ("Birds", "Gulls", "Herring gull"), ("Birds", "Jays", "Blue jay")]
 ROWS += [("Beasts", "Cats", "Lynx")]
@@ -285,6 +288,42 @@ def test_registered_tree_is_listed_and_loaded(tree: Hierarchy, monkeypatch: pyte
     register_hierarchy("mine")(lambda: tree)
     assert "mine" in list_hierarchies()
     assert load_hierarchy("mine") is tree
+
+
+class TestOpening:
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> Path:
+        path = tmp_path / "tree.csv"
+        path.write_text("\n".join(map(",".join, [LEVELS, *ROWS])))
+        return path
+
+    def test_a_name_a_file_and_a_tree(self, file: Path, tree: Hierarchy, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert open_hierarchy(file) == open_hierarchy(str(file)) == open_hierarchy(tree) == tree
+        monkeypatch.chdir(file.parent)
+        (file.parent / "cub").write_text("not a tree")
+        assert open_hierarchy("cub") is load_hierarchy("cub"), "a registered name wins"
+        with pytest.raises(ValueError, match=r"no file 'tre.csv', and it is an unknown hierarchy 'tre.csv'"):
+            open_hierarchy("tre.csv")
+
+    def test_models_of_a_file(self, file: Path, tree: Hierarchy, tmp_path: Path) -> None:
+        model = create_model("mlph", hierarchy=str(file), **SMALL)  # type: ignore[arg-type]
+        assert (model.hierarchy, model.levels) == (tree, LEVELS)
+        model.save_pretrained(tmp_path / "model")
+        (tmp_path / "other.csv").write_text("class,group\nBirds,Gulls\nBirds,Jays\nBeasts,Cats\n")
+        with pytest.warns(UserWarning, match="some weights"):
+            other = create_model(f"local-dir:{tmp_path / 'model'}", hierarchy=tmp_path / "other.csv")
+        assert other.hierarchy == tree.truncate("group")
+        assert create_model("mlph_tiny_critters", hierarchy=str(file)).hierarchy == tree
+        timm_model = timm.create_model("mlph_tiny_critters", hierarchy=str(file))
+        assert timm_model.hierarchy == tree
+
+    def test_a_file_of_parents_needs_levels(self, file: Path) -> None:
+        file.write_text("child,parent\nBirds,\nGulls,Birds\n")
+        with pytest.raises(
+            ValueError, match=r"does not name the levels; .* Hierarchy.from_parents\('.*tree.csv', levels"
+        ):
+            create_model("mlph", hierarchy=str(file), **SMALL)  # type: ignore[arg-type]
+        assert open_hierarchy(file, ["class", "group"]).classes == (("Birds",), ("Gulls",))
 
 
 def test_tree_is_built_once_unless_it_is_registered_again(tree: Hierarchy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import torch
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from c2f_zoo.data.csv_list import list_csv
@@ -27,6 +26,7 @@ from c2f_zoo.data.images import read_image
 from c2f_zoo.data.registry import SPLITS
 from c2f_zoo.data.splits import stratified_split
 from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.hierarchy.escape import rich_text
 from c2f_zoo.io.progress import map_in_threads
 from c2f_zoo.paths import expand
 
@@ -198,17 +198,17 @@ def print_report(report: Report, console: Console, show_all: bool = False) -> No
         console: where to print; created with `emoji=False`, or names such as `:cat:` become images.
         show_all: print long lists of classes and warnings in full.
     """
-    console.print(f"{len(report.entries)} images in {_printable(report.source)}", soft_wrap=True)
+    console.print(f"{len(report.entries)} images in {rich_text(report.source)}", soft_wrap=True)
     if report.hierarchy is not None:
         _print_labels(report, report.hierarchy, console, show_all)
     _print_images([info for info in report.images if info is not None], console)
     for kind, colour, messages in (("error", "red", report.errors), ("warning", "yellow", report.warnings)):
         for heading, items in messages.items():
             if items:
-                console.print(f"[{colour}]{kind}[/]: {_printable(heading)}: {len(items)}", soft_wrap=True)
+                console.print(f"[{colour}]{kind}[/]: {rich_text(heading)}: {len(items)}", soft_wrap=True)
             shown = items if show_all or kind == "error" else items[:MAX_SHOWN]
             for item in shown:
-                console.print(f"  {_printable(item)}", soft_wrap=True)
+                console.print(f"  {rich_text(item)}", soft_wrap=True)
             if len(shown) < len(items):
                 console.print(f"  ... and {len(items) - len(shown)} more; --all shows them", soft_wrap=True)
     if any(report.errors.values()):
@@ -242,7 +242,7 @@ def _print_labels(report: Report, tree: Hierarchy, console: Console, show_all: b
     rows = [(tree.classes[-1][label], *(count[label] for count in counts.values())) for label in shown]
     _print_table(console, (tree.finest, *splits), rows)
     if len(shown) < len(labels):
-        hidden = f"{len(labels) - len(shown)} more {_printable(tree.finest)} classes"
+        hidden = f"{len(labels) - len(shown)} more {rich_text(tree.finest)} classes"
         console.print(f"  ... and {hidden}; --all shows them")
 
 
@@ -260,18 +260,12 @@ def _print_images(images: Sequence[ImageInfo], console: Console) -> None:
     _print_table(console, ("format", "images"), Counter(image.format for image in images).most_common())
 
 
-def _printable(text: object) -> str:
-    """Return text with markup and unprintable characters escaped."""
-    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
-    return escape("".join(shown))
-
-
 def _print_table(console: Console, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     table = Table()
     for name in columns:
-        table.add_column(_printable(name), justify="right" if table.columns else "left", overflow="fold")
+        table.add_column(rich_text(name), justify="right" if table.columns else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(_printable, row))
+        table.add_row(*map(rich_text, row))
     console.print(table)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from c2f_zoo.evaluation.plots import saved_figure
 from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.hierarchy.escape import printable
 from c2f_zoo.io.files import write_csv
 
 MAX_CLASSES = 2000  # a larger confusion matrix has millions of cells, and its plot is unreadable
@@ -111,7 +112,7 @@ def plot_confusion(matrix: Tensor, tree: Hierarchy, level: str, order: Sequence[
         named = depth if len(order) <= MAX_NAMES else 0
         large = [block for block in blocks(paths, order, named) if (block.end - block.start) * MAX_NAMES >= len(order)]
         centers = [(block.start + block.end - 1) / 2 for block in large]
-        names = [tree.class_names(tree.levels[named])[block.label] for block in large]
+        names = [printable(tree.class_names(tree.levels[named])[block.label]) for block in large]
         ax.set_xticks(centers, names, rotation=90, fontsize=7)
         ax.set_yticks(centers, names, fontsize=7)
         ax.set(title=f"{level} by itself, at its own resolution", xlabel="predicted", ylabel="true")

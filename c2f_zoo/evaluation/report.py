@@ -103,7 +103,7 @@ def accuracy_table(
 
 def print_tables(*tables: Table) -> None:
     """Print tables, at least 100 columns wide for long names in log files."""
-    console = Console(width=max(Console().width, 100))
+    console = Console(width=max(Console().width, 100), emoji=False)
     for table in tables:
         console.print(table)
 

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 import c2f_zoo
 from c2f_zoo.config import format_resolution
 from c2f_zoo.evaluation.provenance import describe_machine
+from c2f_zoo.hierarchy.escape import fenced, markdown
 from c2f_zoo.io.card import markdown_table
 from c2f_zoo.io.files import atomic_write, read_csv, write_csv
 
@@ -72,7 +73,10 @@ def write_run_report(
     """
     resolutions = list(dict.fromkeys(resolution for cells in accuracy.values() for resolution in cells))
     rows = [
-        [level, *(f"**{100 * cells[at]:.1f}**" if own[level] == at else f"{100 * cells[at]:.1f}" for at in resolutions)]
+        [
+            markdown(level),
+            *(f"**{100 * cells[at]:.1f}**" if own[level] == at else f"{100 * cells[at]:.1f}" for at in resolutions),
+        ]
         for level, cells in accuracy.items()
     ]
     starts = read_csv(output / STARTS)
@@ -80,7 +84,8 @@ def write_run_report(
     lines += [markdown_table(["level", *map(format_resolution, resolutions)], rows), ""]
     lines += [note[0].upper() + note[1:] + ".", ""] if note else []
     lines += ["![training loss and validation accuracy](curves.png)", "", "## Starts", ""]
-    lines += [markdown_table(list(starts[0]), [list(row.values()) for row in starts])]
-    lines += ["", "## Options", "", "```yaml", (output / "config.yaml").read_text(encoding="utf-8").strip(), "```", ""]
+    lines += [markdown_table(list(starts[0]), [list(map(markdown, row.values())) for row in starts])]
+    options = (output / "config.yaml").read_text(encoding="utf-8").strip()
+    lines += ["", "## Options", "", fenced(options, "yaml"), ""]
     text = "\n".join(lines)
     atomic_write(output / "report.md", lambda part: part.write_text(text, encoding="utf-8"))

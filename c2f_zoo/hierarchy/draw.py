@@ -6,6 +6,7 @@ import math
 from itertools import count
 from typing import TYPE_CHECKING
 
+from c2f_zoo.hierarchy.escape import printable
 from c2f_zoo.hierarchy.tree import Hierarchy
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def draw_text(tree: Hierarchy) -> str:
 
     def draw(depth: int, label: int) -> tuple[list[str], int]:
         """Return the lines of a subtree, and its number of leaf classes."""
-        name, below = tree.classes[depth][label], children[depth][label]
+        name, below = printable(tree.classes[depth][label]), children[depth][label]
         if not below:
             return [name], 1
         lines, size = [], 0
@@ -71,7 +72,7 @@ def draw_image(tree: Hierarchy) -> Figure:
     # Names of a ring are at least one leaf class apart; the innermost ring has room for a line of text for each.
     rings = [max(1.3 * FONT_SIZE / turn, 8 * FONT_SIZE)]
     for names in tree.classes:
-        rings.append(rings[-1] + max(_width(name) for name in names) + 3 * FONT_SIZE)
+        rings.append(rings[-1] + max(_width(printable(name)) for name in names) + 3 * FONT_SIZE)
     size = rings[-1]
     figure = Figure(figsize=(2 * size / 72, 2 * size / 72))  # one unit of the axes is a point
     axes = figure.add_axes((0, 0, 1, 1), xlim=(-size, size), ylim=(-size, size))
@@ -82,7 +83,7 @@ def draw_image(tree: Hierarchy) -> Figure:
         """Draw a subtree; return the angle of its root."""
         below = [draw(depth + 1, child, colour) for child in children[depth][label]]
         angle = (below[0] + below[-1]) / 2 if below else math.pi / 2 - turn * next(leaves)
-        name = tree.classes[depth][label]
+        name = printable(tree.classes[depth][label])
         _write(axes, name, angle, rings[depth], colour if depth == 0 else "black")
         if below:
             inner, outer = rings[depth] + _width(name) + FONT_SIZE / 2, rings[depth + 1] - FONT_SIZE / 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -525,6 +526,9 @@ class Hierarchy:
         return labels
 
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
 def _find_faults(
     levels: Sequence[str], classes: Sequence[Sequence[str]], parents: Sequence[Sequence[int]]
 ) -> list[str]:
@@ -534,6 +538,8 @@ def _find_faults(
             f"not {len(classes)} and {len(parents)}"
         ]
     faults = ["a level has an empty name"] * any(not name.strip() for name in levels)
+    # Names of levels are names of options, columns and files.
+    faults += [f"level {name!r} contains control characters; rename it" for name in levels if _CONTROL.search(name)]
     for level, names in zip(levels, classes, strict=True):
         faults += [f"{level} has no classes"] * (not names)
         faults += [f"{level} has a class with an empty name"] * any(not name.strip() for name in names)

@@ -12,6 +12,7 @@ from torch import Tensor
 from c2f_zoo.data.images import ImageLike, prepare_image
 from c2f_zoo.data.transforms import create_transform
 from c2f_zoo.decoding import decode, marginalize
+from c2f_zoo.hierarchy.escape import printable
 from c2f_zoo.inference.resolutions import levels_by_resolution
 from c2f_zoo.model import C2FModel
 from c2f_zoo.ops import check_finite, widest_dtype
@@ -30,7 +31,7 @@ class Prediction:
     path: list[tuple[str, str, float]]
 
     def __str__(self) -> str:
-        return " > ".join(f"{name} ({probability:.2f})" for _, name, probability in self.path)
+        return " > ".join(f"{printable(name)} ({probability:.2f})" for _, name, probability in self.path)
 
 
 class Predictor:

@@ -11,6 +11,7 @@ from typing import Any
 from c2f_zoo.config import ModelConfig, format_resolution
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.hierarchy.draw import draw_text
+from c2f_zoo.hierarchy.escape import fenced, markdown
 from c2f_zoo.io.files import read_csv
 from c2f_zoo.paths import expand
 
@@ -132,7 +133,7 @@ def _metadata(config: ModelConfig, title: str, licence: str | None, run: Run | N
 
 
 def _introduction(config: ModelConfig) -> str:
-    counts = [f"{config.hierarchy.num_classes[level]} classes of {level}" for level in config.levels]
+    counts = [f"{config.hierarchy.num_classes[level]} classes of {markdown(level)}" for level in config.levels]
     listed = " and ".join([", ".join(counts[:-1]), counts[-1]] if len(counts) > 1 else counts)
     return f"An image classifier of c2f_zoo for {listed}, with the timm backbone `{config.backbone}`."
 
@@ -157,7 +158,7 @@ def _results(run: Run | None) -> str:
         cells.setdefault(row["level"], {})[row["resolution"]] = f"**{text}**" if row["own"] == "True" else text
     table = markdown_table(
         ["level", *map(format_resolution, resolutions)],
-        [[level, *(cells[level].get(resolution, "") for resolution in resolutions)] for level in cells],
+        [[markdown(level), *(cells[level].get(resolution, "") for resolution in resolutions)] for level in cells],
     )
     count = " to ".join(map(str, dict.fromkeys((images[0], images[-1]))))
     text = (
@@ -172,9 +173,11 @@ def _evaluation(report: Mapping[str, Any]) -> str:
     if not report:
         return ""
     decodings = report["decodings"]
-    rows = [[name, *[_format_metric(value)] * len(decodings)] for name, value in report["any_decoding"].items()]
+    rows = [
+        [markdown(name), *[_format_metric(value)] * len(decodings)] for name, value in report["any_decoding"].items()
+    ]
     for name in next(iter(decodings.values()), {}):
-        rows.append([name, *(_format_metric(metrics.get(name)) for metrics in decodings.values())])
+        rows.append([markdown(name), *(_format_metric(metrics.get(name)) for metrics in decodings.values())])
     return (
         f"\n\nHierarchical metrics by decoding, on {report['images']} images of `{report['dataset']}`, "
         f"{report['split']} split. Fractions are in [0, 1], distances in levels:\n\n"
@@ -190,7 +193,7 @@ def _model(config: ModelConfig) -> str:
     p = config.preprocessing
     taps = config.taps if isinstance(config.taps, tuple) else (f"the last {config.taps}",)
     levels = [
-        [level, str(config.hierarchy.num_classes[level]), format_resolution(config.resolutions.get(level))]
+        [markdown(level), str(config.hierarchy.num_classes[level]), format_resolution(config.resolutions.get(level))]
         for level in config.levels
     ]
     rows = [
@@ -209,7 +212,7 @@ def _options(options: Mapping[str, Any]) -> str:
 
 
 def _tree(tree: Hierarchy) -> str:
-    counts = ", ".join(f"{level} {number}" for level, number in tree.num_classes.items())
+    counts = ", ".join(f"{markdown(level)} {number}" for level, number in tree.num_classes.items())
     shown, note = tree, ""
     for level in reversed(tree.levels):  # truncate the tree until it is short enough
         shown = tree.truncate(level)
@@ -221,8 +224,8 @@ def _tree(tree: Hierarchy) -> str:
     lines = draw_text(shown).split("\n")
     if len(lines) > MAX_TREE_LINES:
         lines = [*lines[:MAX_TREE_LINES], f"... and {len(lines) - MAX_TREE_LINES} more"]
-    drawn = "\n".join(lines)
-    return f"Classes of each level, coarse to fine: {counts}.{note}\n\n```\n{drawn}\n```"
+    drawn = fenced("\n".join(lines))
+    return f"Classes of each level, coarse to fine: {counts}.{note}\n\n{drawn}"
 
 
 def _training(run: Run | None) -> str:
@@ -231,7 +234,8 @@ def _training(run: Run | None) -> str:
     if run is None:
         return "Nothing is known about the training."
     settings = yaml.safe_dump(_public(run.options), sort_keys=False, allow_unicode=True)
-    text = f"{len(run.epochs)} epochs of c2f_zoo's `recipes/train.py` with these options:\n\n```yaml\n{settings}```"
+    text = f"{len(run.epochs)} epochs of c2f_zoo's `recipes/train.py` with these options:\n\n"
+    text += fenced(settings.strip(), "yaml")
     return text + "\n\n![loss and validation accuracy of each epoch](curves.png)" * run.has_curves
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from c2f_zoo.paths import expand
+
+# The start of a formula in a spreadsheet, after any apostrophes.
+_FORMULA = re.compile("'*[=+\\-@\\t\\r\\n\uff1d\uff0b\uff0d\uff20]")
 
 
 def atomic_write(path: str | Path, write_to: Callable[[Path], object]) -> None:
@@ -63,7 +67,8 @@ def checksum_of(path: Path) -> str:
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows to a CSV file atomically.
 
-    The columns are the keys of all rows, in order of appearance.
+    The columns are the keys of all rows, in order of appearance. Text that a spreadsheet would take for a formula gets
+    a leading apostrophe, which `read_csv` removes.
 
     Args:
         path: the file to create or replace; its folder must exist.
@@ -84,14 +89,35 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     def write_to(part: Path) -> None:
         # A file name that is not UTF-8 has characters that cannot be encoded.
         with open(part, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            writer = csv.DictWriter(file, fieldnames=columns)
-            writer.writeheader()
-            writer.writerows(rows)
+            writer = csv.writer(file)
+            writer.writerow(map(escape_formula, columns))
+            writer.writerows([escape_formula(row.get(column, "")) for column in columns] for row in rows)
 
     atomic_write(path, write_to)
 
 
 def read_csv(path: str | Path) -> list[dict[str, str]]:
-    """Read the rows of a CSV file with a header; every value is text."""
+    """Read the rows of a CSV file that `write_csv` wrote; every value is text."""
     with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        rows = [[_unescape_formula(cell) for cell in row] for row in csv.reader(file) if row]
+    return [dict(zip(rows[0], row, strict=False)) for row in rows[1:]]
+
+
+def escape_formula(value: Any) -> Any:
+    """Return a value for a CSV file: text that starts like a formula, and is not a number, gets an apostrophe.
+
+    Examples:
+        >>> [escape_formula(value) for value in ("=1+1", "-0.5", -0.5, "gull", "'=a")]
+        ["'=1+1", '-0.5', -0.5, 'gull', "''=a"]
+    """
+    if not isinstance(value, str) or not _FORMULA.match(value):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return "'" + value
+    return value
+
+
+def _unescape_formula(text: str) -> str:
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text

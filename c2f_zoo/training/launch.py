@@ -16,6 +16,7 @@ from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataPara
 from accelerate.tracking import filter_trackers, get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin, LoggerType
 
+from c2f_zoo.hierarchy.escape import printable
 from c2f_zoo.io.terminal import make_output_printable
 from c2f_zoo.registry import check_names
 from c2f_zoo.training.interrupt import EXIT_CODE, Stopped
@@ -222,4 +223,5 @@ def error_message(error: BaseException) -> str:
         'no images'
     """
     text = str(error).strip()
-    return text.splitlines()[-1] if text.startswith("Caught ") else text
+    lines = list(map(printable, text.splitlines()))
+    return lines[-1] if text.startswith("Caught ") else "\n".join(lines)

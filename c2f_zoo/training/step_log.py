@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from c2f_zoo.io.files import atomic_write
+from c2f_zoo.io.files import atomic_write, escape_formula
 
 COLUMNS = ("step", "epoch", "stage", "level", "lr", "loss")
 
@@ -44,7 +44,8 @@ class StepLog:
             writer = csv.DictWriter(file, fieldnames=COLUMNS)
             if file.tell() == 0:
                 writer.writeheader()
-            writer.writerows({**row, "loss": loss.item()} for row, loss in self._waiting)
+            rows = ({**row, "level": escape_formula(row["level"]), "loss": loss.item()} for row, loss in self._waiting)
+            writer.writerows(rows)
             file.flush()
             os.fsync(file.fileno())
         self._waiting = []
