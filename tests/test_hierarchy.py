@@ -314,8 +314,7 @@ class TestOpening:
             other = create_model(f"local-dir:{tmp_path / 'model'}", hierarchy=tmp_path / "other.csv")
         assert other.hierarchy == tree.truncate("group")
         assert create_model("mlph_tiny_critters", hierarchy=str(file)).hierarchy == tree
-        timm_model = timm.create_model("mlph_tiny_critters", hierarchy=str(file))
-        assert timm_model.hierarchy == tree
+        assert timm.create_model("mlph_tiny_critters", hierarchy=str(file)).num_classes == 4
 
     def test_a_file_of_parents_needs_levels(self, file: Path) -> None:
         file.write_text("child,parent\nBirds,\nGulls,Birds\n")
