@@ -57,7 +57,7 @@ from c2f_zoo.paths import expand
 from c2f_zoo.training.advice import advise
 from c2f_zoo.training.describe_run import describe_data, describe_split
 from c2f_zoo.training.fingerprint import fingerprint
-from c2f_zoo.training.launch import create_accelerator, recipe_errors
+from c2f_zoo.training.launch import adopt_launcher, create_accelerator, recipe_errors
 from c2f_zoo.training.objective import create_objective
 from c2f_zoo.training.option_checks import check_values
 from c2f_zoo.training.options import TrainOptions, read_options
@@ -115,7 +115,8 @@ def main(options: SearchOptions, run: Path | None, name: str) -> bool:
     """
     mode = "test_only" if run else "retrain"
     output = Path(options.output or (run / "find_resolutions" if run else f"runs/{name}-resolutions"))
-    accelerator = create_accelerator()
+    options = adopt_launcher(options)
+    accelerator = create_accelerator(options)
     set_seed(options.seed)
     data, model, side = set_up(options, run, accelerator)
     thresholds = fill_thresholds(options.thresholds, model.levels)
@@ -145,6 +146,8 @@ def set_up(options: SearchOptions, run: Path | None, accelerator: Accelerator) -
         The data, the model, and the images' median size in pixels.
     """
     check_values(options, accelerator.num_processes)
+    if options.dry_run or options.log_with:
+        raise ValueError("dry_run and log_with are options of train.py; leave them out of a search")
     if options.bootstrap < 1:
         raise ValueError(f"bootstrap is {options.bootstrap}; it must be 1 or more")
     with accelerator.local_main_process_first():  # one process downloads

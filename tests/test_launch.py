@@ -9,9 +9,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import find_resolutions as find
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
@@ -23,7 +26,7 @@ from c2f_zoo.training.launch import (
     start_trackers,
     usable_cores,
 )
-from c2f_zoo.training.options import Stage, TrainOptions
+from c2f_zoo.training.options import Stage, TrainOptions, read_options
 
 OPTIONS = TrainOptions("critters", "mlph_tiny_critters", {}, [Stage(1, 0.1)])
 PRECISION, ACCUMULATE = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
@@ -95,6 +98,33 @@ def test_the_launchers_accumulation_is_adopted(
     assert adopt_launcher(replace(OPTIONS, accumulate=2)).accumulate == 2
 
 
+def test_the_search_of_resolutions_trains_as_option_and_launcher_say(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    trained: list[tuple[int, str]] = []
+
+    def train_at(resolution: int | None, data: object, options: TrainOptions, folder: Path, accelerator: Accelerator):
+        trained.append((options.accumulate, accelerator.mixed_precision))
+        raise InterruptedError
+
+    monkeypatch.setattr(find, "train_at", train_at)
+    monkeypatch.setenv(ACCUMULATE, "4")
+    smoke = [Path(find.__file__).parent / "configs" / "smoke.yaml"]
+    options = read_options(find.SearchOptions, smoke, ["--mixed_precision", "bf16", "--output", str(tmp_path)])
+    with pytest.raises(InterruptedError):
+        find.main(options, None, "run")
+    assert trained == [(4, "bf16")]
+    for name, value in (("dry_run", True), ("log_with", ["tensorboard"])):
+        with pytest.raises(ValueError, match=r"dry_run and log_with are options of train\.py"):
+            find.main(replace(options, **{name: value}), None, "run")
+
+
+def test_parallelism_that_changes_the_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    with pytest.raises(ValueError, match="tensor or context parallelism is unsupported"):
+        adopt_launcher(OPTIONS)
+
+
 @pytest.mark.parametrize("options", [None, OPTIONS])
 def test_the_loss_is_never_divided(monkeypatch: pytest.MonkeyPatch, options: TrainOptions | None) -> None:
     monkeypatch.setenv(ACCUMULATE, "4")
@@ -148,6 +178,14 @@ def test_the_users_threads_are_obeyed(monkeypatch: pytest.MonkeyPatch, capsys: p
     create_accelerator()
     assert torch.get_num_threads() == 2
     assert capsys.readouterr().out == ""
+
+
+def test_processes_of_other_machines_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "usable_cores", lambda: 8)
+    monkeypatch.setattr(launch, "launcher_chose_threads", lambda launcher: True)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    launch.set_threads(SimpleNamespace(num_processes=16))  # type: ignore[arg-type]  # 8 machines
+    assert torch.get_num_threads() == 4
 
 
 REPORT = """

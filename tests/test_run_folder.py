@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate import Accelerator
 from conftest import SMALL
 from PIL import Image
 
-from c2f_zoo import C2FModel, Hierarchy, create_model
+from c2f_zoo import C2FModel, Hierarchy, create_dataset, create_model
+from c2f_zoo.data import CachedImages
 from c2f_zoo.evaluation.confusion import file_stems
-from c2f_zoo.io.files import read_csv, write_csv
-from c2f_zoo.training.checkpoint import write_checkpoint
+from c2f_zoo.io.files import atomic_write, read_csv, write_csv
+from c2f_zoo.training.checkpoint import publish, write_checkpoint
 from c2f_zoo.training.curves import plot_curves
 from c2f_zoo.training.options import Stage, TrainOptions
 from c2f_zoo.training.run_folder import RESULTS, check_data, choose_run_folder, is_finished
+from c2f_zoo.training.step_log import COLUMNS, StepLog
 
 HERE = Accelerator(cpu=True)
 
@@ -94,3 +99,81 @@ def test_files_of_levels_have_different_short_names() -> None:
     assert stems[:2] == ["confusion_a_b", "confusion_a_b_2"]
     assert len({stem.lower() for stem in stems}) == len(levels)
     assert all(len(f"{stem}.csv.part".encode()) <= 255 for stem in stems)
+
+
+# Loss of power
+
+
+class Durability:
+    """Watches that a file, or all files of a folder, are flushed to disk before they are renamed, and the name after.
+
+    Attributes:
+        renamed: names of the files and folders that got their final names.
+        missing: what was not flushed.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.renamed: list[str] = []
+        self.missing: list[str] = []
+        self._flushed: dict[int, int] = {}  # inode -> time of the last change when it was flushed
+        self._names: list[Path] = []  # folders whose entries changed since they were flushed
+        for name in ("rename", "replace"):
+            monkeypatch.setattr(os, name, partial(self._rename, getattr(os, name)))
+        monkeypatch.setattr(os, "fsync", partial(self._fsync, os.fsync))
+
+    def _fsync(self, fsync: Callable[[int], None], descriptor: int) -> None:
+        fsync(descriptor)
+        status = os.fstat(descriptor)
+        self._flushed[status.st_ino] = status.st_mtime_ns
+        self._names = [folder for folder in self._names if folder.stat().st_ino != status.st_ino]
+
+    def _rename(self, rename: Callable[[Path, Path], None], source: Path, target: Path) -> None:
+        files = (
+            [path for path in Path(source).rglob("*") if path.is_file()] if os.path.isdir(source) else [Path(source)]
+        )
+        for path in files:
+            if self._flushed.get(path.stat().st_ino) != path.stat().st_mtime_ns and "removed" not in str(target):
+                self.missing.append(str(path))
+        rename(source, target)
+        self.renamed.append(Path(target).name)
+        self._names.append(Path(target).parent)
+
+    def check(self, *names: str) -> None:
+        assert self.missing == []
+        assert [folder for folder in self._names if folder.exists()] == [], "the last renames may be lost"
+        assert set(names) <= set(self.renamed)
+
+
+def test_files_are_flushed_before_they_get_their_names(
+    small_model: C2FModel, cub_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "run"
+    output.mkdir()
+    watched = Durability(monkeypatch)
+    write_csv(output / "metrics.csv", [{"epoch": 1}])
+    watched.check("metrics.csv")
+    checkpoint = write_checkpoint(output, 7, small_model.save_pretrained)
+    watched.check("checkpoint-00000007")
+    publish(checkpoint, output)
+    watched.check("config.json", "model.safetensors")
+    small_model.save_pretrained(output, max_shard_size="100KB")
+    watched.check("model.safetensors.index.json")
+    log = StepLog(output / "steps.csv")
+    log.add(dict.fromkeys(COLUMNS, 1), torch.tensor(0.5))
+    log.write()
+    log.forget_after(0)
+    watched.check("steps.csv")
+    cached = CachedImages(create_dataset("cub", "train", root=cub_folder), tmp_path / "cache", 20)
+    watched.check(cached.file.name)
+
+
+def test_an_error_leaves_the_file_and_no_part(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("old")
+
+    def write_half(part: Path) -> None:
+        part.write_text("half")
+        raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space left"):
+        atomic_write(tmp_path / "x.csv", write_half)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("x.csv", "old")]

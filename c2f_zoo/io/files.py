@@ -19,7 +19,7 @@ _FORMULA = re.compile("'*[=+\\-@\\t\\r\\n\uff1d\uff0b\uff0d\uff20]")
 def atomic_write(path: str | Path, write_to: Callable[[Path], object]) -> None:
     """Write a file beside `path`, flush it to disk and rename it.
 
-    A kill at any time leaves the old file or the new one.
+    A kill at any time leaves the old file or the new one, and an error the old one.
 
     Args:
         path: the file to create or replace; its folder must exist.
@@ -32,8 +32,12 @@ def atomic_write(path: str | Path, write_to: Callable[[Path], object]) -> None:
     """
     path = expand(path)
     part = path.with_name(path.name + ".part")
-    write_to(part)
-    fsync_file(part)
+    try:
+        write_to(part)
+        fsync_file(part)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
     os.replace(part, path)
     fsync_folder(path.parent)
 

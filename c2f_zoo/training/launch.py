@@ -20,14 +20,14 @@ from c2f_zoo.hierarchy.escape import printable
 from c2f_zoo.io.terminal import make_output_printable
 from c2f_zoo.registry import check_names
 from c2f_zoo.training.interrupt import EXIT_CODE, Stopped
-from c2f_zoo.training.options import TrainOptions
+from c2f_zoo.training.options import Options, TrainOptions
 
 _PRECISION, _ACCUMULATE = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
-_DYNAMO = "ACCELERATE_DYNAMO_BACKEND"
+_DYNAMO, _PARALLELISM = "ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_USE_PARALLELISM_CONFIG"
 _LAUNCHERS = {"accelerate", "accelerate-launch", "accelerate.commands.launch", "torchrun", "torch.distributed.run"}
 
 
-def adopt_launcher(options: TrainOptions) -> TrainOptions:
+def adopt_launcher(options: Options) -> Options:
     """Return the options with the launcher's mixed precision and gradient accumulation.
 
     The option overrides the launcher's mixed precision `no`, because `accelerate launch` sets that by default.
@@ -36,17 +36,21 @@ def adopt_launcher(options: TrainOptions) -> TrainOptions:
         options: the options; `mixed_precision` and `accumulate` are used.
 
     Raises:
-        ValueError: options and launcher disagree, or the launcher asks for a compilation of its own.
+        ValueError: options and launcher disagree, or the launcher asks for a compilation or a parallelism of its own.
 
     Examples:
         >>> import os
-        >>> from c2f_zoo.training.options import TrainOptions
+        >>> from c2f_zoo.training.options import Options, TrainOptions
         >>> os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = "4"
         >>> adopt_launcher(TrainOptions("critters", "mlph_tiny_critters", {}, [])).accumulate
         accumulate 4, as the launcher says (ACCELERATE_GRADIENT_ACCUMULATION_STEPS)
         4
         >>> del os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"]
     """
+    if os.environ.get(_PARALLELISM, "").lower() in ("1", "true", "yes", "on"):
+        raise ValueError(
+            f"the launcher's tensor or context parallelism is unsupported ({_PARALLELISM}); use DDP or FSDP 2"
+        )
     dynamo = os.environ.get(_DYNAMO, "NO")
     if dynamo.upper() != "NO":  # Accelerate would compile the wrapped model, a graph for each level
         raise ValueError(f"the launcher's dynamo backend is {dynamo!r} ({_DYNAMO}); use --compile true instead")
@@ -116,7 +120,8 @@ def set_threads(accelerator: Accelerator) -> None:
 
     Launchers set `OMP_NUM_THREADS=1` if the user sets nothing; that number is replaced.
     """
-    cores = max(1, usable_cores() // accelerator.num_processes)
+    on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE") or accelerator.num_processes)
+    cores = max(1, usable_cores() // on_this_machine)
     if launcher_chose_threads(os.getppid()):
         torch.set_num_threads(cores)
     elif torch.get_num_threads() < cores and "OMP_NUM_THREADS" in os.environ:
