@@ -101,14 +101,14 @@ class TestReading:
 
 class TestRepeats:
     def test_repeats_by_hand(self) -> None:
-        assert FULL.repeats == [set(), {2}, {2, 3}]
+        assert FULL.repeats == (set(), {2}, {2, 3})
 
     def test_a_class_that_ends_lower_is_no_repeat(self) -> None:
         # "Spitfire" has a family of its name, but it ends at "Mk I"; of "Apple" there are two.
         rows = [("Spitfire", "Spitfire", "Mk I"), ("Apple", "Apple", "Gala"), ("Apple", "Pear", "Pear")]
         tree = Hierarchy.from_rows(LEVELS, rows)
-        assert tree.repeats == [set(), set(), {2}]
-        assert tree.truncate("genus").repeats == [set(), set()]
+        assert tree.repeats == (set(), set(), {2})
+        assert tree.truncate("genus").repeats == (set(), set())
 
     def test_labels_of_repeats_are_cut_only_on_request(self) -> None:
         labels = FULL.ancestors(torch.arange(4))
@@ -261,6 +261,24 @@ class TestDatasets:
             assert tree is not None
             assert [len(names) - len(cut) for names, cut in zip(tree.classes, tree.left_out, strict=True)] == classes
 
+    def test_the_listing_names_what_it_changed(self, tmp_path: Path) -> None:
+        root = write_images(tmp_path, *("/".join(row) for row in (*ROWS, ("Nut2", "Apple"))))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            listing = list_images(root, levels=LEVELS)
+        assert dict(listing.warnings) == {
+            **{key: items for key, items in listing.warnings.items() if not items},
+            "branches that end above 'cultivar', their last class repeated down to it": [
+                "Fruit/Banana", "Nut", "Nut2/Apple"
+            ],
+            "classes with the name of another class, called by their parent's name too": [
+                "genus Apple (Fruit)", "genus Apple (Nut2)"
+            ],
+        }  # fmt: skip
+        notes = create_dataset("folder", "train", root=root, levels=LEVELS, test_fraction=0.5).notes
+        counts = ["to it: 3 (Fruit/Banana, Nut, Nut2/Apple)", "too: 2 (genus Apple (Fruit), genus Apple (Nut2))"]
+        assert [note.endswith(count) for note, count in zip(notes, counts, strict=True)] == [True, True]
+
 
 class TestSharedNames:
     def test_names_get_their_parent_at_any_level(self) -> None:
@@ -279,7 +297,7 @@ class TestSharedNames:
     def test_a_short_branch_beside_a_class_of_its_name(self) -> None:
         tree = Hierarchy.from_rows(("family", "genus"), [("Ficus",), ("Moraceae", "Ficus")])
         assert tree.classes[1] == ("Ficus", "Ficus (Moraceae)")
-        assert tree.repeats == [set(), {0}]
+        assert tree.repeats == (set(), {0})
 
     def test_files_of_parents_name_the_parent(self, tmp_path: Path) -> None:
         lines = ["child,parent", "Moraceae,", "Ficidae,", "Ficus,Moraceae", "Ficus,Ficidae"]

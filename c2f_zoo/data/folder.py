@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
@@ -188,10 +189,28 @@ def _read_tree(
     ]
     try:
         paths = [PurePath(*names, "image") for names in folders]
-        listing.hierarchy = Hierarchy.from_paths(paths, levels, ragged or "repeat")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the listing names all of them
+            listing.hierarchy = Hierarchy.from_paths(paths, levels, ragged or "repeat")
     except ValueError as error:
         lines = [line.strip() for line in str(error).splitlines()]
         heading = "the folders do not form a tree (rearrange them, or use the option 'hierarchy')"
         listing.errors[heading] += lines[1:] or lines
         return {}
+    _list_changes(listing, listing.hierarchy, folders)
     return labels_by_path(listing.hierarchy)
+
+
+def _list_changes(listing: Listing, tree: Hierarchy, folders: Sequence[Names]) -> None:
+    """Add the branches that end above the leaf level, and the classes that share a name, to the warnings."""
+    above = {names[:depth] for names in folders for depth in range(len(names))}
+    listing.warnings[f"branches that end above {tree.finest!r}, their last class repeated down to it"] += [
+        "/".join(names) for names in folders if names not in above and len(names) < len(tree.levels)
+    ]
+    own = {name for names in folders for name in names}
+    listing.warnings["classes with the name of another class, called by their parent's name too"] += [
+        f"{level} {name}"
+        for level, names, repeats in zip(tree.levels, tree.classes, tree.repeats, strict=True)
+        for label, name in enumerate(names)
+        if name not in own and label not in repeats
+    ]

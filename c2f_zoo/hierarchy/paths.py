@@ -83,7 +83,7 @@ def warn_of_changes(source: object, levels: Sequence[str], paths: Sequence[Names
         warnings.warn(f"{source}: {len(changed)} classes {reason} and get {shown}", stacklevel=5)
 
 
-def find_repeats(classes: Sequence[Sequence[str]], parents: Sequence[Sequence[int]]) -> list[frozenset[int]]:
+def find_repeats(classes: Sequence[Sequence[str]], parents: Sequence[Sequence[int]]) -> tuple[frozenset[int], ...]:
     """Return the classes of each level that repeat their parent.
 
     A class repeats its parent if it is the only child and has the same name, and if that is true of its descendants:
@@ -91,7 +91,7 @@ def find_repeats(classes: Sequence[Sequence[str]], parents: Sequence[Sequence[in
 
     Examples:
         >>> find_repeats([("fruit",), ("apple", "banana"), ("gala", "banana")], [(0, 0), (0, 1)])
-        [frozenset(), frozenset(), frozenset({1})]
+        (frozenset(), frozenset(), frozenset({1}))
     """
     repeats: list[frozenset[int]] = []
     ends = set(range(len(classes[-1])))  # classes with nothing below but repeats
@@ -102,4 +102,4 @@ def find_repeats(classes: Sequence[Sequence[str]], parents: Sequence[Sequence[in
         ]
         repeats.insert(0, frozenset(found))
         ends = {labels[label] for label in found}
-    return [frozenset(), *repeats]
+    return (frozenset(), *repeats)

@@ -169,20 +169,20 @@ class Hierarchy:
         return torch.stack([self.ancestor_index(level, labels.device)[labels] for level in self.levels], dim=-1)
 
     @cached_property
-    def repeats(self) -> list[frozenset[int]]:
+    def repeats(self) -> tuple[frozenset[int], ...]:
         """For each level, the labels of the classes that repeat their parent.
 
         Examples:
             >>> rows = [("Fruit", "Apple", "Gala"), ("Fruit", "Banana", "Banana")]
             >>> Hierarchy.from_rows(("kind", "genus", "cultivar"), rows).repeats
-            [frozenset(), frozenset(), frozenset({1})]
+            (frozenset(), frozenset(), frozenset({1}))
         """
         return find_repeats(self.classes, self.parents)
 
     @property
-    def left_out(self) -> list[frozenset[int]]:
+    def left_out(self) -> tuple[frozenset[int], ...]:
         """For each level, the labels that predictions and metrics leave out: `repeats` if `ragged` is `"stop"`."""
-        return self.repeats if self.ragged == "stop" else [frozenset()] * len(self.levels)
+        return self.repeats if self.ragged == "stop" else (frozenset(),) * len(self.levels)
 
     def cut_repeats(self, labels: torch.Tensor) -> torch.Tensor:
         """Replace the labels of repeats by -1, if `ragged` is `"stop"`.
