@@ -215,12 +215,22 @@ class TestWebDataset:
         assert rows_of(dataset) == [[0, 0], [1, 1], [0, 2]]
         assert dataset.splits == ("train",)  # type: ignore[attr-defined]
 
-    def test_images_skipped_by_timm_give_a_warning(self, tmp_path: Path) -> None:
-        images = {"0.png": encoded(colours(0)), "1.png": b"no image", "2.png": encoded(colours(2))}
-        write_shards(tmp_path, images, [0, 1, 2])
-        with pytest.warns(UserWarning, match="'wds/shapes' should have 3 images, but timm returned 2"):
-            dataset = create_dataset("wds/shapes", "train", hierarchy=TREE, root=str(tmp_path))
+    @pytest.mark.parametrize("info", [True, False])
+    def test_images_that_timm_leaves_out_are_counted(self, tmp_path: Path, info: bool) -> None:
+        images = {"0.png": encoded(colours(0)), "1.png": b"no image", "2.png": encoded(colours(2)), "3.png": b"nor"}
+        write_shards(tmp_path, images, [0, 1, 2, 0], info)
+        options = {} if info else {"splits": {"train": "train-{0..1}.tar"}}
+        told = "'wds/shapes' has 2 images; timm left out 2 more, the first: .*cannot identify"
+        with pytest.warns(UserWarning, match=told):
+            dataset = create_dataset("wds/shapes", "train", hierarchy=TREE, root=str(tmp_path), **options)
         assert rows_of(dataset) == [[0, 0], [0, 2]]
+
+    def test_fewer_images_than_the_shards_should_have(self, tmp_path: Path) -> None:
+        write_shards(tmp_path, {f"{seed}.png": encoded(colours(seed)) for seed in range(3)}, [0, 1, 2])
+        info = (tmp_path / "_info.json").read_text()
+        (tmp_path / "_info.json").write_text(info.replace('"num_samples": 3', '"num_samples": 10'))
+        with pytest.warns(UserWarning, match=r"has 3 images; timm left out 7 more, check the number in its _info.json"):
+            create_dataset("wds/shapes", "train", hierarchy=TREE, root=str(tmp_path))
 
     def test_errors(self, tmp_path: Path) -> None:
         pytest.importorskip("webdataset")

@@ -19,7 +19,7 @@ import torchvision
 from PIL import Image
 
 from c2f_zoo import create_dataset
-from c2f_zoo.data import DATASETS, LabelledImages, labels_of, register_dataset
+from c2f_zoo.data import DATASETS, LabelledImages, labels_of, notes_of, register_dataset
 from c2f_zoo.data.sources import labels_by_index, labels_by_name
 from c2f_zoo.hierarchy import Hierarchy
 
@@ -235,9 +235,43 @@ class TestINaturalist:
         assert dataset[0][0].mode == "RGB"
 
     def test_missing_data(self, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError, match=r"no folder .*2021_train_mini; pass download=True"):
+        with pytest.raises(FileNotFoundError, match=r"no folder 2021_train_mini/ or train_mini/ in .*; pass download"):
             create_dataset("inaturalist", "train", root=str(tmp_path / "here"), mini=True)
         assert not list(tmp_path.iterdir())
+
+    def test_as_people_unpack_it(self, tmp_path: Path) -> None:
+        for category in INATURALIST:  # the validation set has only two of the categories
+            save_image(tmp_path / "train_mini" / category / "a.jpg")
+        for category in INATURALIST[1:]:
+            save_image(tmp_path / "val" / category / "b.jpg")
+        save_image(tmp_path / "val" / "thumbnails" / "c.jpg")
+        for name in (".DS_Store", "train_mini.tar.gz", "train_mini/.DS_Store", f"val/{INATURALIST[1]}/readme.txt"):
+            (tmp_path / name).touch()
+        train = create_dataset("inaturalist", "train", root=str(tmp_path), mini=True)
+        test = create_dataset("inaturalist", "test", root=str(tmp_path))
+        assert train.hierarchy == test.hierarchy
+        assert (train.targets, test.targets) == ([0, 1, 2], [1, 2])
+        assert notes_of(train, test) == [
+            f"{(mini := tmp_path / 'train_mini')}: hidden files and folders, left out: 1 ({mini / '.DS_Store'})",
+            f"{tmp_path / 'val'}: files without an image extension, left out: 1 (1 .txt)",
+            f"{tmp_path / 'val'}: images in folders that are no category, left out: 1",
+        ]
+        with pytest.raises(FileNotFoundError, match="pass mini=True to use train_mini/"):
+            create_dataset("inaturalist", "train", root=str(tmp_path))
+
+
+def test_class_folders_of_torchvision(tmp_path: Path) -> None:
+    for name in ("Train/disc/1.jfif", "Train/disc/2.gif", "Train/box/1.png", "Train/@eaDir/1.jpg", "TEST/disc/1.png"):
+        save_image(tmp_path / name)
+    for name in ("Train/box/notes.txt", "Train/notes.txt", "Train/empty"):
+        (tmp_path / name).mkdir() if name.endswith("empty") else (tmp_path / name).touch()
+    tree = Hierarchy.from_rows(("kind", "shape"), [("round", "disc"), ("edged", "box")])
+    options = {"root": str(tmp_path), "hierarchy": tree}
+    train, test = (create_dataset("torch/image_folder", split, **options) for split in ("train", "test"))
+    assert (train.targets, test.targets) == ([1, 0, 0], [0])
+    assert len(notes_of(train)) == 3, "a service folder, two texts, an empty folder"
+    with pytest.raises(ValueError, match="'torch/image_folder' has no option 'class_map'"):
+        create_dataset("torch/image_folder", "train", class_map="", **options)
 
 
 def write_cifar100(root: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
@@ -274,6 +308,10 @@ class TestCIFAR100:
         assert np.array_equal(np.asarray(train[1][0]), pixels[1])
         test = create_dataset("cifar100", "test", root=str(tmp_path))
         assert [fine for _, fine in names_of(test)] == ["apple", "apple", "wolf"]
+
+    def test_its_own_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write_cifar100(tmp_path, monkeypatch)
+        assert len(create_dataset("cifar100", "train", root=str(tmp_path / "cifar-100-python"))) == 3
 
     def test_changed_files(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write_cifar100(tmp_path, monkeypatch)

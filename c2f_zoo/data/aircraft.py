@@ -8,7 +8,7 @@ from torchvision.datasets import FGVCAircraft
 
 from c2f_zoo.data.files import ImageFiles, raise_for_missing_files
 from c2f_zoo.data.registry import SPLITS, register_dataset
-from c2f_zoo.data.sources import labels_by_name, translate_torchvision_errors
+from c2f_zoo.data.sources import labels_by_name, parent_of, translate_torchvision_errors
 from c2f_zoo.hierarchy import Hierarchy
 
 
@@ -20,7 +20,7 @@ def aircraft(root: str, split: str, download: bool = False) -> ImageFiles:
     `Hierarchy.from_aircraft`.
 
     Args:
-        root: the folder that contains, or will contain, `fgvc-aircraft-2013b/`.
+        root: the folder that contains, or will contain, `fgvc-aircraft-2013b/`; or that folder.
         split: `"train"` (3 334 images), `"val"` (3 333) or `"test"` (3 333).
         download: download the dataset (2.6 GB) if it is missing; its authors publish no checksum.
 
@@ -29,6 +29,7 @@ def aircraft(root: str, split: str, download: bool = False) -> ImageFiles:
         ConnectionError: the download failed.
         ValueError: the lists do not form a tree, or image files are missing; the message names them.
     """
+    root = str(parent_of(root, "fgvc-aircraft-2013b"))
     with translate_torchvision_errors("FGVC-Aircraft", root, download, "fgvc-aircraft-2013b/"):
         data = FGVCAircraft(root, split, annotation_level="variant", download=download)
     lists = Path(root, "fgvc-aircraft-2013b", "data")

@@ -9,7 +9,7 @@ from torchvision.datasets import StanfordCars
 
 from c2f_zoo.data.files import ImageFiles, raise_for_missing_files
 from c2f_zoo.data.registry import check_split, register_dataset
-from c2f_zoo.data.sources import labels_by_name, translate_torchvision_errors
+from c2f_zoo.data.sources import labels_by_name, parent_of, translate_torchvision_errors
 from c2f_zoo.hierarchy import load_hierarchy
 
 _CONTENT = (
@@ -34,7 +34,7 @@ def cars(root: str, split: str) -> ImageFiles:
 
     Args:
         root: the folder that contains `stanford_cars/`, with `devkit/`, `cars_train/`, `cars_test/` and
-            `cars_test_annos_withlabels.mat`.
+            `cars_test_annos_withlabels.mat`; or that folder.
         split: `"train"` (8 144 images) or `"test"` (8 041).
 
     Raises:
@@ -45,6 +45,7 @@ def cars(root: str, split: str) -> ImageFiles:
     check_split("cars", split)
     if importlib.util.find_spec("scipy") is None:
         raise ImportError("Stanford Cars' labels are .mat files and need scipy: pip install 'c2f_zoo[cars]'")
+    root = str(parent_of(root, "stanford_cars"))
     with translate_torchvision_errors("Stanford Cars", root, False, _CONTENT):
         data = StanfordCars(root, split)
     hierarchy = load_hierarchy("cars")

@@ -10,7 +10,7 @@ from pathlib import Path
 from torchvision.datasets import FashionMNIST
 
 from c2f_zoo.data.registry import check_split, register_dataset
-from c2f_zoo.data.sources import Relabelled, translate_torchvision_errors
+from c2f_zoo.data.sources import Relabelled, parent_of, translate_torchvision_errors
 from c2f_zoo.hierarchy import load_hierarchy
 
 _FILES = tuple(f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
@@ -34,13 +34,13 @@ def fashion_mnist(root: str, split: str, download: bool = False) -> Relabelled:
         ConnectionError: the download failed.
     """
     check_split("fashion_mnist", split)
-    folder, is_train = Path(root), split == "train"
+    folder, is_train = parent_of(root, "FashionMNIST"), split == "train"
     idx_files = [file for name in _FILES for file in (folder / f"{name}.gz", folder / name) if file.is_file()]
     with translate_torchvision_errors("Fashion-MNIST", root, download, _CONTENT):
         if {file.name.removesuffix(".gz") for file in idx_files} == set(_FILES):
             data = _read_idx_files(idx_files, is_train)
         else:
-            data = FashionMNIST(root, train=is_train, download=download)
+            data = FashionMNIST(folder, train=is_train, download=download)
     return Relabelled(data, data.targets.tolist(), load_hierarchy("fashion_mnist"))
 
 

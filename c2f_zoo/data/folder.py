@@ -162,6 +162,22 @@ def find_images(top: Path, left_out: LeftOut) -> Iterator[tuple[Names, Path]]:
             yield names, file
 
 
+def list_class_folders(top: Path) -> tuple[list[tuple[str, Path]], tuple[str, ...]]:
+    """List the images of flat class folders.
+
+    Returns:
+        The name of the class and the path of each image, and lines on what was left out.
+
+    Raises:
+        ValueError: a folder cannot be read.
+    """
+    listing = Listing(top)
+    found = [(names[0], path) for names, path in find_images(top, listing.warnings)]
+    listing.errors[UNREADABLE] += listing.warnings.pop(UNREADABLE, [])
+    listing.raise_for_errors()
+    return found, listing.summary()
+
+
 def _match_folders(listing: Listing, tree: Hierarchy, folders: Mapping[Names, int]) -> dict[Names, Label]:
     """Return the label of each folder by its name; add an error for each that is not in the tree."""
     labels, inexact = match_labels(folders, tree)

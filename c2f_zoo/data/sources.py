@@ -17,6 +17,7 @@ from c2f_zoo.data.images import prepare_image
 from c2f_zoo.data.registry import IndexedImages
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.hierarchy.names import letters_of
+from c2f_zoo.paths import expand
 from c2f_zoo.registry import unknown_name
 
 
@@ -38,6 +39,17 @@ class Relabelled(IndexedImages):
 
     def read(self, index: int, shorter_side: int | None = None) -> Image.Image:
         return prepare_image(self.data[index][0])
+
+
+def parent_of(root: str | Path, name: str) -> Path:
+    """Return the folder that contains a dataset's folder `name`; `root` may be either.
+
+    Examples:
+        >>> str(parent_of("data", "stanford_cars")), str(parent_of("data/stanford_cars", "stanford_cars"))
+        ('data', 'data')
+    """
+    root = expand(root)
+    return root.parent if root.name == name and not (root / name).is_dir() else root
 
 
 def labels_by_name(names: Sequence[str], hierarchy: Hierarchy, source: str) -> list[int]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import io
+import logging
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,11 +19,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from c2f_zoo.data.files import ImageFiles
+from c2f_zoo.data.folder import list_class_folders
 from c2f_zoo.data.formats import UnsupportedImageError, no_ghostscript
 from c2f_zoo.data.images import read_image, to_upright_rgb
 from c2f_zoo.data.registry import SPLITS, IndexedImages, LabelledImages, check_split, register_dataset
 from c2f_zoo.data.sources import Relabelled, labels_by_index, labels_by_name
+from c2f_zoo.data.split_names import split_of
 from c2f_zoo.hierarchy import Hierarchy, open_hierarchy
+from c2f_zoo.hierarchy.folders import list_folder_content
+from c2f_zoo.paths import expand
 
 _PACKAGES = {"hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets", "wds": "webdataset"}
 _FOLDERS = ("torch/image_folder", "torch/folder")
@@ -80,7 +87,10 @@ def timm_dataset(
     is_imagenets = name in _FOLDERS and split == "test" and {"train", "val"} <= named.keys()
     hint = "; to test on 'val', pass splits={'train': 'train', 'test': 'val'}" if is_imagenets else ""
     check_split(name, split, named, hint)
-    source = _SOURCES[prefix](_open(name, named[split], root, options), source_name)
+    if name in _FOLDERS:
+        source = _class_folders(name, expand(root or ""), named[split], options)
+    else:
+        source = _SOURCES[prefix](_open(name, named[split], root, options), source_name)
     if splits is None and source.splits is not None:
         named = {ours: theirs for ours, theirs in named.items() if theirs in source.splits or ours == split}
     names = source.class_names if class_names is None else class_names
@@ -138,7 +148,10 @@ class _Source(NamedTuple):
 def _default_splits(name: str, root: str | None) -> dict[str, str]:
     """Return a dataset's usual name for each of our splits."""
     if name in _FOLDERS:
-        return {split: split for split in SPLITS if Path(root or "", split).is_dir()}
+        if root is None:
+            raise ValueError(f"dataset {name!r} needs the option root, its folder")
+        folders = list_folder_content(expand(root), defaultdict(list))[0]
+        return {split: folder for split in SPLITS for folder in folders if split_of(folder) == split}
     if name.startswith("torch/"):
         return {"train": "train", "test": "validation"}
     return {"train": "train", "val": "validation", "test": "test"}
@@ -152,8 +165,6 @@ def _open(name: str, split: str, root: str | None, options: dict[str, Any]) -> A
         raise ImportError(f"dataset {name!r} needs {package}: pip install {package.replace('_', '-')}")
     if root is None and prefix in ("torch", "wds"):
         raise ValueError(f"dataset {name!r} needs the option root, its folder")
-    if name in _FOLDERS:  # timm would search for the split, and use all images without it
-        root, options = str(Path(root or "", split)), {**options, "search_split": False}
     if prefix in ("hfids", "wds"):  # read_image converts more modes than timm
         options = {**options, "input_img_mode": ""}
     import timm.data  # slow to import
@@ -168,6 +179,17 @@ def _open(name: str, split: str, root: str | None, options: dict[str, Any]) -> A
             f"dataset {name!r}: cannot open its split {split!r}: {error or type(error).__name__}; {check}if the split "
             "has another name, pass it in the option splits"
         ) from error
+
+
+def _class_folders(name: str, root: Path, split: str, options: dict[str, Any]) -> _Source:
+    """List `root/<split>/<class>/*`, with the images and folders that `folder` reads; timm would drop some."""
+    if options:
+        raise ValueError(f"dataset {name!r} has no option {next(iter(options))!r}; its options are root and splits")
+    found, notes = list_class_folders(root / split)
+    classes = sorted({folder for folder, _ in found})
+    label_of = {folder: label for label, folder in enumerate(classes)}
+    create = partial(ImageFiles, [path for _, path in found], notes=notes)
+    return _Source([label_of[folder] for folder, _ in found], classes, None, create)
 
 
 def _torchvision(data: Any, source: str) -> _Source:
@@ -204,17 +226,32 @@ def _stream(splits_of: Callable[[Any], Collection[str]], data: Any, source: str)
     if reader.dist_num_replicas > 1:
         raise ValueError(f"timm splits the stream {source} between processes; use one process, or 'hfds/'")
     images, labels = [], []
-    with no_ghostscript():
+    with no_ghostscript(), _record_warnings() as reasons:
         for image, label in tqdm(data, total=len(data) or None, desc=f"reading {source}", disable=None):
             images.append(_encode(image))
             labels.append(label.item() if hasattr(label, "item") else label)
-    if reader.num_samples not in (0, len(labels)):
-        warnings.warn(
-            f"{source} should have {reader.num_samples} images, but timm returned {len(labels)}; it leaves out "
-            "unreadable images and logs why",
-            stacklevel=2,
-        )
+    missing = max(reader.num_samples - len(labels), len(reasons))
+    if missing > 0:
+        why = f"the first: {reasons[0]}" if reasons else "check the number in its _info.json"
+        warnings.warn(f"{source} has {len(labels)} images; timm left out {missing} more, {why}", stacklevel=2)
     return _Source(labels, _class_names(reader), splits_of(reader), partial(EncodedImages, images.__getitem__, source))
+
+
+@contextlib.contextmanager
+def _record_warnings() -> Iterator[list[str]]:
+    """Yield a list to which timm's reader of WebDataset adds its reasons for leaving out images."""
+    reasons: list[str] = []
+    logger = logging.getLogger("timm.data.readers.reader_wds")
+
+    def record(entry: logging.LogRecord) -> bool:
+        reasons.append(entry.getMessage())
+        return True
+
+    logger.addFilter(record)
+    try:
+        yield reasons
+    finally:
+        logger.removeFilter(record)
 
 
 def _encode(image: Image.Image) -> bytes:
