@@ -325,8 +325,32 @@ class TestCSV:
     def test_long_list_of_errors_is_cut(self, tmp_path: Path, tree: Path) -> None:
         file = write(tmp_path / "list.csv", "path,label", *(f"{i}.jpg,Gull" for i in range(30)))
         lines = errors_of("csv", file=file, hierarchy=tree)
-        assert len(lines) == 1 + 20 + 1
-        assert lines[-1] == "... and 10 more; `c2f-zoo data check` shows them all"
+        assert lines[1:6] == [str(tmp_path / f"{i}.jpg") for i in range(5)]
+        assert lines[6:] == [
+            "... and 25 more of this kind",
+            "30 in all; `c2f-zoo data check --all` shows them",
+        ]
+
+    def test_thousands_of_faults_are_grouped_by_kind(self, tmp_path: Path) -> None:
+        rows = [f"path{i},Gull{i},train,more" for i in range(3000)]
+        rows[7:7] = [",Jay,train", ",Lynx,test"]
+        tree = write(tmp_path / "tree.csv", "kind,sort", *(f"Birds,Gull{i},{i}" for i in range(3000)), ",Gull")
+        with pytest.raises(ValueError, match="invalid hierarchy in") as error:
+            Hierarchy.from_csv(tree)
+        assert str(error.value).splitlines()[5:] == [
+            "  line 6: the path 'Birds > Gull4 > 4' has 3 names, the tree has 2 levels (kind, sort)",
+            "  ... and 2995 more of this kind",
+            "  line 3002: kind is empty",
+        ]
+        file = write(tmp_path / "list.csv", "path,label,split", *rows)
+        lines = errors_of("csv", file=file, hierarchy=Hierarchy.from_rows(("sort",), [("Jay",), ("Lynx",)]))
+        assert lines[5:10] == [
+            "line 6: 4 cells, not 3: path4,Gull4,train,more",
+            "... and 2995 more of this kind",
+            "line 9: path is empty",
+            "line 10: path is empty",
+            "3002 in all; `c2f-zoo data check --all` shows them",
+        ]
 
     def test_missing_file(self) -> None:
         with pytest.raises(FileNotFoundError, match=r"there is no file none.csv"):

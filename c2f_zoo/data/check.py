@@ -27,6 +27,7 @@ from c2f_zoo.data.registry import SPLITS
 from c2f_zoo.data.splits import stratified_split
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.hierarchy.escape import rich_text
+from c2f_zoo.hierarchy.faults import MAX_FAULTS, group_similar
 from c2f_zoo.io.progress import map_in_threads
 from c2f_zoo.paths import expand
 
@@ -196,7 +197,7 @@ def print_report(report: Report, console: Console, show_all: bool = False) -> No
     Args:
         report: the report.
         console: where to print; created with `emoji=False`, or names such as `:cat:` become images.
-        show_all: print long lists of classes and warnings in full.
+        show_all: print long lists of classes, errors and warnings in full.
     """
     console.print(f"{len(report.entries)} images in {rich_text(report.source)}", soft_wrap=True)
     if report.hierarchy is not None:
@@ -206,11 +207,10 @@ def print_report(report: Report, console: Console, show_all: bool = False) -> No
         for heading, items in messages.items():
             if items:
                 console.print(f"[{colour}]{kind}[/]: {rich_text(heading)}: {len(items)}", soft_wrap=True)
-            shown = items if show_all or kind == "error" else items[:MAX_SHOWN]
-            for item in shown:
+            for item in items if show_all else group_similar(items):
                 console.print(f"  {rich_text(item)}", soft_wrap=True)
-            if len(shown) < len(items):
-                console.print(f"  ... and {len(items) - len(shown)} more; --all shows them", soft_wrap=True)
+            if len(items) > MAX_FAULTS and not show_all:
+                console.print("  --all shows them", soft_wrap=True)
     if any(report.errors.values()):
         console.print("[red]training would fail[/]; see the errors")
     else:

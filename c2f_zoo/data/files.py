@@ -19,6 +19,8 @@ from c2f_zoo.data.images import read_image
 from c2f_zoo.data.registry import SPLITS, IndexedImages
 from c2f_zoo.data.splits import stratified_split
 from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.hierarchy.escape import printable
+from c2f_zoo.hierarchy.faults import MAX_FAULTS, group_similar
 from c2f_zoo.hierarchy.names import letters_of, normalize_name
 from c2f_zoo.hierarchy.paths import unqualified
 from c2f_zoo.paths import expand
@@ -130,13 +132,13 @@ class Listing:
         )
 
     def raise_for_errors(self) -> None:
-        """Raise a ValueError with all errors, long lists cut, if there are any."""
+        """Raise a ValueError with all errors, long lists grouped by kind, if there are any."""
         lines = [f"cannot use {self.source}:"]
         for heading, items in self.errors.items():
             if items:
-                lines += [f"  {heading}:", *(f"    {item}" for item in items[:MAX_SHOWN])]
-            if len(items) > MAX_SHOWN:
-                lines.append(f"    ... and {len(items) - MAX_SHOWN} more; `c2f-zoo data check` shows them all")
+                lines += [f"  {heading}:", *(f"    {line}" for line in group_similar(items))]
+            if len(items) > MAX_FAULTS:
+                lines.append(f"    {len(items)} in all; `c2f-zoo data check --all` shows them")
         if len(lines) > 1:
             raise ValueError("\n".join(lines))
 

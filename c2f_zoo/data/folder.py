@@ -22,6 +22,7 @@ from c2f_zoo.data.formats import image_extensions, is_image_name
 from c2f_zoo.data.registry import register_dataset
 from c2f_zoo.data.split_names import UNCLEAR, explain_unclear, has_several_splits, split_of
 from c2f_zoo.hierarchy import Hierarchy, open_hierarchy
+from c2f_zoo.hierarchy.faults import InvalidTreeError
 from c2f_zoo.hierarchy.folders import UNREADABLE, LeftOut, list_folder_content, walk_folders
 from c2f_zoo.hierarchy.names import normalize_name
 from c2f_zoo.paths import expand
@@ -209,9 +210,8 @@ def _read_tree(
             warnings.simplefilter("ignore")  # the listing names all of them
             listing.hierarchy = Hierarchy.from_paths(paths, levels, ragged or "repeat")
     except ValueError as error:
-        lines = [line.strip() for line in str(error).splitlines()]
         heading = "the folders do not form a tree (rearrange them, or use the option 'hierarchy')"
-        listing.errors[heading] += lines[1:] or lines
+        listing.errors[heading] += error.faults if isinstance(error, InvalidTreeError) else [str(error)]
         return {}
     _list_changes(listing, listing.hierarchy, folders)
     return labels_by_path(listing.hierarchy)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path, PurePath
 
+from c2f_zoo.hierarchy.faults import InvalidTreeError, group_similar
 from c2f_zoo.hierarchy.folders import UNREADABLE, LeftOut, walk_folders
 from c2f_zoo.hierarchy.names import find_case_variants, normalize_name
 from c2f_zoo.hierarchy.paths import complete_paths, qualify, warn_of_changes
@@ -102,9 +103,10 @@ def read_paths(paths: Iterable[str | PurePath], levels: Sequence[str] | None) ->
 
 
 def raise_faults(source: object, faults: Sequence[str]) -> None:
-    """Raise a ValueError that lists all faults, if there are any."""
+    """Raise an InvalidTreeError that lists the faults, if there are any."""
     if faults:
-        raise ValueError(f"invalid hierarchy in {source}:\n" + "\n".join(f"  {fault}" for fault in faults))
+        shown = "".join(f"\n  {line}" for line in group_similar(faults))
+        raise InvalidTreeError(f"invalid hierarchy in {source}:{shown}", faults)
 
 
 def find_path_faults(levels: Sequence[str], rows: Sequence[Row]) -> list[str]:
