@@ -128,7 +128,9 @@ class Listing:
     def summary(self) -> tuple[str, ...]:
         """Return a line for each kind of warning, with its count."""
         return tuple(
-            f"{self.source}: {_summarize(heading, items)}" for heading, items in self.warnings.items() if items
+            printable(f"{self.source}: {_summarize(heading, items)}")
+            for heading, items in self.warnings.items()
+            if items
         )
 
     def raise_for_errors(self) -> None:
