@@ -16,6 +16,7 @@ import itertools
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from c2f_zoo.io.files import write_csv
 from c2f_zoo.paths import expand
 from c2f_zoo.registry import check_names
 from c2f_zoo.training.launch import recipe_errors
+from c2f_zoo.training.start_checks import check_output
 from c2f_zoo.zoo import METHODS
 from c2f_zoo.zoo.create import create_model
 from c2f_zoo.zoo.models import find_model
@@ -71,6 +73,7 @@ def main(
         output: the CSV file to write.
     """
     methods = choose_methods(methods)
+    check_output(str(Path(output).parent))
     train_set, train_indices, val_indices = train_and_val(dataset, val_fraction, seed, **dataset_options)
     if not val_indices:
         raise ValueError("val_fraction is 0: there are no validation images to choose the penalty; set it above 0")

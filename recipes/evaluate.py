@@ -44,6 +44,7 @@ from c2f_zoo.paths import expand
 from c2f_zoo.registry import unknown_name
 from c2f_zoo.training.launch import create_accelerator, recipe_errors
 from c2f_zoo.training.run_folder import read_config
+from c2f_zoo.training.start_checks import check_output
 
 
 def main(
@@ -73,6 +74,8 @@ def main(
     accelerator = create_accelerator()
     decodings = choose_decodings(decoding)
     run = str(expand(run))
+    folder = expand(output or Path(run) / "evaluation")
+    check_output(str(folder))
     model = load_model(run)
     name, options = choose_dataset(Path(run), dataset, dataset_options)
     with accelerator.local_main_process_first():  # one process downloads
@@ -90,7 +93,6 @@ def main(
     accuracy, confusions = metrics.compute_accuracy(), metrics.compute_confusions()
 
     if accelerator.is_main_process:
-        folder = expand(output or Path(run) / "evaluation")
         write(folder, results, confusions, metrics.tree)
         write_csv(folder / "predictions.csv", list(prediction_rows(predictions, metrics.own, images)))
         report(results, accuracy, metrics.own, folder)

@@ -64,6 +64,7 @@ from c2f_zoo.training.options import TrainOptions, read_options
 from c2f_zoo.training.run_folder import open_run_folder
 from c2f_zoo.training.setup import build_model, cache_images, check_labels
 from c2f_zoo.training.stages import fit
+from c2f_zoo.training.start_checks import check_output
 from c2f_zoo.training.unreadable import list_unreadable
 
 MODES = {
@@ -114,7 +115,8 @@ def main(options: SearchOptions, run: Path | None, name: str) -> bool:
         name: the name of the recipe, for the output folder.
     """
     mode = "test_only" if run else "retrain"
-    output = Path(options.output or (run / "find_resolutions" if run else f"runs/{name}-resolutions"))
+    output = expand(options.output or (run / "find_resolutions" if run else f"runs/{name}-resolutions"))
+    check_output(str(output))
     options = adopt_launcher(options)
     accelerator = create_accelerator(options)
     set_seed(options.seed)

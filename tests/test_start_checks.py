@@ -204,6 +204,24 @@ def test_a_folder_that_cannot_be_written_is_named(output: str, tmp_path: Path, m
     assert [path.name for path in tmp_path.iterdir()] == ["file"], "nothing is left"
 
 
+def test_every_recipe_checks_its_folder_before_it_reads_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    recipes = Path(RECIPE).parent
+    evaluate, ablate, find = (
+        runpy.run_path(str(recipes / f"{name}.py")) for name in ("evaluate", "ablation", "find_resolutions")
+    )
+    data: dict[str, Any] = {"dataset": "there is none", "dataset_options": {}}
+    search = {key: value for key, value in vars(options(output="file/found")).items() if key != "dataset"}
+    for start in (
+        lambda: evaluate["main"]("there is no run", output="file/evaluation"),
+        lambda: ablate["main"](**data, model_options={}, resolutions={}, output="file/probes.csv"),
+        lambda: find["main"](find["SearchOptions"](dataset="there is none", **search), None, "run"),
+    ):
+        with pytest.raises(OSError, match=r"cannot write to the folder .*file.*; choose another --output"):
+            start()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "values",

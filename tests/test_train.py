@@ -6,6 +6,7 @@ import io
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -145,6 +146,20 @@ def test_resuming_with_other_options_is_an_error(smoke: tuple[Path, str], tmp_pa
     output = ["--output", str(smoke[0])]
     error = train(tmp_path, *SMOKE, *output, "--resume", "auto", "--batch_size", "8", ok=False)
     assert "was started with other options: batch_size" in error
+
+
+def test_results_that_a_kill_prevented_are_written_by_resuming(smoke: tuple[Path, str], tmp_path: Path) -> None:
+    run, missing = (
+        Path(shutil.copytree(smoke[0], tmp_path / "run")),
+        ("curves.png", "metrics.csv", "test_predictions.csv"),
+    )
+    before = {name: (run / name).read_bytes() for name in missing}
+    for name in missing:
+        (run / name).unlink()
+    printed = train(tmp_path, *SMOKE, "--output", "run", "--resume", "auto")
+    assert "resumed from checkpoint-00000036" in printed
+    assert {name: (run / name).read_bytes() for name in missing} == before
+    assert "this run is finished" in train(tmp_path, *SMOKE, "--output", "run", "--resume", "auto")
 
 
 def test_two_processes_agree_with_one(smoke: tuple[Path, str], tmp_path: Path) -> None:
