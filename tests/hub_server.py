@@ -327,6 +327,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def create_branch(self, repo: str, branch: str) -> None:
         found = self.writable(repo)
+        if branch.startswith("refs/"):
+            raise ResponseError(400, message=f"Invalid reference for a branch: {branch}")
         sha, _ = self.files(found, json.loads(self.body or b"{}").get("startingPoint", "main"))
         if found.branches.setdefault(branch, sha) != sha:
             raise ResponseError(409, message=f"Reference {branch} exists already")

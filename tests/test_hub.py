@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -53,12 +54,18 @@ result = {}
 """
 
 
+def obey_permissions() -> None:
+    """Give up root's right to write files that may only be read; of a process that starts."""
+    if sys.platform == "linux" and os.getuid() == 0:
+        ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE
+
+
 def start(code: str, endpoint: str, home: Path, **environment: str) -> subprocess.Popen[str]:
     """Start a client with its own cache and environment."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     hub = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     command = [sys.executable, "-c", PRELUDE + code + "\nprint(json.dumps(result))"]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "preexec_fn": obey_permissions}
     return subprocess.Popen(command, env={**kept, **hub, "OMP_NUM_THREADS": "1", **environment}, **options)  # type: ignore[call-overload]
 
 
@@ -84,6 +91,7 @@ def pushed(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
     folder = tmp_path_factory.mktemp("pushed")
     edited = hub.repos["me/edited"] = Repo("me", private=False)
     edited.commit("main", {"README.md": plain_file(b"mine"), "notes.txt": plain_file(b"mine too")}, "by hand")
+    hub.fail("POST", "/api/models/me/birds/branch/odd", 400)
     code = f"""
 from huggingface_hub import HfApi
 folder = {str(folder)!r}
@@ -100,6 +108,8 @@ result["no token"] = error_of(lambda: make(1).push_to_hub("me/birds", token=Fals
 result["bad token"] = error_of(lambda: make(1).push_to_hub("me/birds", token="wrong"))
 result["public"] = error_of(lambda: make(1).push_to_hub("me/birds", private=True))
 result["no name"] = error_of(lambda: make(1).push_to_hub("a/b/c"))
+result["no request"] = error_of(lambda: make(1).push_to_hub("me/birds", revision="refs/pr/9"))
+result["refused"] = error_of(lambda: make(1).push_to_hub("me/birds", revision="odd"))
 """
     return folder, run(code, hub.endpoint, folder / "home", HF_TOKEN="mine")
 
@@ -140,6 +150,10 @@ def test_errors_of_push(hub: Hub, pushed: tuple[Path, dict[str, Any]]) -> None:
         assert result[key].endswith("log in by `hf auth login`, set HF_TOKEN or pass token=")
     assert result["public"].startswith("ValueError: 'me/birds' is public; nothing was pushed.")
     assert result["no name"].startswith("ValueError: 'a/b/c' is not a repository name ('owner/model')")
+    request = f"there is no such pull request (those that exist: {hub.endpoint}/me/birds/discussions) on {hub.endpoint}"
+    assert result["no request"] == f"FileNotFoundError: 'me/birds' at 'refs/pr/9': {request}"
+    refused = f"ValueError: 'me/birds' at 'odd': {hub.endpoint} refused the request (400: a fault on demand); check the"
+    assert result["refused"].startswith(refused)
     assert all("\n" not in line for line in result.values())
 
 
@@ -157,6 +171,7 @@ result["private"] = error_of(lambda: C2FModel.from_pretrained("me/secret", cache
 result["another's"] = error_of(lambda: C2FModel.from_pretrained("me/secret", token="yours", cache_dir="elsewhere"))
 result["none"] = error_of(lambda: create_model("hf-hub:me/bird"))
 result["revision"] = error_of(lambda: create_model("hf-hub:me/birds@v2"))
+result["request"] = error_of(lambda: create_model("hf-hub:me/birds@refs/pr/9"))
 result["not cached"] = error_of(lambda: C2FModel.from_pretrained("you/none", local_files_only=True))
 result["cached"] = same(C2FModel.from_pretrained("me/birds", local_files_only=True), f"{{folder}}/2.safetensors")
 """
@@ -170,6 +185,7 @@ result["cached"] = same(C2FModel.from_pretrained("me/birds", local_files_only=Tr
     assert result["none"].startswith(f"FileNotFoundError: 'me/bird': {hidden}")
     missing = f"FileNotFoundError: 'me/birds' at 'v2': there is no such branch, tag or commit on {hub.endpoint}"
     assert result["revision"] == missing
+    assert result["request"].startswith("FileNotFoundError: 'me/birds' at 'refs/pr/9': there is no such pull request (")
     assert result["not cached"].startswith("FileNotFoundError: 'you/none' is not in the cache, and HF_HUB_OFFLINE or")
     assert all("\n" not in str(line) for line in result.values())
     assert hub.leaked == []
@@ -179,6 +195,8 @@ result["main"] = same(create_model("hf-hub:me/birds"), {str(folder / "2.safetens
 result["not cached"] = error_of(lambda: create_model("hf-hub:you/none"))
 """
     before = len(hub.requests)
+    for path in (home, *home.rglob("*")):  # from here on, the cache may only be read
+        path.chmod(0o555 if path.is_dir() else 0o444)
     there, gone = start(offline, hub.endpoint, home, HF_HUB_OFFLINE="1"), start(offline, "http://127.0.0.1:9", home)
     result = finish(there)
     assert result["main"] is True
@@ -189,6 +207,15 @@ result["not cached"] = error_of(lambda: create_model("hf-hub:you/none"))
     unreachable = "ConnectionError: 'you/none' is not in the cache, and http://127.0.0.1:9 cannot be reached ("
     assert result["not cached"].startswith(unreachable)
     assert "\n" not in result["not cached"]
+
+    online = """
+result["main"] = error_of(lambda: create_model("hf-hub:me/birds"))
+result["new"] = error_of(lambda: create_model("hf-hub:me/edited"))
+"""
+    result = run(online, hub.endpoint, home)
+    assert result["main"] is None, "nothing is written for a model that is cached"
+    assert result["new"].startswith("PermissionError: 'me/edited': the cache cannot be written (")
+    assert result["new"].endswith("to choose another, or set HF_HUB_OFFLINE=1 to use what is cached")
 
 
 def test_temporary_server_errors_are_retried(hub: Hub, tmp_path: Path) -> None:

@@ -361,6 +361,14 @@ def test_an_interrupted_download_leaves_no_file(site: str, saved: Path, tmp_path
     assert cached(tmp_path) == ["config.json"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/sys cannot be written on Linux, not even by root")
+def test_a_cache_that_cannot_be_written(site: str, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register_weights(weights_in(saved, source=f"{site}/good/model.safetensors"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", "/sys/kernel")
+    with pytest.raises(PermissionError, match=r"small.first: the cache cannot be written .*; set TORCH_HOME to"):
+        create_model("small", pretrained=True)
+
+
 def test_unreachable_server(site: str, saved: Path, tmp_path: Path) -> None:
     register_weights(weights_in(saved, source="http://127.0.0.1:9/model.safetensors"))
     with pytest.raises(ConnectionError, match=r"small.first: the download of http://127.0.0.1:9/config.json failed"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import os
 import re
@@ -40,6 +41,11 @@ def atomic_write(path: str | Path, write_to: Callable[[Path], object]) -> None:
         raise
     os.replace(part, path)
     fsync_folder(path.parent)
+
+
+def is_read_only(error: BaseException) -> bool:
+    """Return whether an error says that a file or folder may not be written."""
+    return isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def fsync_file(path: Path) -> None:

@@ -30,6 +30,7 @@ from huggingface_hub.errors import (
 )
 
 from c2f_zoo.config import MAX_CONFIG_BYTES
+from c2f_zoo.io.files import is_read_only
 from c2f_zoo.io.weights import CONFIG_FILE, INDEX_FILE, MAX_INDEX_BYTES, SHARDS, WEIGHTS_FILE, is_plain
 from c2f_zoo.paths import expand
 
@@ -90,9 +91,10 @@ def download(
 
     Raises:
         FileNotFoundError: the repository or the revision does not exist, or is not in the cache of an offline client.
-        PermissionError: the token is missing or has too few rights.
+        PermissionError: the token is missing or has too few rights, or the cache cannot be written.
         ConnectionError: the Hub cannot be reached, or still fails after all retries.
-        ValueError: the repository lists a path outside of it, or a file above its size limit.
+        ValueError: the Hub refuses the request, or the repository lists a path outside of it or a file above its size
+            limit.
     """
 
     def fetch(*patterns: str, local: bool = False) -> Path:
@@ -197,6 +199,8 @@ def push(
         try:
             head = api.model_info(repo_id, revision=revision)
         except RevisionNotFoundError:
+            if str(revision).startswith("refs/"):  # only the Hub creates these
+                raise
             api.create_branch(repo_id, branch=str(revision), exist_ok=True)
             head = api.model_info(repo_id, revision=revision)
         if private and not head.private:
@@ -259,7 +263,10 @@ def _translate_errors(repo_id: str, revision: str | None) -> Iterator[None]:
     except LocalTokenNotFoundError as error:
         raise PermissionError(f"{what}: there is no token; {log_in}") from error
     except RevisionNotFoundError as error:
-        raise FileNotFoundError(f"{what}: there is no such branch, tag or commit on {hub}") from error
+        kind = "branch, tag or commit"
+        if (revision or "").startswith("refs/pr/"):
+            kind = f"pull request (those that exist: {hub}/{repo_id}/discussions)"
+        raise FileNotFoundError(f"{what}: there is no such {kind} on {hub}") from error
     except GatedRepoError as error:
         raise PermissionError(f"{what} is gated: ask for access on {hub}/{repo_id}, then {log_in}") from error
     except RepositoryNotFoundError as error:
@@ -272,8 +279,15 @@ def _translate_errors(repo_id: str, revision: str | None) -> Iterator[None]:
         message, status = (error.server_message or str(error)).strip().split("\n")[0], _status(error)
         if status in (401, 403):
             raise PermissionError(f"{what}: {hub} denied access ({status}: {message}); {log_in}") from error
+        if 400 <= status < 500 and status not in _RETRY_STATUS:
+            raise ValueError(f"{what}: {hub} refused the request ({status}: {message}); check the name") from error
         raise ConnectionError(f"{what}: {hub} failed with {status} ({message}); try again later") from error
     except _NETWORK_ERRORS as error:
+        if is_read_only(error):
+            raise PermissionError(
+                f"{what}: the cache cannot be written ({error}); set HF_HOME or pass cache_dir= to choose another, or "
+                "set HF_HUB_OFFLINE=1 to use what is cached"
+            ) from error
         if isinstance(error, FileNotFoundError) or getattr(error, "errno", None) is not None:
             raise  # translated already, or an error of a local file
         raise ConnectionError(

@@ -16,7 +16,7 @@ from urllib.parse import urljoin
 
 import torch
 
-from c2f_zoo.io.files import checksum_of
+from c2f_zoo.io.files import checksum_of, is_read_only
 from c2f_zoo.io.hub import download, split_revision
 from c2f_zoo.io.weights import CONFIG_FILE, find_file, is_plain, weight_files
 from c2f_zoo.paths import expand
@@ -172,6 +172,7 @@ def fetch(weights: PretrainedWeights) -> Path:
 
     Raises:
         FileNotFoundError: a file is missing, on disk or at the source.
+        PermissionError: the cache cannot be written.
         ValueError: a checksum differs from the registered one (the message names both), or a file has none.
         ConnectionError: the server cannot be reached, or the download was interrupted.
     """
@@ -203,10 +204,17 @@ def _only_registered(weights: PretrainedWeights, folder: Path) -> Path:
 def _fetch_url(weights: PretrainedWeights) -> Path:
     version = hashlib.sha256("".join(weights.sha256.values()).encode()).hexdigest()[:8]
     folder = Path(torch.hub.get_dir(), "checkpoints", f"{weights.name}-{version}")
-    folder.mkdir(parents=True, exist_ok=True)
-    for file, checksum in weights.sha256.items():
-        if not (folder / file).is_file() or checksum_of(folder / file) != checksum:
-            _download(urljoin(weights.source, file), folder / file, checksum, weights.name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, checksum in weights.sha256.items():
+            if not (folder / file).is_file() or checksum_of(folder / file) != checksum:
+                _download(urljoin(weights.source, file), folder / file, checksum, weights.name)
+    except OSError as error:
+        if not is_read_only(error):
+            raise
+        raise PermissionError(
+            f"{weights.name}: the cache cannot be written ({error}); set TORCH_HOME to choose another"
+        ) from error
     return _only_registered(weights, folder)
 
 
