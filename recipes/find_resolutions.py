@@ -51,6 +51,7 @@ from c2f_zoo.evaluation.resolution_search import (
     sweep,
 )
 from c2f_zoo.evaluation.scoring import scoring_options, validate
+from c2f_zoo.hierarchy.escape import printable
 from c2f_zoo.io.files import atomic_write, write_csv
 from c2f_zoo.model import C2FModel, load_model
 from c2f_zoo.paths import expand
@@ -204,7 +205,7 @@ def test_at(
     model = model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     found = measure(model, data.images, data.val, resolution, **scoring_options(options, accelerator))
     accuracy = zip(model.levels[::-1], mean_accuracy(found.correct, found.known), strict=True)
-    scores = "  ".join(f"{level} {score:.3f}" for level, score in accuracy)
+    scores = "  ".join(f"{printable(level)} {score:.3f}" for level, score in accuracy)
     accelerator.print(f"{format_resolution(resolution)}: validation accuracy {scores}", flush=True)
     return found
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 from accelerate import Accelerator
+from conftest import SMALL
 from PIL import Image
 
-from c2f_zoo import create_dataset, create_model
-from c2f_zoo.data import CachedImages, train_and_val
+from c2f_zoo import Hierarchy, create_dataset, create_model
+from c2f_zoo.data import CachedImages, ImageFiles, train_and_val
 from c2f_zoo.data.cache import remove_stale_parts
 from c2f_zoo.evaluation.scoring import score_images
 from c2f_zoo.io import progress
@@ -131,6 +132,13 @@ def test_held_out_images_are_named_by_fraction_and_seed() -> None:
     line = describe_data(chosen, dataset, train, val, None)
     assert line.startswith("data: critters, 72 training and 72 validation images (val_fraction 0.5, seed 3); 4 family")
     assert "144 training images (val_fraction 0)" in describe_data(chosen, dataset, range(144), [], None)
+
+
+def test_names_of_levels_do_not_reach_the_terminal_raw() -> None:
+    tree = Hierarchy(("\x1b[31mkind",), (("a", "b"),), ())
+    dataset, model = ImageFiles([Path("1.png")], [0], tree), create_model("mlph", hierarchy=tree, **SMALL)
+    for line in (describe_data(options(), dataset, [0], [], None), describe_model(options(), model)):
+        assert "\x1b" not in line and r"\x1b[31mkind" in line
 
 
 def test_a_model_is_described() -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from c2f_zoo.config import format_resolution
 from c2f_zoo.data import Joined, LabelledImages
+from c2f_zoo.hierarchy.escape import printable
 from c2f_zoo.inference.resolutions import own_resolutions
 from c2f_zoo.model import C2FModel
 from c2f_zoo.training.options import TrainOptions
@@ -37,7 +38,7 @@ def describe_data(
     validation = f"{len(val)} validation images ({describe_split(options, dataset)})"
     images = f"{len(train)} training and {validation}" if val else f"{len(train)} training images (val_fraction 0)"
     classes = ", ".join(f"{count} {level}" for level, count in dataset.hierarchy.num_classes.items())
-    return f"data: {options.dataset}, {images}{test}; {classes}"
+    return printable(f"data: {options.dataset}, {images}{test}; {classes}")
 
 
 def describe_split(options: TrainOptions, dataset: LabelledImages) -> str:
@@ -59,7 +60,7 @@ def describe_model(options: TrainOptions, model: C2FModel) -> str:
     own = own_resolutions(model)
     seen = ", ".join(f"{level} at {format_resolution(own[level])}" for level in reversed(model.levels))
     side = "x".join(map(str, model.config.preprocessing.input_size[1:]))
-    return f"model: {options.model} ({sizes} weights), input {side}; {seen}"
+    return printable(f"model: {options.model} ({sizes} weights), input {side}; {seen}")
 
 
 def describe_length(run: Run) -> Iterator[str]:

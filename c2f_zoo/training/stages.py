@@ -18,6 +18,7 @@ from tqdm import tqdm
 from c2f_zoo.data import LabelledImages, TransformedImages, labels_of
 from c2f_zoo.data.augment import create_crop
 from c2f_zoo.data.views import Views
+from c2f_zoo.hierarchy.escape import printable
 from c2f_zoo.inference.resolutions import own_resolutions
 from c2f_zoo.io.files import atomic_write, write_csv
 from c2f_zoo.io.progress import ProgressLines, format_duration
@@ -301,7 +302,7 @@ def finish_epoch(run: Run, state: StageState, validate: Validate) -> None:
     write_metrics(run)
     accelerator.log(row, step=progress.step)
     if accelerator.is_main_process:
-        scores = "  ".join(f"{level} {row[f'val_{level}']:.3f}" for level in run.model.levels)
+        scores = "  ".join(f"{printable(level)} {row[f'val_{level}']:.3f}" for level in run.model.levels)
         loss = sum(means.values())
         graphs = f"  ({count_graphs()} graphs compiled)" if run.options.compile else ""
         print(

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from c2f_zoo.data import LabelledImages, labels_of, name_of, read_error
+from c2f_zoo.hierarchy.escape import printable
 from c2f_zoo.io.files import write_csv
 from c2f_zoo.io.progress import map_in_threads
 from c2f_zoo.model import C2FModel
@@ -83,4 +84,4 @@ def list_unreadable(splits: Splits, output: Path) -> None:
         write_csv(output / "unreadable.csv", rows)
         print(f"\n{len(rows)} unreadable image(s) were skipped; {output / 'unreadable.csv'} lists them all:")
         for row in rows[:10]:
-            print(f"  {row['split']} {row['name']}: {row['reason']}")
+            print(printable(f"  {row['split']} {row['name']}: {row['reason']}"))
