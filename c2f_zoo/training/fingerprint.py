@@ -6,12 +6,15 @@ import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from c2f_zoo.data import LabelledImages, labels_of
 from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.hierarchy.names import normalize_name
 
-# level names, the path of each leaf class, and for each split and class the number of images and a hash of their names
+# level names, treatment of short branches, the path of each leaf class, and for each split and class the number of
+# images and a hash of their names
 Fingerprint = dict[str, Any]
 
 UNKNOWN = "no leaf class"  # of images that are labelled at a coarser level
@@ -20,8 +23,8 @@ UNKNOWN = "no leaf class"  # of images that are labelled at a coarser level
 def fingerprint(tree: Hierarchy, splits: Mapping[str, tuple[LabelledImages, Sequence[int]]]) -> Fingerprint:
     """Return the fingerprint of a class tree and the images of each split.
 
-    File names count from the folder that holds all images of a dataset, so a folder may move. The content of files is
-    not read.
+    File names count from the folder that holds all images of a dataset, so a folder may move, also to another system.
+    The content of files is not read.
 
     Args:
         tree: the class tree.
@@ -35,6 +38,7 @@ def fingerprint(tree: Hierarchy, splits: Mapping[str, tuple[LabelledImages, Sequ
     """
     return {
         "levels": list(tree.levels),
+        "ragged": tree.ragged,
         "classes": [" > ".join(path) for path in _leaf_paths(tree)],
         "splits": {split: _classes_of(tree, dataset, indices) for split, (dataset, indices) in splits.items()},
     }
@@ -50,6 +54,9 @@ def explain_change(before: Fingerprint, now: Fingerprint) -> str:
     """
     if before["levels"] != now["levels"]:
         return f"the levels were {', '.join(before['levels'])} and are {', '.join(now['levels'])}"
+    old, new = (found.get("ragged", "repeat") for found in (before, now))
+    if old != new:
+        return f"ragged, the treatment of short branches, was {old!r} and is {new!r}"
     for added, names, others in ((False, before, now), (True, now, before)):
         if more := [name for name in names["classes"] if name not in set(others["classes"])]:
             what = f"class {more[0]!r} was" if len(more) == 1 else f"classes {more[0]!r} and {len(more) - 1} more were"
@@ -80,7 +87,7 @@ def _classes_of(tree: Hierarchy, dataset: LabelledImages, indices: Sequence[int]
     leaves = [" > ".join(path) for path in _leaf_paths(tree)]
     lines: dict[str, list[str]] = defaultdict(list)
     for index in indices:
-        name = os.path.relpath(os.path.abspath(paths[index]), root) if paths else ""
+        name = normalize_name(Path(os.path.relpath(os.path.abspath(paths[index]), root)).as_posix()) if paths else ""
         row = labels[index]
         lines[leaves[row[-1]] if row[-1] >= 0 else UNKNOWN].append(f"{index} {name} {row}")
     return {name: {"images": len(found), "hash": _hash(found)} for name, found in lines.items()}

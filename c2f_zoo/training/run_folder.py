@@ -158,6 +158,8 @@ def choose_run_folder(options: TrainOptions, name: str) -> Path:
         for values in (before, now):
             values.get("model_options", {}).pop("backbone_checkpoint", None)  # the checkpoint has its weights
         changed = [key for key in now if key not in FREE_TO_CHANGE and before.get(key) != now[key]]
+        if _keep_values(before.get("dataset_options") or {}) != _keep_values(now["dataset_options"]):
+            changed.append("dataset_options")
         if changed:
             first = f"{changed[0]} was {before.get(changed[0])!r} and is {now[changed[0]]!r}"
             raise ValueError(
@@ -165,6 +167,11 @@ def choose_run_folder(options: TrainOptions, name: str) -> Path:
                 "start a new run with another --output"
             )
     return output
+
+
+def _keep_values(dataset_options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that decide what the images are, e.g. a seed; texts say where they are, and may change."""
+    return {key: value for key, value in dataset_options.items() if not isinstance(value, str) and key != "download"}
 
 
 def read_config(file: Path) -> dict[str, Any]:
