@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from c2f_zoo import Hierarchy, Predictor, create_dataset, create_model
 from c2f_zoo.config import ModelConfig
 from c2f_zoo.data import labels_of
 from c2f_zoo.data.check import check_images, list_images
-from c2f_zoo.data.files import labels_by_suffix
+from c2f_zoo.data.files import labels_by_path, labels_by_suffix
 from c2f_zoo.evaluation.scoring import Predictions, accuracy_rows, prediction_rows
 from c2f_zoo.hierarchy import draw_text, open_hierarchy
 from c2f_zoo.io.card import model_card
@@ -238,6 +239,22 @@ class TestDatasets:
             ("Fruit", "Apple", "Cox"), ("Fruit", "Apple", "Gala"), ("Fruit", "Banana", "Banana"), ("Nut",) * 3
         ]  # fmt: skip
 
+    def test_a_folder_with_the_name_of_the_one_above(self, tmp_path: Path) -> None:
+        root = write_images(tmp_path, "Gorilla/Gorilla", "Pan/Pan/Pan paniscus", "Pongo/Pongo")
+        dataset = create_dataset("folder", "train", root=root, test_fraction=0.5)
+        assert dataset.labels is None, "every image has a leaf label"
+        names = [dataset.hierarchy.path(target)[-1] for target in dataset.targets]
+        assert names == ["Gorilla", "Pan paniscus", "Pongo"]
+
+    @pytest.mark.parametrize("seed", range(6))
+    def test_each_folder_of_a_random_tree_is_a_leaf_class(self, tmp_path: Path, seed: int) -> None:
+        draw = random.Random(seed)
+        paths = {tuple(draw.choice("abcd") for _ in range(draw.randint(1, 4))) for _ in range(9)}
+        leaves = [path for path in sorted(paths) if not any(path != q and path == q[: len(path)] for q in paths)]
+        tree = Hierarchy.from_rows([f"level {depth}" for depth in range(max(map(len, leaves)))], leaves)
+        labels = labels_by_path(tree)
+        assert [labels[path][-1] for path in leaves] == list(range(len(leaves)))
+
     @pytest.mark.parametrize("folder", ["Fruit/Banana", "Banana"])
     def test_a_short_branch_of_a_given_tree_has_its_leaf_label(self, tmp_path: Path, folder: str) -> None:
         root = write_images(tmp_path, folder, "Apple", "Fruit/Apple/Gala")
@@ -281,6 +298,11 @@ class TestDatasets:
 
 
 class TestSharedNames:
+    def test_a_qualified_name_that_exists_is_refused(self) -> None:
+        rows = [("p", "a"), ("q", "a"), ("q", "a (p)")]
+        with pytest.raises(ValueError, match=r"shape 'a \(p\)' would be the name of two classes, below 'p' and 'q'"):
+            Hierarchy.from_rows(("kind", "shape"), rows)
+
     def test_names_get_their_parent_at_any_level(self) -> None:
         tree = Hierarchy.from_rows(("family", "genus", "species"), FIGS)
         assert tree.classes[1:] == (

@@ -198,11 +198,8 @@ def labels_by_path(tree: Hierarchy) -> dict[tuple[str, ...], Label]:
 
     A short branch has the label of its leaf class. Names are those of the tree, and those before they were qualified.
     """
-    table = {}
-    for names, label in _paths(tree):
-        table[unqualified(names)] = label
-        table[names] = label
-    return table
+    exact = dict(_paths(tree))
+    return {unqualified(names): label for names, label in exact.items()} | exact
 
 
 def labels_by_suffix(tree: Hierarchy) -> dict[tuple[str, ...], Label]:
@@ -215,9 +212,11 @@ def labels_by_suffix(tree: Hierarchy) -> dict[tuple[str, ...], Label]:
         exact: dict[tuple[str, ...], Label] = {}
         short: dict[tuple[str, ...], set[Label]] = defaultdict(set)
         for names, label in same_depth:
+            before = unqualified(names)
             for start in range(len(names)):
                 exact[names[start:]] = label
-                short[unqualified(names)[start:]].add(label)
+                if before != names:
+                    short[before[start:]].add(label)
         for suffix, labels in short.items():
             table.pop(suffix, None)
             if len(labels) == 1:
@@ -273,13 +272,13 @@ def match_labels(paths: Iterable[Names], tree: Hierarchy) -> tuple[dict[Names, L
 
 
 def _paths(tree: Hierarchy) -> Iterator[tuple[tuple[str, ...], Label]]:
-    """Yield the path of each class without repeats, and its label, coarse to fine."""
+    """Yield the path of each class, with all, some or none of its repeats, and its label, coarse to fine."""
     for depth, level in enumerate(tree.levels):
         above, below = tree.truncate(level), [-1] * (len(tree.levels) - depth - 1)
         for label, row in enumerate(above.ancestors(torch.arange(len(tree.classes[depth]))).tolist()):
             names = above.path(label)
             count = sum(found not in repeats for found, repeats in zip(row, above.repeats, strict=True))
-            yield names[:count], (*row, *below)
+            yield from ((names[:end], (*row, *below)) for end in range(count, len(names) + 1))
 
 
 def _summarize(heading: str, items: Sequence[str]) -> str:

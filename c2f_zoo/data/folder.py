@@ -214,7 +214,9 @@ def _read_tree(
         listing.errors[heading] += error.faults if isinstance(error, InvalidTreeError) else [str(error)]
         return {}
     _list_changes(listing, listing.hierarchy, folders)
-    return labels_by_path(listing.hierarchy)
+    labels = labels_by_path(listing.hierarchy)
+    assert all(names in labels for names in folders), "the tree has a class for each folder"
+    return labels
 
 
 def _list_changes(listing: Listing, tree: Hierarchy, folders: Sequence[Names]) -> None:
