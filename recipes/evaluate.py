@@ -38,6 +38,7 @@ from c2f_zoo.evaluation.scoring import (
     score_images,
 )
 from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.hierarchy.faults import group_similar
 from c2f_zoo.io.files import write_csv
 from c2f_zoo.model import C2FModel, load_model
 from c2f_zoo.paths import expand
@@ -197,7 +198,7 @@ def report(
         metrics_table(source, results["any_decoding"], results["decodings"]),
         accuracy_table(title, accuracy, own, results["levels"]),
     )
-    for fault in results["unreadable"]:
+    for fault in group_similar(results["unreadable"]):
         print(f"unreadable and skipped: {fault}")
     print(f"\nmetrics.json, predictions.csv, mistakes.png and the confusion matrices (PNG, CSV) are in {folder}")
     for level, count in results["levels"].items():

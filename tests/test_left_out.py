@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import train
+from accelerate import Accelerator
 from PIL import Image
 from test_folders import draw, errors_of, open_files, write
 from typer.testing import CliRunner
@@ -18,6 +20,7 @@ from c2f_zoo.cli import app
 from c2f_zoo.data import CachedImages, HideLabels, Joined, notes_of
 from c2f_zoo.data.formats import image_extensions
 from c2f_zoo.hierarchy.folders import SERVICE_FOLDERS
+from c2f_zoo.training.options import Stage, TrainOptions
 
 NFC, NFD = (unicodedata.normalize(form, "Pájaro") for form in ("NFC", "NFD"))
 
@@ -54,6 +57,15 @@ class TestKinds:
         assert sorted(notes_of(HideLabels(train, "genus", [0]))) == told
         assert sorted(notes_of(CachedImages(train, tmp_path / "cache"))) == told
         assert notes_of(create_dataset("critters", "train", per_class=1)) == []
+
+    def test_training_prints_it(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        draw(tmp_path, *(f"Birds/{name}/{i}.jpg" for name in ("Gull", "Jay") for i in range(4)), "@eaDir/Gull/1.jpg")
+        (tmp_path / "Birds" / "Gull" / "5.psd").touch()
+        options = TrainOptions("folder", "mlph_tiny_critters", {}, [Stage(1, 0.1)], {"root": str(tmp_path)})
+        train.set_up(options, Accelerator(cpu=True))
+        lines = capsys.readouterr().out.splitlines()
+        assert f"{tmp_path}: service folders, left out: 1 ({tmp_path / '@eaDir'})" in lines
+        assert lines.count(f"{tmp_path}: files without an image extension, left out: 1 (1 .psd)") == 1
 
 
 class TestServiceFolders:
@@ -205,6 +217,7 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         pytest.skip("there are no such permissions")
     root = tmp_path_factory.mktemp("closed")
     draw(root, *(f"train/Birds/{name}/{i}.jpg" for name in ("Gull", "Jay") for i in range(3)), "test/Birds/Gull/1.jpg")
+    write(root / "list.csv", "path,label", "train/Birds/Gull/1.jpg,Gull", "train/Birds/Jay/1.jpg,Jay")
     CliRunner().invoke(app, ["data", "check", str(root)])  # imports what the other user may not read
     (root / "train" / "Birds" / "Jay").chmod(0)
     is_root = os.geteuid() == 0
@@ -227,6 +240,12 @@ class TestPermissions:
         assert lines[start + 1] == f"{closed / 'train' / 'Birds' / 'Jay'}: Permission denied"
         assert lines[0] == f"4 images in {closed}", "the others are read"
         assert any("Permission denied" in line for line in errors_of("folder", root=closed))
+        tree = Hierarchy.from_rows(("kind", "sort"), [("Birds", "Gull"), ("Birds", "Jay")])
+        file = closed / "list.csv"
+        assert errors_of("csv", file=file, hierarchy=tree) == [
+            "listed files that cannot be read:",
+            f"{closed / 'train/Birds/Jay/1.jpg'}: Permission denied",
+        ]
         with pytest.raises(ValueError, match=r"cannot be read .*Jay: Permission denied"):
             Hierarchy.from_folders(closed / "train")
         with pytest.raises(OSError, match=r"cannot read the folder .*Jay: Permission denied; change its permissions"):

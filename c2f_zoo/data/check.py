@@ -19,7 +19,7 @@ from rich.table import Table
 from c2f_zoo.data.csv_list import list_csv
 from c2f_zoo.data.cub import FILES as CUB_FILES
 from c2f_zoo.data.cub import cub_folder, list_cub
-from c2f_zoo.data.files import MAX_SHOWN, TOO_FEW, Entry, Listing, assign_splits, nonempty_splits
+from c2f_zoo.data.files import CLOSED, MAX_SHOWN, MISSING, TOO_FEW, Entry, Listing, assign_splits, nonempty_splits
 from c2f_zoo.data.folder import list_folder
 from c2f_zoo.data.formats import open_image
 from c2f_zoo.data.images import read_image
@@ -102,7 +102,7 @@ def check_images(listing: Listing, workers: int | None = None, test_fraction: fl
     paths = [entry.path for entry in entries]
     found = map_in_threads(_inspect, paths, "reading images", workers)
     report.images = [info if isinstance(info, ImageInfo) else None for info in found]
-    missing = set(report.errors["missing files"])
+    missing = {item.rpartition(": ")[0] for item in report.errors[CLOSED]}.union(report.errors[MISSING])
     report.errors["images that cannot be decoded (on_error: skip leaves them out)"] += [
         error for path, error in zip(paths, found, strict=True) if isinstance(error, str) and str(path) not in missing
     ]

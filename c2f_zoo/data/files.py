@@ -29,6 +29,7 @@ from c2f_zoo.registry import unknown_name
 NO_IMAGES = "files without an image extension, left out"
 INEXACT = "names matched with the tree's by letters and digits only"
 MAX_SHOWN = 20
+MISSING, CLOSED = "missing files", "listed files that cannot be read"
 _MAX_KINDS = 4  # in a line
 TOO_FEW = "a class needs two images or more to be split, and test_fraction must be above 0; or name the splits"
 
@@ -159,8 +160,16 @@ class Listing:
             self.errors[heading].append(f"{location}: {unknown}")
 
     def add_missing_files(self) -> None:
-        """Add an error for each file that does not exist."""
-        self.errors["missing files"] += [str(entry.path) for entry in self.entries if not os.path.isfile(entry.path)]
+        """Add an error for each file that does not exist, or is no file, or is in a folder without permission."""
+        for path in (entry.path for entry in self.entries if not os.path.isfile(entry.path)):
+            try:
+                os.stat(path)
+            except (FileNotFoundError, NotADirectoryError):
+                self.errors[MISSING].append(str(path))
+            except OSError as error:
+                self.errors[CLOSED].append(f"{path}: {error.strerror}")
+            else:
+                self.errors[CLOSED].append(f"{path}: it is a folder, a pipe or a device")
 
     def complete_splits(self) -> None:
         """Use the images of "val" as the test set if there is none, as for ImageNet.

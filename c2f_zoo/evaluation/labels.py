@@ -8,6 +8,7 @@ from torch import Tensor
 from c2f_zoo.data import LabelledImages, labels_of
 from c2f_zoo.decoding import is_path
 from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.hierarchy.names import normalize_name
 from c2f_zoo.registry import unknown_name
 
 
@@ -52,9 +53,9 @@ def _translate_level(own: Hierarchy, tree: Hierarchy, level: str) -> Tensor:
         unknown = unknown_name("level", level, tree.levels)
         raise ValueError(f"a level of the dataset is missing in the model's tree: {unknown}")
     names = tree.class_names(level)
-    label_of = {name: label for label, name in enumerate(names)}
-    for name in own.class_names(level):
+    label_of = {normalize_name(name): label for label, name in enumerate(names)}
+    for name in map(normalize_name, own.class_names(level)):
         if name not in label_of:
             unknown = unknown_name(level, name, names)
             raise ValueError(f"a class of the dataset is missing in the model's tree: {unknown}")
-    return torch.tensor([label_of[name] for name in own.class_names(level)])
+    return torch.tensor([label_of[normalize_name(name)] for name in own.class_names(level)])
