@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
@@ -94,6 +95,8 @@ def main(options: TrainOptions, name: str) -> None:
         accelerator.wait_for_everyone()  # the main process saves the best epoch's model
         accelerator.free_memory()
         best = C2FModel.from_pretrained(output)
+        if options.channels_last:
+            best.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         predictions = test(best, test_set, range(len(test_set)), scoring, accelerator)
         if accelerator.is_main_process:
             in_validation = set(val_indices).intersection(progress.unreadable)

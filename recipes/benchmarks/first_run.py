@@ -2,9 +2,11 @@
 
     python recipes/benchmarks/first_run.py --old ../another-checkout   # README's first command, there and here
     python recipes/benchmarks/first_run.py --objectives true           # objectives and batch norms, as many passes each
+    python recipes/benchmarks/first_run.py --objectives true --config recipes/configs/cub_mlph_lite0.yaml \
+        --arguments '["--dataset_options.root", "data/CUB_200_2011"]'   # on another dataset
 
-Each run is a process with one thread, and `at_once` of them run side by side. Seconds are of processor time, from the
-start of Python to the end of the test.
+Each run is a process with one thread on one core, and `at_once` of them run side by side. Seconds are of processor
+time, from the start of Python to the end of the test.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,12 +29,16 @@ from c2f_zoo.io.files import read_csv, write_csv
 from c2f_zoo.training.options import TrainOptions, read_options
 
 HERE = Path(__file__).parents[2]
+CRITTERS = HERE / "recipes" / "configs" / "critters.yaml"
 Run = tuple[dict[str, Any], Path, list[str]]  # columns that name the run, checkout, arguments of train.py
 
 
 def main(
     old: str | None = None,
     objectives: bool = False,
+    config: str = str(CRITTERS),
+    arguments: list[str] | None = None,
+    batch_norms: list[str] | None = None,
     seeds: list[int] | None = None,
     at_once: int = 2,
     output: str = "runs/first_run.csv",
@@ -41,22 +48,40 @@ def main(
     Args:
         old: folder of another checkout, whose first command is measured too.
         objectives: compare the objectives, each with the batch norms that it supports, instead of checkouts.
+        config: the configuration of the objectives' runs.
+        arguments: further arguments of `train.py` for them.
+        batch_norms: the batch norms to compare; default: `shared` and `per_level`.
         seeds: the seeds of the runs; default: 0, 1 and 2.
         at_once: number of runs side by side.
         output: the CSV file to create or replace; it is written after each run. The runs stay in a folder beside it.
     """
     runs: list[Run] = []
     for seed in seeds or [0, 1, 2]:
-        runs += objective_runs(seed) if objectives else checkout_runs(seed, old)
+        if objectives:
+            runs += objective_runs(seed, config, arguments or [], batch_norms or ["shared", "per_level"])
+        else:
+            runs += checkout_runs(seed, old)
     rows: list[dict[str, Any]] = []
     folders = [Path(output).with_suffix("").absolute() / str(number) for number in range(len(runs))]
     command = {"command": " ".join(["python", "recipes/benchmarks/first_run.py", *sys.argv[1:]])}
-    with ThreadPoolExecutor(at_once) as pool:
+    with ThreadPoolExecutor(at_once, initializer=pin, initargs=(iter(usable_cores()),)) as pool:
         for (names, *_), found in zip(runs, pool.map(train, runs, folders), strict=True):
             rows.append({**names, **found, **command, **describe_machine()})
             print({key: rows[-1][key] for key in [*names, *found]}, flush=True)
             write_csv(output, rows)
     print(f"written to {output}")
+
+
+def usable_cores() -> list[int]:
+    """Return the cores that this process may use, or an empty list on systems that don't tell."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def pin(cores: Iterator[int]) -> None:
+    """Bind this thread, and the processes that it starts, to the next core. Old checkouts use all they may."""
+    core = next(cores, None)
+    if core is not None:
+        os.sched_setaffinity(0, {core})
 
 
 def checkout_runs(seed: int, old: str | None) -> list[Run]:
@@ -68,10 +93,10 @@ def checkout_runs(seed: int, old: str | None) -> list[Run]:
     ]
 
 
-def objective_runs(seed: int) -> list[Run]:
+def objective_runs(seed: int, config: str, arguments: list[str], batch_norms: list[str]) -> list[Run]:
     """Return a run of each objective and batch norm; all have equally many forward passes."""
-    options = read_options(TrainOptions, [HERE / "recipes" / "configs" / "critters.yaml"])
-    pairs = [*itertools.product(["in_turn", "joint"], ["shared", "per_level"]), ("any_resolution", "shared")]
+    options = read_options(TrainOptions, [Path(config)], arguments)
+    pairs = [*itertools.product(["in_turn", "joint"], batch_norms), ("any_resolution", "shared")]
     runs: list[Run] = []
     for objective, batch_norm in pairs:
         # One pass trains all levels in `any_resolution`, and one level in the others.
@@ -81,9 +106,12 @@ def objective_runs(seed: int) -> list[Run]:
             for stage in options.stages
         ]
         columns = {"objective": objective, "batch_norm": batch_norm}
-        arguments = [text for key, value in columns.items() for text in (f"--{key}", value)]
-        arguments += ["--stages", json.dumps(stages), "--seed", str(seed)]
-        runs.append(({**columns, "seed": seed}, HERE, arguments))
+        chosen = [text for key, value in columns.items() for text in (f"--{key}", value)]
+        chosen += ["--stages", json.dumps(stages), "--seed", str(seed)]
+        absolute = str(Path(config).absolute())
+        runs.append(
+            ({"config": Path(config).stem, **columns, "seed": seed}, HERE, ["--config", absolute, *arguments, *chosen])
+        )
     return runs
 
 
