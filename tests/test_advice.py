@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from c2f_zoo import create_dataset, create_pooling, list_poolings
 from c2f_zoo.data import LabelledImages
+from c2f_zoo.pooling.avg import AveragePooling
 from c2f_zoo.training.advice import advise, is_normalized, measure_step, note_rising
 from c2f_zoo.training.options import Stage, TrainOptions, read_options
 from c2f_zoo.training.setup import build_model
@@ -108,6 +110,14 @@ NORMALIZED = {"bilinear", "compact_bilinear", "hbp", "hbp_shared", "kernel", "lo
 @pytest.mark.parametrize("pooling", list_poolings())
 def test_which_poolings_normalize_their_vector(pooling: str) -> None:
     assert is_normalized(create_pooling(pooling, [8] * num_taps_of(pooling))) == (pooling in NORMALIZED)
+
+
+def test_a_pooling_that_needs_large_maps_gets_no_advice() -> None:
+    class Large(AveragePooling):
+        def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+            return super().forward([torch.nn.functional.avg_pool2d(x, 7) for x in maps])
+
+    assert is_normalized(Large([8])) is None
 
 
 @pytest.mark.parametrize(

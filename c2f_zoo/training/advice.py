@@ -52,7 +52,7 @@ def _advise_lr(options: TrainOptions, model: C2FModel) -> Iterator[str]:
                     f"{lr}: {options.optimizer} changes a weight by about {step:.2g} in a step, however small its "
                     f"gradient is; an lr of {stage.lr * 1e-3 / step:.1g} is usual, for steps of 0.001"
                 )
-        elif not normalized and stage.lr >= UNNORMALIZED_LR:
+        elif normalized is False and stage.lr >= UNNORMALIZED_LR:
             yield (
                 f"{lr}, which suits poolings that normalize their vector; {model.config.pooling} does not: if the loss "
                 "rises, try 0.1 or less"
@@ -98,8 +98,8 @@ def measure_step(options: TrainOptions, lr: float) -> tuple[float, bool]:
 
 
 @torch.no_grad()
-def is_normalized(pooling: Pooling) -> bool:
-    """Return whether the length of a pooling's vector does not follow that of its maps.
+def is_normalized(pooling: Pooling) -> bool | None:
+    """Return whether the length of a pooling's vector does not follow that of its maps; None if it needs large maps.
 
     Examples:
         >>> from c2f_zoo import create_pooling
@@ -110,7 +110,10 @@ def is_normalized(pooling: Pooling) -> bool:
     generator = torch.Generator().manual_seed(0)
     dtype = next((weight.dtype for weight in frozen.parameters()), torch.float32)
     maps = [torch.rand(1, channels, 2, 2, generator=generator).to(dtype) for channels in pooling.in_channels]
-    once, larger = (_length(frozen([scale * x for x in maps])) for scale in (1.0, 4.0))
+    try:
+        once, larger = (_length(frozen([scale * x for x in maps])) for scale in (1.0, 4.0))
+    except Exception:  # of a plug-in
+        return None
     return larger < 2 * once
 
 
