@@ -63,13 +63,15 @@ def draw_critter(species: int, rng: np.random.Generator, size: int = 96) -> Imag
     tone, cover, white = _paint(species, u, v, looks)
     tone *= 1 + 0.15 * _spread(blotches[0], size) + 0.10 * _spread(freckles, size)
 
+    colours = colours[..., None, None]  # (parts, channels, 1, 1): numpy is fast if the last axis is long
     skin = 0.15 + 0.85 * colours[0]
     skin *= _BRIGHTEST_SKIN / skin.max()
     near, far = (0.02 + 0.14 * colours[1:]) if is_night else (0.68 + 0.21 * colours[1:])
-    ramp = np.clip(np.linspace(0, 1, size)[:, None] + 0.6 * _spread(blotches[1], size), 0, 1)[..., None]
-    ground = (near + (far - near) * ramp) * (1 + 0.12 * _spread(blotches[2], size))[..., None]
-    image = ground * (1 - cover)[..., None] + skin * tone[..., None] + white[..., None]
-    return Image.fromarray((255 * np.clip(image, 0, 1) + 0.5).astype(np.uint8))
+    ramp = np.clip(np.linspace(0, 1, size)[:, None] + 0.6 * _spread(blotches[1], size), 0, 1)
+    ground = (near + (far - near) * ramp) * (1 + 0.12 * _spread(blotches[2], size))
+    image = ground * (1 - cover) + skin * tone + white
+    levels = (255 * np.clip(image, 0, 1) + 0.5).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(levels.transpose(1, 2, 0)))
 
 
 def _body_grid(pose: list[float], size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -152,7 +154,7 @@ def _mark(kind: int, u: np.ndarray, v: np.ndarray, looks: list[float]) -> np.nda
 
 def _accent(small: np.ndarray) -> np.ndarray:
     """Return 1.5 on a quarter of the area and -0.5 elsewhere, which has mean 0."""
-    return np.where(small, np.float32(1.5), np.float32(-0.5))
+    return small * np.float32(2) - np.float32(0.5)
 
 
 def _even(cell: np.ndarray) -> np.ndarray:

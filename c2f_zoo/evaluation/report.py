@@ -14,7 +14,6 @@ from rich.table import Table
 
 from c2f_zoo.config import format_resolution
 from c2f_zoo.io.files import atomic_write
-from c2f_zoo.metrics import metric_info
 
 
 def format_metric(name: str, value: float) -> str:
@@ -26,6 +25,8 @@ def format_metric(name: str, value: float) -> str:
         >>> format_metric("species/top1", 0.987), format_metric("hd@5", 1.355), format_metric("fpa", math.nan)
         ('98.7', '1.355', '-')
     """
+    from c2f_zoo.metrics import metric_info  # imports torchmetrics, which takes more than a second
+
     if math.isnan(value):
         return "-"
     return f"{value:.3f}" if metric_info(name).unit == "levels" else f"{100 * value:.1f}"
@@ -61,6 +62,8 @@ def metrics_table(title: str, any_decoding: Mapping[str, float], decodings: Mapp
 
 
 def _with_arrow(name: str) -> str:
+    from c2f_zoo.metrics import metric_info
+
     return f"{name} {'↑' if metric_info(name).higher_is_better else '↓'}"
 
 
