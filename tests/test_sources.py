@@ -14,7 +14,7 @@ import timm
 import timm.models
 import torch
 from hub_server import Hub, Repo, lfs_file, plain_file
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from c2f_zoo import create_model
 from c2f_zoo.backbones.sources import resolve_source
@@ -192,10 +192,10 @@ saved = load_file({str(folder / "model.safetensors")!r})
 weights = model.backbone.body.state_dict()
 result["equal"] = all(torch.equal(weight, saved[key]) for key, weight in weights.items())
 result["config"] = model.config.to_json()
-for name in ("me/nothing", "me/empty", "me/net@v2"):
+for name in ("me/nothing", "me/empty", "me/net@v2", "me/other"):
     try:
-        create_model("mlph", backbone="hf-hub:" + name, **options)
-    except OSError as error:
+        create_model("mlph", backbone="hf-hub:" + name, pretrained_backbone=True, **options)
+    except (OSError, ValueError) as error:
         result[name] = str(error)
 print(json.dumps(result))
 """
@@ -203,7 +203,11 @@ print(json.dumps(result))
     with Hub({"mine": "me"}).serving() as hub:
         files = {"config.json": plain_file((folder / "config.json").read_bytes()),
                  "model.safetensors": lfs_file((folder / "model.safetensors").read_bytes())}  # fmt: skip
-        hub.store |= {str(blob.sha256): blob.data for blob in files.values() if blob.sha256}
+        deeper = lfs_file(save(timm.create_model("resnet34", in_chans=4).state_dict()))
+        stored = (*files.values(), deeper)
+        hub.store |= {str(blob.sha256): blob.data for blob in stored if blob.sha256}
+        hub.repos["me/other"] = Repo("me", private=False)
+        hub.repos["me/other"].commit("main", files | {"model.safetensors": deeper}, "first")
         net = hub.repos["me/net"] = Repo("me", private=False)
         net.tags["v1"] = net.commit("main", files, "first")
         hub.repos["me/empty"] = Repo("me", private=False)
@@ -220,4 +224,5 @@ print(json.dumps(result))
     assert "there is no such model" in result["me/nothing"]
     assert "has no config.json; it is not a model of timm" in result["me/empty"]
     assert "no such branch, tag or commit" in result["me/net@v2"]
+    assert "model.safetensors does not fit the ResNet: unexpected keys: layer1.2.bn1.bias, " in result["me/other"]
     assert "v1" in downloads[0] and downloads[0].endswith("config.json"), "an untrained network needs no weights"

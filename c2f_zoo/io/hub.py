@@ -145,6 +145,23 @@ def download_config(repo_id: str, revision: str | None = None) -> Path:
             raise FileNotFoundError(f"{repo_id!r} has no {CONFIG_FILE}; it is not a model of timm") from error
 
 
+def download_weights(repo_id: str, revision: str | None = None) -> Path | None:
+    """Download the `model.safetensors` of a model of timm, and return its path in the cache; None if it has none.
+
+    Raises:
+        FileNotFoundError: the repository or the revision does not exist.
+        PermissionError: the token is missing or has too few rights, or the cache cannot be written.
+        ConnectionError: the Hub cannot be reached, or still fails after all retries.
+    """
+    with _translate_errors(repo_id, revision):
+        try:
+            return Path(_retry(lambda: hf_hub_download(repo_id, WEIGHTS_FILE, revision=revision)))
+        except LocalEntryNotFoundError:  # a kind of EntryNotFoundError
+            raise
+        except EntryNotFoundError:
+            return None
+
+
 def _model_files(repo_id: str, info: ModelInfo) -> list[str]:
     """Check the list of a repository's files and return the names of the model's."""
     sizes = {file.rfilename: file.size for file in info.siblings or ()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from torch import nn
 
 from c2f_zoo.backbones.registry import create_whole
 from c2f_zoo.config import ModelConfig
-from c2f_zoo.io.weights import AnyShape, load_weights, read_shapes
+from c2f_zoo.io.hub import download_weights, split_revision
+from c2f_zoo.io.weights import WEIGHTS_FILE, AnyShape, load_weights, read_shapes
 from c2f_zoo.model import C2FModel
 
 
@@ -45,27 +47,34 @@ def load_backbone(model: C2FModel, files: Sequence[Path]) -> None:
 
 
 def check_source(config: ModelConfig) -> None:
-    """Check that the weights in the folder of a `"local-dir:PATH"` backbone have the names of its network.
+    """Check that the weights of a `"local-dir:"` or `"hf-hub:"` backbone have the names of its network.
 
-    timm ignores other names, and leaves weights random that the file lacks. It may resize weights, so their shapes are
-    not compared.
+    timm ignores other names, and leaves weights random that the file lacks. Families whose names it converts are not
+    checked. It may resize weights, so their shapes are not compared.
 
     Raises:
         FileNotFoundError: there is no file of weights.
         ValueError: the file is not a complete safetensors file, or has other names.
     """
-    file = (config.backbone_options.get("pretrained_cfg") or {}).get("file")
-    if not file:
+    import timm
+
+    cfg = config.backbone_options.get("pretrained_cfg")
+    if not isinstance(cfg, dict) or not (Path(cfg.get("file") or "").name == WEIGHTS_FILE or "hf_hub_id" in cfg):
         return
-    saved, whole = read_shapes([Path(file)]), _create_whole(config)
+    file = Path(cfg["file"]) if "file" in cfg else download_weights(*split_revision(cfg["hf_hub_id"]))
+    if file is None:
+        return
+    saved = read_shapes([file])
+    if any("filter" in name for name in vars(sys.modules[timm.model_entrypoint(config.backbone).__module__])):
+        return  # so timm calls its functions that convert names
+    whole = _create_whole(config)
     own, classifiers = whole.state_dict().keys(), _classifiers(whole)
     unexpected = saved.keys() - own - dict(whole.named_buffers()).keys()
     missing = {name for name in own - saved.keys() if not name.startswith(classifiers)}
     for fault, found in (("unexpected", unexpected), ("missing", missing)):
         if found:
-            raise ValueError(
-                f"{file} does not fit the {type(whole).__name__}: {fault} keys: {', '.join(sorted(found))}"
-            )
+            names = ", ".join(sorted(found))
+            raise ValueError(f"{file} does not fit the {type(whole).__name__}: {fault} keys: {names}")
 
 
 def _create_whole(config: ModelConfig) -> nn.Module:
