@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from conftest import SMALL
+from PIL import Image
 from test_transformed_images import Counting
 
-from c2f_zoo import C2FModel, Hierarchy, create_dataset, create_model
-from c2f_zoo.data import HideLabels, create_transform, labels_of
+from c2f_zoo import C2FModel, Hierarchy, Predictor, create_dataset, create_model, load_hierarchy
+from c2f_zoo.data import HideLabels, ImageFiles, create_transform, labels_of
 from c2f_zoo.evaluation.scoring import (
     Predictions,
     accuracy_rows,
@@ -115,3 +117,20 @@ def test_levels_with_the_names_of_other_columns_have_columns_too() -> None:
     predictions = Predictions(tree, torch.tensor([7]), torch.tensor([True]), torch.tensor([[1, 1]]), labels)
     (row,) = prediction_rows(predictions, {"index": None, "file": None})
     assert row == {"index": 7, "true_index": "b", "predicted_index": "b", "true_file": "d", "predicted_file": "c"}
+
+
+def test_scores_are_those_of_a_predictor(model: C2FModel, tmp_path: Path) -> None:
+    # JPEGs of 8 times the input's size, which validation decodes at reduced size, and of a mode that must be converted.
+    rng, paths = np.random.default_rng(0), [tmp_path / "rgb.jpg", tmp_path / "turned.jpg", tmp_path / "grey.png"]
+    for path in paths[:2]:
+        image = Image.fromarray(rng.integers(0, 256, (600, 800, 3), dtype=np.uint8))
+        image.getexif()[0x0112] = 1 if path.stem == "rgb" else 8
+        image.save(path, exif=image.getexif())
+    Image.fromarray(rng.integers(0, 2**16, (70, 90), dtype=np.uint16)).save(paths[2])
+    files = ImageFiles(paths, [0, 1, 2], load_hierarchy("critters"))
+    expected = Predictor(model)._log_probs(paths)
+    for reduced in (False, True):
+        (batch,) = score_images(model, files, [0, 1, 2], levels_by_resolution(model), reduced=reduced, **HOW)
+        found = model.log_probs({level: z for logits in batch.logits.values() for level, z in logits.items()})
+        equal = [torch.allclose(found[level].double(), expected[level], atol=1e-4) for level in model.levels]
+        assert equal[-1] is not reduced and (reduced or all(equal))

@@ -133,7 +133,7 @@ def measure(
     Raises:
         ValueError: no readable image has a label at some level.
     """
-    predictions = predict_labels(model, dataset, indices, {resolution: model.levels}, **how)
+    predictions = predict_labels(model, dataset, indices, {resolution: model.levels}, reduced=True, **how)
     levels = model.levels[::-1]
     predicted = torch.stack([predictions.labels[resolution][level] for level in levels], dim=1)
     truth = dataset.hierarchy.cut_repeats(predictions.truth)[:, [dataset.hierarchy.depth(level) for level in levels]]
