@@ -38,6 +38,7 @@ from c2f_zoo.evaluation.scoring import (
     score_images,
 )
 from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.hierarchy.escape import printable
 from c2f_zoo.hierarchy.faults import group_similar
 from c2f_zoo.io.files import write_csv
 from c2f_zoo.model import C2FModel, load_model
@@ -199,7 +200,7 @@ def report(
         accuracy_table(title, accuracy, own, results["levels"]),
     )
     for fault in group_similar(results["unreadable"]):
-        print(f"unreadable and skipped: {fault}")
+        print(printable(f"unreadable and skipped: {fault}"))
     print(f"\nmetrics.json, predictions.csv, mistakes.png and the confusion matrices (PNG, CSV) are in {folder}")
     for level, count in results["levels"].items():
         if not has_confusion(count):

@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from typer.testing import CliRunner
 
-from c2f_zoo import Hierarchy, Predictor, cli, create_model
+from c2f_zoo import Hierarchy, Predictor, cli, create_dataset, create_model
 from c2f_zoo.evaluation.confusion import write_confusions
 from c2f_zoo.hierarchy import draw_image, draw_text
 from c2f_zoo.hierarchy.escape import fenced, markdown, printable, rich_text
@@ -68,6 +68,16 @@ def test_errors_of_the_command_line_are_printable(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(SystemExit) as error:
         cli.main()
     assert "\\x1b[31mred.csv" in str(error.value) and "\x1b" not in str(error.value)
+
+
+def test_what_a_dataset_says_of_its_folders_is_printable(tmp_path: Path) -> None:
+    for name in (f"{RED}/a", "b", f"c/{BELL}"):
+        (tmp_path / name).mkdir(parents=True)
+        for number in "01":
+            Image.new("RGB", (8, 8)).save(tmp_path / name / f"{number}.png")
+    (tmp_path / "b" / BELL).write_text("no image")
+    notes = create_dataset("folder", "train", root=tmp_path, test_fraction=0.5).notes
+    assert len(notes) == 2 and all(map(str.isprintable, notes))
 
 
 @pytest.mark.parametrize("name", ["a\x1b[31m", "a\nb", "a\x07", "a\x9b", "a\u2028b"])

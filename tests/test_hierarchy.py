@@ -302,6 +302,10 @@ class TestOpening:
         monkeypatch.chdir(file.parent)
         (file.parent / "cub").write_text("not a tree")
         assert open_hierarchy("cub") is load_hierarchy("cub"), "a registered name wins"
+        with pytest.raises(
+            ValueError, match=r"'tree.csv' is a file, .* use c2f_zoo.hierarchy.open_hierarchy\('tree.csv'\)"
+        ):
+            load_hierarchy("tree.csv")
         with pytest.raises(ValueError, match=r"no file 'tre.csv', and it is an unknown hierarchy 'tre.csv'"):
             open_hierarchy("tre.csv")
 

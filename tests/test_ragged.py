@@ -22,6 +22,7 @@ from c2f_zoo.evaluation.scoring import Predictions, accuracy_rows, prediction_ro
 from c2f_zoo.hierarchy import draw_text, open_hierarchy
 from c2f_zoo.io.card import model_card
 from c2f_zoo.metrics import tree_report
+from c2f_zoo.training.setup import check_labels
 
 LEVELS = ("kind", "genus", "cultivar")
 ROWS = [("Fruit", "Apple", "Gala"), ("Fruit", "Apple", "Cox"), ("Fruit", "Banana"), ("Nut",)]
@@ -295,6 +296,17 @@ class TestDatasets:
         notes = create_dataset("folder", "train", root=root, levels=LEVELS, test_fraction=0.5).notes
         counts = ["to it: 3 (Fruit/Banana, Nut, Nut2/Apple)", "too: 2 (genus Apple (Fruit), genus Apple (Nut2))"]
         assert [note.endswith(count) for note, count in zip(notes, counts, strict=True)] == [True, True]
+
+    def test_a_split_of_short_branches_only_has_no_label_below(self, tmp_path: Path) -> None:
+        write_images(tmp_path / "train", *("/".join(row) for row in ROWS))
+        write_images(tmp_path / "test", "Fruit/Banana", "Nut")
+        for ragged, missing in (("repeat", []), ("stop", ["cultivar in 'test'"])):
+            report = check_images(list_images(tmp_path, levels=LEVELS, ragged=ragged))
+            assert [item for items in report.errors.values() for item in items] == missing
+        dataset = create_dataset("folder", "test", root=tmp_path, levels=LEVELS, ragged="stop")
+        model = create_model("mlph", hierarchy=dataset.hierarchy, **SMALL)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="no test image has a label at 'cultivar'"):
+            check_labels(labels_of(dataset), model, "test")
 
 
 class TestSharedNames:

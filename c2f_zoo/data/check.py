@@ -136,8 +136,8 @@ def _check_labels(report: Report) -> None:
         report.warnings["there is no coarser level"].append("the tree has one level; pass a tree as --hierarchy")
     splits = nonempty_splits(report.entries)
     for split in splits:
-        for depth, level in enumerate(tree.levels):
-            if all(entry.label[depth] < 0 for entry in report.entries if entry.split == split):
+        for depth, (level, left_out) in enumerate(zip(tree.levels, tree.left_out, strict=True)):
+            if {e.label[depth] for e in report.entries if e.split == split} <= {-1, *left_out}:
                 report.errors["levels without a label in a split (leave them out of the model's levels)"].append(
                     f"{level} in {split!r}"
                 )
@@ -154,8 +154,9 @@ def _check_held_out(labels: Sequence[tuple[int, ...]], tree: Hierarchy, report: 
     """Look for levels without a label in the recipes' validation set."""
     held_out = stratified_split(torch.tensor(labels), 0.1, 0)[1] if labels else []
     validation = [labels[i] for i in held_out] or labels  # as in the recipes
-    for depth, level in enumerate(tree.levels):
-        if any(label[depth] >= 0 for label in labels) and all(label[depth] < 0 for label in validation):
+    for depth, (level, left_out) in enumerate(zip(tree.levels, tree.left_out, strict=True)):
+        trained, validated = ({label[depth] for label in rows} - {-1, *left_out} for rows in (labels, validation))
+        if trained and not validated:
             report.warnings[
                 "levels without a label to validate on, which stops training (add images, or choose another "
                 "val_fraction than 0.1)"

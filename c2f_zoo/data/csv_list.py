@@ -32,9 +32,9 @@ def csv(
     """Open a dataset listed in a CSV file.
 
     The file is UTF-8 with the header `path,label` or `path,label,split`. A path is relative to `root`; backslashes and
-    spaces at its ends are understood. A label is the name of a class of any level of
-    the tree; if several classes have the name, it is the finest of them. An image labelled with a genus has no species
-    label. Classes without images are kept.
+    spaces at its ends are understood. A label is the name of a class of any level of the tree. If classes of several
+    levels have the name, it is the finest of them; if several classes of a level have it, it needs the parent's in
+    brackets, `Ficus (Moraceae)`. An image labelled with a genus has no species label. Classes without images are kept.
 
     Args:
         file: the CSV file. Its splits are `train`, `test` and optionally `val`, in any case; `training`, `testing`,

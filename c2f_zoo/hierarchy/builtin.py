@@ -53,6 +53,10 @@ def load_hierarchy(name: str) -> Hierarchy:
         >>> load_hierarchy("cub").num_classes
         {'family': 36, 'genus': 113, 'species': 200}
     """
+    if name not in HIERARCHIES and Path(name).is_file():
+        raise ValueError(
+            f"{name!r} is a file, not the name of a hierarchy; use c2f_zoo.hierarchy.open_hierarchy({name!r})"
+        )
     build = HIERARCHIES[name]
     if name not in _BUILT or _BUILT[name][0] is not build:
         tree = build()

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
+from c2f_zoo.hierarchy.escape import printable
+
 Names = tuple[str, ...]
 
 RAGGED = ("repeat", "stop")
@@ -67,6 +69,7 @@ def complete_paths(paths: Sequence[Names], num_levels: int, has_unique_names: bo
 
 def warn_of_changes(source: object, levels: Sequence[str], paths: Sequence[Names], completed: Sequence[Names]) -> None:
     """Warn of short branches and qualified names, each in one line with its count."""
+    source = printable(source)
     short = [path for path in paths if len(path) < len(levels)]
     if short:
         long = next(path for path in paths if len(path) == len(levels))

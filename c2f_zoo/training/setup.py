@@ -107,6 +107,7 @@ def check_labels(labels: Tensor, model: C2FModel, split: str) -> None:
     Raises:
         ValueError: a level has no label.
     """
+    labels = model.hierarchy.cut_repeats(labels)
     for level in model.levels:
         if (labels[:, model.hierarchy.depth(level)] < 0).all():
             raise ValueError(
