@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from c2f_zoo import Hierarchy, create_dataset
-from c2f_zoo.data import ImageFiles, labels_of
+from c2f_zoo.data import ImageFiles, labels_of, notes_of
 
 TREE = ["class,species", "Birds,Gull", "Birds,Jay", "Beasts,Lynx", "Beasts,Birds"]  # Birds is at two levels
 
@@ -85,6 +85,7 @@ class TestNestedFolders:
         dataset = open_files("folder", "train", root=tmp_path)
         assert labels_of(dataset).tolist() == [[0, 0], [1, -1], [1, 1]]
         assert dataset.targets == [0, -1, 1]
+        assert notes_of(dataset) == [f"{tmp_path}: train images labelled at a coarser level only: 1 of 3"]
         assert open_files("folder", "test", root=tmp_path).labels is None
 
     def test_without_split_folders_each_class_is_split(self, tmp_path: Path) -> None:

@@ -122,9 +122,12 @@ class Listing:
         chosen = [entry for entry in entries if entry.split == split]
         labels = torch.tensor([entry.label for entry in chosen])
         targets = labels[:, -1]
-        is_mixed = bool((targets < 0).any())
+        coarse = int((targets < 0).sum())
+        notes = self.summary()
+        if coarse:
+            notes += (f"{self.source}: {split} images labelled at a coarser level only: {coarse} of {len(chosen)}",)
         paths = [entry.path for entry in chosen]
-        return ImageFiles(paths, targets.tolist(), self.hierarchy, labels if is_mixed else None, splits, self.summary())
+        return ImageFiles(paths, targets.tolist(), self.hierarchy, labels if coarse else None, splits, notes)
 
     def summary(self) -> tuple[str, ...]:
         """Return a line for each kind of warning, with its count."""
@@ -265,17 +268,19 @@ def match_labels(paths: Iterable[Names], tree: Hierarchy) -> tuple[dict[Names, L
     Returns:
         The label of each path, and a line for each path that is not spelled as in the tree.
     """
-    exact = {tuple(map(normalize_name, path)): (path, label) for path, label in labels_by_suffix(tree).items()}
-    loose: dict[Names, list[tuple[Names, Label]]] = defaultdict(list)
-    for path, label in exact.values():
-        loose[tuple(map(letters_of, path))].append((path, label))
-    labels, inexact = {}, []
-    for path in paths:
-        normal, letters = tuple(map(normalize_name, path)), tuple(map(letters_of, path))
-        if normal in exact:
-            labels[path] = exact[normal][1]
-        elif all(letters) and len({label for _, label in loose[letters]}) == 1:
-            known, labels[path] = loose[letters][0]
+    exact = {tuple(map(normalize_name, path)): label for path, label in labels_by_suffix(tree).items()}
+    normal = {path: tuple(map(normalize_name, path)) for path in paths}
+    labels = {path: exact[names] for path, names in normal.items() if names in exact}
+    inexact: list[str] = []
+    if len(labels) == len(normal):
+        return labels, inexact
+    loose: dict[Names, dict[Label, Names]] = defaultdict(dict)  # label -> a path with these letters
+    for names, label in exact.items():
+        loose[tuple(map(letters_of, names))].setdefault(label, names)
+    for path in [path for path in normal if path not in labels]:
+        letters = tuple(map(letters_of, path))
+        if all(letters) and len(loose[letters]) == 1:
+            ((labels[path], known),) = loose[letters].items()
             inexact.append(f"{'/'.join(path)!r} is {'/'.join(known)!r}")
     return labels, inexact
 
