@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from c2f_zoo.data.files import INEXACT, Entry, ImageFiles, Listing, find_file, match_labels
+from c2f_zoo.data.files import INEXACT, Entry, ImageFiles, Listing
+from c2f_zoo.data.matching import find_listed_file, match_labels
 from c2f_zoo.data.registry import SPLITS, register_dataset
 from c2f_zoo.data.split_names import UNCLEAR, explain_unclear, split_of
 from c2f_zoo.hierarchy import Hierarchy, open_hierarchy
@@ -130,7 +131,9 @@ def _read_lines(rows: Sequence[Row], header: Sequence[str], root: Path, errors: 
         errors += [f"{location}: {error}" for error in found]
         if not found:
             label = normalize_name(named["label"])
-            lines.append(_Line(location, named["path"], find_file(root, written["path"]), label, split_of(split)))
+            lines.append(
+                _Line(location, named["path"], find_listed_file(root, written["path"]), label, split_of(split))
+            )
     return lines
 
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from c2f_zoo.data.archives import download_file, extract
-from c2f_zoo.data.files import Entry, ImageFiles, Listing, find_file, labels_by_suffix
+from c2f_zoo.data.files import Entry, ImageFiles, Listing
+from c2f_zoo.data.matching import find_listed_file, labels_by_suffix
 from c2f_zoo.data.registry import register_dataset
 from c2f_zoo.hierarchy import Hierarchy, open_hierarchy
 from c2f_zoo.hierarchy.datasets import read_lines
@@ -88,7 +89,9 @@ def list_cub(root: str | Path, hierarchy: str | Path | Hierarchy = "cub") -> Lis
         if flag not in ("0", "1"):
             errors.append(f"{FILES[3]}: image {image_id} has {flag!r}, neither 0 nor 1")
         label = labels.get((classes.get(number, ""),), unknown)
-        listing.entries.append(Entry(find_file(folder / "images", name), label, "train" if flag == "1" else "test"))
+        listing.entries.append(
+            Entry(find_listed_file(folder / "images", name), label, "train" if flag == "1" else "test")
+        )
     listing.add_missing_files()
     listing.complete_splits()
     return listing
