@@ -156,6 +156,10 @@ class TestNestedFolders:
             "'test': add images, or name no splits to have them assigned (for a folder, pass its subfolder 'train')",
         ]
 
+    def test_an_empty_root_is_a_missing_option(self) -> None:
+        with pytest.raises(ValueError, match=r"dataset 'folder' needs the option root, e\.g\. root="):
+            create_dataset("folder", "train", root=None)  # YAML reads `root: ~` as null
+
     def test_no_images(self, tmp_path: Path) -> None:
         (tmp_path / "Birds").mkdir()
         assert errors_of("folder", root=tmp_path)[0] == "there are no images in folders:"

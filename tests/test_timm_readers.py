@@ -225,6 +225,18 @@ class TestWebDataset:
             dataset = create_dataset("wds/shapes", "train", hierarchy=TREE, root=str(tmp_path), **options)
         assert rows_of(dataset) == [[0, 0], [0, 2]]
 
+    def test_a_split_of_another_name_is_told(self, tmp_path: Path) -> None:
+        write_shards(tmp_path, {f"{seed}.png": encoded(colours(seed)) for seed in range(3)}, [0, 1, 2])
+        splits = json.loads((tmp_path / "_info.json").read_text())["splits"]
+        splits |= {"dev": splits["test"] | {"name": "dev"}, "unlabelled": splits["test"] | {"name": "unlabelled"}}
+        (tmp_path / "_info.json").write_text(json.dumps({"splits": splits}))
+        options = {"hierarchy": TREE, "root": str(tmp_path)}
+        with pytest.warns(UserWarning, match=r"has splits that are not used, dev; .*splits=.*'val': 'dev'"):
+            dataset = create_dataset("wds/shapes", "train", **options)
+        assert dataset.splits == ("train", "test")  # type: ignore[attr-defined]
+        named = {"train": "train", "val": "dev", "test": "test"}
+        assert len(create_dataset("wds/shapes", "val", splits=named, **options)) == 1
+
     def test_fewer_images_than_the_shards_should_have(self, tmp_path: Path) -> None:
         write_shards(tmp_path, {f"{seed}.png": encoded(colours(seed)) for seed in range(3)}, [0, 1, 2])
         info = (tmp_path / "_info.json").read_text()

@@ -101,7 +101,7 @@ def create_dataset(name: str, split: str, **options: Any) -> LabelledImages:
     required = [
         p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     ]
-    missing = [option for option in required if option not in ("split", *options)]
+    missing = [option for option in required if option != "split" and options.get(option) is None]  # ~ is null in YAML
     if missing:
         raise ValueError(f"dataset {name!r} needs the option {' and '.join(missing)}, e.g. {missing[0]}=...")
     dataset = open_split(split=split, **{key: _expand_home(value) for key, value in options.items()})

@@ -93,6 +93,10 @@ def timm_dataset(
         source = _SOURCES[prefix](_open(name, named[split], root, options), source_name)
     if splits is None and source.splits is not None:
         named = {ours: theirs for ours, theirs in named.items() if theirs in source.splits or ours == split}
+        unused = [theirs for theirs in map(str, source.splits) if split_of(theirs) and theirs not in named.values()]
+        if unused and split == "train":
+            hint = f"name those that you want in the option splits, e.g. splits={ {**named, 'val': unused[0]} }"
+            warnings.warn(f"{source_name} has splits that are not used, {', '.join(unused)}; {hint}", stacklevel=2)
     names = source.class_names if class_names is None else class_names
     targets = _match_labels(source.labels, names, tree, source_name, is_train=split == "train")
     return source.create(targets=targets, hierarchy=tree, splits=tuple(named))

@@ -356,9 +356,10 @@ class Hierarchy:
     def from_folders(cls, folder: str | Path, levels: Sequence[str] | None = None, ragged: str = "repeat") -> Hierarchy:
         """Read nested folders such as `family/genus/species/*.jpg`.
 
-        Each folder is a class. Labels follow the order of the sorted paths. Hidden files, hidden folders and files next
-        to folders are ignored. No file is opened. A branch ends at a folder without subfolders, at any level. Several
-        classes of a level with the same name get their parent's name in brackets. Both are said in a warning.
+        Each folder is a class. Labels follow the order of the sorted paths. Hidden files, hidden folders, service
+        folders such as `@eaDir` and files next to folders are ignored. No file is opened. Names are in Unicode's form
+        NFC. A branch ends at a folder without subfolders, at any level. Several classes of a level with the same name
+        get their parent's name in brackets. Both are said in a warning.
 
         Args:
             folder: the root, which contains the folders of the coarsest classes.
