@@ -2,7 +2,7 @@
 
     python recipes/benchmarks/first_run.py --old ../another-checkout   # README's first command, there and here
     python recipes/benchmarks/first_run.py --objectives true           # objectives and batch norms, as many passes each
-    python recipes/benchmarks/first_run.py --objectives true --config recipes/configs/cub_mlph_lite0.yaml \
+    python recipes/benchmarks/first_run.py --objectives true --recipe recipes/configs/cub_mlph_lite0.yaml \
         --arguments '["--dataset_options.root", "data/CUB_200_2011"]'   # on another dataset
 
 Each run is a process with one thread on one core, and `at_once` of them run side by side. Seconds are of processor
@@ -36,7 +36,7 @@ Run = tuple[dict[str, Any], Path, list[str]]  # columns that name the run, check
 def main(
     old: str | None = None,
     objectives: bool = False,
-    config: str = str(CRITTERS),
+    recipe: str = str(CRITTERS),
     arguments: list[str] | None = None,
     batch_norms: list[str] | None = None,
     seeds: list[int] | None = None,
@@ -48,7 +48,7 @@ def main(
     Args:
         old: folder of another checkout, whose first command is measured too.
         objectives: compare the objectives, each with the batch norms that it supports, instead of checkouts.
-        config: the configuration of the objectives' runs.
+        recipe: the configuration of the objectives' runs.
         arguments: further arguments of `train.py` for them.
         batch_norms: the batch norms to compare; default: `shared` and `per_level`.
         seeds: the seeds of the runs; default: 0, 1 and 2.
@@ -58,7 +58,7 @@ def main(
     runs: list[Run] = []
     for seed in seeds or [0, 1, 2]:
         if objectives:
-            runs += objective_runs(seed, config, arguments or [], batch_norms or ["shared", "per_level"])
+            runs += objective_runs(seed, recipe, arguments or [], batch_norms or ["shared", "per_level"])
         else:
             runs += checkout_runs(seed, old)
     rows: list[dict[str, Any]] = []
@@ -93,9 +93,9 @@ def checkout_runs(seed: int, old: str | None) -> list[Run]:
     ]
 
 
-def objective_runs(seed: int, config: str, arguments: list[str], batch_norms: list[str]) -> list[Run]:
+def objective_runs(seed: int, recipe: str, arguments: list[str], batch_norms: list[str]) -> list[Run]:
     """Return a run of each objective and batch norm; all have equally many forward passes."""
-    options = read_options(TrainOptions, [Path(config)], arguments)
+    options = read_options(TrainOptions, [Path(recipe)], arguments)
     pairs = [*itertools.product(["in_turn", "joint"], batch_norms), ("any_resolution", "shared")]
     runs: list[Run] = []
     for objective, batch_norm in pairs:
@@ -108,9 +108,9 @@ def objective_runs(seed: int, config: str, arguments: list[str], batch_norms: li
         columns = {"objective": objective, "batch_norm": batch_norm}
         chosen = [text for key, value in columns.items() for text in (f"--{key}", value)]
         chosen += ["--stages", json.dumps(stages), "--seed", str(seed)]
-        absolute = str(Path(config).absolute())
+        absolute = str(Path(recipe).absolute())
         runs.append(
-            ({"config": Path(config).stem, **columns, "seed": seed}, HERE, ["--config", absolute, *arguments, *chosen])
+            ({"config": Path(recipe).stem, **columns, "seed": seed}, HERE, ["--config", absolute, *arguments, *chosen])
         )
     return runs
 
