@@ -59,3 +59,14 @@ def test_every_option_is_documented() -> None:
     documented = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
     fields_of = {kind: [spec.name for spec in fields(kind)] for kind in (TrainOptions, Stage)}
     assert sorted(name for name in documented if name) == sorted([*fields_of[TrainOptions], *fields_of[Stage]])
+
+
+def test_stages_of_an_argument_or_a_later_file_take_nothing_from_those_they_replace(tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    lines = "dataset: critters\nmodel: mlph_tiny_critters\nresolutions: {}\n"
+    first.write_text(lines + "stages:\n  - {epochs: 5, lr: 0.3, backbone_lr: 0.2, schedule: cosine}\n")
+    second.write_text("stages: [{epochs: 2, lr: 0.1}]\n")
+    assert read_options(TrainOptions, [first, second]).stages == [Stage(epochs=2, lr=0.1)]
+    for argument in (["--stages", "[{epochs: 1, lr: 0.5}]"], ["--stages=[{epochs: 1, lr: 0.5}]"]):
+        assert read_options(TrainOptions, [first], argument).stages == [Stage(epochs=1, lr=0.5)]
+    assert read_options(TrainOptions, [first], ["--batch_size", "3"]).stages == [Stage(5, 0.3, 0.2, schedule="cosine")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,6 +139,7 @@ class TrainOptions:
             self.cache = str(expand(self.cache))
 
 
+NO_STAGES = ("--stages", "[]")  # jsonargparse would fill a stage with values of the one that it replaces
 Options = TypeVar("Options", bound=TrainOptions)
 
 
@@ -174,9 +176,14 @@ def read_options(kind: type[Options], files: Sequence[str | Path], overrides: Se
     Args:
         kind: the dataclass of the options.
         files: the YAML files; a later one overrides an earlier one.
-        overrides: arguments as on the command line, e.g. `["--batch_size", "16"]`.
+        overrides: arguments as on the command line, e.g. `["--batch_size", "16"]`. Stages replace all earlier ones.
     """
     from jsonargparse import auto_cli  # the options themselves do not need it
 
-    configs = [argument for file in files for argument in ("--config", str(expand(file)))]
-    return auto_cli(kind, args=[*configs, *overrides], as_positional=False)
+    arguments: list[str] = []
+    for file in map(expand, files):
+        has_stages = file.is_file() and re.search(r"^stages\s*:", file.read_text(encoding="utf-8"), re.MULTILINE)
+        arguments += [*(NO_STAGES if has_stages else ()), "--config", str(file)]
+    for argument in overrides:
+        arguments += [*(NO_STAGES if argument.partition("=")[0] == "--stages" else ()), argument]
+    return auto_cli(kind, args=arguments, as_positional=False)

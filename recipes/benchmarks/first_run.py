@@ -126,15 +126,19 @@ def train(run: Run, folder: Path) -> dict[str, Any]:
         _, status, usage = os.wait4(process.pid, 0)  # includes the processes that it waited for
     if status != 0:
         raise RuntimeError(f"{' '.join(command)} failed:\n{(folder / 'log.txt').read_text(encoding='utf-8')}")
-    epochs, tested = read_csv(folder / "run" / "metrics.csv"), read_csv(folder / "run" / "test.csv")
+    return {**read_scores(folder / "run"), "cpu_seconds": round(usage.ru_utime + usage.ru_stime)}
+
+
+def read_scores(run: Path) -> dict[str, Any]:
+    """Return a run's accuracies: on validation images of the best epoch, and on test images at each resolution."""
+    epochs, tested = read_csv(run / "metrics.csv"), read_csv(run / "test.csv")
     levels = [row["level"] for row in tested if row["own"] == "True"]
     best = max(epochs, key=lambda row: sum(float(row[f"val_{level}"]) for level in levels))
     return {
         "epochs": len(epochs),
         **{f"val_{level}": round(float(best[f"val_{level}"]), 4) for level in levels},
         **{f"test_{row['level']}": round(float(row["accuracy"]), 4) for row in tested if row["own"] == "True"},
-        **{f"full_{row['level']}": round(float(row["accuracy"]), 4) for row in tested if not row["resolution"]},
-        "cpu_seconds": round(usage.ru_utime + usage.ru_stime),
+        **{f"{row['level']}_at_{row['resolution'] or 'full'}": round(float(row["accuracy"]), 4) for row in tested},
     }
 
 
