@@ -12,8 +12,9 @@ import pytest
 import torch
 from conftest import SMALL
 from PIL import Image
+from typer.testing import CliRunner
 
-from c2f_zoo import Hierarchy, Predictor, create_dataset, create_model
+from c2f_zoo import Hierarchy, Predictor, cli, create_dataset, create_model
 from c2f_zoo.config import ModelConfig
 from c2f_zoo.data import labels_of
 from c2f_zoo.data.check import check_images, list_images
@@ -270,14 +271,15 @@ class TestDatasets:
         dataset = create_dataset("csv", "train", **chosen)
         assert (dataset.hierarchy, dataset.targets) == (replace(FULL, ragged="stop"), [2])
 
-    def test_the_check_counts_without_repeats(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(("ragged", "counts"), [("repeat", "4 4 4"), ("stop", "2 2 2")])
+    def test_the_check_counts_without_repeats(self, tmp_path: Path, ragged: str, counts: str) -> None:
         root = write_images(tmp_path, *("/".join(row) for row in ROWS))
-        for ragged, classes in ((None, [2, 3, 4]), ("stop", [2, 2, 2])):
-            report = check_images(list_images(root, levels=LEVELS, ragged=ragged), test_fraction=0.5)
-            assert not any(report.errors.values())
-            tree = report.hierarchy
-            assert tree is not None
-            assert [len(names) - len(cut) for names, cut in zip(tree.classes, tree.left_out, strict=True)] == classes
+        command = ["data", "check", str(root), "--levels", ",".join(LEVELS), "--ragged", ragged]
+        result = CliRunner().invoke(cli.app, [*command, "--test-fraction", "0.5"])
+        assert result.exit_code == 0
+        (row,) = [line for line in result.output.splitlines() if line.startswith("│ cultivar")]
+        classes, trained, images = counts.split()
+        assert row.replace("│", " ").split() == ["cultivar", classes, trained, str(2 * int(images))]
 
     def test_the_listing_names_what_it_changed(self, tmp_path: Path) -> None:
         root = write_images(tmp_path, *("/".join(row) for row in (*ROWS, ("Nut2", "Apple"))))
