@@ -225,11 +225,12 @@ def test_unreadable_images_are_skipped_and_listed(launcher: Sequence[str], cub_f
     options = [*SMOKE, "--dataset", "cub", "--dataset_options", f"{{root: {cub_folder}}}", "--batch_size", "4"]
     options += ["--resolutions", "{}", "--val_fraction", "0"]
     error = train(tmp_path, *options, launcher=launcher, ok=False)
-    assert f"image 2 ({truncated[0]}) cannot be used: cannot read the image {truncated[0]}" in error
+    assert f"1 of 4 test images cannot be read: image 2 ({truncated[1]}): cannot read the image" in error
 
     printed = train(tmp_path, *options, "--on_error", "skip", "--output", "skipped", launcher=launcher)
     rows = read_csv(tmp_path / "skipped" / "unreadable.csv")
     assert [(row["split"], row["index"]) for row in rows] == [("training", "2"), ("test", "2")]
+    Image.new("RGB", (40, 30)).save(truncated[1])
     error = train(tmp_path, *options, "--num_workers", "1", "--output", "by_a_worker", ok=False)
     assert f"image 2 ({truncated[0]}) cannot be used" in error
     assert "on_error: skip" in error
