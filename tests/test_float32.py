@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -26,6 +28,11 @@ from c2f_zoo.losses import LOSSES
 from c2f_zoo.metrics import TreeMetrics
 from c2f_zoo.ops import widest_dtype
 from c2f_zoo.pooling import create_pooling
+from c2f_zoo.training.dry_run import try_stage
+from c2f_zoo.training.objective import create_objective
+from c2f_zoo.training.options import Stage, TrainOptions
+from c2f_zoo.training.setup import build_model
+from c2f_zoo.training.stages import set_up_run, start_stage
 from c2f_zoo.zoo import num_taps_of
 
 TREE = load_hierarchy("critters")
@@ -75,6 +82,22 @@ def test_views() -> None:
         views = Views(preprocessing, {"species": None, "genus": 32, "family": 12})
         batch = {name: value[None] for name, value in crop.items()}
         assert views(batch, "genus").shape == views.at_random(batch).shape
+
+
+@pytest.mark.parametrize("values", [{}, {"objective": "joint", "mixup": 0.2, "clip_grad": 1.0, "loss": "hxe"}])
+def test_steps_of_a_training(values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("c2f_zoo.training.run_state.widest_dtype", lambda device: widest_dtype(torch.device("mps")))
+    small = {"backbone": "test_convnext", "input_size": 32, "pooling": "avg"}
+    stages = [Stage(epochs=1, lr=0.02, backbone_lr=0.005)]
+    options = TrainOptions("critters", "mlph", {}, stages, model_options=small, batch_size=12, **values)
+    dataset = create_dataset("critters", "train", per_class=1)
+    model = build_model(options, dataset.hierarchy)
+    objective, accelerator = create_objective(options, model), Accelerator(cpu=True)
+    run = set_up_run(model, dataset, range(36), objective, options, tmp_path, accelerator)
+    state = start_stage(run, stages[0], 1, first_epoch=0)
+    with NoFloat64():
+        try_stage(run, state)
+    assert run.progress.step > 0 and all(total.dtype == torch.float32 for total in run.sums.values())
 
 
 def test_a_predictor_computes_in_the_widest_type_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -304,6 +304,13 @@ def test_batch_norm_with_one_value_is_found_before_the_first_step(critters: Labe
         run.model(torch.zeros(1, 3, 32, 32))
 
 
+def test_batch_norm_of_a_pooling_is_found_before_the_first_step(critters: LabelledImages) -> None:
+    shared = {"pooling": "hbp_shared", "pooling_options": {"dim": 8}, "taps": ["layer4.0.conv1"] * 3}
+    run = prepare(options(model_options=SMALL | shared, batch_size=1), critters)
+    with pytest.raises(ValueError, match="hbp_shared has batch norm, and one image with one location has no variance"):
+        check_batch_statistics(run)
+
+
 @pytest.mark.parametrize(
     "values",
     [
