@@ -216,25 +216,38 @@ def test_training_on_birds(cub_folder: Path, tmp_path: Path) -> None:
     assert len(read_csv(run / "test_predictions.csv")) == 4
 
 
-@pytest.mark.parametrize("launcher", [(), TWO_PROCESSES], ids=["one process", "two processes"])
-def test_unreadable_images_are_skipped_and_listed(launcher: Sequence[str], cub_folder: Path, tmp_path: Path) -> None:
-    # One image of each class is a test image. Headers are intact, so that only decoding the pixels fails.
+def truncate_birds(cub_folder: Path) -> tuple[list[Path], list[str]]:
+    """Truncate a training and a test image; return both, and options of a training on them."""
+    # Headers are intact, so that only decoding the pixels fails.
     truncated = [cub_folder / "images" / name for name in ("003.Sooty_Albatross/0.jpg", "004.Groove_billed_Ani/2.jpg")]
     for path in truncated:
         path.write_bytes(path.read_bytes()[:700])
     options = [*SMOKE, "--dataset", "cub", "--dataset_options", f"{{root: {cub_folder}}}", "--batch_size", "4"]
-    options += ["--resolutions", "{}", "--val_fraction", "0"]
-    error = train(tmp_path, *options, launcher=launcher, ok=False)
-    assert f"1 of 4 test images cannot be read: image 2 ({truncated[1]}): cannot read the image" in error
+    return truncated, [*options, "--resolutions", "{}", "--val_fraction", "0"]
 
+
+def test_unreadable_images_are_an_error_before_or_in_the_training(cub_folder: Path, tmp_path: Path) -> None:
+    intact = (cub_folder / "images" / "004.Groove_billed_Ani" / "2.jpg").read_bytes()
+    (training, test), options = truncate_birds(cub_folder)
+    error = train(tmp_path, *options, "--output", "not_trained", ok=False)
+    assert "1 of 4 test images cannot be read: image 2 (" in error
+    assert f"cannot read the image {test}" in error
+    assert "on_error: skip" in error
+    assert not list((tmp_path / "not_trained").glob("checkpoint-*"))
+    test.write_bytes(intact)
+    error = train(tmp_path, *options, "--num_workers", "1", "--output", "by_a_worker", ok=False)
+    assert f"image 2 ({training}) cannot be used: cannot read the image {training}" in error
+    assert "on_error: skip" in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("launcher", [(), TWO_PROCESSES], ids=["one process", "two processes"])
+def test_unreadable_images_are_skipped_and_listed(launcher: Sequence[str], cub_folder: Path, tmp_path: Path) -> None:
+    # One image of each class is a test image.
+    truncated, options = truncate_birds(cub_folder)
     printed = train(tmp_path, *options, "--on_error", "skip", "--output", "skipped", launcher=launcher)
     rows = read_csv(tmp_path / "skipped" / "unreadable.csv")
     assert [(row["split"], row["index"]) for row in rows] == [("training", "2"), ("test", "2")]
-    Image.new("RGB", (40, 30)).save(truncated[1])
-    error = train(tmp_path, *options, "--num_workers", "1", "--output", "by_a_worker", ok=False)
-    assert f"image 2 ({truncated[0]}) cannot be used" in error
-    assert "on_error: skip" in error
-    assert "Traceback" not in error
     for row, path in zip(rows, truncated, strict=True):
         assert str(path) in row["name"]
         assert "truncated" in row["reason"]

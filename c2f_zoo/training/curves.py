@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 
 def plot_curves(rows: Sequence[Mapping[str, Any]], levels: Sequence[str], path: Path) -> None:
@@ -35,6 +36,7 @@ def _plot_curves(rows: Sequence[Mapping[str, Any]], levels: Sequence[str]) -> Fi
         for start in starts:
             ax.axvline(start, color="grey", linestyle=":", linewidth=1)
         ax.set(title=title, xlabel="epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(alpha=0.3)
     axes[1].set_ylim(0, 1)
     axes[1].legend()
