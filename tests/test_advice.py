@@ -139,3 +139,9 @@ def test_a_validation_accuracy_that_still_rises_is_said(rises: list[float], line
     rows = [{"epoch": 1, "loss_genus": 9.0, "val_genus": score - 0.1, "val_species": score + 0.1} for score in rises]
     found = note_rising(rows)
     assert line in found and bool(found) == bool(line)
+
+
+def test_an_accuracy_near_1_cannot_rise_further() -> None:
+    rows = [{"epoch": epoch, "val_genus": score} for epoch, score in enumerate([0.5, 0.9, 0.995], start=1)]
+    assert not note_rising(rows)
+    assert "rose from 0.900 to 0.985" in note_rising([*rows[:2], {"epoch": 3, "val_genus": 0.985}])

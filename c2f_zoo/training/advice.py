@@ -172,6 +172,8 @@ def note_rising(rows: Sequence[Mapping[str, Any]]) -> str:
     last = max(1, round(len(scores) / 5))
     if len(scores) <= last or max(scores[-last:]) - max(scores[:-last]) < LEAST_RISE:
         return ""
+    if max(scores) > 1 - LEAST_RISE:  # longer training could not add as much again
+        return ""
     return (
         f"the mean validation accuracy still rose from {max(scores[:-last]):.3f} to {max(scores[-last:]):.3f} in the "
         f"last {f'{last} ' if last > 1 else ''}of {len(scores)} epochs; train longer for more"
