@@ -6,6 +6,7 @@ import os
 import sys
 import unicodedata
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -210,6 +211,9 @@ class TestPaths:
         assert errors_of("csv", file=file, hierarchy=tree)[1] == str(tmp_path / "train\\1.png")
 
 
+CLOSED_TREE = Hierarchy.from_rows(("kind", "sort"), [("Birds", "Gull"), ("Birds", "Jay")])
+
+
 @pytest.fixture
 def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Create class folders, one without read permission, as a user who is not root."""
@@ -218,11 +222,13 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("closed")
     draw(root, *(f"train/Birds/{name}/{i}.jpg" for name in ("Gull", "Jay") for i in range(3)), "test/Birds/Gull/1.jpg")
     write(root / "list.csv", "path,label", "train/Birds/Gull/1.jpg,Gull", "train/Birds/Jay/1.jpg,Jay")
-    CliRunner().invoke(app, ["data", "check", str(root)])  # imports what the other user may not read
+    # These import what the other user may not read.
+    CliRunner().invoke(app, ["data", "check", str(root)])
+    create_dataset("csv", "train", file=root / "list.csv", hierarchy=CLOSED_TREE)
     (root / "train" / "Birds" / "Jay").chmod(0)
     is_root = os.geteuid() == 0
     if is_root:  # root may read everything
-        for folder in (root, *root.parents[:2]):
+        for folder in (root, *takewhile(lambda parent: "pytest" in str(parent), root.parents)):
             folder.chmod(0o755)
         os.seteuid(65534)
     yield root
@@ -240,9 +246,7 @@ class TestPermissions:
         assert lines[start + 1] == f"{closed / 'train' / 'Birds' / 'Jay'}: Permission denied"
         assert lines[0] == f"4 images in {closed}", "the others are read"
         assert any("Permission denied" in line for line in errors_of("folder", root=closed))
-        tree = Hierarchy.from_rows(("kind", "sort"), [("Birds", "Gull"), ("Birds", "Jay")])
-        file = closed / "list.csv"
-        assert errors_of("csv", file=file, hierarchy=tree) == [
+        assert errors_of("csv", file=closed / "list.csv", hierarchy=CLOSED_TREE) == [
             "listed files that cannot be read:",
             f"{closed / 'train/Birds/Jay/1.jpg'}: Permission denied",
         ]
