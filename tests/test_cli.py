@@ -26,12 +26,37 @@ from c2f_zoo.training.launch import recipe_errors
 
 
 def c2f_zoo(*arguments: str, ok: bool = True, columns: int = 80) -> str:
+    """Run the command line in this process; return what it wrote, or the error."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", str(columns))
+        code, output, error = run(*arguments)
+    assert (code == 0) == ok, error
+    return output if ok else error
+
+
+def run(*arguments: str, encoding: str = "utf-8") -> tuple[int, str, str]:
+    """Run the command line in this process; return its exit code and what it wrote to both streams."""
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding) for _ in range(2)]
+    code: Any = 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(streams[0]), redirect_stderr(streams[1]):
+        patch.setattr(sys, "argv", ["c2f-zoo", *arguments])
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+            if isinstance(code, str):
+                print(code, file=sys.stderr)
+                code = 1
+    texts = []
+    for stream in streams:
+        stream.flush()
+        texts.append(stream.buffer.getvalue().decode(encoding))  # type: ignore[attr-defined]
+    return code, texts[0], texts[1]
+
+
+def in_new_process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "-c", "from c2f_zoo.cli import main; main()", *arguments]
-    environment = {**os.environ, "COLUMNS": str(columns)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
-    assert (done.returncode == 0) == ok, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout if ok else done.stderr
+    return subprocess.run(command, capture_output=True, timeout=120, env={**os.environ, **environment})
 
 
 @pytest.mark.slow
@@ -103,7 +128,7 @@ def test_info_draws_the_tree_of_a_model(small_model: C2FModel, tmp_path: Path) -
 def test_predict_prints_a_path(small_model: C2FModel, tmp_path: Path) -> None:
     small_model.save_pretrained(tmp_path / "run")
     Image.new("CMYK", (50, 40)).save(tmp_path / "some.jpg")
-    shown = c2f_zoo("predict", str(tmp_path / "run"), str(tmp_path / "some.jpg"))
+    shown = in_new_process("predict", str(tmp_path / "run"), str(tmp_path / "some.jpg")).stdout.decode()
     names = [part.rsplit(" (", 1)[0] for part in shown.strip().split(" > ")]
     tree = small_model.hierarchy
     assert tuple(names) in {tree.path(label) for label in range(200)}
@@ -117,29 +142,8 @@ def test_errors_are_one_line(small_model: C2FModel, tmp_path: Path) -> None:
     (tmp_path / "bad.jpg").write_text("no image")
     assert "cannot read the image" in c2f_zoo("predict", str(tmp_path / "run"), str(tmp_path / "bad.jpg"), ok=False)
     assert "norun has no config.json" in c2f_zoo("predict", str(tmp_path / "norun"), "x.jpg", ok=False)
-
-
-# In this process
-
-
-def run(*arguments: str, encoding: str = "utf-8") -> tuple[int, str, str]:
-    """Run the command line in this process; return its exit code and what it wrote to both streams."""
-    streams = [io.TextIOWrapper(io.BytesIO(), encoding) for _ in range(2)]
-    code: Any = 0
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(streams[0]), redirect_stderr(streams[1]):
-        patch.setattr(sys, "argv", ["c2f-zoo", *arguments])
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-            if isinstance(code, str):
-                print(code, file=sys.stderr)
-                code = 1
-    texts = []
-    for stream in streams:
-        stream.flush()
-        texts.append(stream.buffer.getvalue().decode(encoding))  # type: ignore[attr-defined]
-    return code, texts[0], texts[1]
+    done = in_new_process("info", "mlph_vgg16_cup")
+    assert done.returncode == 1 and b"Traceback" not in done.stderr
 
 
 def draw_images(folder: Path, names: Sequence[str]) -> list[str]:
@@ -227,9 +231,7 @@ def test_tables_of_the_recipes_are_printed_in_any_encoding(encoding: str) -> Non
 
 @pytest.mark.slow
 def test_a_new_process_obeys_the_users_encoding(czech: Hierarchy, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from c2f_zoo.cli import main; main()", "data", "check", str(tmp_path / "data")]
-    environment = {**os.environ, "PYTHONIOENCODING": "cp1252", "COLUMNS": "100"}
-    done = subprocess.run(command, capture_output=True, timeout=120, env=environment)
+    done = in_new_process("data", "check", str(tmp_path / "data"), PYTHONIOENCODING="cp1252", COLUMNS="100")
     assert (done.returncode, done.stderr) == (0, b"")
     assert "Café" in done.stdout.decode("cp1252")
 
