@@ -73,6 +73,7 @@ def test_poolings(name: str) -> None:
     pooling = create_pooling(name, [8] * len(maps))
     with NoFloat64():
         pooling(maps).sum().backward()
+    assert all(x.grad is not None and x.grad.dtype == torch.float32 for x in maps)
 
 
 def test_views() -> None:

@@ -136,13 +136,10 @@ def download_config(repo_id: str, revision: str | None = None) -> Path:
         PermissionError: the token is missing or has too few rights.
         ConnectionError: the Hub cannot be reached, or still fails after all retries.
     """
-    with _translate_errors(repo_id, revision):
-        try:
-            return Path(_retry(lambda: hf_hub_download(repo_id, CONFIG_FILE, revision=revision)))
-        except LocalEntryNotFoundError:  # a kind of EntryNotFoundError
-            raise
-        except EntryNotFoundError as error:
-            raise FileNotFoundError(f"{repo_id!r} has no {CONFIG_FILE}; it is not a model of timm") from error
+    path = _download_file(repo_id, CONFIG_FILE, revision)
+    if path is None:
+        raise FileNotFoundError(f"{repo_id!r} has no {CONFIG_FILE}; it is not a model of timm")
+    return path
 
 
 def download_weights(repo_id: str, revision: str | None = None) -> Path | None:
@@ -153,9 +150,14 @@ def download_weights(repo_id: str, revision: str | None = None) -> Path | None:
         PermissionError: the token is missing or has too few rights, or the cache cannot be written.
         ConnectionError: the Hub cannot be reached, or still fails after all retries.
     """
+    return _download_file(repo_id, WEIGHTS_FILE, revision)
+
+
+def _download_file(repo_id: str, name: str, revision: str | None) -> Path | None:
+    """Download a file, and return its path in the cache; None if the repository does not have it."""
     with _translate_errors(repo_id, revision):
         try:
-            return Path(_retry(lambda: hf_hub_download(repo_id, WEIGHTS_FILE, revision=revision)))
+            return Path(_retry(lambda: hf_hub_download(repo_id, name, revision=revision)))
         except LocalEntryNotFoundError:  # a kind of EntryNotFoundError
             raise
         except EntryNotFoundError:
