@@ -20,6 +20,7 @@ from jsonargparse import auto_cli
 
 from c2f_zoo.evaluation.provenance import describe_machine
 from c2f_zoo.io.files import write_csv
+from c2f_zoo.paths import expand
 
 HERE = Path(__file__).parents[2]
 BACKBONES = ("resnet50", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "coatnet_nano_rw_224")
@@ -88,7 +89,7 @@ def main(baseline: str, rounds: int = 5, output: str = "runs/checkouts.csv") -> 
     for what, arguments in MEASURED:
         results: dict[str, list[dict[str, Any]]] = {"baseline": [], "this": []}
         for _ in range(rounds):
-            results["baseline"].append(measure(Path(baseline), what, arguments))
+            results["baseline"].append(measure(expand(baseline), what, arguments))
             results["this"].append(measure(HERE, what, arguments))
         seconds, memory = (
             {key: statistics.median(result[unit] for result in found) for key, found in results.items()}
@@ -104,7 +105,7 @@ def main(baseline: str, rounds: int = 5, output: str = "runs/checkouts.csv") -> 
                 "command": " ".join(["python", "recipes/benchmarks/checkouts.py", *sys.argv[1:]]), **describe_machine(),
             })  # fmt: skip
             print({key: rows[-1][key] for key in list(rows[-1])[:9]}, flush=True)
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    expand(output).parent.mkdir(parents=True, exist_ok=True)
     write_csv(output, rows)
     print(f"written to {output}")
 

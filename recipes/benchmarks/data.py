@@ -46,6 +46,7 @@ from c2f_zoo.evaluation.measuring import MEBIBYTE, run_interleaved
 from c2f_zoo.evaluation.photos import draw_photo, draw_photos
 from c2f_zoo.evaluation.provenance import describe_machine, device_name
 from c2f_zoo.io.files import write_csv
+from c2f_zoo.paths import expand
 from c2f_zoo.training.launch import recipe_errors
 
 # In the table's order; ratios are to "timm", which normalizes in the main process. Ours return bytes.
@@ -113,7 +114,7 @@ def main(
     about |= {"model_device": device_name(training_device()), "pillow": version("pillow"), **describe_machine()}
     about |= {"command": shlex.join(["python", *sys.argv])}
     rows = loader_rows(kinds, times, about)
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    expand(output).parent.mkdir(parents=True, exist_ok=True)
     write_csv(output, rows)
     Console(width=150).print(loader_table(rows))
     print(f"written to {output}")

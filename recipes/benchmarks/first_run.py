@@ -26,6 +26,7 @@ from jsonargparse import auto_cli
 
 from c2f_zoo.evaluation.provenance import describe_machine
 from c2f_zoo.io.files import read_csv, write_csv
+from c2f_zoo.paths import expand
 from c2f_zoo.training.options import TrainOptions, read_options
 
 HERE = Path(__file__).parents[2]
@@ -62,7 +63,7 @@ def main(
         else:
             runs += checkout_runs(seed, old)
     rows: list[dict[str, Any]] = []
-    folders = [Path(output).with_suffix("").absolute() / str(number) for number in range(len(runs))]
+    folders = [expand(output).with_suffix("").absolute() / str(number) for number in range(len(runs))]
     command = {"command": " ".join(["python", "recipes/benchmarks/first_run.py", *sys.argv[1:]])}
     with ThreadPoolExecutor(at_once, initializer=pin, initargs=(iter(usable_cores()),)) as pool:
         for (names, *_), found in zip(runs, pool.map(train, runs, folders), strict=True):
@@ -86,7 +87,7 @@ def pin(cores: Iterator[int]) -> None:
 
 def checkout_runs(seed: int, old: str | None) -> list[Run]:
     """Return the runs of README's first command in another checkout, if there is one, and in this."""
-    checkouts = {"old": Path(old).absolute()} if old else {}
+    checkouts = {"old": expand(old).absolute()} if old else {}
     return [
         ({"config": config, "seed": seed}, checkout, ["--seed", str(seed)])
         for config, checkout in {**checkouts, "new": HERE}.items()
@@ -95,7 +96,7 @@ def checkout_runs(seed: int, old: str | None) -> list[Run]:
 
 def objective_runs(seed: int, recipe: str, arguments: list[str], batch_norms: list[str]) -> list[Run]:
     """Return a run of each objective and batch norm; all have equally many forward passes."""
-    options = read_options(TrainOptions, [Path(recipe)], arguments)
+    options = read_options(TrainOptions, [expand(recipe)], arguments)
     pairs = [*itertools.product(["in_turn", "joint"], batch_norms), ("any_resolution", "shared")]
     runs: list[Run] = []
     for objective, batch_norm in pairs:
@@ -108,10 +109,8 @@ def objective_runs(seed: int, recipe: str, arguments: list[str], batch_norms: li
         columns = {"objective": objective, "batch_norm": batch_norm}
         chosen = [text for key, value in columns.items() for text in (f"--{key}", value)]
         chosen += ["--stages", json.dumps(stages), "--seed", str(seed)]
-        absolute = str(Path(recipe).absolute())
-        runs.append(
-            ({"config": Path(recipe).stem, **columns, "seed": seed}, HERE, ["--config", absolute, *arguments, *chosen])
-        )
+        command = ["--config", str(expand(recipe).absolute()), *arguments, *chosen]
+        runs.append(({"config": expand(recipe).stem, **columns, "seed": seed}, HERE, command))
     return runs
 
 

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from c2f_zoo.data import create_dataset
 from c2f_zoo.evaluation.provenance import describe_machine
 from c2f_zoo.io.files import write_csv
+from c2f_zoo.paths import expand
 from c2f_zoo.training.objective import create_objective
 from c2f_zoo.training.options import TrainOptions, read_options
 from c2f_zoo.training.run_state import Run, StageState
@@ -66,7 +67,7 @@ def main(per_class: int = 2, repeats: int = 60, output: str = "runs/benchmark-lo
         command = f"python recipes/benchmarks/loop.py --per_class {per_class} --repeats {repeats}"
         rows.append({**row, "command": command, **describe_machine()})
         print(", ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "loop"), name)
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    expand(output).parent.mkdir(parents=True, exist_ok=True)
     write_csv(output, rows)
 
 

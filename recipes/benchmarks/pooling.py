@@ -26,6 +26,7 @@ import c2f_zoo
 from c2f_zoo.evaluation.measuring import MEBIBYTE, kept_bytes, peak_bytes, run_in_new_process, run_interleaved
 from c2f_zoo.evaluation.provenance import describe_machine
 from c2f_zoo.io.files import write_csv
+from c2f_zoo.paths import expand
 from c2f_zoo.training.launch import recipe_errors
 from c2f_zoo.zoo import num_taps_of
 
@@ -79,7 +80,7 @@ def main(
         repeats: number of timed calls; the median is reported.
         output: the CSV file to create or replace.
     """
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    expand(output).parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for name in names or c2f_zoo.list_poolings():
         chosen = variants or VARIANTS.get(name, ("plain", "ours") if name in PLAIN else ("ours",))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ import c2f_zoo
 from c2f_zoo.evaluation.measuring import MEBIBYTE, peak_bytes, process_bytes, run_in_new_process, run_interleaved
 from c2f_zoo.evaluation.provenance import describe_machine
 from c2f_zoo.io.files import write_csv
+from c2f_zoo.paths import expand
 
 IMPLEMENTATIONS = ("plain", "tiled")
 BATCHES = (1, 3)
@@ -35,7 +35,7 @@ def main(repeats: int = 3, memory_gib: float = 24.0, output: str = "runs/benchma
         memory_gib: available memory for the largest batch.
         output: the CSV file to create or replace.
     """
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    expand(output).parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for batch in BATCHES:
         times = run_interleaved([partial(timed_calls, impl, batch) for impl in IMPLEMENTATIONS], repeats)

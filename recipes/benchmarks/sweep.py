@@ -19,6 +19,7 @@ import matplotlib.pyplot as plt
 from jsonargparse import auto_cli
 
 from c2f_zoo.io.files import read_csv, write_csv
+from c2f_zoo.paths import expand
 
 plt.switch_backend("agg")
 CENTER = {"dim": 4096, "batch": 2, "channels": 256, "size": 28}
@@ -38,7 +39,7 @@ def main(repeats: int = 3, output: str = "runs/benchmark-sweep.csv") -> None:
         repeats: number of timed calls; the median is reported.
         output: the CSV file to create or replace; the plot has the same name with .png.
     """
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    expand(output).parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for axis, values in AXES.items():
         for value in values:
@@ -46,7 +47,7 @@ def main(repeats: int = 3, output: str = "runs/benchmark-sweep.csv") -> None:
                 rows.append({"against": axis, **row})
                 print(axis, value, row["variant"], row["step_ms"], "ms", row["peak_step_mib"], "MiB", flush=True)
             write_csv(output, rows)
-    plot(rows, Path(output).with_suffix(".png"))
+    plot(rows, expand(output).with_suffix(".png"))
     print(f"written to {output}")
 
 
