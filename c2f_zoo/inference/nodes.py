@@ -1,0 +1,166 @@
+"""Probabilities of a tree's nodes, as NumPy arrays: what the rules of `trust` choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from c2f_zoo.hierarchy import Hierarchy
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """The nodes of a class tree, numbered: the classes of each level, coarse to fine, and last the root.
+
+    The root stands for "any class". To choose it means to say nothing.
+
+    Args:
+        tree: the class tree.
+
+    Examples:
+        >>> tree = Hierarchy(("kind", "shape"), (("round", "edged"), ("disc", "ring", "box")), ((0, 0, 1),))
+        >>> nodes = Nodes(tree)
+        >>> nodes.coverage.round(2).tolist(), nodes.root
+        ([0.37, 1.0, 1.0, 1.0, 1.0, 0.0], 5)
+        >>> nodes.paths[[0, 3, 5]].tolist()  # round; round > ring; nothing
+        [[0, -1], [0, 1], [-1, -1]]
+    """
+
+    tree: Hierarchy
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """The number of each level's first node, int64 (levels,), and the root's: (levels + 1,)."""
+        return np.cumsum([0, *(len(names) for names in self.tree.classes)])
+
+    @property
+    def root(self) -> int:
+        """The root's number."""
+        return int(self.offsets[-1])
+
+    @cached_property
+    def depths(self) -> np.ndarray:
+        """The depth of each node, int64 (nodes,); -1 for the root."""
+        counts = [len(names) for names in self.tree.classes]
+        return np.append(np.repeat(np.arange(len(counts)), counts), -1)
+
+    @cached_property
+    def paths(self) -> np.ndarray:
+        """The path to each node, int64 (nodes, levels): labels, coarse to fine, -1 below the node."""
+        depths = len(self.tree.levels)
+        paths = np.full((self.root + 1, depths), -1)
+        for depth in range(depths):
+            rows = slice(self.offsets[depth], self.offsets[depth + 1])
+            if depth:
+                paths[rows] = paths[self.offsets[depth - 1] + np.asarray(self.tree.parents[depth - 1])]
+            paths[rows, depth] = np.arange(len(self.tree.classes[depth]))
+        return paths
+
+    @cached_property
+    def leaf_paths(self) -> np.ndarray:
+        """The path of each leaf class, int64 (leaves, levels)."""
+        return self.paths[self.offsets[-2] : self.root]
+
+    @cached_property
+    def leaves(self) -> np.ndarray:
+        """The number of leaf classes under each node, int64 (nodes,)."""
+        counts = [
+            np.bincount(labels, minlength=len(names))
+            for labels, names in zip(self.leaf_paths.T, self.tree.classes, strict=True)
+        ]
+        return np.concatenate([*counts, [len(self.leaf_paths)]])
+
+    @cached_property
+    def coverage(self) -> np.ndarray:
+        """How much a node says, float64 (nodes,) in [0, 1]: 1 - log2(leaves under it) / log2(leaves).
+
+        1 is a leaf class, 0 the root. A tree of one leaf class has coverage 1 everywhere but at the root.
+        """
+        total = np.log2(max(len(self.leaf_paths), 2))
+        coverage = 1 - np.log2(self.leaves) / total
+        coverage[-1] = 0.0
+        return coverage
+
+    def are_right(self, nodes: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Return whether nodes are the true leaf class or an ancestor; the root always is.
+
+        Args:
+            nodes: numbers of nodes (N, ...).
+            labels: true leaf labels (N,).
+
+        Returns:
+            bool array of the shape of `nodes`.
+        """
+        right = np.append(self.offsets[:-1] + self.leaf_paths, np.full((len(self.leaf_paths), 1), self.root), axis=1)
+        true = right[labels].reshape(len(labels), *[1] * (nodes.ndim - 1), -1)
+        return np.asarray((nodes[..., None] == true).any(axis=-1))
+
+
+@dataclass(frozen=True)
+class NodeProbabilities:
+    """Probabilities of the nodes of a tree, for N images.
+
+    Attributes:
+        nodes: the tree's nodes.
+        levels: for each level, coarse to fine, probabilities float64 (N, classes) in [0, 1].
+        sizes: the shorter side of each image in pixels, (N,), if it is known; the rule `nominal` uses it.
+    """
+
+    nodes: Nodes
+    levels: tuple[np.ndarray, ...]
+    sizes: np.ndarray | None = None
+
+    @cached_property
+    def all(self) -> np.ndarray:
+        """Probabilities of all nodes, float64 (N, nodes); the root's is 1."""
+        return np.concatenate([*self.levels, np.ones((len(self.levels[0]), 1))], axis=1)
+
+    def take(self, chosen: np.ndarray) -> NodeProbabilities:
+        """Return the probabilities of some images: a mask (N,) or indices."""
+        sizes = None if self.sizes is None else self.sizes[chosen]
+        return NodeProbabilities(self.nodes, tuple(level[chosen] for level in self.levels), sizes)
+
+
+def sum_over_leaves(leaf_probabilities: np.ndarray, nodes: Nodes) -> tuple[np.ndarray, ...]:
+    """Return the probability of every class as the sum over the leaf classes under it, level by level.
+
+    Args:
+        leaf_probabilities: float64 (N, leaves).
+        nodes: the tree's nodes.
+
+    Examples:
+        >>> tree = Hierarchy(("kind", "shape"), (("round", "edged"), ("disc", "ring", "box")), ((0, 0, 1),))
+        >>> [level.tolist() for level in sum_over_leaves(np.array([[0.5, 0.25, 0.25]]), Nodes(tree))]
+        [[[0.75, 0.25]], [[0.5, 0.25, 0.25]]]
+    """
+    sums = []
+    for depth, names in enumerate(nodes.tree.classes):
+        is_under = nodes.leaf_paths[:, depth, None] == np.arange(len(names))
+        sums.append(leaf_probabilities @ is_under.astype(np.float64))
+    return tuple(sums)
+
+
+def restrict(levels: Sequence[np.ndarray], leaves: Sequence[int], nodes: Nodes) -> tuple[np.ndarray, ...]:
+    """Restrict probabilities to some leaf classes and their ancestors, and normalize each level again.
+
+    Args:
+        levels: for each level probabilities (N, classes).
+        leaves: labels of the leaf classes that are possible.
+        nodes: the tree's nodes.
+
+    Raises:
+        ValueError: there are no leaf classes.
+    """
+    if not len(leaves):
+        raise ValueError("no leaf class is left; name one or more")
+    kept = []
+    for depth, level in enumerate(levels):
+        is_possible = np.isin(np.arange(level.shape[1]), nodes.leaf_paths[list(leaves), depth])
+        part = np.where(is_possible, level, 0.0)
+        total = part.sum(axis=1, keepdims=True)
+        # Where all of them have probability 0, nothing is known about them.
+        kept.append(np.where(total > 0, part / np.where(total > 0, total, 1), is_possible / is_possible.sum()))
+    return tuple(kept)
