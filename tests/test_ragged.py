@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 import random
 import warnings
 from dataclasses import replace
@@ -111,7 +113,9 @@ class TestRepeats:
         rows = [("Spitfire", "Spitfire", "Mk I"), ("Apple", "Apple", "Gala"), ("Apple", "Pear", "Pear")]
         tree = Hierarchy.from_rows(LEVELS, rows)
         assert tree.repeats == (set(), set(), {2})
-        assert tree.truncate("genus").repeats == (set(), set())
+        truncated = tree.truncate("genus")
+        for copied in (truncated, copy.deepcopy(truncated), pickle.loads(pickle.dumps(truncated))):
+            assert copied.repeats == (set(), set())
 
     def test_labels_of_repeats_are_cut_only_on_request(self) -> None:
         labels = FULL.ancestors(torch.arange(4))
@@ -316,6 +320,16 @@ class TestSharedNames:
         rows = [("p", "a"), ("q", "a"), ("q", "a (p)")]
         with pytest.raises(ValueError, match=r"shape 'a \(p\)' would be the name of two classes, below 'p' and 'q'"):
             Hierarchy.from_rows(("kind", "shape"), rows)
+
+    @pytest.mark.parametrize(
+        "rows", [[("p", "a"), ("p", "a (p)"), ("q", "a")], [("p", "a (p)"), ("q", "a"), ("p", "a")]]
+    )
+    def test_nor_do_two_classes_of_one_parent_become_one(self, rows: list[tuple[str, ...]]) -> None:
+        with pytest.raises(ValueError, match=r"shape 'a \(p\)' would be the name of two classes, both below 'p'"):
+            Hierarchy.from_rows(("kind", "shape"), rows)
+        deeper = [(*row, f"leaf {number}") for number, row in enumerate(rows)]
+        with pytest.raises(ValueError, match=r"shape 'a \(p\)' would be the name of two classes, both below 'p'"):
+            Hierarchy.from_rows(("kind", "shape", "size"), deeper)
 
     def test_names_get_their_parent_at_any_level(self) -> None:
         tree = Hierarchy.from_rows(("family", "genus", "species"), FIGS)

@@ -165,22 +165,24 @@ def _complete(source: object, levels: Sequence[str], rows: Sequence[Row], has_un
     """Return valid rows as complete paths of unique names; warn of what was changed."""
     paths = [tuple(cells) for _, cells in rows]
     completed = complete_paths(paths, len(levels), has_unique_names)
-    raise_faults(source, _find_twins(levels, completed))
+    raise_faults(source, _find_twins(levels, paths, completed))
     warn_of_changes(source, levels, paths, completed)
     return [(where, path) for (where, _), path in zip(rows, completed, strict=True)]
 
 
-def _find_twins(levels: Sequence[str], paths: Sequence[Sequence[str]]) -> list[str]:
+def _find_twins(levels: Sequence[str], paths: Sequence[Sequence[str]], completed: Sequence[Sequence[str]]) -> list[str]:
     """Return a fault for each name that two classes of a level have, though names were qualified."""
     faults = {}
     for depth, level in enumerate(levels):
-        parent_of: dict[str, str] = {}
-        for path in paths:
-            name, parent = path[depth], path[depth - 1] if depth else ""
-            first = parent_of.setdefault(name, parent)
-            if first != parent:
-                fault = f"{level} {name!r} would be the name of two classes, below {first!r} and {parent!r}; rename one"
-                faults[level, name] = fault
+        first: dict[str, tuple[Sequence[str], str]] = {}  # name -> path before names were qualified, and parent
+        for path, names in zip(paths, completed, strict=True):
+            name, parent = names[depth], names[depth - 1] if depth else ""
+            before, parent_before = first.setdefault(name, (path[: depth + 1], parent))
+            if before != path[: depth + 1]:
+                both = (
+                    f"both below {parent!r}" if parent == parent_before else f"below {parent_before!r} and {parent!r}"
+                )
+                faults[level, name] = f"{level} {name!r} would be the name of two classes, {both}; rename one"
     return list(faults.values())
 
 

@@ -479,7 +479,12 @@ class Hierarchy:
         return ValueError(f"label {leaf_label} is outside the tree: {self.finest} has {count} classes (0..{count - 1})")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}  # without the caches below
+        state = {field.name: getattr(self, field.name) for field in fields(self)}  # without the caches below
+        if self.repeats != find_repeats(
+            self.classes, self.parents
+        ):  # of a truncated tree; they depend on what was below
+            state["repeats"] = self.repeats
+        return state
 
     @cached_property
     def _truncated(self) -> dict[str, Hierarchy]:
