@@ -127,6 +127,21 @@ class TestSplitNames:
         assert dataset.hierarchy.classes == (("Train", "bus"),)
         assert notes_of(dataset)[0].endswith("used as classes, since there are no other splits: 1 (Train)")
 
+    @pytest.mark.parametrize(
+        ("train", "test"),
+        [("birds_train", "birds_test"), ("Train Birds", "valid-birds"), ("x/images-train2017", "x/images-val2017")],
+    )
+    def test_splits_with_the_name_of_the_dataset_are_an_error(self, tmp_path: Path, train: str, test: str) -> None:
+        draw(tmp_path, f"{train}/Gull/1.jpg", f"{test}/Jay/1.jpg")
+        place = "x" if "x/" in train else "the top folder"
+        names = ", ".join(sorted(Path(name).name for name in (train, test)))
+        assert f"{place} contains {names}" in errors_of("folder", root=tmp_path)
+
+    def test_classes_whose_names_only_contain_a_split_are_classes(self, tmp_path: Path) -> None:
+        names = ("bullet train", "crash test", "Val Thorens")
+        draw(tmp_path, *(f"{name}/{i}.jpg" for name in names for i in range(2)))
+        assert classes_of(tmp_path) == (tuple(sorted(names)),)
+
     @pytest.mark.parametrize("top", ["birds", "birds/photos"])
     def test_split_folders_inside_others_are_an_error(self, tmp_path: Path, top: str) -> None:
         draw(tmp_path, f"{top}/train/Gull/1.jpg", f"{top}/test/Jay/1.jpg")
@@ -184,6 +199,12 @@ class TestSpelling:
         draw(tmp_path, "train/c/1.jpg", "train/C++/1.jpg", "train/+/1.jpg", "test/D/1.jpg")
         lines = errors_of("folder", root=tmp_path, hierarchy=tree)
         assert [line.split(";")[0] for line in lines[1:]] == [f"1 image: unknown class {name!r}" for name in "+c"]
+
+    def test_vowel_signs_tell_names_apart(self, tmp_path: Path) -> None:
+        crow, worm = "\u0915\u0940\u0906", "\u0915\u093e\u0906"  # the same letters with other vowel signs
+        tree = Hierarchy.from_rows(("sort",), [(crow,), ("D",)])
+        draw(tmp_path, f"train/{worm}/1.jpg", "train/D/1.jpg", "test/D/1.jpg")
+        assert f"1 image: unknown class {worm!r}" in errors_of("folder", root=tmp_path, hierarchy=tree)[1]
 
 
 class TestPaths:

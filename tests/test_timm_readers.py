@@ -329,6 +329,17 @@ class TestTorchvision:
         test = create_dataset("torch/image_folder", "test", **options, splits={"train": "train", "test": "val"})
         assert test.paths[0].parent.parent == tmp_path / "val"  # type: ignore[attr-defined]
 
+    @pytest.mark.parametrize("folders", [("train", "train_mini"), ("val", "valid"), ("eval",)])
+    def test_folders_that_may_be_a_split(self, tmp_path: Path, folders: tuple[str, ...]) -> None:
+        write_folders(tmp_path, ("train", "test", *folders))
+        options = {"hierarchy": TREE, "root": str(tmp_path)}
+        with pytest.raises(
+            ValueError, match=rf"splits of .* are unclear: {', '.join(folders)}; .* option splits, e.g."
+        ):
+            create_dataset("torch/image_folder", "train", **options)
+        dataset = create_dataset("torch/image_folder", "train", splits={"train": "train", "test": "test"}, **options)
+        assert dataset.paths[0].parent.parent == tmp_path / "train"  # type: ignore[attr-defined]
+
     def test_class_missing_from_a_tree_file(self, tmp_path: Path) -> None:
         write_folders(tmp_path, ("train",))
         (tmp_path / "tree.csv").write_text("kind,shape\nedged,Big Box\nround,Ring\n")

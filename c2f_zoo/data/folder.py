@@ -188,10 +188,11 @@ def _read_tree(
     for names in folders:
         for depth in range(len(names)):
             subfolders[names[:depth]][names[depth]] = None
-    listing.errors["split folders inside others; split folders contain the classes: train/CLASS, test/CLASS"] += [
-        f"{'/'.join(names) or 'a split folder'} contains {', '.join(below)}"
+    heading = "split folders inside others, or with other names; name them, and their classes, train/CLASS, test/CLASS"
+    listing.errors[heading] += [
+        f"{'/'.join(names) or 'the top folder'} contains {', '.join(below)}"
         for names, below in subfolders.items()
-        if has_several_splits(list(below))
+        if has_several_splits(below)
     ]
     try:
         paths = [PurePath(*names, "image") for names in folders]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
+from collections.abc import Iterable
 
 from c2f_zoo.data.registry import SPLITS
 
@@ -35,6 +37,16 @@ def explain_unclear(name: str) -> str:
     return f"{name!r} may be the validation or the test set; rename it to 'val' or 'test'"
 
 
-def has_several_splits(names: list[str]) -> bool:
-    """Return whether at least two of the splits are among these names."""
-    return len({split_of(name) for name in names}.intersection(SPLITS)) > 1
+def has_several_splits(names: Iterable[str]) -> bool:
+    """Return whether at least two of the splits are among these names, alone or beside the same other words.
+
+    Examples:
+        >>> has_several_splits(["cars_train", "cars_test"]), has_several_splits(["bullet train", "crash test"])
+        (True, False)
+    """
+    splits: dict[tuple[str, ...], set[str]] = defaultdict(set)  # other words of a name -> splits
+    for name in names:
+        words = [name] if split_of(name) else re.findall(r"[^\W_]+", name.casefold())
+        found = {split_of(word) for word in words}.intersection(SPLITS)
+        splits[tuple(word for word in words if not split_of(word))] |= found
+    return any(len(found) > 1 for found in splits.values())

@@ -8,7 +8,7 @@ import io
 import logging
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from c2f_zoo.data.formats import UnsupportedImageError, no_ghostscript
 from c2f_zoo.data.images import read_image, to_upright_rgb
 from c2f_zoo.data.registry import SPLITS, IndexedImages, LabelledImages, check_split, register_dataset
 from c2f_zoo.data.sources import Relabelled, labels_by_index, labels_by_name
-from c2f_zoo.data.split_names import split_of
+from c2f_zoo.data.split_names import UNCLEAR, split_of
 from c2f_zoo.hierarchy import Hierarchy, open_hierarchy
 from c2f_zoo.hierarchy.folders import list_folder_content
 from c2f_zoo.paths import expand
@@ -93,13 +93,18 @@ def timm_dataset(
         source = _SOURCES[prefix](_open(name, named[split], root, options), source_name)
     if splits is None and source.splits is not None:
         named = {ours: theirs for ours, theirs in named.items() if theirs in source.splits or ours == split}
-        unused = [theirs for theirs in map(str, source.splits) if split_of(theirs) and theirs not in named.values()]
-        if unused and split == "train":
-            hint = f"name those that you want in the option splits, e.g. splits={ {**named, 'val': unused[0]} }"
-            warnings.warn(f"{source_name} has splits that are not used, {', '.join(unused)}; {hint}", stacklevel=2)
+        if split == "train":
+            _warn_of_unused_splits(source_name, map(str, source.splits), named)
     names = source.class_names if class_names is None else class_names
     targets = _match_labels(source.labels, names, tree, source_name, is_train=split == "train")
     return source.create(targets=targets, hierarchy=tree, splits=tuple(named))
+
+
+def _warn_of_unused_splits(source: str, splits: Iterable[str], named: Mapping[str, str]) -> None:
+    unused = [split for split in splits if split_of(split) and split not in named.values()]
+    if unused:
+        hint = f"name those that you want in the option splits, e.g. splits={ {**named, 'val': unused[0]} }"
+        warnings.warn(f"{source} has splits that are not used, {', '.join(unused)}; {hint}", stacklevel=3)
 
 
 @dataclass(eq=False)
@@ -155,7 +160,12 @@ def _default_splits(name: str, root: str | None) -> dict[str, str]:
         if root is None:
             raise ValueError(f"dataset {name!r} needs the option root, its folder")
         folders = list_folder_content(expand(root), defaultdict(list))[0]
-        return {split: folder for split in SPLITS for folder in folders if split_of(folder) == split}
+        found = {split: [folder for folder in folders if split_of(folder) == split] for split in (*SPLITS, UNCLEAR)}
+        unclear = [name for split, names in found.items() if split == UNCLEAR or len(names) > 1 for name in names]
+        if unclear:
+            hint = "name those that you want in the option splits, e.g. splits={'train': 'train', 'test': 'val'}"
+            raise ValueError(f"dataset {name!r}: splits of {root} are unclear: {', '.join(unclear)}; {hint}")
+        return {split: names[0] for split, names in found.items() if names}
     if name.startswith("torch/"):
         return {"train": "train", "test": "validation"}
     return {"train": "train", "val": "validation", "test": "test"}

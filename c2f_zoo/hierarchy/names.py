@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Iterable
 
@@ -20,13 +19,13 @@ def normalize_name(name: str) -> str:
 
 
 def letters_of(name: str) -> str:
-    """Return a name's letters and digits, in one case.
+    """Return a name's letters, with their accents and vowel signs, and digits, in one case.
 
     Examples:
         >>> letters_of("T-shirt/top"), letters_of("t_shirt top")
         ('tshirttop', 'tshirttop')
     """
-    return re.sub(r"[\W_]+", "", normalize_name(name).casefold())
+    return "".join(c for c in normalize_name(name).casefold() if c.isalnum() or unicodedata.category(c).startswith("M"))
 
 
 def find_case_variants(paths: Iterable[tuple[str, ...]]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
