@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
+import stat
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -165,6 +168,21 @@ def test_files_are_flushed_before_they_get_their_names(
     watched.check("steps.csv")
     cached = CachedImages(create_dataset("cub", "train", root=cub_folder), tmp_path / "cache", 20)
     watched.check(cached.file.name)
+
+
+@pytest.mark.parametrize(("number", "is_error"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])
+def test_a_file_system_that_cannot_flush_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, is_error: bool
+) -> None:
+    def fsync(descriptor: int, flush: Callable[[int], None] = os.fsync) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match=os.strerror(number)) if is_error else contextlib.nullcontext():
+        write_csv(tmp_path / "a.csv", [{"epoch": 1}])
+    assert (tmp_path / "a.csv").read_text().split() == ["epoch", "1"]
 
 
 def test_an_error_leaves_the_file_and_no_part(tmp_path: Path) -> None:

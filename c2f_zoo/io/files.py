@@ -55,12 +55,18 @@ def fsync_file(path: Path) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Flush a folder's entries to disk, so that a rename in it survives a loss of power."""
+    """Flush a folder's entries to disk, so that a rename in it survives a loss of power.
+
+    Some network file systems and shared folders of virtual machines cannot do this; there, do nothing.
+    """
     if os.name != "posix":  # Windows cannot open a folder
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
 
