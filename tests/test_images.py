@@ -407,6 +407,7 @@ class TestPreparation:
             (np.array([[[77], [255]]], np.uint8), [[(77, 77, 77), WHITE]]),
             (np.array([[False, True]]), [[(0, 0, 0), WHITE]]),
             (np.array([[0, 19789]], np.uint16), [[(0, 0, 0), (77, 77, 77)]]),
+            (np.array([[0, 19789]], ">u2"), [[(0, 0, 0), (77, 77, 77)]]),
             (np.array([[RED, BLUE]], np.uint8), [[RED, BLUE]]),
             (np.array([[RED, BLUE]], np.float64) / 255, [[RED, BLUE]]),
             (np.array([[(*RED, 255), (*RED, 0)]], np.uint8), [[RED, WHITE]]),
@@ -416,7 +417,7 @@ class TestPreparation:
     def test_arrays_and_tensors(self, values: np.ndarray, expected: list) -> None:
         for dtype in {values.dtype, np.dtype(np.float16)} if values.dtype == np.float64 else {values.dtype}:
             array = values.astype(dtype)
-            tensor = torch.from_numpy(array)
+            tensor = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
             tensor = tensor.permute(2, 0, 1) if tensor.ndim == 3 else tensor
             for way in (array, tensor):
                 assert np.asarray(prepare_image(way)).tolist() == np.array(expected).tolist()
@@ -434,6 +435,8 @@ class TestPreparation:
             (torch.zeros(20, 30, 3), r"tensor has the shape \(20, 30, 3\), expected \(channels, height, width\)"),
             (torch.zeros(2, 3, 8, 8), r"shape \(2, 3, 8, 8\), .*; for a batch pass a list of its images"),
             (torch.zeros(3, 0, 8), "has the shape"),
+            (Image.new("RGB", (0, 0)), "it has 0 x 0 pixels; replace or remove it"),
+            (Image.new("RGB", (0, 5)), "it has 0 x 5 pixels; replace or remove it"),
             (torch.randn(3, 8, 8), r"has values of -.*, expected 0 to 1 \(not normalized\), or uint8"),
             (torch.full((3, 8, 8), torch.nan), "has values of nan to nan"),
             (np.zeros((8, 8), np.int64), "is int64, expected uint8"),

@@ -160,8 +160,10 @@ def _unsupported_reason(image: Image.Image) -> str | None:
         return f"its format {image.format} is unsupported; convert it to PNG"
     if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
         return _too_large()
+    size = f"{image.width} x {image.height}"
+    if not min(image.size):
+        return f"it has {size} pixels; replace or remove it"
     if max(image.size) > _MAX_ELONGATION * min(image.size):
-        size = f"{image.width} x {image.height}"
         return f"it has {size} pixels: resized to a model's input it would exhaust the memory; crop it"
     # A 16-bit PNG or PGM has mode I in some versions of Pillow; otherwise I is 32-bit or signed.
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
@@ -221,7 +223,7 @@ def _from_array(values: np.ndarray, kind: str, shape: tuple[int, ...]) -> Image.
         raise ValueError(f"an image {kind} has the shape {shape}, expected {_LAYOUTS[kind]} with 1 to 4 channels{hint}")
     if pixels.dtype == np.bool_:
         pixels = _scale_to_8_bits(pixels, 1)
-    elif pixels.dtype == np.uint16:
+    elif np.issubdtype(pixels.dtype, np.uint16):  # of either byte order
         pixels = _scale_to_8_bits(pixels, 2**16 - 1)
     elif np.issubdtype(pixels.dtype, np.floating):
         if not (pixels.min() >= 0 and pixels.max() <= 1):  # false for NaN, too

@@ -83,6 +83,8 @@ class Predictor:
 
     def predict_batch(self, images: Sequence[ImageLike]) -> list[Prediction]:
         """Predict images of any kinds, sizes and modes as one batch; errors as in `__call__`."""
+        if not images:
+            return []
         tree = self.model.hierarchy
         log_probs = self._log_probs(images)
         labels = decode({level: log_probs[level] for level in self.model.levels}, tree, "joint").tolist()
