@@ -7,6 +7,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import ClassVar
 
@@ -399,6 +400,20 @@ class TestPreparation:
         image = Image.open(tmp_path / "a.png")
         assert prepare_image(image).size == (1, 3)
         assert image.size == (3, 1) and image.getexif()[0x0112] == 6
+
+    def test_another_thread_turns_the_image_too(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        _rotated().save(tmp_path / "a.png", exif=_rotated().getexif())
+        image, load, started = Image.open(tmp_path / "a.png"), Image.Exif.load, []
+
+        def load_while_another_thread_asks(exif: Image.Exif, data: bytes) -> None:
+            if not started:  # Pillow calls the data loaded before this function loads it
+                started.append(pool.submit(prepare_image, image))
+                wait(started, timeout=0.1)
+            load(exif, data)
+
+        monkeypatch.setattr(Image.Exif, "load", load_while_another_thread_asks)
+        with ThreadPoolExecutor(1) as pool:
+            assert prepare_image(image).size == started[0].result().size == (1, 3)
 
     @pytest.mark.parametrize(
         ("values", "expected"),

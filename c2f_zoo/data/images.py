@@ -135,9 +135,9 @@ def to_upright_rgb(image: Image.Image, shorter_side: int | None = None) -> Image
         raise UnsupportedImageError(problem)
     if shorter_side is not None:
         image.draft("RGB", (shorter_side, shorter_side))
-    with _LOADING[id(image) // 64 % len(_LOADING)]:  # two threads may pass one opened image, which Pillow cannot load
+    with _LOADING[id(image) // 64 % len(_LOADING)]:  # two threads may pass one opened image
         image.load()
-    orientation = _orientation_of(image)
+        orientation = _orientation_of(image)
     if type(image) is Image.Image and image.mode == "RGB" and not image.info and orientation == 1:
         return image
     upright = _to_rgb(image)
