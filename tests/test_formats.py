@@ -123,8 +123,15 @@ def pipe(tmp_path: Path) -> Iterator[Path]:
 
 
 class TestPipes:
+    def test_nobody_is_told_to_remove_a_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError) as error:
+            read_image(tmp_path)
+        assert str(error.value).endswith("a folder, a pipe or a device, not an image file; leave it out")
+
     def test_a_pipe_is_unreadable(self, pipe: Path) -> None:
-        with pytest.raises(ValueError, match=r"pipe.png: it is a folder, a pipe or a device, not a file; remove it"):
+        with pytest.raises(
+            ValueError, match=r"pipe.png: it is a folder, a pipe or a device, not an image file; leave it out"
+        ):
             read_image(pipe)
 
     def test_a_pipe_is_skipped(self, tmp_path: Path, pipe: Path) -> None:

@@ -178,6 +178,15 @@ class TestSpelling:
         with pytest.raises(ValueError, match=r"line 3: 'birds' and 'Birds' \(line 2\) differ only in case"):
             Hierarchy.from_csv(tree)
 
+    def test_a_short_branch_that_differs_in_case_is_an_error(self, tmp_path: Path) -> None:
+        rows = ["Fruit,Apple,Gala", "Fruit,apple,", "fruit,,"]
+        with pytest.raises(ValueError, match="differ only in case") as error:
+            Hierarchy.from_csv(write(tmp_path / "tree.csv", "kind,genus,cultivar", *rows))
+        assert [line.split(" differ")[0].strip() for line in str(error.value).splitlines()[1:]] == [
+            "line 3: 'apple' and 'Apple' (line 2)",
+            "line 4: 'fruit' and 'Fruit' (line 2)",
+        ]
+
     def test_leaf_classes_of_a_table_may_differ_in_case(self, tmp_path: Path) -> None:
         tree = write(tmp_path / "letters.csv", "kind,letter", "small,a", "large,A")
         assert Hierarchy.from_csv(tree).classes[-1] == ("a", "A")

@@ -259,6 +259,13 @@ class TestINaturalist:
         with pytest.raises(FileNotFoundError, match="pass mini=True to use train_mini/"):
             create_dataset("inaturalist", "train", root=str(tmp_path))
 
+    def test_names_as_macos_writes_them(self, tmp_path: Path) -> None:
+        accent = f"{INATURALIST[0]}\u0301"  # of the last letter, a character of its own
+        for folder in ("train", "val"):
+            save_image(tmp_path / folder / accent / "a.jpg")
+        dataset = create_dataset("inaturalist", "train", root=str(tmp_path))
+        assert len(dataset) == 1 and notes_of(dataset) == []
+
 
 def test_class_folders_of_torchvision(tmp_path: Path) -> None:
     for name in ("Train/disc/1.jfif", "Train/disc/2.gif", "Train/box/1.png", "Train/@eaDir/1.jpg", "TEST/disc/1.png"):

@@ -97,7 +97,7 @@ def no_ghostscript() -> Iterator[None]:
 def check_is_file(file: str | Path | BinaryIO) -> None:
     """Raise an UnsupportedImageError for a folder, a pipe or a device: reading a pipe waits for its writer."""
     if isinstance(file, (str, Path)) and not stat.S_ISREG(os.stat(file).st_mode):
-        raise UnsupportedImageError("it is a folder, a pipe or a device, not a file; remove it")
+        raise UnsupportedImageError("it is a folder, a pipe or a device, not an image file; leave it out")
 
 
 def _explain_format(start: bytes) -> str:

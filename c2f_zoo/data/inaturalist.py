@@ -14,6 +14,7 @@ from c2f_zoo.data.registry import check_split, register_dataset
 from c2f_zoo.data.sources import translate_torchvision_errors
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.hierarchy.folders import list_folder_content
+from c2f_zoo.hierarchy.names import normalize_name
 from c2f_zoo.paths import expand
 
 # The first name is torchvision's, the next that in the published archive.
@@ -58,7 +59,8 @@ def inaturalist(root: str, split: str, mini: bool = False, download: bool = Fals
         names = " or ".join(f"{name}/" for name in _FOLDERS[kind][:2])
         other = "; pass mini=True to use train_mini/" if kind == "train" and "mini" in folders else ""
         raise FileNotFoundError(f"there is no folder {names} in {root}{other}; pass download=True to download it")
-    content = {name for folder in folders.values() for name in list_folder_content(folder, defaultdict(list))[0]}
+    subfolders = [name for folder in folders.values() for name in list_folder_content(folder, defaultdict(list))[0]]
+    content = set(map(normalize_name, subfolders))
     categories = sorted(filter(_CATEGORY.fullmatch, content)) or sorted(content)
     hierarchy = Hierarchy.from_inaturalist(categories)
     labels = {name: label for label, name in enumerate(categories)}

@@ -46,7 +46,9 @@ def read_csv(path: str | Path) -> Fields:
     faults += [
         f"{_first_place(rows, variant)}: {variant[-1]!r} and {node[-1]!r} ({_first_place(rows, node)}) differ only in "
         "case; write them the same, or differently"
-        for node, variant in find_case_variants(tuple(cells[:-1]) for _, cells in rows)  # classes above others
+        for node, variant in find_case_variants(
+            tuple(cells[: len(levels) - 1]) for _, cells in rows
+        )  # not of leaf classes
     ]
     raise_faults(path, faults + find_path_faults(levels, rows))
     return build_fields(levels, _complete(path, levels, rows))
