@@ -48,6 +48,11 @@ class Nodes:
         return np.append(np.repeat(np.arange(len(counts)), counts), -1)
 
     @cached_property
+    def finest_first(self) -> np.ndarray:
+        """The numbers of all nodes, level by level from the leaf level to the root, int64 (nodes,)."""
+        return np.argsort(-self.depths, kind="stable")
+
+    @cached_property
     def paths(self) -> np.ndarray:
         """The path to each node, int64 (nodes, levels): labels, coarse to fine, -1 below the node."""
         depths = len(self.tree.levels)

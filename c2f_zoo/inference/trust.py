@@ -103,9 +103,11 @@ def max_coverage(p: NodeProbabilities) -> Chain:
 
     Valmadre, "Hierarchical classification at multiple operating points", NeurIPS 2022. Specific is coverage: a class
     with few leaf classes under it says more. With thresholds under 1/2 the node need not contain the best leaf class.
+    Of equally specific and probable nodes, such as a genus and its only species, the finest is chosen.
     """
-    groups = np.unique(p.nodes.coverage[:-1])[::-1]
-    members = [np.flatnonzero(p.nodes.coverage[:-1] == coverage) for coverage in groups]
+    classes = p.nodes.finest_first[:-1]
+    groups = np.unique(p.nodes.coverage[classes])[::-1]
+    members = [classes[p.nodes.coverage[classes] == coverage] for coverage in groups]
     best = [group[p.all[:, group].argmax(axis=1)] for group in members]
     nodes = np.stack(best, axis=1)
     return _first_above(nodes, np.take_along_axis(p.all, nodes, axis=1), p.nodes.root)
@@ -117,24 +119,27 @@ def darts(p: NodeProbabilities) -> Chain:
 
     Deng, Krause, Berg and Fei-Fei, "Hedging your bets", CVPR 2012; the reward of a node is its coverage, which is their
     information gain over its largest value. The best node changes with lambda along the upper envelope of straight
-    lines, which is followed exactly.
+    lines, which is followed exactly from lambda 0; a negative lambda counts as 0. Of equals the most probable node is
+    chosen, and of these the finest.
     """
-    gain, slopes = p.nodes.coverage, p.all
-    values, rows = gain * slopes, np.arange(len(slopes))
-    nodes = [_argmax_with_ties(values, slopes)]
+    order = p.nodes.finest_first
+    slopes, rows = p.all[:, order], np.arange(len(p.levels[0]))
+    values = p.nodes.coverage[order] * slopes
+    chosen = [_argmax_with_ties(values, slopes)]
     until: list[np.ndarray] = []
     while True:
-        here = nodes[-1]
+        here = chosen[-1]
         rise = slopes - slopes[rows, here][:, None]
         with np.errstate(divide="ignore", invalid="ignore"):
             crossing = np.where(rise > 0, (values[rows, here][:, None] - values) / rise, np.inf)
         first = crossing.min(axis=1)
         if np.isinf(first).all():
             break
-        nodes.append(np.where(np.isinf(first), here, _argmax_with_ties(-crossing, slopes)))
+        chosen.append(np.where(np.isinf(first), here, _argmax_with_ties(-crossing, slopes)))
         until.append(first)
     until.append(np.full(len(slopes), np.inf))
-    return Chain(np.stack(nodes, axis=1), np.stack(until, axis=1))
+    # Rounding may put crossings of three lines in one point in the wrong order.
+    return Chain(order[np.stack(chosen, axis=1)], np.maximum.accumulate(np.stack(until, axis=1), axis=1))
 
 
 def _argmax_with_ties(values: np.ndarray, slopes: np.ndarray) -> np.ndarray:
@@ -155,9 +160,11 @@ def fixed(p: NodeProbabilities, thresholds: float | Mapping[str, float] = 0.65) 
         thresholds: one for all levels, or level -> threshold in (0, 1]; levels without one are not chosen.
 
     Raises:
-        ValueError: a level is unknown, or a threshold outside (0, 1].
+        ValueError: a level is unknown, no level has a threshold, or a threshold is outside (0, 1].
     """
     levels = p.nodes.tree.levels
+    if isinstance(thresholds, Mapping) and not thresholds:
+        raise ValueError(f"no level has a threshold; give one for some of the levels {', '.join(levels)}")
     if isinstance(thresholds, Mapping):
         check_names("level in thresholds:", thresholds, levels)
     of = dict(thresholds) if isinstance(thresholds, Mapping) else dict.fromkeys(levels, thresholds)
@@ -172,7 +179,7 @@ def fixed(p: NodeProbabilities, thresholds: float | Mapping[str, float] = 0.65) 
 
 
 @register_rule("nominal")
-def nominal(p: NodeProbabilities, resolutions: Mapping[str, int | None] | None = None) -> Chain:
+def nominal(p: NodeProbabilities, resolutions: Mapping[str, int] | None = None) -> Chain:
     """Choose the most probable class of the level that the image's size prescribes, whatever its probability.
 
     Huo et al., SIGIR 2019: the finest level whose own resolution the image has. An image smaller than all of them gets
@@ -180,16 +187,20 @@ def nominal(p: NodeProbabilities, resolutions: Mapping[str, int | None] | None =
 
     Args:
         p: the probabilities, with `sizes`.
-        resolutions: level -> resolution in pixels, see `own_resolutions`; None is full size: as large as the largest
-            of `sizes`.
+        resolutions: level -> resolution in pixels, see `own_resolutions`; for levels at full size that of the model's
+            input.
 
     Raises:
-        ValueError: the sizes or the resolutions are unknown.
+        ValueError: the sizes, or the resolution of a level, are unknown.
     """
     if p.sizes is None or resolutions is None:
         raise ValueError("the rule 'nominal' needs the sizes of the images and the resolutions of the levels")
-    full = p.sizes.max(initial=1)
-    needed = np.array([resolutions.get(level) or full for level in p.nodes.tree.levels])
+    for level in p.nodes.tree.levels:
+        if resolutions.get(level) is None:
+            raise ValueError(
+                f"the rule 'nominal' needs the resolution of {level}; at full size, the model's input size"
+            )
+    needed = np.array([resolutions[level] for level in p.nodes.tree.levels])
     depth = np.where(p.sizes[:, None] >= needed, np.arange(len(needed)), 0).max(axis=1)
     best = np.stack([level.argmax(axis=1) for level in p.levels], axis=1)
     nodes = p.nodes.offsets[depth] + np.take_along_axis(best, depth[:, None], axis=1)[:, 0]
