@@ -420,6 +420,7 @@ class TestPreparation:
         [
             (np.array([[0, 77]], np.uint8), [[(0, 0, 0), (77, 77, 77)]]),
             (np.array([[[77], [255]]], np.uint8), [[(77, 77, 77), WHITE]]),
+            (np.array([[-1e-6, 1 + 1e-6]], np.float32), [[(0, 0, 0), WHITE]]),  # rounding errors
             (np.array([[False, True]]), [[(0, 0, 0), WHITE]]),
             (np.array([[0, 19789]], np.uint16), [[(0, 0, 0), (77, 77, 77)]]),
             (np.array([[0, 19789]], ">u2"), [[(0, 0, 0), (77, 77, 77)]]),

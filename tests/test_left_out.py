@@ -94,6 +94,7 @@ class TestSplitNames:
             ("training", "dev", "testing"),
             ("TRAINING_SET", "Validation", "test-set"),
             ("train_mini", "valid", "test2017"),
+            ("train_dataset", "ValImages", "Test-Data-Set_2"),
         ],
     )
     def test_likely_names_are_understood(self, tmp_path: Path, train: str, val: str, test: str) -> None:

@@ -21,6 +21,7 @@ ImageLike: TypeAlias = "str | os.PathLike[str] | BinaryIO | Image.Image | np.nda
 
 _MAX_ELONGATION = 100  # longer side over shorter; a few kB of a line of pixels, resized by its width, take gigabytes
 _LOADING = [threading.Lock() for _ in range(64)]  # several, so that other images are loaded at the same time
+_ROUNDING = 1e-3  # of floats from 0 to 1, less than half of one of 255 steps
 _LAYOUTS = {"array": "(height, width, channels)", "tensor": "(channels, height, width)"}
 
 
@@ -226,7 +227,7 @@ def _from_array(values: np.ndarray, kind: str, shape: tuple[int, ...]) -> Image.
     elif np.issubdtype(pixels.dtype, np.uint16):  # of either byte order
         pixels = _scale_to_8_bits(pixels, 2**16 - 1)
     elif np.issubdtype(pixels.dtype, np.floating):
-        if not (pixels.min() >= 0 and pixels.max() <= 1):  # false for NaN, too
+        if not (pixels.min() >= -_ROUNDING and pixels.max() <= 1 + _ROUNDING):  # false for NaN, too
             found = f"{pixels.min():.4g} to {pixels.max():.4g}"
             raise ValueError(f"an image {kind} has values of {found}, expected 0 to 1 (not normalized), or uint8")
         pixels = _scale_to_8_bits(pixels, 1)

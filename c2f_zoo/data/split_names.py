@@ -29,7 +29,7 @@ def split_of(name: str) -> str:
         ['train', 'train', 'val', 'val', 'test', '?', '']
     """
     letters = re.sub(r"[\W_\d]+", "", name.casefold())
-    return _SPLIT_OF.get(letters, _SPLIT_OF.get(re.sub(r"(sets?|split|data|images|mini)$", "", letters), ""))
+    return _SPLIT_OF.get(letters, _SPLIT_OF.get(re.sub(r"(sets?|splits?|data|images?|imgs?|mini)+$", "", letters), ""))
 
 
 def explain_unclear(name: str) -> str:
