@@ -301,6 +301,29 @@ class TestWarnings:
         assert cut[5:] == ["... and 18 more of this kind", "--all shows them"]
         assert len(self.warnings(flat, "--all")[heading]) == 23
 
+    def test_long_lists_of_different_items_are_cut(self, flat: tuple[Path, Path]) -> None:
+        names = [f"{first}{second}" for first in "abcde" for second in "vwxyz"]  # without digits, which do not count
+        for number, name in enumerate(names):
+            for folder in ("Gull", "Jay"):
+                draw(flat[0] / "train" / folder / f"{name}{name}.png", 50 + number)
+        heading = "the same image under several classes: 25"
+        cut = self.warnings(flat)[heading]
+        assert cut[19].startswith("same bytes: ") and cut[20:] == ["... and 5 more of other kinds", "--all shows them"]
+        assert len(self.warnings(flat, "--all")[heading]) == 25
+
+    def test_one_image_many_times(self, flat: tuple[Path, Path]) -> None:
+        jay = flat[0] / "train" / "Jay"
+        first = draw(jay / "0.png", 99)
+        for number in range(1, 30):
+            draw(jay / f"{number:02}.png", 99, **({"compress_level": 0} if number % 2 else {}))
+        heading = "the same image more than once: 29"
+        every = self.warnings(flat, "--all")[heading]
+        assert every[:2] == [
+            f"same pixels: {first} (train, Jay), {jay / '01.png'} (train, Jay)",
+            f"same bytes: {first} (train, Jay), {jay / '02.png'} (train, Jay)",
+        ]
+        assert len(every) == 29
+
     def test_names_are_printed_verbatim(self, flat: tuple[Path, Path]) -> None:
         name = "[red]x:cat: \x1b[31m\n.txt"
         try:

@@ -172,8 +172,8 @@ def _check_duplicates(report: Report) -> None:
     for group in groups.values():
         if len(group) == 1:
             continue
-        entries = sorted((entry for entry, _ in group), key=lambda entry: SPLITS.index(entry.split))
-        same = "bytes" if len({info.file_digest for _, info in group}) == 1 else "pixels"
+        group.sort(key=lambda found: SPLITS.index(found[0].split))
+        entries = [entry for entry, _ in group]
         splits = nonempty_splits(entries)
         known = [{label for label in column if label >= 0} for column in zip(*(e.label for e in entries), strict=True)]
         if len(splits) > 1:
@@ -183,7 +183,9 @@ def _check_duplicates(report: Report) -> None:
         else:
             heading = "the same image more than once"
         items = [f"{entry.path} ({entry.split}, {_class_name(entry, report.hierarchy)})" for entry in entries]
-        report.warnings[heading].append(f"same {same}: {', '.join(items)}")
+        for item, (_, info) in zip(items[1:], group[1:], strict=True):
+            same = "bytes" if info.file_digest == group[0][1].file_digest else "pixels"
+            report.warnings[heading].append(f"same {same}: {items[0]}, {item}")
 
 
 def _class_name(entry: Entry, tree: Hierarchy | None) -> str:

@@ -23,7 +23,7 @@ class InvalidTreeError(ValueError):
 
 
 def group_similar(faults: Sequence[str]) -> list[str]:
-    """Return up to 20 faults as they are, and of more a few of each kind with the number of the others.
+    """Return up to 20 faults as they are, and of more a few of each of 20 kinds with the number of the others.
 
     Faults are of one kind if they differ only in their place (the text before the first colon), quoted names, numbers
     and text in brackets.
@@ -40,8 +40,11 @@ def group_similar(faults: Sequence[str]) -> list[str]:
     for fault in faults:
         groups.setdefault(_VARIES.sub("", fault.partition(": ")[2]), []).append(fault)
     lines = []
-    for group in groups.values():
+    first, others = list(groups.values())[:MAX_FAULTS], list(groups.values())[MAX_FAULTS:]
+    for group in first:
         lines += group[:_SHOWN]
         if len(group) > _SHOWN:
             lines.append(f"... and {len(group) - _SHOWN} more of this kind")
+    if others:
+        lines.append(f"... and {sum(map(len, others))} more of other kinds")
     return lines
