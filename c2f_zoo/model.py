@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import os
 import tempfile
@@ -24,11 +25,14 @@ from c2f_zoo.io import card, hub
 from c2f_zoo.io.deferred_init import DeferredInit
 from c2f_zoo.io.meta_build import MetaBuilder, PeakMemory
 from c2f_zoo.io.weights import (
+    CALIBRATION_FILE,
     CONFIG_FILE,
     atomic_save,
+    digest_weights,
     find_file,
     find_not_finite,
     load_weights,
+    read_calibration,
     read_shapes,
     weight_files,
     write_weights,
@@ -58,6 +62,9 @@ class C2FModel(nn.Module):
         head: (N, D) -> {level: (N, classes)}.
         config: the configuration that the parts were built from.
 
+    Attributes:
+        calibration: the content of `calibration.json`, see `c2f_zoo.inference.calibration.Calibration`; or None.
+
     Examples:
         >>> model = create_model("mlph", backbone="resnet18", hierarchy="cub", input_size=64)
         >>> {level: tuple(logits.shape) for level, logits in model(torch.rand(2, 3, 64, 64)).items()}
@@ -70,6 +77,7 @@ class C2FModel(nn.Module):
         self.pooling = pooling
         self.head = head
         self.config = config
+        self.calibration: dict[str, Any] | None = None
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -209,7 +217,7 @@ class C2FModel(nn.Module):
         max_shard_size: int | str = "5GB",
         state_dict: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Save `config.json` and `model.safetensors` for `create_model("local-dir:...")`.
+        """Save `config.json`, `model.safetensors` and the calibration for `create_model("local-dir:...")`.
 
         The save is atomic: a kill at any time leaves the old model or the new one. Weights of an earlier save are
         replaced, shards too; other files of the folder are kept.
@@ -223,10 +231,13 @@ class C2FModel(nn.Module):
         Raises:
             ValueError: the configuration is invalid; nothing is saved.
         """
-        text = self.config.to_json()
+        text, weights = self.config.to_json(), self.state_dict() if state_dict is None else state_dict
+        calibration = calibration_of(weights, self.calibration, str(directory))
         with atomic_save(expand(directory)) as folder:
-            write_weights(folder, self.state_dict() if state_dict is None else state_dict, max_shard_size)
+            write_weights(folder, weights, max_shard_size)
             (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+            if calibration is not None:
+                (folder / CALIBRATION_FILE).write_text(json.dumps(calibration, indent=2) + "\n", encoding="utf-8")
 
     def push_to_hub(
         self,
@@ -261,7 +272,8 @@ class C2FModel(nn.Module):
         repo_id = hub.full_name(repo_id, token)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, max_shard_size)
-            text = card.model_card(self.config, f"{repo_id}@{revision}" if revision else repo_id)
+            full_name = f"{repo_id}@{revision}" if revision else repo_id
+            text = card.model_card(self.config, full_name, calibration=self.calibration)
             (Path(folder) / README_FILE).write_text(text, encoding="utf-8")
             return hub.push(folder, repo_id, private, token, revision, commit_message, keep=[README_FILE])
 
@@ -389,7 +401,18 @@ def load_model(directory: str | Path) -> C2FModel:
         raise ValueError(f"{path}: cannot build this model: {error}") from error
     load_weights(model, files)
     builder.fill_in()
+    model.calibration = calibration_of(model.state_dict(), read_calibration(directory), str(directory))
     return model
+
+
+def calibration_of(
+    weights: Mapping[str, Tensor], calibration: dict[str, Any] | None, name: str
+) -> dict[str, Any] | None:
+    """Return a calibration if it was made for these weights; otherwise say so and return None."""
+    if calibration is None or calibration.get("weights") == digest_weights(weights):
+        return calibration
+    _logger.warning("%s: the calibration is of other weights and is left out; run `c2f-zoo calibrate` again", name)
+    return None
 
 
 def check_memory(model: C2FModel) -> None:

@@ -79,7 +79,8 @@ def write_files(folder: Path, run: str, name: str, license: str, max_shard_size:
     """Write the files to push: the model, its card and the run's results."""
     results, model = read_run(run), C2FModel.from_pretrained(run)
     model.save_pretrained(folder, max_shard_size)
-    (folder / "README.md").write_text(model_card(model.config, name, license, results), encoding="utf-8")
+    text = model_card(model.config, name, license, results, model.calibration)
+    (folder / "README.md").write_text(text, encoding="utf-8")
     for file in RESULT_FILES:
         if (Path(run) / file).is_file():
             shutil.copy(Path(run) / file, folder / file)

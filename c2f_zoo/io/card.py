@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -71,7 +72,13 @@ def read_run(folder: str | Path) -> Run:
     )
 
 
-def model_card(config: ModelConfig, name: str, licence: str | None = None, run: Run | None = None) -> str:
+def model_card(
+    config: ModelConfig,
+    name: str,
+    licence: str | None = None,
+    run: Run | None = None,
+    calibration: Mapping[str, Any] | None = None,
+) -> str:
     """Return the text of a model's `README.md`, with the Hub's metadata.
 
     If there are no results or no licence, the card states so. Paths among the options are reduced to their last part.
@@ -81,6 +88,7 @@ def model_card(config: ModelConfig, name: str, licence: str | None = None, run: 
         name: the model's name on the Hub, `"owner/model"` or `"owner/model@revision"`.
         licence: an identifier of https://huggingface.co/docs/hub/repositories-licenses, e.g. `"apache-2.0"`.
         run: the results of the run that trained the model.
+        calibration: the model's calibration.
 
     Examples:
         >>> model = create_model("mlph", backbone="resnet18", hierarchy="fashion_mnist", input_size=64)
@@ -94,6 +102,7 @@ def model_card(config: ModelConfig, name: str, licence: str | None = None, run: 
         f"# {title}\n\n{_introduction(config)}",
         f"## Use\n\n{_use(name)}",
         f"## Results\n\n{_results(run)}",
+        f"## Trust\n\n{_trust(calibration)}",
         f"## The model\n\n{_model(config)}",
         f"## The tree\n\n{_tree(config.hierarchy)}",
         f"## Training\n\n{_training(run)}",
@@ -187,6 +196,31 @@ def _evaluation(report: Mapping[str, Any]) -> str:
 
 def _format_metric(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
+
+
+def _trust(calibration: Mapping[str, Any] | None) -> str:
+    """Return what the calibration promises, and the thresholds of its groups of visible detail."""
+    if calibration is None:
+        return "The model is not calibrated: no level of a prediction is marked as trusted. See `c2f-zoo calibrate`."
+    risks, bounds = calibration["risks"], [0.0, *calibration["edges"], None]
+    about = ", ".join(f"{markdown(key)} {markdown(value)}" for key, value in calibration.get("about", {}).items())
+    names = [
+        f"from {low:.0f} px" if high is None else f"{low:.0f} to {high:.0f} px"
+        for low, high in itertools.pairwise(bounds)
+    ]
+    rows = [
+        [name, str(images), *(f"{threshold:.4f}" for threshold in thresholds)]
+        for name, images, thresholds in zip(names, calibration["images"], calibration["thresholds"], strict=True)
+    ]
+    text = (
+        f"A prediction ends at the finest level that can be trusted: of images like those of the calibration, at most "
+        f"{100 * calibration['risk']:g} % get a wrong class there. Other risks can be chosen. Rule "
+        f"`{markdown(calibration['rule'])}`, calibrated on {sum(calibration['images'])} images ({about}). "
+        "Thresholds by the detail that an image shows:"
+    )
+    return (
+        f"{text}\n\n{markdown_table(['visible detail', 'images', *(f'risk {100 * risk:g} %' for risk in risks)], rows)}"
+    )
 
 
 def _model(config: ModelConfig) -> str:

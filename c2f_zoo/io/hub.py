@@ -31,7 +31,16 @@ from huggingface_hub.errors import (
 
 from c2f_zoo.config import MAX_CONFIG_BYTES
 from c2f_zoo.io.files import is_read_only
-from c2f_zoo.io.weights import CONFIG_FILE, INDEX_FILE, MAX_INDEX_BYTES, SHARDS, WEIGHTS_FILE, is_plain
+from c2f_zoo.io.weights import (
+    CALIBRATION_FILE,
+    CONFIG_FILE,
+    INDEX_FILE,
+    MAX_CALIBRATION_BYTES,
+    MAX_INDEX_BYTES,
+    SHARDS,
+    WEIGHTS_FILE,
+    is_plain,
+)
 from c2f_zoo.paths import expand
 
 T = TypeVar("T")
@@ -73,7 +82,7 @@ def download(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """Download a model's configuration and weights into huggingface_hub's cache.
+    """Download a model's configuration, weights and calibration into the Hub's cache.
 
     Other files of the repository are not downloaded. The list of files is checked first; without a connection a cached
     model is used. huggingface_hub's environment variables apply: `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`,
@@ -106,8 +115,9 @@ def download(
         )
 
     def cached() -> Path:
-        folder = fetch(CONFIG_FILE, WEIGHTS_FILE, local=True)
-        return folder if (folder / WEIGHTS_FILE).is_file() else fetch(CONFIG_FILE, INDEX_FILE, SHARDS, local=True)
+        files = CONFIG_FILE, CALIBRATION_FILE
+        folder = fetch(*files, WEIGHTS_FILE, local=True)
+        return folder if (folder / WEIGHTS_FILE).is_file() else fetch(*files, INDEX_FILE, SHARDS, local=True)
 
     api = HfApi(token=token)
     with _translate_errors(repo_id, revision):
@@ -172,13 +182,15 @@ def _model_files(repo_id: str, info: ModelInfo) -> list[str]:
             raise ValueError(f"unsafe path {name!r} in {repo_id!r}; nothing was downloaded")
     if CONFIG_FILE not in sizes:
         raise FileNotFoundError(f"{repo_id!r} has no {CONFIG_FILE}; it is not a model of c2f_zoo")
-    for name, limit in ((CONFIG_FILE, MAX_CONFIG_BYTES), (INDEX_FILE, MAX_INDEX_BYTES)):
+    limits = {CONFIG_FILE: MAX_CONFIG_BYTES, INDEX_FILE: MAX_INDEX_BYTES, CALIBRATION_FILE: MAX_CALIBRATION_BYTES}
+    for name, limit in limits.items():
         if (sizes.get(name) or 0) > limit:
             raise ValueError(f"the {name} of {repo_id!r} is larger than {limit} bytes; nothing was downloaded")
+    small = [CONFIG_FILE, *([CALIBRATION_FILE] if CALIBRATION_FILE in sizes else ())]
     if WEIGHTS_FILE in sizes:
-        return [CONFIG_FILE, WEIGHTS_FILE]
+        return [*small, WEIGHTS_FILE]
     shards = [name for name in sizes if "/" not in name and Path(name).match(SHARDS)]
-    return [CONFIG_FILE, *([INDEX_FILE] if INDEX_FILE in sizes else ()), *shards]
+    return [*small, *([INDEX_FILE] if INDEX_FILE in sizes else ()), *shards]
 
 
 def push(
@@ -241,7 +253,8 @@ def _changes(folder: Path, head: ModelInfo, keep: Sequence[str]) -> list[CommitO
     """Return the uploads of a folder's files and the deletions of stale weights."""
     present = {file.rfilename for file in head.siblings or ()}
     files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
-    stale = [name for name in present - files.keys() if name in (WEIGHTS_FILE, INDEX_FILE) or Path(name).match(SHARDS)]
+    of_model = (WEIGHTS_FILE, INDEX_FILE, CALIBRATION_FILE)
+    stale = [name for name in present - files.keys() if name in of_model or Path(name).match(SHARDS)]
     added = [
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(path))
         for name, path in files.items()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
@@ -19,11 +20,13 @@ from c2f_zoo.io.files import fsync_file, fsync_folder
 from c2f_zoo.io.meta_build import allocate
 
 CONFIG_FILE = "config.json"
+CALIBRATION_FILE = "calibration.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 SHARDS = "model-*-of-*.safetensors"
 
 MAX_INDEX_BYTES = 64 * 2**20
+MAX_CALIBRATION_BYTES = 2**20
 
 AnyShape: TypeAlias = dict[str, tuple[int, ...] | None]  # weight name -> its shape; None: any
 
@@ -71,7 +74,8 @@ def _finish_interrupted_save(directory: Path) -> None:
     entry = _entry(saved)
     if entry is not None:
         kept = {entry.name, *(_read_index(entry).values() if entry.name == INDEX_FILE else ())}
-        for path in (directory / WEIGHTS_FILE, directory / INDEX_FILE, *directory.glob(SHARDS)):
+        old = (WEIGHTS_FILE, INDEX_FILE, CALIBRATION_FILE)
+        for path in (*(directory / name for name in old), *directory.glob(SHARDS)):
             if path.name not in kept:
                 path.unlink(missing_ok=True)
         # The entry moves last: until then it marks the files beside it as new.
@@ -169,6 +173,46 @@ def _read_index(path: Path) -> dict[str, str]:
         if not is_plain(file) or "/" in file or not Path(file).match(SHARDS):
             raise ValueError(f"invalid shard name {file!r} in {path}; a shard is a file {SHARDS} in the same folder")
     return files
+
+
+def digest_weights(weights: Mapping[str, Tensor]) -> str:
+    """Return a SHA-256 of weights rounded to half precision, which a model saved in half precision keeps.
+
+    Args:
+        weights: name -> tensor, on any device.
+
+    Examples:
+        >>> weight = torch.tensor([0.1])
+        >>> digest_weights({"a": weight}) == digest_weights({"a": weight.half()})
+        True
+    """
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu()
+        tensor = tensor.half() if tensor.is_floating_point() else tensor
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_calibration(directory: Path) -> dict[str, Any] | None:
+    """Read the calibration of a saved model; None if it has none.
+
+    Raises:
+        ValueError: the file is larger than 1 MiB or not a JSON object.
+    """
+    path = find_file(directory, CALIBRATION_FILE)
+    if not path.is_file():
+        return None
+    if path.stat().st_size > MAX_CALIBRATION_BYTES:
+        raise ValueError(f"{path} is larger than the limit of {MAX_CALIBRATION_BYTES} bytes")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}; calibrate the model again, or delete it") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} is not a JSON object; calibrate the model again, or delete it")
+    return data
 
 
 def is_plain(name: str) -> bool:

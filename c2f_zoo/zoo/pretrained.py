@@ -18,7 +18,7 @@ import torch
 
 from c2f_zoo.io.files import checksum_of, is_read_only
 from c2f_zoo.io.hub import download, split_revision
-from c2f_zoo.io.weights import CONFIG_FILE, find_file, is_plain, weight_files
+from c2f_zoo.io.weights import CALIBRATION_FILE, CONFIG_FILE, find_file, is_plain, weight_files
 from c2f_zoo.paths import expand
 from c2f_zoo.registry import Registry
 
@@ -195,6 +195,7 @@ def fetch(weights: PretrainedWeights) -> Path:
 def _only_registered(weights: PretrainedWeights, folder: Path) -> Path:
     """Check that only files with a registered checksum are loaded."""
     used = {find_file(folder, CONFIG_FILE), *weight_files(folder)}
+    used.update(path for path in [find_file(folder, CALIBRATION_FILE)] if path.is_file())
     other = sorted(str(path) for path in used if path.parent != folder or path.name not in weights.sha256)
     if other:
         raise ValueError(f"{weights.name} would load files without a registered checksum: {', '.join(other)}")
