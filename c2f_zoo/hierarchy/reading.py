@@ -43,12 +43,12 @@ def read_csv(path: str | Path) -> Fields:
     (where, levels), *rows = [(place, cells if place == rows[0][0] else _trim(cells)) for place, cells in rows]
     faults += [f"{where}: a level {fault}" for level in levels if (fault := _find_name_fault(level))]
     faults += [f"{where}: level {level!r} is named twice" for level, count in Counter(levels).items() if count > 1]
+    variants = find_case_variants(tuple(cells[: len(levels) - 1]) for _, cells in rows)  # not of leaf classes
+    places = _first_places(rows) if variants else {}
     faults += [
-        f"{_first_place(rows, variant)}: {variant[-1]!r} and {node[-1]!r} ({_first_place(rows, node)}) differ only in "
-        "case; write them the same, or differently"
-        for node, variant in find_case_variants(
-            tuple(cells[: len(levels) - 1]) for _, cells in rows
-        )  # not of leaf classes
+        f"{places[variant]}: {variant[-1]!r} and {node[-1]!r} ({places[node]}) differ only in case; write them the "
+        "same, or differently"
+        for node, variant in variants
     ]
     raise_faults(path, faults + find_path_faults(levels, rows))
     return build_fields(levels, _complete(path, levels, rows))
@@ -218,9 +218,13 @@ def _find_name_fault(name: str) -> str | None:
     return None
 
 
-def _first_place(rows: Sequence[Row], node: Sequence[str]) -> str:
-    """Return the place of the first row whose path begins with a node."""
-    return next(where for where, cells in rows if tuple(cells[: len(node)]) == tuple(node))
+def _first_places(rows: Sequence[Row]) -> dict[tuple[str, ...], str]:
+    """Return the place of the first row of each class of each level, by its path."""
+    places: dict[tuple[str, ...], str] = {}
+    for where, cells in rows:
+        for depth in range(1, len(cells) + 1):
+            places.setdefault(tuple(cells[:depth]), where)
+    return places
 
 
 def read_csv_rows(path: str | Path) -> tuple[list[Row], list[str]]:

@@ -480,9 +480,7 @@ class Hierarchy:
 
     def __getstate__(self) -> dict[str, Any]:
         state = {field.name: getattr(self, field.name) for field in fields(self)}  # without the caches below
-        if self.repeats != find_repeats(
-            self.classes, self.parents
-        ):  # of a truncated tree; they depend on what was below
+        if self.repeats != find_repeats(self.classes, self.parents):  # truncated: they depend on what was below
             state["repeats"] = self.repeats
         return state
 
