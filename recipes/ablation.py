@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse import auto_cli
 
 from c2f_zoo.data import create_dataset, labels_of, notes_of, train_and_val
@@ -32,6 +31,7 @@ from c2f_zoo.io.files import write_csv
 from c2f_zoo.paths import expand
 from c2f_zoo.registry import check_names
 from c2f_zoo.training.launch import recipe_errors
+from c2f_zoo.training.options import read_yaml
 from c2f_zoo.training.start_checks import check_output
 from c2f_zoo.zoo import METHODS
 from c2f_zoo.zoo.create import create_model
@@ -112,15 +112,23 @@ def adopt_recipes(arguments: Sequence[str]) -> list[str]:
     """Replace configurations of train.py by what they say of the data and the backbone.
 
     Args:
-        arguments: the command line's arguments; `--config FILE` names a configuration.
+        arguments: the command line's arguments; `--config FILE` or `--config=FILE` names a configuration.
 
     Returns:
         The arguments, with the options of such a configuration in place of its file.
+
+    Raises:
+        FileNotFoundError: a configuration does not exist.
+        ValueError: a configuration is not YAML, or one of train.py has no model.
     """
-    adopted = list(arguments)
-    for position, (option, file) in enumerate(itertools.pairwise(arguments)):
-        recipe = yaml.safe_load(expand(file).read_text(encoding="utf-8")) if option == "--config" else None
-        if isinstance(recipe, dict) and "stages" in recipe:
+    adopted: list[str] = []
+    for argument in arguments:  # --config FILE or --config=FILE
+        adopted += argument.split("=", 1) if argument.startswith("--config=") else [argument]
+    for position, (option, file) in enumerate(itertools.pairwise(adopted)):
+        recipe = read_yaml(file) if option == "--config" else {}
+        if "stages" in recipe:
+            if "model" not in recipe:
+                raise ValueError(f"{file} has stages, but no model, whose backbone the probes need; name it there")
             options = probe_options(recipe)
             unused = ", ".join(name for name in recipe if name not in options)
             print(f"{file} is a configuration of train.py; probes use its {', '.join(options)}, and not: {unused}")
@@ -137,9 +145,8 @@ def probe_options(recipe: Mapping[str, Any]) -> dict[str, Any]:
         if given.get("backbone", spec.backbone) == spec.backbone:
             own = {"backbone": spec.backbone, **spec.options}
     merged = {key: value for key, value in {**own, **given}.items() if key in OF_BACKBONE}
-    kept = {key: recipe[key] for key in ("resolutions", "val_fraction", "seed") if key in recipe}
-    data = {"dataset": recipe["dataset"], "dataset_options": recipe.get("dataset_options") or {}}
-    return {**data, "model_options": merged, **kept}
+    kept = {key: recipe[key] for key in ("dataset", "resolutions", "val_fraction", "seed") if key in recipe}
+    return {**kept, "dataset_options": recipe.get("dataset_options") or {}, "model_options": merged}
 
 
 def choose_methods(methods: Sequence[str] | None) -> list[str]:

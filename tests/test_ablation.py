@@ -110,13 +110,15 @@ def test_the_table_has_every_head_with_every_decoding(tmp_path: Path, capsys: py
     assert all(name in printed for name in (*list_heads(), "linear_probe", *DECODINGS.load_all()))
 
 
+@pytest.mark.parametrize("joined", [False, True])
 def test_a_configuration_of_training_names_data_and_backbone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    joined: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     smoke = CONFIGS / "smoke.yaml"
     found: list[dict[str, Any]] = []
     monkeypatch.setattr("jsonargparse.auto_cli", lambda main, as_positional, args: found.append(parse(main, args)))
-    monkeypatch.setattr(sys, "argv", ["ablation.py", "--config", str(smoke), "--model_options.input_size", "32"])
+    config = [f"--config={smoke}"] if joined else ["--config", str(smoke)]
+    monkeypatch.setattr(sys, "argv", ["ablation.py", *config, "--model_options.input_size", "32"])
     runpy.run_path(ablation["__file__"], run_name="__main__")
     (options,) = found
     assert options["model_options"] == {"backbone": "test_convnext", "input_size": 32}
@@ -154,6 +156,35 @@ def test_other_configurations_are_left_alone() -> None:
     arguments = ["--config", str(CONFIGS / "ablation_heads.yaml"), "--seed", "1"]
     assert ablation["adopt_recipes"](arguments) == arguments
     assert ablation["adopt_recipes"](["--help"]) == ["--help"]
+
+
+def test_a_configuration_of_training_may_leave_the_dataset_to_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("{model: mlph_tiny_critters, stages: [], resolutions: {}}")
+    arguments = ["--config", str(tmp_path / "a.yaml"), "--dataset", "cub"]
+    options = parse(ablation["main"], ablation["adopt_recipes"](arguments))
+    assert (options["dataset"], options["dataset_options"]) == ("cub", {})
+    assert options["model_options"]["backbone"] == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1\n", r"a\.yaml is not a YAML file: "),
+        ("", r"a\.yaml has no options"),
+        ("- dataset", r"a\.yaml has no options"),
+        ("{dataset: critters, stages: []}", r"a\.yaml has stages, but no model, .*; name it there"),
+        (None, r"there is no configuration .*a\.yaml"),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_ends_in_one_line(
+    text: str | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if text is not None:
+        (tmp_path / "a.yaml").write_text(text)
+    monkeypatch.setattr(sys, "argv", ["ablation.py", "--config", str(tmp_path / "a.yaml")])
+    with pytest.raises(SystemExit, match=rf"^ablation\.py: .*{message}") as error:
+        runpy.run_path(ablation["__file__"], run_name="__main__")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.slow

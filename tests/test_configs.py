@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import fields, replace
 from pathlib import Path
@@ -65,8 +66,11 @@ def test_stages_of_an_argument_or_a_later_file_take_nothing_from_those_they_repl
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
     lines = "dataset: critters\nmodel: mlph_tiny_critters\nresolutions: {}\n"
     first.write_text(lines + "stages:\n  - {epochs: 5, lr: 0.3, backbone_lr: 0.2, schedule: cosine}\n")
-    second.write_text("stages: [{epochs: 2, lr: 0.1}]\n")
-    assert read_options(TrainOptions, [first, second]).stages == [Stage(epochs=2, lr=0.1)]
+    line = "stages: [{epochs: 2, lr: 0.1}]"
+    as_json = json.dumps(yaml.safe_load(line))
+    for text in (line, f"{{{line}}}", f"\ufeff{line}", line.replace("stages", "'stages'"), as_json):
+        second.write_text(text, encoding="utf-8")
+        assert read_options(TrainOptions, [first, second]).stages == [Stage(epochs=2, lr=0.1)], text
     for argument in (["--stages", "[{epochs: 1, lr: 0.5}]"], ["--stages=[{epochs: 1, lr: 0.5}]"]):
         assert read_options(TrainOptions, [first], argument).stages == [Stage(epochs=1, lr=0.5)]
     assert read_options(TrainOptions, [first], ["--batch_size", "3"]).stages == [Stage(5, 0.3, 0.2, schedule="cosine")]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+
+import yaml
 
 from c2f_zoo.data.augment import Augmentation
 from c2f_zoo.paths import expand
@@ -182,8 +183,31 @@ def read_options(kind: type[Options], files: Sequence[str | Path], overrides: Se
 
     arguments: list[str] = []
     for file in map(expand, files):
-        has_stages = file.is_file() and re.search(r"^stages\s*:", file.read_text(encoding="utf-8"), re.MULTILINE)
-        arguments += [*(NO_STAGES if has_stages else ()), "--config", str(file)]
+        arguments += [*(NO_STAGES if "stages" in read_yaml(file) else ()), "--config", str(file)]
     for argument in overrides:
         arguments += [*(NO_STAGES if argument.partition("=")[0] == "--stages" else ()), argument]
     return auto_cli(kind, args=arguments, as_positional=False)
+
+
+def read_yaml(file: str | Path) -> dict[str, Any]:
+    """Read the values of a YAML or JSON file.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: it is not YAML, or no mapping of names to values.
+
+    Examples:
+        >>> _ = Path("birds.yaml").write_text("{dataset: cub, stages: []}")
+        >>> read_yaml("birds.yaml")
+        {'dataset': 'cub', 'stages': []}
+    """
+    file = expand(file)
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no configuration {file}")
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} has no options; write 'name: value' in its lines")
+    return values

@@ -19,7 +19,7 @@ from c2f_zoo.io.files import atomic_write
 from c2f_zoo.io.weights import CONFIG_FILE, WEIGHTS_FILE, find_file, weight_files
 from c2f_zoo.training.checkpoint import list_checkpoints
 from c2f_zoo.training.fingerprint import Fingerprint, explain_change
-from c2f_zoo.training.options import TrainOptions
+from c2f_zoo.training.options import TrainOptions, read_yaml
 
 # When a run is resumed. `data.json` tells whether the data are the same, wherever dataset_options find them.
 FREE_TO_CHANGE = (
@@ -181,15 +181,12 @@ def read_config(file: Path) -> dict[str, Any]:
         ValueError: the file is damaged.
     """
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        values = error
-    if not isinstance(values, dict):
+        return read_yaml(file)
+    except ValueError as error:
         raise ValueError(
             f"{file} is damaged; write the run's options to it again (report.md of a finished run and starts.csv tell "
             "them), or start a new run with another --output"
-        )
-    return values
+        ) from error
 
 
 def check_data(file: Path, data: Fingerprint) -> None:
