@@ -104,6 +104,19 @@ def test_files_of_levels_have_different_short_names() -> None:
     assert all(len(f"{stem}.csv.part".encode()) <= 255 for stem in stems)
 
 
+def test_losses_are_kept_up_to_a_line_that_a_kill_cut_within_a_character(tmp_path: Path) -> None:
+    log = StepLog(tmp_path / "steps.csv")
+    for step in (1, 2, 3):
+        log.add({"step": step, "epoch": 1, "stage": 1, "level": "Vögel", "lr": 0.1}, torch.tensor(0.5))
+    log.write()
+    written = log.path.read_bytes()
+    log.path.write_bytes(written[: written.rindex("ö".encode()) + 1])
+    log.forget_after(3)
+    assert [(row["step"], row["level"]) for row in read_csv(log.path)] == [("1", "Vögel"), ("2", "Vögel")]
+    log.forget_after(1)
+    assert [row["step"] for row in read_csv(log.path)] == ["1"]
+
+
 # Loss of power
 
 

@@ -56,10 +56,11 @@ class StepLog:
             return
 
         def copy_rows(part: Path) -> None:
-            with open(self.path, newline="", encoding="utf-8") as source, open(part, "w", encoding="utf-8") as target:
+            # Bytes, because a kill may have left half of a character.
+            with open(self.path, "rb") as source, open(part, "wb") as target:
                 for number, line in enumerate(source):
-                    is_whole = line.endswith("\n")
-                    if not is_whole or (number > 0 and int(line.partition(",")[0]) > step):
+                    is_whole = line.endswith(b"\n")
+                    if not is_whole or (number > 0 and int(line.partition(b",")[0]) > step):
                         break
                     target.write(line)
 
