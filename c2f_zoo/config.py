@@ -30,7 +30,7 @@ MAX_INPUT_SIZE = 2048
 MAX_RESIZE = 2 * MAX_INPUT_SIZE  # shorter side of an image before the crop
 MAX_WIDTH = 4096  # numbers in a backbone's options
 MAX_INT = 2**32
-MIN_STD, MAX_MEAN = 1e-3, 10
+MIN_CROP, MIN_STD, MAX_MEAN = 1e-3, 1e-3, 10
 MAX_SEED = 2**63 - 1
 MAX_OPTION_LENGTH = 64
 
@@ -87,7 +87,7 @@ class Preprocessing:
             ("interpolation", self.interpolation, INTERPOLATIONS),
         ):
             check_names(name, [value], known)
-        if min(self.input_size) < 1 or not 0 < self.crop_pct <= 1:
+        if min(self.input_size) < 1 or not MIN_CROP <= self.crop_pct <= 1:
             raise ValueError(f"invalid input_size {self.input_size} or crop_pct {self.crop_pct}")
         if not len(self.mean) == len(self.std) == self.input_size[0]:
             raise ValueError(

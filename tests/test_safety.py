@@ -80,6 +80,7 @@ BAD = {
     "a large input": ({"preprocessing": {"input_size": [3, 64, 10**6]}}, "has 1000000 pixels on a side"),
     "no input": ({"preprocessing": {"input_size": [3, 0, 64]}}, r"invalid input_size \(3, 0, 64\) or crop_pct"),
     "a small crop": ({"preprocessing": {"crop_pct": 0.002}}, "crop_pct 0.002 resizes images to 32000 pixels before"),
+    "a crop of no pixel": ({"preprocessing": {"crop_pct": 1e-320}}, "invalid input_size .* or crop_pct 1e-320"),
     "a device": ({"backbone_options": {"device": "meta"}}, "the key 'device' is not allowed in backbone_options"),
     "a dtype": ({"pooling_options": {"dtype": "float16"}}, "the key 'dtype' is not allowed in pooling_options"),
     "no deviation": ({"preprocessing": {"std": [1, 1, 0]}}, r"std \(1, 1, 0\) must be in \[0.001, 10\]"),
