@@ -97,10 +97,14 @@ def test_a_file_of_torch_save_is_not_read(tmp_path: Path, new_format: bool) -> N
     assert not (tmp_path / "created").exists()
 
 
-def test_the_printed_command_converts_a_file_of_torch_save(whole: Weights, tmp_path: Path) -> None:
-    path = tmp_path / "w.pth"
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_the_printed_command_converts_a_file_of_torch_save(whole: Weights, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
     torch.save({"epoch": 3, "state_dict": {f"module.{name}": tensor for name, tensor in whole.items()}}, path)
     with pytest.raises(ValueError, match="convert it once: from timm") as error:
         create(path)
+    if path.suffix == ".safetensors":
+        assert f"not read; rename it to {tmp_path / 'w.pth'}, and convert" in str(error.value)
+        path.rename(tmp_path / "w.pth")
     exec(str(error.value).partition("convert it once: ")[2], {})
     assert torch.equal(create(tmp_path / "w.safetensors").backbone.body.state_dict()[FIRST], whole[FIRST])

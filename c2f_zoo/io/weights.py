@@ -238,12 +238,7 @@ def read_shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
         except (SafetensorError, OSError) as error:
             if not _is_pickled(path):
                 raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
-            raise ValueError(
-                f"{path} is a file of torch.save, which may contain code and is not read; convert it once: from "
-                "timm.models import load_state_dict; from safetensors.torch import save_file; save_file({k: v.clone() "
-                f"for k, v in load_state_dict({str(path)!r}, weights_only=True).items()}}, "
-                f"{str(path.with_suffix('.safetensors'))!r})"
-            ) from error
+            raise ValueError(_explain_pickled(path)) from error
         for name in found:
             if name in shapes:
                 raise ValueError(f"the weight {name} of {path} is in another shard too")
@@ -257,6 +252,18 @@ def _is_pickled(path: Path) -> bool:
         head = file.read(8)
     # The size of a safetensors header, in the first 8 bytes, is far below 2 ** 32.
     return head.startswith((b"PK\x03\x04", b"\x80")) and head[4:] != bytes(4)
+
+
+def _explain_pickled(path: Path) -> str:
+    """Return the message for a file of `torch.save`, with the command that converts it."""
+    named = path.with_suffix(".pth") if path.suffix == ".safetensors" else path  # timm reads it by its extension
+    rename = f"rename it to {named}, and " if named != path else ""
+    return (
+        f"{path} is a file of torch.save, which may contain code and is not read; {rename}convert it once: from "
+        "timm.models import load_state_dict; from safetensors.torch import save_file; save_file({k: v.clone() "
+        f"for k, v in load_state_dict({str(named)!r}, weights_only=True).items()}}, "
+        f"{str(path.with_suffix('.safetensors'))!r})"
+    )
 
 
 def load_weights(module: nn.Module, files: Sequence[Path], others: AnyShape | None = None) -> None:
