@@ -418,17 +418,18 @@ def calibration_of(
 def check_memory(model: C2FModel) -> None:
     """Check how much memory the prediction of one image takes, on the meta device.
 
-    It is the memory of feature maps and pooled vectors in float32, without the weights. Of a pooling or head that does
-    not run on the meta device, the memory is not known, and only the backbone's is checked.
+    It is the memory of feature maps and pooled vectors in float32, without the weights. Of a pooling or head that
+    cannot be copied, or does not run on the meta device, the memory is not known, and only the backbone's is checked.
 
     Raises:
         ValueError: it is more than `MAX_MEMORY`.
     """
     size = model.config.preprocessing.input_size
-    backbone, pooling, head = (copy_to_meta(part).eval() for part in (model.backbone, model.pooling, model.head))
+    backbone = copy_to_meta(model.backbone).eval()
     with torch.no_grad(), PeakMemory() as memory:
         maps = backbone(torch.empty(1, *size, device="meta"))
-        with suppress(NotImplementedError, RuntimeError):  # values of tensors are not known there
+        with suppress(NotImplementedError, RuntimeError):  # values of tensors are not known there; or it has no copies
+            pooling, head = (copy_to_meta(part).eval() for part in (model.pooling, model.head))
             head(pooling(maps), model.levels)
     if memory.peak > MAX_MEMORY:
         raise ValueError(

@@ -71,6 +71,16 @@ def test_nothing_is_said_of_usual_values(values: dict[str, Any], critters: Label
     assert advice_on(critters, **values) == []
 
 
+def test_an_optimizer_that_runs_elsewhere_gets_no_advice(
+    critters: LabelledImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(self: torch.optim.Optimizer, closure: None = None) -> None:
+        raise RuntimeError("FusedSGD only supports CUDA tensors")
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    assert advice_on(critters, lr=1e-5) == []
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_learning_rates_of_our_configurations_are_usual(config: Path) -> None:
     options = read_options(TrainOptions, [config]) if "stages" in config.read_text(encoding="utf-8") else None

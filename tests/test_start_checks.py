@@ -20,6 +20,7 @@ from c2f_zoo import C2FModel, Pooling, create_dataset, create_model
 from c2f_zoo.data import ImageFiles, LabelledImages
 from c2f_zoo.pooling import POOLINGS
 from c2f_zoo.training import stages, start_checks
+from c2f_zoo.training.advice import advise
 from c2f_zoo.training.dry_run import try_stages
 from c2f_zoo.training.memory import is_out_of_memory
 from c2f_zoo.training.objective import create_objective
@@ -452,6 +453,38 @@ def test_a_model_that_is_saved_whole_predicts_the_same(critters: LabelledImages,
     other = build_model(chosen, critters.hierarchy)
     with pytest.raises(ValueError, match="predicts something else"):
         compare_predictions(model, other, chosen)
+    other.load_state_dict(before)
+    compare_predictions(model, other, chosen)
+    with torch.no_grad():  # as of memory that a plug-in did not fill
+        other.head.get_classifier("genus").bias[0] = torch.nan
+    with pytest.raises(ValueError, match="logits of genus differ by nan"):
+        compare_predictions(model, other, chosen)
+
+
+class Normed(Pooling):
+    """A pooling that `copy.deepcopy` refuses, for its weight is computed."""
+
+    description = "normed"
+
+    def __init__(self, in_channels: Sequence[int]) -> None:
+        super().__init__(in_channels, out_features=8)
+        self.project = torch.nn.utils.weight_norm(torch.nn.Linear(in_channels[0], 8))
+
+    def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        return self.project(maps[0].mean(dim=(2, 3)))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_part_that_cannot_be_copied_is_saved_loaded_and_trained(
+    critters: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(POOLINGS._entries, "plug_in", Normed)
+    chosen = options(model_options={"backbone": "test_convnext", "input_size": 32, "pooling": "plug_in"})
+    model = build_model(chosen, critters.hierarchy)
+    with pytest.raises(RuntimeError, match="deepcopy"):
+        copy.deepcopy(model.pooling)
+    assert list(advise(chosen, model, critters, range(36))) == []
+    check_round_trip(model, chosen, tmp_path, Accelerator(cpu=True))
 
 
 # Unreadable images

@@ -44,7 +44,10 @@ def advise(options: TrainOptions, model: C2FModel, dataset: LabelledImages, indi
 def _advise_lr(options: TrainOptions, model: C2FModel) -> Iterator[str]:
     normalized = is_normalized(model.pooling)
     for number, stage in enumerate(options.stages, start=1):
-        step, depends_on_gradient = measure_step(options, stage.lr)
+        try:
+            step, depends_on_gradient = measure_step(options, stage.lr)
+        except RuntimeError:  # of an optimizer for GPUs only
+            return
         lr = f"lr of stage {number} is {stage.lr}"
         if not depends_on_gradient:
             if step > LARGEST_STEP:
@@ -99,20 +102,20 @@ def measure_step(options: TrainOptions, lr: float) -> tuple[float, bool]:
 
 @torch.no_grad()
 def is_normalized(pooling: Pooling) -> bool | None:
-    """Return whether the length of a pooling's vector does not follow that of its maps; None if it needs large maps.
+    """Return whether the length of a pooling's vector does not follow that of its maps; None if that is unknown.
 
     Examples:
         >>> from c2f_zoo import create_pooling
         >>> is_normalized(create_pooling("mlp", [8, 8, 8])), is_normalized(create_pooling("avg", [8]))
         (True, False)
     """
-    frozen = copy.deepcopy(pooling).eval()  # batch norm's statistics do not change
     generator = torch.Generator().manual_seed(0)
-    dtype = next((weight.dtype for weight in frozen.parameters()), torch.float32)
+    dtype = next((weight.dtype for weight in pooling.parameters()), torch.float32)
     maps = [torch.rand(1, channels, 2, 2, generator=generator).to(dtype) for channels in pooling.in_channels]
     try:
+        frozen = copy.deepcopy(pooling).eval()  # batch norm's statistics do not change
         once, larger = (_length(frozen([scale * x for x in maps])) for scale in (1.0, 4.0))
-    except Exception:  # of a plug-in
+    except Exception:  # of a plug-in: it needs larger maps, or cannot be copied
         return None
     return larger < 2 * once
 

@@ -66,7 +66,7 @@ def compare_predictions(model: C2FModel, loaded: C2FModel, options: TrainOptions
     expected, found = (_logits(chosen, image) for chosen in (model, loaded))
     for level, logits in expected.items():
         difference = (found[level] - logits).abs().max().item()
-        if difference > TOLERANCE * logits.abs().max().item():
+        if not difference <= TOLERANCE * logits.abs().max().item():  # also of a difference that is not a number
             raise ValueError(
                 f"the saved model predicts something else after it is loaded (logits of {level} differ by "
                 f"{difference:.2g}): a part keeps values outside its parameters and buffers. Register them with "
