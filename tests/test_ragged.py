@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import SMALL
 from PIL import Image
 from typer.testing import CliRunner
@@ -26,6 +27,7 @@ from c2f_zoo.hierarchy import draw_text, open_hierarchy
 from c2f_zoo.io.card import model_card
 from c2f_zoo.metrics import tree_report
 from c2f_zoo.training.setup import check_labels
+from c2f_zoo.training.unreadable import check_readable
 
 LEVELS = ("kind", "genus", "cultivar")
 ROWS = [("Fruit", "Apple", "Gala"), ("Fruit", "Apple", "Cox"), ("Fruit", "Banana"), ("Nut",)]
@@ -313,6 +315,8 @@ class TestDatasets:
         model = create_model("mlph", hierarchy=dataset.hierarchy, **SMALL)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="no test image has a label at 'cultivar'"):
             check_labels(labels_of(dataset), model, "test")
+        with pytest.raises(ValueError, match="no readable test image has a label at 'cultivar'"):
+            check_readable({"test": (dataset, range(len(dataset)))}, model, "skip", Accelerator(cpu=True))
 
 
 class TestSharedNames:

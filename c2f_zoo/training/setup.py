@@ -102,7 +102,7 @@ def check_labels(labels: Tensor, model: C2FModel, split: str) -> None:
     Args:
         labels: labels (n, levels of the tree) of a split; -1 where unknown.
         model: the model.
-        split: the split's name, for the message.
+        split: the split's name for the message, or which of its images these are.
 
     Raises:
         ValueError: a level has no label.
@@ -111,6 +111,6 @@ def check_labels(labels: Tensor, model: C2FModel, split: str) -> None:
     for level in model.levels:
         if (labels[:, model.hierarchy.depth(level)] < 0).all():
             raise ValueError(
-                f"no {split} image has a label at {level!r}; set model_options.levels to levels with labels, or choose "
-                "another val_fraction"
+                f"no {split} image has a label at {level!r}; check the data with `c2f-zoo data check`, set "
+                "model_options.levels to levels with labels, or choose another val_fraction"
             )

@@ -15,6 +15,7 @@ from c2f_zoo.io.files import write_csv
 from c2f_zoo.io.progress import map_in_threads
 from c2f_zoo.model import C2FModel
 from c2f_zoo.training.launch import usable_cores
+from c2f_zoo.training.setup import check_labels
 
 SHOWN = 5
 
@@ -51,19 +52,10 @@ def check_readable(splits: Splits, model: C2FModel, on_error: str, accelerator: 
                 f"{len(faults)} of {len(chosen)} {split} images cannot be read: {names}{more}. Replace them, or leave "
                 "them out with on_error: skip"
             )
-        _check_labels(dataset, [index for index in indices if index not in faults], model, split)
+        readable = [index for index in indices if index not in faults]
+        check_labels(labels_of(dataset)[readable], model, f"readable {split}")
         if faults:
             accelerator.print(f"{len(faults)} of {len(chosen)} {split} images cannot be read and are skipped")
-
-
-def _check_labels(dataset: LabelledImages, readable: Sequence[int], model: C2FModel, split: str) -> None:
-    labels = labels_of(dataset)[list(readable)]
-    for level in model.levels:
-        if (labels[:, model.hierarchy.depth(level)] < 0).all():
-            raise ValueError(
-                f"no readable {split} image has a label at {level!r}; check the data with `c2f-zoo data check`, or "
-                "choose another val_fraction"
-            )
 
 
 def list_unreadable(splits: Splits, output: Path) -> None:
