@@ -1,10 +1,12 @@
-"""Datasets derived from other datasets: joined, or with some labels hidden."""
+"""Datasets derived from other datasets: joined, at other resolutions, or with some labels hidden."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -70,3 +72,76 @@ class Joined(IndexedImages):
 
     def read(self, index: int, shorter_side: int | None = None) -> Image.Image:
         return load_image(*self._places[index], shorter_side)
+
+
+class ResolutionView(NamedTuple):
+    """An image of a dataset at a resolution.
+
+    Attributes:
+        index: the image's index in the dataset.
+        resolution: the shorter side in pixels that it is shrunk to; None is full size. Smaller images stay as they are.
+        is_enlarged: whether it is enlarged to its own size again, so that its size says nothing about its detail.
+    """
+
+    index: int
+    resolution: int | None
+    is_enlarged: bool
+
+
+def draw_views(
+    indices: Sequence[int], resolutions: Sequence[int | None], seed: int, all_resolutions: bool = True
+) -> list[ResolutionView]:
+    """Draw views of images: at each resolution or at a random one, half of the shrunk ones enlarged again.
+
+    Args:
+        indices: the images' indices in a dataset.
+        resolutions: the resolution grid; None is full size.
+        seed: the seed.
+        all_resolutions: a view of each image at every resolution; false: at one that is drawn for the image.
+
+    Examples:
+        >>> [view.resolution for view in draw_views([5, 7], [None, 20], seed=0)]
+        [None, 20, None, 20]
+    """
+    rng, grid = np.random.default_rng(seed), list(resolutions)
+    chosen = [grid if all_resolutions else [grid[rng.integers(len(grid))]] for _ in indices]
+    return [
+        ResolutionView(index, resolution, resolution is not None and bool(rng.integers(2)))
+        for index, of_image in zip(indices, chosen, strict=True)
+        for resolution in of_image
+    ]
+
+
+class AtResolutions(IndexedImages):
+    """The images of a dataset at other resolutions, as small files or enlarged thumbnails.
+
+    Args:
+        dataset: the dataset.
+        views: the images, see `draw_views`.
+
+    Examples:
+        >>> dataset = create_dataset("critters", "test", per_class=1)
+        >>> views = AtResolutions(dataset, [ResolutionView(7, 20, False), ResolutionView(7, 20, True)])
+        >>> views[0][0].size, views[1][0].size, views.targets == [dataset.targets[7]] * 2
+        ((20, 20), (96, 96), True)
+    """
+
+    def __init__(self, dataset: LabelledImages, views: Sequence[ResolutionView]) -> None:
+        self.dataset = dataset
+        self.views = list(views)
+        self.hierarchy = dataset.hierarchy
+        self.labels = labels_of(dataset)[[view.index for view in views]]
+        self.targets: list[int] = self.labels[:, -1].tolist()
+        self.notes = notes_of(dataset)
+        if paths := getattr(dataset, "paths", None):
+            self.paths = [paths[view.index] for view in views]
+
+    def read(self, index: int, shorter_side: int | None = None) -> Image.Image:
+        view = self.views[index]
+        image = load_image(self.dataset, view.index, shorter_side if view.resolution is None else None)
+        if view.resolution is None or min(image.size) <= view.resolution:
+            return image
+        ratio = view.resolution / min(image.size)
+        width, height = (max(view.resolution, round(side * ratio)) for side in image.size)
+        small = image.resize((width, height), Image.Resampling.BOX)
+        return small.resize(image.size, Image.Resampling.BICUBIC) if view.is_enlarged else small

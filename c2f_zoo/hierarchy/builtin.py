@@ -22,6 +22,7 @@ _VERSIONS = {
     "cifar100": "1.0",
     "critters": "1.0",
     "cub": "1.0",
+    "cub100": "1.0",
     "cub_modern": "1.0",
     "fashion_mnist": "1.0",
 }
@@ -31,6 +32,8 @@ def _read(name: str) -> Hierarchy:
     path = _TREES / f"{name}.csv"
     # A list of paths would label CIFAR-100's superclasses in another order than the dataset.
     tree = Hierarchy.from_parents(path, ("superclass", "class")) if name == "cifar100" else Hierarchy.from_csv(path)
+    if name == "cub100":  # labels in the order of `cub`, as its dataset has them
+        tree = _read("cub").subtree(tree.classes[-1])
     return replace(tree, version=_VERSIONS[name])
 
 

@@ -57,6 +57,18 @@ register_model("mlph_tiny_critters")(
         },
     )
 )
+register_model("mlph_tf_efficientnet_lite0_cub100")(
+    ModelSpec(
+        method="mlph",
+        backbone="tf_efficientnet_lite0",
+        hierarchy="cub100",
+        options={
+            "input_size": 160,
+            "pooling_options": {"dim": 512},
+            "resolutions": {"species": None, "genus": 64, "family": 20},
+        },
+    )
+)
 register_model("mlph_tiny_fashion_mnist")(
     ModelSpec(
         method="mlph",
