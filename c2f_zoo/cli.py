@@ -1,4 +1,4 @@
-"""The command line: `c2f-zoo list | info | predict | data check`."""
+"""The command line: `c2f-zoo list | info | predict | calibrate | data check`."""
 
 from __future__ import annotations
 
@@ -213,6 +213,28 @@ def predict(
         print(f"c2f-zoo: {unreadable} of {len(images)} images cannot be predicted", file=sys.stderr)
     if unreadable:
         raise typer.Exit(1)
+
+
+@app.command()
+def calibrate(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run of train.py.")],
+    risk: Annotated[float, typer.Option(help="Promised fraction of wrong predictions, e.g. 0.1.")] = 0.1,
+    resolutions: Annotated[
+        str | None,
+        typer.Option(help="Resolution grid, e.g. full,80,40,20. Default: full size to the coarsest level's."),
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of the run's dataset, if it was moved.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the views of the images.")] = 0,
+) -> None:
+    """Calibrate a model on its validation images, so that predictions end at a level that can be trusted."""
+    from c2f_zoo.evaluation.calibrating import calibrate_run, calibration_tables
+    from c2f_zoo.evaluation.report import print_tables
+    from c2f_zoo.io.weights import CALIBRATION_FILE
+
+    grid = [None if text == "full" else int(text) for text in resolutions.split(",")] if resolutions else None
+    found = calibrate_run(str(run), risk, grid, str(root) if root else None, seed)
+    print_tables(*calibration_tables(found))
+    print(f"\nwritten to {run / CALIBRATION_FILE}; try: c2f-zoo predict {run} IMAGE")
 
 
 @data_app.command()

@@ -32,7 +32,7 @@ from c2f_zoo.model import C2FModel
 ROWS = [("x", "p", "1"), ("x", "p", "2"), ("x", "q", "3"), ("y", "r", "4"), ("y", "r", "5"), ("y", "r", "6")]
 TREE = Hierarchy.from_rows(("a", "b", "c"), ROWS)
 NODES = Nodes(TREE)
-RULE_OPTIONS = {"nominal": {"resolutions": {"a": 10, "b": 30, "c": None}}}
+RULE_OPTIONS = {"nominal": {"resolutions": {"a": 10, "b": 30, "c": 50}}}
 
 
 def draw(count: int, seed: int = 0) -> tuple[NodeProbabilities, np.ndarray]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -74,7 +74,8 @@ class Joined(IndexedImages):
         return load_image(*self._places[index], shorter_side)
 
 
-class ResolutionView(NamedTuple):
+@dataclass(frozen=True)
+class ResolutionView:
     """An image of a dataset at a resolution.
 
     Attributes:

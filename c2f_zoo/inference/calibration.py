@@ -16,7 +16,6 @@ from c2f_zoo.registry import check_names
 
 VERSION = 1
 PROBABILITIES = ("sum", "levels")
-MIN_IMAGES = 200  # of a group: its threshold for a risk of 1 % then rests on the two riskiest of them
 MAX_GROUPS = 8
 
 _COLDEST, _HOTTEST = 0.05, 20.0  # temperatures
@@ -282,7 +281,7 @@ def conformal_threshold(values: np.ndarray, risk: float) -> float:
     return max(float(np.nextafter(value, math.inf)), 0.0)
 
 
-def group_edges(detail: np.ndarray, min_images: int = MIN_IMAGES) -> tuple[float, ...]:
+def group_edges(detail: np.ndarray, min_images: int) -> tuple[float, ...]:
     """Return the bounds of groups of similar visible detail, each with about as many images.
 
     Args:

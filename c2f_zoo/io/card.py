@@ -198,16 +198,25 @@ def _format_metric(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
+def detail_groups(edges: Sequence[float]) -> list[str]:
+    """Return the names of a calibration's groups of visible detail, coarsest first.
+
+    Examples:
+        >>> detail_groups([24.2, 60.0])
+        ['below 24 px', '24 to 60 px', 'from 60 px']
+    """
+    if not edges:
+        return ["any"]
+    between = [f"{low:.0f} to {high:.0f} px" for low, high in itertools.pairwise(edges)]
+    return [f"below {edges[0]:.0f} px", *between, f"from {edges[-1]:.0f} px"]
+
+
 def _trust(calibration: Mapping[str, Any] | None) -> str:
     """Return what the calibration promises, and the thresholds of its groups of visible detail."""
     if calibration is None:
         return "The model is not calibrated: no level of a prediction is marked as trusted. See `c2f-zoo calibrate`."
-    risks, bounds = calibration["risks"], [0.0, *calibration["edges"], None]
+    risks, names = calibration["risks"], detail_groups(calibration["edges"])
     about = ", ".join(f"{markdown(key)} {markdown(value)}" for key, value in calibration.get("about", {}).items())
-    names = [
-        f"from {low:.0f} px" if high is None else f"{low:.0f} to {high:.0f} px"
-        for low, high in itertools.pairwise(bounds)
-    ]
     rows = [
         [name, str(images), *(f"{threshold:.4f}" for threshold in thresholds)]
         for name, images, thresholds in zip(names, calibration["images"], calibration["thresholds"], strict=True)

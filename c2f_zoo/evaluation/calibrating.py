@@ -1,0 +1,207 @@
+"""Calibrate a model on validation images at mixed resolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from rich.markup import escape
+from rich.table import Table
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+import c2f_zoo
+from c2f_zoo.data import LabelledImages
+from c2f_zoo.data.derived import draw_views
+from c2f_zoo.data.splits import train_and_val
+from c2f_zoo.evaluation.mixed_resolutions import MixedScores, score_views
+from c2f_zoo.evaluation.provenance import describe_machine
+from c2f_zoo.evaluation.report import write_json
+from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.inference.calibration import (
+    PROBABILITIES,
+    Calibration,
+    calibrate,
+    calibrated,
+    conformal_threshold,
+    fit_temperature,
+    group_edges,
+    images_needed,
+    smallest_thresholds,
+)
+from c2f_zoo.inference.resolutions import own_resolutions
+from c2f_zoo.inference.trust import RULES
+from c2f_zoo.io.card import detail_groups
+from c2f_zoo.io.weights import CALIBRATION_FILE, digest_weights
+from c2f_zoo.model import C2FModel, load_model
+from c2f_zoo.paths import expand
+from c2f_zoo.training.launch import create_accelerator
+from c2f_zoo.training.options import TrainOptions, read_options
+
+RULE = "climb"
+RISKS = (0.2, 0.1, 0.05, 0.02, 0.01)  # thresholds are found for these, as far as there are images enough
+FIT_FRACTION = 0.25  # of the images, for temperatures, groups and the kind of probabilities
+BATCH_SIZE = 32
+
+
+def calibrate_run(
+    run: str, risk: float, resolutions: Sequence[int | None] | None = None, root: str | None = None, seed: int = 0
+) -> Calibration:
+    """Calibrate the model of a run on the run's validation images, and write `calibration.json` beside it.
+
+    Args:
+        run: folder of a finished run of `recipes/train.py`.
+        risk: the promised risk by default, in (0, 1).
+        resolutions: the resolution grid; default: `resolution_grid`.
+        root: the folder of the run's dataset, if it is elsewhere now.
+        seed: seed of the views, and of the images that temperatures are fitted on.
+
+    Raises:
+        FileNotFoundError: the folder is not a run's.
+        ValueError: the run has no validation images, or too few for the risk.
+    """
+    folder = expand(run)
+    if not (folder / "config.yaml").is_file():
+        raise FileNotFoundError(f"{folder} has no config.yaml; pass the folder of a run of train.py")
+    options, model = read_options(TrainOptions, [folder / "config.yaml"]), load_model(folder)
+    given = {**options.dataset_options, **({"root": root} if root else {})}
+    dataset, _, indices = train_and_val(options.dataset, options.val_fraction, options.seed, **given)
+    if not indices:
+        raise ValueError(f"{run} has no validation images (val_fraction 0); a calibration needs images not trained on")
+    about = {"dataset": options.dataset, "split": "validation", "run": folder.name}
+    found = calibrate_model(model, dataset, indices, risk, resolutions, seed, about)
+    write_json(folder / CALIBRATION_FILE, found.to_dict())
+    return found
+
+
+def calibrate_model(
+    model: C2FModel,
+    dataset: LabelledImages,
+    indices: Sequence[int],
+    risk: float,
+    resolutions: Sequence[int | None] | None = None,
+    seed: int = 0,
+    about: dict[str, Any] | None = None,
+) -> Calibration:
+    """Calibrate a model on images that it was not trained on.
+
+    Each image is scored at every resolution of the grid. A quarter of the images serves temperatures, the groups of
+    visible detail and the choice of probabilities; the others, for which these are given, the thresholds.
+
+    Args:
+        model: the model.
+        dataset: the dataset.
+        indices: the images' indices in it.
+        risk: the promised risk by default, in (0, 1).
+        resolutions: the resolution grid; default: `resolution_grid`.
+        seed: seed of the views, and of the quarter.
+        about: further lines on where the images come from.
+
+    Raises:
+        ValueError: there are too few images for the risk; the message says how many are needed.
+    """
+    if not 0 < risk < 1:
+        raise ValueError(f"risk is {risk}; it must be a fraction between 0 and 1")
+    order = np.random.default_rng(seed).permutation(np.asarray(indices))
+    fit_images = order[: round(FIT_FRACTION * len(order))]
+    if len(order) - len(fit_images) < images_needed(risk) or not len(fit_images):
+        needed = max(round(images_needed(risk) / (1 - FIT_FRACTION)) + 1, 4)
+        raise ValueError(f"a risk of {risk:g} needs {needed} validation images or more; there are {len(order)}")
+    grid = list(resolutions or resolution_grid(model))
+    views = draw_views(indices, grid, seed)
+    scores = score_views(model, dataset, views, create_accelerator(), batch_size=BATCH_SIZE)
+    tree, scores = model.hierarchy.truncate(model.levels[-1]), scores.take(scores.labels >= 0)
+    is_fit = np.isin(scores.index, fit_images)
+    fit, rest = scores.take(is_fit), scores.take(~is_fit)
+    temperatures = {
+        level: fit_temperature(z, np.asarray(tree.to_parent(torch.tensor(fit.labels), level)))
+        for level, z in fit.own.items()
+    }
+    probabilities = choose_probabilities(fit, tree, temperatures, risk)
+    edges = group_edges(fit.detail, images_needed(min(risk, *RISKS)))
+    p = calibrated(rest.own, tree, probabilities, temperatures)
+    groups = np.bincount(np.searchsorted(edges, rest.detail, side="right"), minlength=len(edges) + 1)
+    risks = tuple(sorted({risk, *(one for one in RISKS if images_needed(one) <= groups.min())}, reverse=True))
+    thresholds, images, overall = calibrate(RULES[RULE], p, rest.labels, rest.detail, risks, edges)
+    machine = describe_machine()
+    about = {
+        **(about or {}),
+        "photos": len(indices),
+        "resolutions": [resolution or "full" for resolution in grid],
+        "seed": seed,
+        "date": machine["date"],
+        "device": machine["device"],
+        "c2f_zoo": c2f_zoo.__version__,
+    }
+    reliability = measure_reliability(rest, tree, probabilities, temperatures)
+    weights = digest_weights(model.state_dict())
+    parts = (risk, risks, edges, thresholds, images, overall, weights, about, reliability)
+    return Calibration(RULE, probabilities, temperatures, *parts)
+
+
+def resolution_grid(model: C2FModel, steps: int = 4) -> list[int | None]:
+    """Return full size, and resolutions from the model's coarsest upwards at equal ratios.
+
+    Args:
+        model: the model. If all its levels have full size, the coarsest is an eighth of the input.
+        steps: the number of resolutions below full size.
+
+    Examples:
+        >>> resolution_grid(create_model("mlph_tiny_critters"))
+        [None, 57, 34, 20, 12]
+    """
+    full = min(model.config.preprocessing.input_size[1:])
+    own = [resolution for resolution in own_resolutions(model).values() if resolution is not None]
+    coarsest = min(own, default=max(full // 8, 1))
+    return [None, *(round(full * (coarsest / full) ** (step / steps)) for step in range(1, steps + 1))]
+
+
+def choose_probabilities(scores: MixedScores, tree: Hierarchy, temperatures: dict[str, float], risk: float) -> str:
+    """Return the kind of probabilities with the greater mean coverage at a risk."""
+    kinds = PROBABILITIES if set(scores.own) == set(tree.levels) else PROBABILITIES[:1]
+    coverage = {}
+    for kind in kinds:
+        p = calibrated(scores.own, tree, kind, temperatures)
+        chain = RULES[RULE](p)
+        threshold = conformal_threshold(smallest_thresholds(chain, p.nodes, scores.labels), risk)
+        coverage[kind] = p.nodes.coverage[chain.choose(threshold)].mean()
+    return max(coverage, key=lambda kind: coverage[kind])
+
+
+def measure_reliability(
+    scores: MixedScores, tree: Hierarchy, probabilities: str, temperatures: dict[str, float]
+) -> dict[str, dict[str, float]]:
+    """Return each level's expected calibration error with and without the temperature, 15 bins of equal width."""
+    after = calibrated(scores.own, tree, probabilities, temperatures)
+    before = calibrated(scores.own, tree, probabilities, {})
+    found = {}
+    for depth, level in enumerate(tree.levels):
+        labels = tree.to_parent(torch.tensor(scores.labels), level)
+        errors = {
+            key: multiclass_calibration_error(
+                torch.tensor(p.levels[depth]), labels, max(tree.num_classes[level], 2)
+            ).item()
+            for key, p in (("ece", after), ("ece_before", before))
+        }
+        found[level] = {key: round(error, 4) for key, error in errors.items()}
+    return found
+
+
+def calibration_tables(calibration: Calibration) -> tuple[Table, Table]:
+    """Tabulate the thresholds of each group of visible detail, and each level's temperature and calibration error."""
+    kind = {"sum": "sums over leaf classes", "levels": "the heads of the levels"}[calibration.probabilities]
+    thresholds = Table(title=f"Thresholds of {calibration.rule}, probabilities: {kind}")
+    for column in ("visible detail", "images", *(f"risk {100 * risk:g} %" for risk in calibration.risks)):
+        thresholds.add_column(column, justify="left" if column == "visible detail" else "right")
+    parts = zip(detail_groups(calibration.edges), calibration.images, calibration.thresholds, strict=True)
+    for name, images, row in [*parts, ("all", sum(calibration.images), calibration.overall)]:
+        thresholds.add_row(name, str(images), *(f"{threshold:.4f}" for threshold in row))
+    errors = Table(title="Expected calibration error in %")
+    for column in ("level", "temperature", "without", "with temperature"):
+        errors.add_column(column, justify="left" if column == "level" else "right")
+    for level, error in calibration.reliability.items():
+        temperature = calibration.temperatures.get(level, 1.0)
+        percent = (f"{100 * error[key]:.1f}" for key in ("ece_before", "ece"))
+        errors.add_row(escape(level), f"{temperature:.2f}", *percent)
+    return thresholds, errors

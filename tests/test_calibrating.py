@@ -1,0 +1,157 @@
+"""`c2f-zoo calibrate`: from a run to `calibration.json`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+from c2f_zoo import create_dataset, create_model
+from c2f_zoo.cli import app
+from c2f_zoo.data.derived import AtResolutions, ResolutionView, draw_views
+from c2f_zoo.data.splits import train_and_val
+from c2f_zoo.evaluation.calibrating import calibrate_model, calibrate_run, resolution_grid
+from c2f_zoo.evaluation.mixed_resolutions import score_views
+from c2f_zoo.inference import Predictor
+from c2f_zoo.inference.calibration import Calibration
+from c2f_zoo.inference.detail import visible_detail
+from c2f_zoo.io.weights import CALIBRATION_FILE, digest_weights
+from c2f_zoo.model import C2FModel
+from c2f_zoo.training.launch import create_accelerator
+
+
+@pytest.fixture(scope="module")
+def model() -> C2FModel:
+    return create_model("mlph_tiny_critters", pretrained=True).eval()
+
+
+@pytest.fixture
+def run(model: C2FModel, tmp_path: Path) -> Path:
+    """The folder of a run with 72 validation images, of the bundled model."""
+    model.save_pretrained(tmp_path)
+    config = {
+        "dataset": "critters",
+        "dataset_options": {"per_class": 8},
+        "model": "mlph_tiny_critters",
+        "resolutions": model.config.resolutions,
+        "stages": [{"epochs": 1, "lr": 0.1}],
+        "val_fraction": 0.25,
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path
+
+
+class TestViews:
+    def test_every_image_at_every_resolution(self) -> None:
+        views = draw_views([3, 5, 8], [None, 40, 20], seed=0)
+        assert [(view.index, view.resolution) for view in views] == [(i, r) for i in (3, 5, 8) for r in (None, 40, 20)]
+        assert not any(view.is_enlarged for view in views if view.resolution is None)
+        many = draw_views(range(200), [40], seed=0)
+        assert 70 < sum(view.is_enlarged for view in many) < 130
+
+    def test_or_one_for_each_image(self) -> None:
+        views = draw_views(range(300), [None, 40, 20], seed=1, all_resolutions=False)
+        assert [view.index for view in views] == list(range(300))
+        counts = [sum(view.resolution == one for view in views) for one in (None, 40, 20)]
+        assert min(counts) > 70
+        assert views == draw_views(range(300), [None, 40, 20], seed=1, all_resolutions=False)
+
+    def test_pixels_are_means_of_areas(self) -> None:
+        dataset = create_dataset("critters", "test", per_class=1)
+        full, small, thumbnail = (
+            AtResolutions(dataset, [ResolutionView(7, resolution, is_enlarged)])[0][0]
+            for resolution, is_enlarged in ((None, False), (24, False), (24, True))
+        )
+        means = np.asarray(full, dtype=float).reshape(24, 4, 24, 4, 3).mean(axis=(1, 3))
+        assert np.abs(np.asarray(small) - means).max() <= 1
+        assert thumbnail.size == full.size
+        assert visible_detail(thumbnail, 96) < visible_detail(full, 96)
+
+    def test_small_images_stay_as_they_are(self) -> None:
+        dataset = create_dataset("critters", "test", per_class=1)
+        view = AtResolutions(dataset, [ResolutionView(7, 96, True)])
+        assert np.array_equal(np.asarray(view[0][0]), np.asarray(dataset[7][0]))
+
+
+def test_scores_are_those_of_the_predictor(model: C2FModel) -> None:
+    dataset = create_dataset("critters", "test", per_class=1)
+    views = draw_views([0, 13, 35], [None, 20], seed=0)
+    scores = score_views(model, dataset, views, create_accelerator(), batch_size=4)
+    images = AtResolutions(dataset, views)
+    predictor = Predictor(model)
+    for number, view in enumerate(views):
+        image = images[number][0]
+        assert scores.size[number] == min(image.size)
+        assert scores.detail[number] == visible_detail(image, model.config.preprocessing.resize)
+        assert scores.resolution[number] == (view.resolution or 0)
+        assert scores.labels[number] == dataset.targets[view.index]
+        for level, name, probability in predictor(image).path:
+            label = model.hierarchy.class_names(level).index(name)
+            assert np.exp(scores.own[level][number, label]) == pytest.approx(probability, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def found(model: C2FModel) -> Calibration:
+    """The calibration on 72 images."""
+    dataset, _, indices = train_and_val("critters", 0.25, 0, per_class=8)
+    return calibrate_model(model, dataset, indices, 0.1, [None, 24, 12])
+
+
+class TestCalibrate:
+    def test_it_describes_images_and_weights(self, found: Calibration, model: C2FModel) -> None:
+        assert found.weights == digest_weights(model.state_dict())
+        assert found.risk == 0.1
+        assert sum(found.images) == 54 * 3  # three quarters of 72 images, at three resolutions
+        assert found.about["photos"] == 72
+        assert found.about["resolutions"] == ["full", 24, 12]
+        assert set(found.reliability) == set(found.temperatures) == {"family", "genus", "species"}
+
+    def test_smaller_risks_have_higher_thresholds(self, found: Calibration) -> None:
+        for row in (*found.thresholds, found.overall):
+            assert list(row) == sorted(row)
+
+    @pytest.mark.parametrize("risk", [0.0, 1.0, -0.1])
+    def test_a_risk_is_a_fraction(self, model: C2FModel, risk: float) -> None:
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            calibrate_model(model, create_dataset("critters", "train", per_class=1), range(36), risk)
+
+    def test_too_few_images_are_named_before_they_are_scored(self, model: C2FModel) -> None:
+        with pytest.raises(ValueError, match=r"a risk of 0.01 needs 133 validation images or more; there are 36"):
+            calibrate_model(model, create_dataset("critters", "train", per_class=1), range(36), 0.01)
+
+
+@pytest.mark.slow
+def test_the_command_writes_a_calibration_that_the_model_carries(run: Path, model: C2FModel) -> None:
+    result = CliRunner().invoke(app, ["calibrate", str(run), "--risk", "0.1", "--resolutions", "full,24,12"])
+    assert result.exit_code == 0, result.output
+    assert "visible detail" in result.output
+    saved = json.loads((run / CALIBRATION_FILE).read_text())
+    assert Calibration.from_dict(saved).risk == 0.1
+    loaded = C2FModel.from_pretrained(run)
+    assert loaded.calibration == saved
+    assert torch.equal(loaded.head.get_classifier("family").weight, model.head.get_classifier("family").weight)
+
+
+class TestRuns:
+    def test_a_folder_without_a_run_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r"config\.yaml"):
+            calibrate_run(str(tmp_path), 0.1)
+
+    def test_a_run_without_validation_images_is_named(self, run: Path) -> None:
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        (run / "config.yaml").write_text(yaml.safe_dump({**config, "val_fraction": 0.0}))
+        with pytest.raises(ValueError, match="no validation images"):
+            calibrate_run(str(run), 0.1)
+
+
+def test_the_grid_goes_from_full_size_to_the_coarsest_resolution(model: C2FModel) -> None:
+    full, *grid = resolution_grid(model)
+    assert full is None
+    assert grid[-1] == 12
+    ratios = [b / a for a, b in zip([96, *grid], grid, strict=False)]
+    assert ratios == pytest.approx([(12 / 96) ** 0.25] * 4, abs=0.02)
