@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,14 @@ def test_a_poor_first_guess_is_said(values: dict[str, Any], line: str, critters:
 )
 def test_nothing_is_said_of_usual_values(values: dict[str, Any], critters: LabelledImages) -> None:
     assert advice_on(critters, **values) == []
+
+
+def test_the_printed_option_for_dim_is_read(critters: LabelledImages) -> None:
+    (line,) = advice_on(critters, model_options={**SMALL, "pooling_options": {"impl": "plain"}})
+    option, value = shlex.split(line.partition("; --")[2].removesuffix(" trains faster"))
+    config = next(path for path in CONFIGS if path.stem == "smoke")
+    options = read_options(TrainOptions, [config], [f"--{option}", value])
+    assert options.model_options["pooling_options"] == {"dim": 1024, "impl": "plain"}
 
 
 def test_an_optimizer_that_runs_elsewhere_gets_no_advice(

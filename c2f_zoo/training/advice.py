@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -146,11 +147,12 @@ def _advise_dim(options: TrainOptions, model: C2FModel) -> Iterator[str]:
     if "dim" not in parameters or "dim" in model.config.pooling_options:
         return
     backbone, rest = (_count(model.backbone), _count(model.pooling) + _count(model.head))
+    smaller = json.dumps({**model.config.pooling_options, "dim": 1024})
     if rest > LARGEST_RATIO * backbone:
         yield (
             f"pooling and head have {rest / 1e6:.3g} M weights, the backbone {backbone / 1e6:.3g} M: dim is "
-            f"{parameters['dim'].default}, the paper's for larger backbones; --model_options.pooling_options.dim 1024 "
-            "trains faster"
+            f"{parameters['dim'].default}, the paper's for larger backbones; --model_options.pooling_options "
+            f"'{smaller}' trains faster"
         )
 
 
