@@ -186,32 +186,32 @@ def predict(
     model: Annotated[
         str, typer.Argument(help="Folder of a run or saved model, name of trained weights, or hf-hub:OWNER/MODEL.")
     ],
-    images: Annotated[list[Path], typer.Argument(help="One or more image files.")],
+    paths: Annotated[list[Path], typer.Argument(help="Image files, and folders with all images in them.")],
+    csv: Annotated[Path | None, typer.Option(help="CSV file to write; an interrupted run goes on.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False,
+    top_k: Annotated[int | None, typer.Option(help="Also print the K most probable classes.", min=1)] = None,
+    level: Annotated[str | None, typer.Option(help="Finest level to predict.")] = None,
+    risk: Annotated[
+        float | None, typer.Option(help="Promised risk: the fraction of trusted classes that may be wrong.")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Class of any level to restrict predictions to; may be repeated.")
+    ] = None,
+    species_list: Annotated[Path | None, typer.Option(help="File with the possible classes, one a line.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Largest number of images of a forward pass.", min=1)] = 32,
 ) -> None:
-    """Predict the path of each image in the class tree, with probabilities; exit with 1 if an image cannot be read."""
-    from c2f_zoo.data import read_image
-    from c2f_zoo.data.transformed_images import UNREADABLE
-    from c2f_zoo.hierarchy.escape import printable
-    from c2f_zoo.zoo import MODELS, split_tag
+    """Predict images: the part of the path in the class tree that can be trusted, and a guess below it.
 
-    model = str(expand(model))
-    is_named = split_tag(model)[0] in MODELS and not Path(model).is_dir()
-    is_source = model.startswith(("hf-hub:", "local-dir:"))
-    source = model if is_named or is_source else f"local-dir:{model}"
-    predictor = c2f_zoo.Predictor(c2f_zoo.create_model(source, pretrained=is_named))
-    unreadable = 0
-    for path in images:
-        try:
-            prediction = predictor(read_image(path))
-        except UNREADABLE as error:
-            unreadable += 1
-            reason = str(error) if str(path) in str(error) else f"{path}: {error}"
-            print(f"c2f-zoo: {printable(reason)}", file=sys.stderr, flush=True)
-            continue
-        print(f"{printable(path)}: {prediction}" if len(images) > 1 else prediction, flush=True)
-    if unreadable and len(images) > 1:
-        print(f"c2f-zoo: {unreadable} of {len(images)} images cannot be predicted", file=sys.stderr)
-    if unreadable:
+    Exit with 1 if an image cannot be read.
+    """
+    from c2f_zoo.inference.predict_files import predict_files
+
+    if top_k and csv and not as_json:
+        raise ValueError("--top-k has no columns in a CSV file; leave it out, or add --json")
+    predictor = c2f_zoo.Predictor.from_pretrained(
+        model, risk=risk, only=only, species_list=species_list, level=level, batch_size=batch_size
+    )
+    if predict_files(predictor, paths, csv, as_json, top_k):
         raise typer.Exit(1)
 
 

@@ -1,48 +1,81 @@
-"""Prediction of paths in the class tree."""
+"""Prediction of paths in the class tree, and of the part that can be trusted."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from c2f_zoo.data.images import ImageLike, prepare_image
 from c2f_zoo.data.transforms import create_transform
 from c2f_zoo.decoding import decode, marginalize
-from c2f_zoo.hierarchy.escape import printable
+from c2f_zoo.inference.calibration import Calibration
+from c2f_zoo.inference.detail import visible_detail
+from c2f_zoo.inference.fusion import fuse
+from c2f_zoo.inference.image_files import list_image_files
+from c2f_zoo.inference.nodes import Nodes, restrict
+from c2f_zoo.inference.prediction import Prediction, Provenance, Step
 from c2f_zoo.inference.resolutions import levels_by_resolution
+from c2f_zoo.inference.restriction import find_restriction, mask_impossible
+from c2f_zoo.inference.trusted import Trusted, find_trusted
 from c2f_zoo.model import C2FModel
 from c2f_zoo.ops import check_finite, widest_dtype
+from c2f_zoo.paths import expand
+from c2f_zoo.registry import unknown_name
+from c2f_zoo.zoo import MODELS, WEIGHTS, split_tag
+from c2f_zoo.zoo.create import create_model
+
+_logger = logging.getLogger(__name__)
+
+_SOURCES = ("hf-hub:", "local-dir:")
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """A predicted path in the class tree, coarse to fine.
+class PreparedImage:
+    """An image as the model's input.
 
     Attributes:
-        path: for each level (level, class name, probability in [0, 1]). The probability comes from the head, or for a
-            level that the model does not predict from the sum over the class's descendants. With the head `hex`, an
-            image may stop at a class, so that the probabilities of a level sum to less than 1.
+        views: for each distinct resolution the input (channels, height, width).
+        detail: the visible detail in pixels; 0 if the model has no calibration.
+        file: the image's file; empty if it has none.
     """
 
-    path: list[tuple[str, str, float]]
-
-    def __str__(self) -> str:
-        return " > ".join(f"{printable(name)} ({probability:.2f})" for _, name, probability in self.path)
+    views: Mapping[int | None, Tensor]
+    detail: float
+    file: str = ""
 
 
 class Predictor:
-    """A predictor of images' paths in the class tree.
+    """A predictor of images' paths in the class tree, and of the level down to which they can be trusted.
 
-    Each level sees the image at its own resolution, with one forward pass for each distinct resolution. The prediction
-    is the path of the tree with the greatest product of the levels' probabilities (the decoding `joint`). It ends at
-    the finest predicted level, or in a tree whose `ragged` is `"stop"` at the last class of its branch.
+    Each level sees the image at its own resolution, with one forward pass for each distinct resolution. The path is
+    that of the tree with the greatest product of the levels' probabilities (the decoding `joint`). It ends at the
+    finest predicted level, or in a tree whose `ragged` is `"stop"` at the last class of its branch.
+
+    The model's calibration says which class can be trusted: its rule chooses one, with the threshold for the visible
+    detail of the image. A model without calibration predicts the path alone, with a note. A predictor may be used by
+    several threads at once.
 
     Args:
         model: the model; it is put into evaluation mode.
+        risk: the promised risk, the fraction of trusted classes that may be wrong: one of the calibration's. Default:
+            the calibration's own.
+        only: names of classes of any level: predictions are restricted to the leaf classes under them, and their
+            probabilities normalized again.
+        species_list: a text file with such names, one a line; see `find_restriction`.
+        level: the finest level to predict. Default: the model's finest.
+        batch_size: the largest number of images of a forward pass; predictions do not depend on it.
+
+    Raises:
+        FileNotFoundError: the list does not exist.
+        ValueError: a name, the level or the risk is unknown, or the calibration is invalid.
 
     Examples:
         >>> model = create_model("mlph", backbone="resnet18", hierarchy="critters", input_size=64)
@@ -54,13 +87,69 @@ class Predictor:
         2
     """
 
-    def __init__(self, model: C2FModel) -> None:
+    def __init__(
+        self,
+        model: C2FModel,
+        *,
+        risk: float | None = None,
+        only: Sequence[str] | None = None,
+        species_list: str | os.PathLike[str] | None = None,
+        level: str | None = None,
+        batch_size: int = 32,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
         self.model = model.eval()
+        self.tree = model.hierarchy.truncate(model.levels[-1])  # what the model predicts
+        depth = self.tree.depth(self.tree.finest if level is None else level)
+        self.levels = self.tree.levels[: depth + 1]
+        self.risk, self.batch_size = risk, batch_size
+        self.calibration = (
+            None if getattr(model, "calibration", None) is None else Calibration.from_dict(model.calibration)
+        )
+        self.restriction = find_restriction(self.tree, only, species_list)
+        self._nodes = Nodes(self.tree)
         self._levels_at = levels_by_resolution(model)
         self._transforms = {
             resolution: create_transform(model.config.preprocessing, resolution, train=False)
             for resolution in self._levels_at
         }
+        self._check_risk()
+        for note in () if self.restriction is None else self.restriction.notes:
+            _logger.warning("%s", note)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        risk: float | None = None,
+        only: Sequence[str] | None = None,
+        species_list: str | os.PathLike[str] | None = None,
+        level: str | None = None,
+        batch_size: int = 32,
+    ) -> Predictor:
+        """Load a trained model and return its predictor.
+
+        Args:
+            name: a name with trained weights (`list_models(pretrained=True)`), the folder of a run or of a saved model,
+                or `"hf-hub:OWNER/MODEL"`.
+            risk: see `Predictor`, as the others.
+            only: see `Predictor`.
+            species_list: see `Predictor`.
+            level: see `Predictor`.
+            batch_size: see `Predictor`.
+
+        Raises:
+            FileNotFoundError: the folder does not exist, or is no saved model.
+            ValueError: the name is unknown or has no trained weights, or as in `Predictor`.
+
+        Examples:
+            >>> Predictor.from_pretrained("mlph_tiny_critters", level="genus").levels
+            ('family', 'genus')
+        """
+        model = load_trained(name)
+        return cls(model, risk=risk, only=only, species_list=species_list, level=level, batch_size=batch_size)
 
     @overload
     def __call__(self, image: list[ImageLike]) -> list[Prediction]: ...
@@ -69,46 +158,183 @@ class Predictor:
     def __call__(self, image: ImageLike) -> Prediction: ...
 
     def __call__(self, image: ImageLike | list[ImageLike]) -> Prediction | list[Prediction]:
-        """Predict an image, or a list of images as one batch.
+        """Predict an image, or several.
 
         Args:
             image: a path, an open file, a PIL image, an array or a tensor, of any size and mode; see
-                `c2f_zoo.data.prepare_image`, which converts it like the images of a training. Or a list of these.
+                `c2f_zoo.data.prepare_image`, which converts it like the images of a training. Or several: a list of
+                these, a folder, or a tensor (N, channels, height, width).
+
+        Returns:
+            A prediction, or a list of them. Those of a folder are sorted by file, including its subfolders.
 
         Raises:
-            FileNotFoundError: a file does not exist.
+            FileNotFoundError: a file does not exist, or a folder has no images.
             ValueError: an image cannot be read or converted, or the model's outputs are not finite.
         """
+        if isinstance(image, Tensor) and image.ndim == 4:
+            return self.predict_batch(list(image))
+        if isinstance(image, (str, os.PathLike)) and expand(image).is_dir():
+            return self.predict_batch(list_image_files([expand(image)]).files)
         return self.predict_batch(image) if isinstance(image, list) else self.predict_batch([image])[0]
 
-    def predict_batch(self, images: Sequence[ImageLike]) -> list[Prediction]:
-        """Predict images of any kinds, sizes and modes as one batch; errors as in `__call__`."""
+    def predict_batch(self, images: Sequence[ImageLike | PreparedImage]) -> list[Prediction]:
+        """Predict images of any kinds, sizes and modes; errors as in `__call__`."""
+        predictions = []
+        for start in range(0, len(images), self.batch_size):
+            prepared = [self.prepare(image) for image in images[start : start + self.batch_size]]
+            found = self._interpret(self._log_probs(prepared), [[image.detail] for image in prepared])
+            predictions += [replace(one, file=image.file) for one, image in zip(found, prepared, strict=True)]
+        return predictions
+
+    def group(self, images: Sequence[ImageLike]) -> Prediction:
+        """Predict an object from several images of it.
+
+        The mean of their log-probabilities is normalized again (`fuse`). Of the images' thresholds the highest counts.
+        The promised risk was calibrated for single images.
+
+        Args:
+            images: one or more images of the same object; errors as in `__call__`.
+
+        Examples:
+            >>> model = create_model("mlph", backbone="resnet18", hierarchy="critters", input_size=64)
+            >>> Predictor(model).group([torch.rand(3, 96, 96), torch.rand(3, 64, 64)]).provenance.images
+            2
+        """
         if not images:
-            return []
-        tree = self.model.hierarchy
-        log_probs = self._log_probs(images)
-        labels = decode({level: log_probs[level] for level in self.model.levels}, tree, "joint").tolist()
-        return [
-            Prediction(
-                [
-                    (level, tree.class_names(level)[label], float(log_probs[level][number, label].exp()))
-                    for level, label, left_out in zip(tree.levels, path, tree.left_out, strict=True)
-                    if level in log_probs and label not in left_out
-                ]
+            raise ValueError("a group has no images; pass one or more of the same object")
+        prepared = [self.prepare(image) for image in images]
+        starts = range(0, len(images), self.batch_size)
+        parts = [self._head_log_probs(prepared[start : start + self.batch_size]) for start in starts]
+        fused = {level: fuse(torch.cat([part[level] for part in parts])) for level in self.model.levels}
+        log_probs = marginalize(fused, self.model.hierarchy)
+        return self._interpret(log_probs, [[image.detail for image in prepared]])[0]
+
+    def prepare(self, image: ImageLike | PreparedImage) -> PreparedImage:
+        """Read, convert and transform an image; threads may do this ahead of `predict_batch`.
+
+        Raises:
+            FileNotFoundError: the file does not exist.
+            ValueError: the image cannot be read or converted.
+        """
+        if isinstance(image, PreparedImage):
+            return image
+        rgb = prepare_image(image)
+        views = {resolution: transform(rgb) for resolution, transform in self._transforms.items()}
+        detail = visible_detail(rgb, self.model.config.preprocessing.resize) if self.calibration else 0.0
+        return PreparedImage(views, detail, os.fspath(image) if isinstance(image, (str, os.PathLike)) else "")
+
+    def _check_risk(self) -> None:
+        """Check that the model keeps the promise; a model without calibration gets a note."""
+        if self.calibration is not None:
+            self.calibration.threshold(np.zeros(1, dtype=np.int64), self.risk)
+        elif self.risk is not None:
+            raise ValueError(f"the model has no calibration and promises no risk ({self.risk:g}): c2f-zoo calibrate")
+        else:
+            _logger.warning(
+                "the model has no calibration, so that no prediction says how far it can be trusted; run "
+                "`c2f-zoo calibrate` with validation images"
             )
-            for number, path in enumerate(labels)
-        ]
+
+    def _log_probs(self, images: Sequence[ImageLike | PreparedImage]) -> dict[str, Tensor]:
+        """Return float64 log-probabilities (N, classes) of the predicted levels and above."""
+        return marginalize(self._head_log_probs([self.prepare(image) for image in images]), self.model.hierarchy)
 
     @torch.inference_mode()
-    def _log_probs(self, images: Sequence[ImageLike]) -> dict[str, Tensor]:
-        """Return float64 log-probabilities (N, classes) of the predicted levels and above."""
+    def _head_log_probs(self, images: Sequence[PreparedImage]) -> dict[str, Tensor]:
+        """Return float64 log-probabilities (N, classes) of the predicted levels."""
         weight = next(self.model.parameters())
-        prepared = [prepare_image(image) for image in images]
         logits: dict[str, Tensor] = {}
         for resolution, levels in self._levels_at.items():
-            x = torch.stack([self._transforms[resolution](image) for image in prepared])
+            x = torch.stack([image.views[resolution] for image in images])
             logits |= self.model(x.to(weight.device, weight.dtype), levels)
         check_finite(logits)
         logits = {level: logits[level].to(widest_dtype(weight.device)) for level in self.model.levels}
-        log_probs = {level: z.cpu().double() for level, z in self.model.log_probs(logits).items()}
-        return marginalize(log_probs, self.model.hierarchy)
+        return {level: z.cpu().double() for level, z in self.model.log_probs(logits).items()}
+
+    def _interpret(self, log_probs: Mapping[str, Tensor], details: Sequence[Sequence[float]]) -> list[Prediction]:
+        """Return the prediction of each object, from log-probabilities (N, classes) of the predicted levels and above.
+
+        Args:
+            log_probs: the log-probabilities.
+            details: for each object the visible detail of its images.
+        """
+        arrays = {level: log_probs[level].numpy() for level in self.tree.levels}
+        p, leaves = {level: np.exp(z) for level, z in arrays.items()}, None
+        if self.restriction is not None:
+            leaves = self.restriction.leaves
+            p = dict(zip(p, restrict(list(p.values()), leaves, self._nodes), strict=True))
+            log_probs = mask_impossible(log_probs, leaves, self._nodes)
+        labels = decode({level: log_probs[level] for level in self.model.levels}, self.tree, "joint").numpy()
+        trusted = None
+        if self.calibration is not None:
+            trusted = find_trusted(self.calibration, arrays, self.tree, details, self.risk, leaves)
+        return [
+            self._prediction(number, path, {level: one[number] for level, one in p.items()}, trusted, len(own))
+            for number, (path, own) in enumerate(zip(labels, details, strict=True))
+        ]
+
+    def _prediction(
+        self, number: int, path: np.ndarray, p: Mapping[str, np.ndarray], trusted: Trusted | None, images: int
+    ) -> Prediction:
+        """Return the prediction of the object `number`."""
+        restriction = None if self.restriction is None else self.restriction.text
+        shown = {level: p[level] for level in self.levels}
+        found = Prediction(self._steps(path, list(p.values())), tree=self.tree, probabilities=shown)
+        if trusted is None or self.calibration is None:
+            return replace(found, provenance=Provenance(images=images, restriction=restriction))
+        calibrated = [level[number] for level in trusted.p.levels]
+        steps, safe = self._steps(path, calibrated), trusted.p.nodes.paths[trusted.nodes[number]]
+        trusted_path = self._steps(safe, calibrated)
+        common = next((n for n, (a, b) in enumerate(zip(path, safe, strict=True)) if a != b), len(path))
+        provenance = Provenance(
+            rule=self.calibration.rule,
+            risk=self.calibration.risk if self.risk is None else self.risk,
+            threshold=float(trusted.threshold[number]),
+            detail=float(trusted.detail[number]),
+            group=int(trusted.group[number]),
+            calibration_version=self.calibration.version,
+            calibrated_on=str(self.calibration.about.get("date", "")),
+            images=images,
+            restriction=restriction,
+        )
+        return replace(found, trusted_path=trusted_path, guess=steps[common:], provenance=provenance)
+
+    def _steps(self, path: np.ndarray, p: Sequence[np.ndarray]) -> list[Step]:
+        """Return a path of labels, -1 below its end, down to the finest shown level and without repeats."""
+        return [
+            (level, self.tree.classes[depth][label], float(p[depth][label]))
+            for depth, (level, label) in enumerate(zip(self.levels, path, strict=False))
+            if label >= 0 and label not in self.tree.left_out[depth]
+        ]
+
+
+def load_trained(name: str | os.PathLike[str]) -> C2FModel:
+    """Load a trained model: by the name of its weights, from a folder, or from the Hugging Face Hub.
+
+    Args:
+        name: see `Predictor.from_pretrained`.
+
+    Raises:
+        FileNotFoundError: the folder is no saved model.
+        ValueError: the name is unknown or has no trained weights.
+
+    Examples:
+        >>> load_trained("mlph_tiny_critters").levels
+        ('family', 'genus', 'species')
+    """
+    name = os.fspath(name)
+    if name.startswith(_SOURCES):
+        return create_model(name)
+    folder = expand(name)
+    if folder.is_dir():
+        return create_model(f"local-dir:{folder}")
+    if split_tag(name)[0] in MODELS:
+        return create_model(name, pretrained=True)
+    if Path(name).name == name:
+        raise ValueError(f"there is no folder {name!r}, and it is an {unknown_name('model', name, _trained_names())}")
+    return create_model(f"local-dir:{folder}")  # names the folder in its error
+
+
+def _trained_names() -> list[str]:
+    return [*WEIGHTS.names(), *MODELS.names()]

@@ -115,7 +115,7 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def read_csv(path: str | Path) -> list[dict[str, str]]:
     """Read the rows of a CSV file that `write_csv` wrote; every value is text."""
     with open(path, newline="", encoding="utf-8") as file:
-        rows = [[_unescape_formula(cell) for cell in row] for row in csv.reader(file) if row]
+        rows = [[unescape_formula(cell) for cell in row] for row in csv.reader(file) if row]
     return [dict(zip(rows[0], row, strict=False)) for row in rows[1:]]
 
 
@@ -135,5 +135,11 @@ def escape_formula(value: Any) -> Any:
     return value
 
 
-def _unescape_formula(text: str) -> str:
+def unescape_formula(text: str) -> str:
+    """Return text from a CSV file as it was before `escape_formula`.
+
+    Examples:
+        >>> [unescape_formula(text) for text in ("'=1+1", "-0.5", "'gull'")]
+        ['=1+1', '-0.5', "'gull'"]
+    """
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text

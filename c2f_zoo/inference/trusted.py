@@ -1,0 +1,68 @@
+"""The class down to which a model's prediction can be trusted, by its calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.inference.calibration import Calibration
+from c2f_zoo.inference.nodes import NodeProbabilities, restrict
+from c2f_zoo.inference.trust import RULES
+
+
+@dataclass(frozen=True)
+class Trusted:
+    """The trusted classes of N objects.
+
+    Attributes:
+        p: calibrated probabilities of all classes.
+        nodes: numbers of the trusted classes (N,), see `Nodes`; the root for nothing.
+        threshold: the threshold of each object (N,).
+        detail: the visible detail of each object in pixels (N,).
+        group: its group of visible detail (N,).
+    """
+
+    p: NodeProbabilities
+    nodes: np.ndarray
+    threshold: np.ndarray
+    detail: np.ndarray
+    group: np.ndarray
+
+
+def find_trusted(
+    calibration: Calibration,
+    log_probs: Mapping[str, np.ndarray],
+    tree: Hierarchy,
+    details: Sequence[Sequence[float]],
+    risk: float | None = None,
+    leaves: Sequence[int] | None = None,
+) -> Trusted:
+    """Find the class of each object that can be trusted.
+
+    Args:
+        calibration: the model's calibration.
+        log_probs: level -> log-probabilities float64 (N, classes).
+        tree: the class tree, down to the finest predicted level.
+        details: for each object the visible detail of its images. Of several, the one with the highest threshold
+            counts.
+        risk: the promised risk, one of the calibration's; None: its own.
+        leaves: the labels of the possible leaf classes; None: all.
+
+    Raises:
+        ValueError: the model is not calibrated for that risk.
+    """
+    p = calibration.probabilities_of(log_probs, tree)
+    if leaves is not None:
+        p = NodeProbabilities(p.nodes, restrict(p.levels, leaves, p.nodes), p.sizes)
+    groups = [calibration.group(np.asarray(own)) for own in details]
+    thresholds = [calibration.threshold(group, risk) for group in groups]
+    strictest = [int(own.argmax()) for own in thresholds]
+    threshold, detail, group = (
+        np.array([own[at] for own, at in zip(values, strictest, strict=True)])
+        for values in (thresholds, details, groups)
+    )
+    nodes = RULES[calibration.rule](p).choose(threshold)
+    return Trusted(p, nodes, threshold, detail, group)
