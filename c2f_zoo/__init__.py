@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from c2f_zoo.decoding import list_decodings, register_decoding
     from c2f_zoo.heads import Head, list_heads, register_head
     from c2f_zoo.hierarchy import Hierarchy, list_hierarchies, load_hierarchy, register_hierarchy
-    from c2f_zoo.inference.predictor import Prediction, Predictor
+    from c2f_zoo.inference.prediction import Prediction
+    from c2f_zoo.inference.predictor import Predictor
     from c2f_zoo.losses import list_losses, register_loss
     from c2f_zoo.metrics import list_metrics, register_metric
     from c2f_zoo.model import C2FModel
@@ -35,7 +36,8 @@ _MODULES = {
     "c2f_zoo.metrics": ("list_metrics", "register_metric"),
     "c2f_zoo.model": ("C2FModel",),
     "c2f_zoo.pooling": ("Pooling", "create_pooling", "list_poolings", "register_pooling"),
-    "c2f_zoo.inference.predictor": ("Prediction", "Predictor"),
+    "c2f_zoo.inference.prediction": ("Prediction",),
+    "c2f_zoo.inference.predictor": ("Predictor",),
     "c2f_zoo.zoo": ("PretrainedWeights", "list_models", "register_model", "register_weights"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -22,9 +22,9 @@ from c2f_zoo.inference.resolutions import own_resolutions
 TREE = Hierarchy.from_rows(("kind", "shape"), [("round", "disc"), ("round", "ring"), ("edged", "box")])
 
 
-def model_with_probabilities(levels: dict[str, list[float]]) -> C2FModel:
+def model_with_probabilities(levels: dict[str, list[float]], tree: Hierarchy = TREE) -> C2FModel:
     """Return a model with the same probabilities for every image."""
-    model = create_model("mlph", hierarchy=TREE, levels=list(levels), **SMALL)  # type: ignore[arg-type]
+    model = create_model("mlph", hierarchy=tree, levels=list(levels), **SMALL)  # type: ignore[arg-type]
     with torch.no_grad():
         for level, probabilities in levels.items():
             classifier = model.head.get_classifier(level)

@@ -33,8 +33,10 @@ def predict_ahead(
     Examples:
         >>> predictor = Predictor(create_model("mlph_tiny_critters", pretrained=True))
         >>> Image.new("RGB", (96, 96)).save("1.png")
-        >>> [type(outcome).__name__ for file, outcome in predict_ahead(predictor, ["1.png", "2.png"], lambda file: [file])]
-        ['list', 'FileNotFoundError']
+        >>> for file, outcome in predict_ahead(predictor, ["1.png", "2.png"], lambda file: [file]):
+        ...     print(file, type(outcome).__name__)
+        1.png list
+        2.png FileNotFoundError
     """
 
     def prepare(item: Item) -> list[PreparedImage]:

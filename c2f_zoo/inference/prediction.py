@@ -58,7 +58,7 @@ class Prediction:
         trusted_path: the path down to the trusted class, with calibrated probabilities; empty if nothing is trusted or
             the model has no calibration.
         guess: the part of `path` that is not trusted, with calibrated probabilities; empty for a model without
-            calibration. If `path` does not lead to the trusted class, the guess begins where it leaves the trusted path.
+            calibration. If `path` does not lead to the trusted class, it begins where it leaves the trusted path.
         probabilities: for each level the probabilities (classes,) from which `path` is chosen, float64.
         provenance: rule, threshold and calibration behind the trusted class.
         tree: the class tree.

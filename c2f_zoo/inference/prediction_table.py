@@ -97,7 +97,7 @@ class PredictionTable:
         else:
             text = json.dumps(settings, indent=2) + "\n"
             atomic_write(beside, lambda part: part.write_text(text, encoding="utf-8"))
-        self._file = open(self.path, "a", newline="", **_ENCODING)  # closed by __exit__
+        self._file = open(self.path, "a", newline="", **_ENCODING)  # noqa: SIM115 - closed by __exit__
         if self._file.tell() == 0:
             self._write(header)
 

@@ -67,8 +67,8 @@ class Predictor:
         model: the model; it is put into evaluation mode.
         risk: the promised risk, the fraction of trusted classes that may be wrong: one of the calibration's. Default:
             the calibration's own.
-        only: names of classes of any level: predictions are restricted to the leaf classes under them, and their
-            probabilities normalized again.
+        only: the name of a class of any level, or several: predictions are restricted to the leaf classes under them,
+            and their probabilities normalized again.
         species_list: a text file with such names, one a line; see `find_restriction`.
         level: the finest level to predict. Default: the model's finest.
         batch_size: the largest number of images of a forward pass; predictions do not depend on it.
@@ -92,7 +92,7 @@ class Predictor:
         model: C2FModel,
         *,
         risk: float | None = None,
-        only: Sequence[str] | None = None,
+        only: str | Sequence[str] | None = None,
         species_list: str | os.PathLike[str] | None = None,
         level: str | None = None,
         batch_size: int = 32,
@@ -104,9 +104,7 @@ class Predictor:
         depth = self.tree.depth(self.tree.finest if level is None else level)
         self.levels = self.tree.levels[: depth + 1]
         self.risk, self.batch_size = risk, batch_size
-        self.calibration = (
-            None if getattr(model, "calibration", None) is None else Calibration.from_dict(model.calibration)
-        )
+        self.calibration = None if model.calibration is None else Calibration.from_dict(model.calibration)
         self.restriction = find_restriction(self.tree, only, species_list)
         self._nodes = Nodes(self.tree)
         self._levels_at = levels_by_resolution(model)
@@ -124,7 +122,7 @@ class Predictor:
         name: str | os.PathLike[str],
         *,
         risk: float | None = None,
-        only: Sequence[str] | None = None,
+        only: str | Sequence[str] | None = None,
         species_list: str | os.PathLike[str] | None = None,
         level: str | None = None,
         batch_size: int = 32,

@@ -37,13 +37,13 @@ class Restriction:
 
 
 def find_restriction(
-    tree: Hierarchy, only: Sequence[str] | None = None, species_list: str | os.PathLike[str] | None = None
+    tree: Hierarchy, only: str | Sequence[str] | None = None, species_list: str | os.PathLike[str] | None = None
 ) -> Restriction | None:
     """Return the restriction to classes and to those of a list; None without either.
 
     Args:
         tree: the class tree.
-        only: names of classes of any level; a class stands for all leaf classes under it.
+        only: the name of a class of any level, or several names; a class stands for all leaf classes under it.
         species_list: a text file with a name on each line, as in `only`. Empty lines and lines that begin with `#` are
             skipped. Names that are not in the tree are left out, with a note. With both, a leaf class must be in both.
 
@@ -59,6 +59,7 @@ def find_restriction(
     """
     if only is None and species_list is None:
         return None
+    only = [only] if isinstance(only, str) else only
     leaves, texts, notes = set(range(len(tree.classes[-1]))), [], []
     if only is not None:
         found, unknown, inexact = _find_leaves(tree, only)

@@ -59,10 +59,9 @@ def find_trusted(
         p = NodeProbabilities(p.nodes, restrict(p.levels, leaves, p.nodes), p.sizes)
     groups = [calibration.group(np.asarray(own)) for own in details]
     thresholds = [calibration.threshold(group, risk) for group in groups]
-    strictest = [int(own.argmax()) for own in thresholds]
-    threshold, detail, group = (
-        np.array([own[at] for own, at in zip(values, strictest, strict=True)])
-        for values in (thresholds, details, groups)
-    )
+    strictest = list(enumerate(int(own.argmax()) for own in thresholds))
+    threshold = np.array([thresholds[number][at] for number, at in strictest])
+    detail = np.array([details[number][at] for number, at in strictest])
+    group = np.array([groups[number][at] for number, at in strictest])
     nodes = RULES[calibration.rule](p).choose(threshold)
     return Trusted(p, nodes, threshold, detail, group)
