@@ -209,7 +209,7 @@ def predict(
     if top_k and csv and not as_json:
         raise ValueError("--top-k has no columns in a CSV file; leave it out, or add --json")
     predictor = c2f_zoo.Predictor.from_pretrained(
-        model, risk=risk, only=only, species_list=species_list, level=level, batch_size=batch_size
+        model, risk=risk, only=only or None, species_list=species_list, level=level, batch_size=batch_size
     )
     if predict_files(predictor, paths, csv, as_json, top_k):
         raise typer.Exit(1)
