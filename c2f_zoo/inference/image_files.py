@@ -47,7 +47,7 @@ def list_image_files(paths: Sequence[str | os.PathLike[str]]) -> FoundImages:
         ...     _ = Path(name).write_bytes(b"")
         >>> found = list_image_files(["birds"])
         >>> [file.name for file in found.files], found.notes
-        (['1.jpg', '2.png'], ('files without an image extension, left out: 1', 'service folders, left out: 1'))
+        (['1.jpg', '2.png'], ('service folders, left out: 1', 'files without an image extension, left out: 1'))
     """
     left_out: LeftOut = defaultdict(list)
     found: list[Path] = []
