@@ -26,10 +26,11 @@ from c2f_zoo.data import LabelledImages, create_dataset, name_of, notes_of, read
 from c2f_zoo.decoding import DECODINGS, list_decodings, marginalize
 from c2f_zoo.evaluation.confusion import has_confusion, write_confusions
 from c2f_zoo.evaluation.labels import labels_in
+from c2f_zoo.evaluation.mixed_metrics import choose_grid, score_mixed
 from c2f_zoo.evaluation.model_metrics import ModelMetrics
 from c2f_zoo.evaluation.plots import plot_mistakes
 from c2f_zoo.evaluation.provenance import describe_machine
-from c2f_zoo.evaluation.report import accuracy_table, metrics_table, print_tables, write_json
+from c2f_zoo.evaluation.report import accuracy_table, metrics_table, print_tables, trust_table, write_json
 from c2f_zoo.evaluation.scoring import (
     Predictions,
     gather_predictions,
@@ -55,6 +56,7 @@ def main(
     dataset_options: dict[str, Any] | None = None,
     split: str = "test",
     decoding: str = "all",
+    mixed_resolutions: list[int | None] | None = None,
     batch_size: int = 32,
     num_workers: int = 0,
     on_error: Literal["raise", "skip"] = "raise",
@@ -68,6 +70,8 @@ def main(
         dataset_options: additional keyword arguments of the dataset; default: the run's own, if `dataset` is not given.
         split: `train`, `test`, or `val` if the dataset has it.
         decoding: `independent`, `top_down`, `bottom_up`, `joint`, or `all` four.
+        mixed_resolutions: a grid of resolutions in pixels, highest first, of which each image is scored at one; null is
+            full size. Default: full size and the model's own resolutions.
         batch_size: images in a batch, for each process.
         num_workers: processes that load images, for each process.
         on_error: an unreadable image ends the run (`raise`), or is left out and listed (`skip`).
@@ -79,6 +83,7 @@ def main(
     folder = expand(output or Path(run) / "evaluation")
     check_output(str(folder))
     model = load_model(run)
+    grid = choose_grid(model, mixed_resolutions)
     name, options = choose_dataset(Path(run), dataset, dataset_options)
     with accelerator.local_main_process_first():  # one process downloads
         images = create_dataset(name, split, **options)
@@ -93,6 +98,7 @@ def main(
     results = {"run": run, "dataset": name, "dataset_options": options, "split": split} | metrics.compute()
     results |= describe_images(images, target, unreadable, metrics.tree) | describe_run(accelerator)
     accuracy, confusions = metrics.compute_accuracy(), metrics.compute_confusions()
+    results["mixed_resolutions"] = score_mixed(model, images, target, grid, accelerator, folder, **loading)
 
     if accelerator.is_main_process:
         write(folder, results, confusions, metrics.tree)
@@ -199,12 +205,25 @@ def report(
         metrics_table(source, results["any_decoding"], results["decodings"]),
         accuracy_table(title, accuracy, own, results["levels"]),
     )
+    report_mixed(results["mixed_resolutions"], results["levels"])
     for fault in group_similar(results["unreadable"]):
         print(printable(f"unreadable and skipped: {fault}"))
-    print(f"\nmetrics.json, predictions.csv, mistakes.png and the confusion matrices (PNG, CSV) are in {folder}")
+    print(f"\nmetrics.json, predictions.csv, the plots and the confusion matrices (PNG, CSV) are in {folder}")
     for level, count in results["levels"].items():
         if not has_confusion(count):
             print(f"{level} has no confusion matrix: its number of classes is {count}")
+
+
+def report_mixed(mixed: Mapping[str, Any], levels: Mapping[str, int]) -> None:
+    """Print the table of the rules at mixed resolutions."""
+    at = ", ".join(f"{count} at {resolution}" for resolution, count in mixed["images_at"].items())
+    if mixed["rules"]:
+        print_tables(trust_table(f"Images at mixed resolutions ({at})", mixed["rules"]))
+        unknown = next(iter(mixed["rules"].values()))["unknown"]
+    else:
+        unknown = "all"
+    if unknown:
+        print(f"mixed resolutions: {unknown} images have no known {list(levels)[-1]} and are left out")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from c2f_zoo import C2FModel, Hierarchy, Predictor, create_dataset, create_model
 from c2f_zoo.data import HideLabels, LabelledImages, create_transform, labels_of
 from c2f_zoo.evaluation.confusion import blocks, class_paths, plot_confusion, tree_order, write_confusion_csv
 from c2f_zoo.evaluation.labels import labels_in
+from c2f_zoo.evaluation.mixed_metrics import score_mixed
 from c2f_zoo.evaluation.model_metrics import ModelMetrics
 from c2f_zoo.evaluation.plots import name_heights
 from c2f_zoo.evaluation.report import without_nan
@@ -195,11 +196,16 @@ def test_two_processes_score_each_image_once(cub_folder: Path, tmp_path: Path) -
         str(tmp_path / "run"),
     ]
     command += ["--dataset", "cub", "--dataset_options.root", str(cub_folder), "--batch_size", "2"]
+    command += ["--mixed_resolutions", "[null, 32, 20]"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     written = json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text())
-    alone = results_of(model.eval(), create_dataset("cub", "test", root=str(cub_folder)))
+    dataset = create_dataset("cub", "test", root=str(cub_folder))
+    alone = results_of(model.eval(), dataset)
+    target, cpu = labels_in(model.hierarchy, dataset), Accelerator(cpu=True)
+    grid = (None, 32, 20)
+    alone["mixed_resolutions"] = score_mixed(model, dataset, target, grid, cpu, tmp_path / "alone", batch_size=5)
     for key, expected in without_nan(alone).items():
         assert flat(written[key]) == pytest.approx(flat(expected), abs=1e-6), key
     assert (written["processes"], written["images"]) == (2, 9)
@@ -212,7 +218,18 @@ def test_two_processes_score_each_image_once(cub_folder: Path, tmp_path: Path) -
     assert sum(counts.values()) == 9
     assert {name for name, count in counts.items() if count} == set(BIRDS)
     assert done.stdout.count("mistake_severity") == 1, "one table"
-    for name in ("fpa", "tice", "species/ece", "hd@5", "independent", "joint", "16 px", "9 test images of cub"):
+    assert all((tmp_path / "run" / "evaluation" / name).is_file() for name in ("risk_coverage.png", "reliability.png"))
+    for name in (
+        "fpa",
+        "tice",
+        "species/ece",
+        "hd@5",
+        "independent",
+        "joint",
+        "16 px",
+        "9 test images of cub",
+        "hAURC",
+    ):
         assert name in done.stdout
 
 
@@ -259,4 +276,5 @@ def test_unreadable_images_do_not_count(cub_folder: Path, tmp_path: Path) -> Non
     assert without["unreadable"] == []
     for key in ("images", "labelled", "lca_heights", "any_decoding", "decodings", "accuracy_by_resolution"):
         assert flat(skipped[key]) == pytest.approx(flat(without[key]), abs=1e-6), key
-    assert skipped["images"] == 3
+    assert skipped["images"] == skipped["mixed_resolutions"]["rules"]["climb"]["images"] == 3
+    assert skipped["mixed_resolutions"]["rules"]["climb"]["unknown"] == 0

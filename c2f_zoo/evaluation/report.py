@@ -104,6 +104,30 @@ def accuracy_table(
     return table
 
 
+def trust_table(title: str, rules: Mapping[str, Mapping[str, float]]) -> Table:
+    """Tabulate what each rule's predictions are worth over all thresholds.
+
+    Args:
+        title: title of the table.
+        rules: rule -> its measures, see `c2f_zoo.evaluation.trust_curves.measures`.
+
+    Examples:
+        >>> measures = {"haurc": 0.095, "gain": 0.2, "AC": 0.7, "AP": 0.8, "R@90C": 0.6, "R@95C": 0.5}
+        >>> table = trust_table("Mixed resolutions", {"climb": measures})
+        >>> [list(column.cells)[0] for column in table.columns]
+        ['climb', '95.0', '20.0', '70.0', '80.0', '60.0', '50.0']
+    """
+    table = Table(title=escape(title), caption="in %, but hAURC x 1000. ↑ higher is better, ↓ lower")
+    table.add_column("rule")
+    headers = {"haurc": "hAURC ↓", "gain": "gain ↑", "AC": "AC ↑", "AP": "AP ↑", "R@90C": "R@90C ↑", "R@95C": "R@95C ↑"}
+    for header in headers.values():
+        table.add_column(header, justify="right")
+    for rule, values in rules.items():
+        cells = [(1000 if name == "haurc" else 100) * values[name] for name in headers]
+        table.add_row(escape(rule), *("-" if math.isnan(cell) else f"{cell:.1f}" for cell in cells))
+    return table
+
+
 def print_tables(*tables: Table) -> None:
     """Print tables, at least 100 columns wide for long names in log files."""
     console = Console(width=max(Console().width, 100), emoji=False)

@@ -32,7 +32,7 @@ class TrustMetrics(Metric):
     """Risk, coverage and recall of a rule over all thresholds; see `trust_curves`.
 
     For each image it keeps the nodes of the rule's chain with their thresholds, but no probabilities. Images of unknown
-    leaf class (-1) are left out and counted in `unknown`.
+    leaf class (-1) are left out and counted.
 
     Args:
         rule: the rule, e.g. `RULES["climb"]`; bind its options with `functools.partial`.
@@ -76,15 +76,24 @@ class TrustMetrics(Metric):
 
     def steps(self) -> Steps:
         """Return the steps of all images of all processes; all must call this method."""
+        return self._gather()[0]
+
+    def _gather(self) -> tuple[Steps, int]:
+        """Return the steps, and the number of images of unknown leaf class."""
         if not self.node:  # a process without images; all must gather tensors of the same types
             none = np.zeros(0)
             self._append(Steps(self.nodes, none, none, none, none, none))
         with self.sync_context():
-            return Steps(self.nodes, **{name: dim_zero_cat(getattr(self, name)).cpu().numpy() for name in _STATES})
+            states = {name: dim_zero_cat(getattr(self, name)).cpu().numpy() for name in _STATES}
+            return Steps(self.nodes, **states), int(self.unknown)
 
     def compute(self) -> dict[str, float]:
-        """Return `trust_curves.measures` of all images of all processes; all must call this method."""
-        return measures(self.steps())
+        """Return the numbers of images of known and unknown leaf class, and `trust_curves.measures` of the former.
+
+        They are of all images of all processes; all must call this method.
+        """
+        steps, unknown = self._gather()
+        return {"images": len(steps.labels), "unknown": unknown, **measures(steps)}
 
     def curve(self) -> Curve:
         """Return the curve over all images of all processes; all must call this method."""
