@@ -2,9 +2,9 @@
 
     python recipes/bundle.py runs/critters-1 mlph_tiny_critters.scratch --license apache-2.0
 
-The weights are rounded to half precision, and the rounded weights are scored on the test images. The folder
-`c2f_zoo/zoo/weights/NAME` gets `config.json`, `model.safetensors`, `recipe.yaml` (the run's options, for train.py) and
-`weights.json` (`c2f_zoo.PretrainedWeights`).
+The weights are rounded to half precision, and the rounded weights are scored on the test images and calibrated on the
+run's validation images. The folder `c2f_zoo/zoo/weights/NAME` gets `config.json`, `model.safetensors`,
+`calibration.json`, `recipe.yaml` (the run's options, for train.py) and `weights.json` (`c2f_zoo.PretrainedWeights`).
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from jsonargparse import auto_cli
 
 from c2f_zoo.config import ModelConfig, format_resolution
 from c2f_zoo.data import create_dataset
+from c2f_zoo.evaluation.calibrating import RECIPE_FILE, calibrate_run
 from c2f_zoo.evaluation.provenance import device_name
 from c2f_zoo.evaluation.scoring import accuracy_rows, predict_labels
 from c2f_zoo.inference.resolutions import own_resolutions
 from c2f_zoo.io.files import checksum_of
-from c2f_zoo.io.weights import CONFIG_FILE, WEIGHTS_FILE, atomic_save, write_weights
+from c2f_zoo.io.weights import CALIBRATION_FILE, CONFIG_FILE, WEIGHTS_FILE, atomic_save, write_weights
 from c2f_zoo.model import C2FModel
 from c2f_zoo.paths import expand
 from c2f_zoo.training.launch import create_accelerator, recipe_errors
@@ -34,18 +35,18 @@ from c2f_zoo.training.options import TrainOptions, read_options
 from c2f_zoo.zoo.create import create_model
 from c2f_zoo.zoo.pretrained import BUNDLED, WEIGHTS_JSON, Accuracy, Metrics, PretrainedWeights
 
-RECIPE_FILE = "recipe.yaml"
 MACHINE_OPTIONS = ("root", "file", "download", "cache")  # a dataset's options that depend on the machine
 EVERY = 5  # the package's tests score every fifth image, which takes seconds
 
 
-def main(run: str, name: str, license: str = "", folder: str = str(BUNDLED)) -> None:
+def main(run: str, name: str, license: str = "", risk: float = 0.1, folder: str = str(BUNDLED)) -> None:
     """Bundle the weights of a run.
 
     Args:
         run: folder of a finished run of train.py.
         name: `arch.tag`; `arch` must be the run's model.
         license: the weights' licence, required: an SPDX identifier such as `apache-2.0`.
+        risk: the risk that the calibration promises by default.
         folder: the parent of the new folder `name`.
     """
     run = str(expand(run))
@@ -65,10 +66,11 @@ def main(run: str, name: str, license: str = "", folder: str = str(BUNDLED)) -> 
         (new / CONFIG_FILE).write_text(model.config.to_json(), encoding="utf-8")
         recipe = portable(yaml.safe_load((Path(run) / "config.yaml").read_text(encoding="utf-8")))
         (new / RECIPE_FILE).write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+        calibrate_run(str(new), risk, root=options.dataset_options.get("root"))
         weights = PretrainedWeights(
             name=name,
             source="bundled",
-            sha256={file: checksum_of(new / file) for file in (CONFIG_FILE, WEIGHTS_FILE)},
+            sha256={file: checksum_of(new / file) for file in (CONFIG_FILE, WEIGHTS_FILE, CALIBRATION_FILE)},
             licence=license,
             input=model.config.preprocessing.input_size,
             recipe=f"recipes/train.py --config c2f_zoo/zoo/weights/{name}/{RECIPE_FILE}",

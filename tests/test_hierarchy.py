@@ -148,6 +148,9 @@ def test_published_numbers_of_classes() -> None:
     assert list(load_hierarchy("critters").num_classes.values()) == [4, 12, 36]
     assert list(load_hierarchy("cub_modern").num_classes.values()) == [13, 37, 121, 200]
     assert list(load_hierarchy("cifar100").num_classes.values()) == [20, 100]
+    cub100 = load_hierarchy("cub100")
+    assert list(cub100.num_classes.values()) == [31, 73, 100]  # docs/results.md
+    assert cub100 == load_hierarchy("cub").subtree(cub100.classes[-1])  # as the dataset `cub` makes it
 
 
 def test_known_paths_in_built_in_trees() -> None:

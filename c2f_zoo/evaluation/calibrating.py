@@ -39,9 +39,11 @@ from c2f_zoo.paths import expand
 from c2f_zoo.training.launch import create_accelerator
 from c2f_zoo.training.options import TrainOptions, read_options
 
+RECIPE_FILE = "recipe.yaml"  # of a bundled model: the options of its run
 RULE = "climb"
 RISKS = (0.2, 0.1, 0.05, 0.02, 0.01)  # thresholds are found for these, as far as there are images enough
 FIT_FRACTION = 0.25  # of the images, for temperatures, groups and the kind of probabilities
+MAX_PHOTOS = 2000  # more do not change a threshold that matters
 BATCH_SIZE = 32
 
 
@@ -51,7 +53,7 @@ def calibrate_run(
     """Calibrate the model of a run on the run's validation images, and write `calibration.json` beside it.
 
     Args:
-        run: folder of a finished run of `recipes/train.py`.
+        run: folder of a finished run of `recipes/train.py`, or of a bundled model.
         risk: the promised risk by default, in (0, 1).
         resolutions: the resolution grid; default: `resolution_grid`.
         root: the folder of the run's dataset, if it is elsewhere now.
@@ -62,14 +64,15 @@ def calibrate_run(
         ValueError: the run has no validation images, or too few for the risk.
     """
     folder = expand(run)
-    if not (folder / "config.yaml").is_file():
+    configs = [file for file in (folder / "config.yaml", folder / RECIPE_FILE) if file.is_file()]
+    if not configs:
         raise FileNotFoundError(f"{folder} has no config.yaml; pass the folder of a run of train.py")
-    options, model = read_options(TrainOptions, [folder / "config.yaml"]), load_model(folder)
+    options, model = read_options(TrainOptions, configs[:1]), load_model(folder)
     given = {**options.dataset_options, **({"root": root} if root else {})}
     dataset, _, indices = train_and_val(options.dataset, options.val_fraction, options.seed, **given)
     if not indices:
         raise ValueError(f"{run} has no validation images (val_fraction 0); a calibration needs images not trained on")
-    about = {"dataset": options.dataset, "split": "validation", "run": folder.name}
+    about = {"dataset": options.dataset, "split": "validation"}
     found = calibrate_model(model, dataset, indices, risk, resolutions, seed, about)
     write_json(folder / CALIBRATION_FILE, found.to_dict())
     return found
@@ -86,8 +89,9 @@ def calibrate_model(
 ) -> Calibration:
     """Calibrate a model on images that it was not trained on.
 
-    Each image is scored at every resolution of the grid. A quarter of the images serves temperatures, the groups of
-    visible detail and the choice of probabilities; the others, for which these are given, the thresholds.
+    Each image is scored at every resolution of the grid; of more than 2000 images, 2000 are drawn. A quarter of the
+    images serves temperatures, the groups of visible detail and the choice of probabilities; the others, for which these
+    are given, the thresholds.
 
     Args:
         model: the model.
@@ -103,13 +107,13 @@ def calibrate_model(
     """
     if not 0 < risk < 1:
         raise ValueError(f"risk is {risk}; it must be a fraction between 0 and 1")
-    order = np.random.default_rng(seed).permutation(np.asarray(indices))
+    order = np.random.default_rng(seed).permutation(np.asarray(indices))[:MAX_PHOTOS]
     fit_images = order[: round(FIT_FRACTION * len(order))]
     if len(order) - len(fit_images) < images_needed(risk) or not len(fit_images):
         needed = max(round(images_needed(risk) / (1 - FIT_FRACTION)) + 1, 4)
         raise ValueError(f"a risk of {risk:g} needs {needed} validation images or more; there are {len(order)}")
     grid = list(resolutions or resolution_grid(model))
-    views = draw_views(indices, grid, seed)
+    views = draw_views(sorted(order.tolist()), grid, seed)
     scores = score_views(model, dataset, views, create_accelerator(), batch_size=BATCH_SIZE)
     tree, scores = model.hierarchy.truncate(model.levels[-1]), scores.take(scores.labels >= 0)
     is_fit = np.isin(scores.index, fit_images)
@@ -119,6 +123,8 @@ def calibrate_model(
         for level, z in fit.own.items()
     }
     probabilities = choose_probabilities(fit, tree, temperatures, risk)
+    if probabilities == "sum":
+        temperatures = {tree.finest: temperatures[tree.finest]}
     edges = group_edges(fit.detail, images_needed(min(risk, *RISKS)))
     p = calibrated(rest.own, tree, probabilities, temperatures)
     groups = np.bincount(np.searchsorted(edges, rest.detail, side="right"), minlength=len(edges) + 1)
@@ -127,7 +133,7 @@ def calibrate_model(
     machine = describe_machine()
     about = {
         **(about or {}),
-        "photos": len(indices),
+        "photos": len(order),
         "resolutions": [resolution or "full" for resolution in grid],
         "seed": seed,
         "date": machine["date"],

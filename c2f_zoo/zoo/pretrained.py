@@ -78,7 +78,8 @@ class PretrainedWeights:
         name: `arch.tag`: the model's name, and a tag without a dot for how the weights were trained.
         source: `"bundled"` (in this package), `"hf-hub:OWNER/MODEL@REVISION"`, the URL of `model.safetensors`
             (`"https://..."`) with the other files beside it, or `"file:FOLDER"`.
-        sha256: file -> checksum: `config.json` and `model.safetensors`, or the shards and their index.
+        sha256: file -> checksum: `config.json` and `model.safetensors`, or the shards and their index, and the
+            `calibration.json` if there is one.
         licence: the SPDX identifier, e.g. `"apache-2.0"`.
         input: (channels, height, width) of the network's input.
         recipe: how they were trained: a command, or the file with it.
