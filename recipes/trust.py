@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from c2f_zoo.evaluation.trust_plots import plot_risk_coverage
 from jsonargparse import auto_cli
 
 from c2f_zoo.data import LabelledImages, create_dataset
@@ -29,6 +28,7 @@ from c2f_zoo.evaluation.promise import Kept, at_fixed, bin_errors, keep_promise
 from c2f_zoo.evaluation.promise_plot import plot_promise
 from c2f_zoo.evaluation.provenance import describe_machine
 from c2f_zoo.evaluation.trust_curves import Curve, Steps, curve, measures
+from c2f_zoo.evaluation.trust_plots import plot_risk_coverage
 from c2f_zoo.inference.calibration import Calibration, calibrated
 from c2f_zoo.inference.nodes import NodeProbabilities
 from c2f_zoo.inference.resolutions import own_resolutions

@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from test_decoding import TREES as RANDOM_TREES
 from test_decoding import paths_of
 
 from c2f_zoo import Hierarchy, load_hierarchy
-from c2f_zoo.inference.nodes import NodeProbabilities, Nodes, restrict, sum_over_leaves
+from c2f_zoo.decoding import decode
+from c2f_zoo.inference.calibration import calibrated
+from c2f_zoo.inference.nodes import NodeProbabilities, Nodes, find_joint_leaf, restrict, sum_over_leaves
 from c2f_zoo.inference.trust import RULES, Chain, climb, darts, fixed, list_rules, max_coverage, nominal
 
 # x has p (1, 2) and q (3), y has r (4, 5, 6), z has s (7): two chains of only children.
@@ -333,3 +336,23 @@ def test_invalid_arguments() -> None:
         nominal(p, {"A": 8, "B": 16})
     with pytest.raises(ValueError, match="unknown rule 'clim'; did you mean 'climb'"):
         RULES["clim"]
+
+
+def test_levels_that_disagree_are_climbed_from_the_joint_path() -> None:
+    """By hand: the best leaf, disc, is round; the product prefers the edged box, 0.9 * 0.3 to 0.1 * 0.6."""
+    tree = Hierarchy(("kind", "shape"), (("round", "edged"), ("disc", "ring", "box")), ((0, 0, 1),))
+    levels = (np.array([[0.1, 0.9]]), np.array([[0.6, 0.1, 0.3]]))
+    log_probs = {level: np.log(p) for level, p in zip(tree.levels, levels, strict=True)}
+    p = calibrated(log_probs, tree, "levels", {})
+    assert p.best_leaf.tolist() == [2]
+    assert p.nodes.paths[RULES["climb"](p).choose(0.8)].tolist() == [[1, -1]]
+    assert p.nodes.paths[RULES["leaf_or_nothing"](p).choose(0.2)].tolist() == [[1, 2]]
+    assert calibrated(log_probs, tree, "sum", {}).best_leaf.tolist() == [0]
+
+
+def test_the_joint_leaf_is_that_of_the_decoding() -> None:
+    tree = load_hierarchy("critters")
+    rng = np.random.default_rng(0)
+    levels = tuple(rng.dirichlet(np.ones(count), 50) for count in tree.num_classes.values())
+    log_probs = {level: torch.tensor(p).log() for level, p in zip(tree.levels, levels, strict=True)}
+    assert find_joint_leaf(levels, Nodes(tree)).tolist() == decode(log_probs, tree, "joint")[:, -1].tolist()

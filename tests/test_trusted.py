@@ -301,13 +301,22 @@ def test_predictions_do_not_depend_on_the_batch(critters: Predictor, images: lis
         Predictor(critters.model, batch_size=0)
 
 
-def test_a_batch_is_split_to_the_batch_size(critters: Predictor, images: list[Image.Image]) -> None:
+@pytest.mark.parametrize(("probabilities", "passes_of_a_batch"), [("sum", 1), ("levels", 3)])
+def test_a_batch_is_split_to_the_batch_size(
+    critters: Predictor,
+    images: list[Image.Image],
+    monkeypatch: pytest.MonkeyPatch,
+    probabilities: str,
+    passes_of_a_batch: int,
+) -> None:
+    """Sums need the pass of the leaf level alone, levels one for each resolution."""
+    assert critters.model.calibration is not None
+    monkeypatch.setitem(critters.model.calibration, "probabilities", probabilities)
     passes: list[int] = []
     hook = critters.model.backbone.register_forward_pre_hook(lambda module, inputs: passes.append(len(inputs[0])))
     Predictor(critters.model, batch_size=4)(images)
     hook.remove()
-    resolutions = len(set(critters.model.config.resolutions.values()))
-    assert passes == [4] * resolutions + [2] * resolutions
+    assert passes == [4] * passes_of_a_batch + [2] * passes_of_a_batch
 
 
 def test_threads_trust_the_same(critters: Predictor, images: list[Image.Image]) -> None:

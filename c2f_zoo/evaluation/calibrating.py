@@ -89,9 +89,9 @@ def calibrate_model(
 ) -> Calibration:
     """Calibrate a model on images that it was not trained on.
 
-    Each image is scored at every resolution of the grid; of more than 2000 images, 2000 are drawn. A quarter of the
-    images serves temperatures, the groups of visible detail and the choice of probabilities; the others, for which these
-    are given, the thresholds.
+    Each image is scored at every resolution of the grid; of more than 2000 images, 2000 are drawn. A quarter of them
+    serves temperatures, the groups of visible detail and the choice of probabilities. For the others these are given,
+    and they serve the thresholds.
 
     Args:
         model: the model.

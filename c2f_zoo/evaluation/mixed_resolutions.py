@@ -25,7 +25,6 @@ class MixedScores:
     """Scores of n views of images at mixed resolutions.
 
     Attributes:
-        leaf: log-probabilities float64 (n, leaf classes) of the leaf level at its own resolution.
         own: level -> log-probabilities float64 (n, classes) at the level's own resolution.
         labels: leaf labels (n,), -1 for unknown ones.
         index: the image of each view (n,), its index in the dataset.

@@ -22,7 +22,7 @@ from c2f_zoo.inference.trust import Chain
 class Steps:
     """The chosen nodes of N images as the threshold rises, S steps in all, image after image.
 
-    The first step of an image is its most probable leaf class, at threshold -inf; the others are those of its chain.
+    The first step of an image is its predicted leaf class, at threshold -inf; the others are those of its chain.
 
     Attributes:
         nodes: the tree's nodes.
@@ -30,7 +30,7 @@ class Steps:
         until: largest threshold at which it is chosen, float64 (S,), rising for each image; the last is inf.
         counts: number of steps of each image, int (N,).
         labels: true leaf labels, int (N,).
-        confidence: probability of the most probable leaf class, float64 (N,).
+        confidence: probability of the predicted leaf class, float64 (N,).
     """
 
     nodes: Nodes
@@ -57,7 +57,7 @@ class Steps:
             >>> steps.until.tolist(), steps.is_right.tolist()  # disc, disc, round, nothing
             ([-inf, 0.6, 0.9, inf], [False, False, True, True])
         """
-        leaf = p.levels[-1].argmax(axis=1)[:, None]
+        leaf = p.best_leaf[:, None]
         node = np.append(p.nodes.offsets[-2] + leaf, chain.nodes, axis=1)
         until = np.append(np.full(leaf.shape, -np.inf), chain.until, axis=1)
         is_used = np.append(np.ones(leaf.shape, dtype=bool), until[:, 1:] != until[:, :-1], axis=1)

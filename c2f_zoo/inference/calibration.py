@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from c2f_zoo.hierarchy import Hierarchy
-from c2f_zoo.inference.nodes import NodeProbabilities, Nodes, sum_over_leaves
+from c2f_zoo.inference.nodes import NodeProbabilities, Nodes, find_joint_leaf, sum_over_leaves
 from c2f_zoo.inference.trust import RULES, Chain
 from c2f_zoo.registry import check_names
 
@@ -32,8 +32,9 @@ class Calibration:
 
     Args:
         rule: the rule that the thresholds are for, one of `list_rules()`.
-        probabilities: `"sum"`, a class's probability is the sum over its leaf classes; or `"levels"`, that of the
-            model's own head for the level.
+        probabilities: `"sum"`: a class's probability is the sum over its leaf classes, and all levels are predicted at
+            the resolution of the leaf level; or `"levels"`: it is that of the model's head for the level, at the
+            level's own resolution, and the predicted path is that of the decoding `joint`.
         temperatures: level -> temperature; missing levels have 1.
         risk: the promised risk by default, one of `risks`.
         risks: the risks with thresholds, in (0, 1).
@@ -180,8 +181,10 @@ def calibrated(
     def at(level: str) -> np.ndarray:
         return np.exp(_log_softmax(log_probs[level] / temperatures.get(level, 1.0)))
 
-    levels = sum_over_leaves(at(tree.finest), nodes) if probabilities == "sum" else tuple(map(at, tree.levels))
-    return NodeProbabilities(nodes, levels, sizes)
+    if probabilities == "sum":
+        return NodeProbabilities(nodes, sum_over_leaves(at(tree.finest), nodes), sizes)
+    levels = tuple(map(at, tree.levels))
+    return NodeProbabilities(nodes, levels, sizes, find_joint_leaf(levels, nodes))
 
 
 def _log_softmax(z: np.ndarray) -> np.ndarray:

@@ -112,11 +112,18 @@ class NodeProbabilities:
         nodes: the tree's nodes.
         levels: for each level, coarse to fine, probabilities float64 (N, classes) in [0, 1].
         sizes: the shorter side of each image in pixels, (N,), if it is known; the rule `nominal` uses it.
+        leaf: the predicted leaf class of each image (N,), from which rules climb; default: the most probable.
     """
 
     nodes: Nodes
     levels: tuple[np.ndarray, ...]
     sizes: np.ndarray | None = None
+    leaf: np.ndarray | None = None
+
+    @property
+    def best_leaf(self) -> np.ndarray:
+        """The predicted leaf class of each image, int64 (N,)."""
+        return self.levels[-1].argmax(axis=1) if self.leaf is None else self.leaf
 
     @cached_property
     def all(self) -> np.ndarray:
@@ -125,8 +132,8 @@ class NodeProbabilities:
 
     def take(self, chosen: np.ndarray) -> NodeProbabilities:
         """Return the probabilities of some images: a mask (N,) or indices."""
-        sizes = None if self.sizes is None else self.sizes[chosen]
-        return NodeProbabilities(self.nodes, tuple(level[chosen] for level in self.levels), sizes)
+        sizes, leaf = (None if one is None else one[chosen] for one in (self.sizes, self.leaf))
+        return NodeProbabilities(self.nodes, tuple(level[chosen] for level in self.levels), sizes, leaf)
 
 
 def sum_over_leaves(leaf_probabilities: np.ndarray, nodes: Nodes) -> tuple[np.ndarray, ...]:
@@ -146,6 +153,25 @@ def sum_over_leaves(leaf_probabilities: np.ndarray, nodes: Nodes) -> tuple[np.nd
         is_under = nodes.leaf_paths[:, depth, None] == np.arange(len(names))
         sums.append(leaf_probabilities @ is_under.astype(np.float64))
     return tuple(sums)
+
+
+def find_joint_leaf(levels: Sequence[np.ndarray], nodes: Nodes) -> np.ndarray:
+    """Return the leaf class (N,) of the path with the greatest product of probabilities, as the decoding `joint`.
+
+    Args:
+        levels: for each level probabilities (N, classes), which need not agree with each other.
+        nodes: the tree's nodes.
+
+    Examples:
+        >>> tree = Hierarchy(("kind", "shape"), (("round", "edged"), ("disc", "ring", "box")), ((0, 0, 1),))
+        >>> find_joint_leaf((np.array([[0.1, 0.9]]), np.array([[0.6, 0.1, 0.3]])), Nodes(tree)).tolist()  # box
+        [2]
+    """
+    least = np.finfo(np.float64).tiny
+    logs = [
+        np.log(np.maximum(level, least))[:, labels] for level, labels in zip(levels, nodes.leaf_paths.T, strict=True)
+    ]
+    return np.asarray(sum(logs).argmax(axis=1))  # type: ignore[union-attr]
 
 
 def restrict(levels: Sequence[np.ndarray], leaves: Sequence[int], nodes: Nodes) -> tuple[np.ndarray, ...]:

@@ -22,7 +22,7 @@ from c2f_zoo.inference.fusion import fuse
 from c2f_zoo.inference.image_files import list_image_files
 from c2f_zoo.inference.nodes import Nodes, restrict
 from c2f_zoo.inference.prediction import Prediction, Provenance, Step
-from c2f_zoo.inference.resolutions import levels_by_resolution
+from c2f_zoo.inference.resolutions import levels_by_resolution, own_resolutions
 from c2f_zoo.inference.restriction import find_restriction, mask_impossible
 from c2f_zoo.inference.trusted import Trusted, find_trusted
 from c2f_zoo.model import C2FModel
@@ -55,9 +55,10 @@ class PreparedImage:
 class Predictor:
     """A predictor of images' paths in the class tree, and of the level down to which they can be trusted.
 
-    Each level sees the image at its own resolution, with one forward pass for each distinct resolution. The path is
-    that of the tree with the greatest product of the levels' probabilities (the decoding `joint`). It ends at the
-    finest predicted level, or in a tree whose `ragged` is `"stop"` at the last class of its branch.
+    Each level sees the image at its own resolution, with one forward pass for each distinct resolution; all levels see
+    it at that of the leaf level if the calibration's probabilities are `"sum"`, i.e. if the model is better so. The
+    path is that of the tree with the greatest product of the levels' probabilities (the decoding `joint`). It ends at
+    the finest predicted level, or in a tree whose `ragged` is `"stop"` at the last class of its branch.
 
     The model's calibration says which class can be trusted: its rule chooses one, with the threshold for the visible
     detail of the image. A model without calibration predicts the path alone, with a note. A predictor may be used by
@@ -108,6 +109,8 @@ class Predictor:
         self.restriction = find_restriction(self.tree, only, species_list)
         self._nodes = Nodes(self.tree)
         self._levels_at = levels_by_resolution(model)
+        if self.calibration is not None and self.calibration.probabilities == "sum":
+            self._levels_at = {own_resolutions(model)[self.tree.finest]: model.levels}
         self._transforms = {
             resolution: create_transform(model.config.preprocessing, resolution, train=False)
             for resolution in self._levels_at

@@ -28,7 +28,7 @@ def own_resolutions(model: C2FModel) -> dict[str, int | None]:
 def levels_by_resolution(model: C2FModel) -> dict[int | None, tuple[str, ...]]:
     """Return the distinct resolutions, each with the levels predicted at it.
 
-    Together they are the forward passes that predict all levels.
+    Together they are the forward passes that predict all levels at their own resolutions.
 
     Examples:
         >>> model = create_model("mlph_tiny_critters", resolutions={"family": 32, "genus": 32})

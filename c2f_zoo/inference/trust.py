@@ -64,7 +64,7 @@ def _first_above(nodes: np.ndarray, values: np.ndarray, root: int) -> Chain:
 
 @register_rule("leaf_or_nothing")
 def leaf_or_nothing(p: NodeProbabilities) -> Chain:
-    """Choose the most probable leaf class if its probability reaches the threshold, or else nothing.
+    """Choose the predicted leaf class if its probability reaches the threshold, or else nothing.
 
     The reject option of flat classifiers (Chow, 1970).
 
@@ -75,13 +75,13 @@ def leaf_or_nothing(p: NodeProbabilities) -> Chain:
         >>> leaf_or_nothing(p).choose(0.8) == p.nodes.root
         array([ True])
     """
-    leaf = p.levels[-1].argmax(axis=1)[:, None]
+    leaf = p.best_leaf[:, None]
     return _first_above(p.nodes.offsets[-2] + leaf, np.take_along_axis(p.levels[-1], leaf, axis=1), p.nodes.root)
 
 
 @register_rule("climb")
 def climb(p: NodeProbabilities) -> Chain:
-    """Climb from the most probable leaf class to the first ancestor whose probability reaches the threshold.
+    """Climb from the predicted leaf class to the first ancestor whose probability reaches the threshold.
 
     Goren, Galil and El-Yaniv, "Hierarchical Selective Classification", NeurIPS 2024.
 
@@ -92,7 +92,7 @@ def climb(p: NodeProbabilities) -> Chain:
         >>> p.nodes.paths[climb(p).choose(0.8)].tolist()  # round
         [[0, -1]]
     """
-    path = p.nodes.leaf_paths[p.levels[-1].argmax(axis=1)][:, ::-1]
+    path = p.nodes.leaf_paths[p.best_leaf][:, ::-1]
     nodes = p.nodes.offsets[:-1][::-1] + path
     return _first_above(nodes, np.take_along_axis(p.all, nodes, axis=1), p.nodes.root)
 

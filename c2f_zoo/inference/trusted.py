@@ -9,7 +9,7 @@ import numpy as np
 
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.inference.calibration import Calibration
-from c2f_zoo.inference.nodes import NodeProbabilities, restrict
+from c2f_zoo.inference.nodes import NodeProbabilities, find_joint_leaf, restrict
 from c2f_zoo.inference.trust import RULES
 
 
@@ -56,7 +56,9 @@ def find_trusted(
     """
     p = calibration.probabilities_of(log_probs, tree)
     if leaves is not None:
-        p = NodeProbabilities(p.nodes, restrict(p.levels, leaves, p.nodes), p.sizes)
+        levels = restrict(p.levels, leaves, p.nodes)
+        leaf = None if p.leaf is None else find_joint_leaf(levels, p.nodes)
+        p = NodeProbabilities(p.nodes, levels, p.sizes, leaf)
     groups = [calibration.group(np.asarray(own)) for own in details]
     thresholds = [calibration.threshold(group, risk) for group in groups]
     strictest = list(enumerate(int(own.argmax()) for own in thresholds))
