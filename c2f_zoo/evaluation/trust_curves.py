@@ -118,6 +118,11 @@ class Steps:
         followed = np.flatnonzero(self.image[:-1] == self.image[1:])
         return followed[np.argsort(self.until[followed], kind="stable")]
 
+    @cached_property
+    def changes(self) -> np.ndarray:
+        """How `values` change after each step of `order`, float64 (4, steps of `order`)."""
+        return self.values[:, self.order + 1] - self.values[:, self.order]
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -170,7 +175,7 @@ def curve(steps: Steps, weights: np.ndarray | None = None) -> Curve:
         raise ValueError(
             f"no images to average: {len(weights)} images with a known leaf class, their weights' sum is 0"
         )
-    changes = (steps.values[:, steps.order + 1] - steps.values[:, steps.order]) * weights[steps.image[steps.order]]
+    changes = steps.changes * weights[steps.image[steps.order]]
     start = (steps.values[:, steps.first] @ weights)[:, None]
     sums = np.append(start, start + np.cumsum(changes, axis=1), axis=1)
     thresholds = steps.until[steps.order]

@@ -27,16 +27,16 @@ def plot_risk_coverage(
     areas = {rule: risk_coverage_area(curve) for rule, curve in curves.items()}
     with saved_figure(path, 8, 5) as figure:
         ax = figure.subplots()
+        drawn: list[str] = []
         for rank, rule in enumerate(sorted(curves, key=areas.__getitem__)):
-            curve, color = curves[rule], f"C{list(curves).index(rule) % 10}"
-            style = "-" if np.isfinite(curve.threshold).any() else ":"  # without a threshold: between three points
-            label = f"{rule}: hAURC {1000 * areas[rule]:.1f}"
-            width = 1.2 + 0.45 * rank  # equal curves all show
-            ax.plot(
-                curve.coverage, curve.risk, style, color=color, label=label, lw=width, zorder=3 - rank / len(curves)
-            )
+            curve, area = curves[rule], f"{1000 * areas[rule]:.1f}"
+            how: dict[str, Any] = {"color": f"C{list(curves).index(rule) % 10}", "label": f"{rule}: hAURC {area}"}
+            how["ls"] = "-" if np.isfinite(curve.threshold).any() else ":"  # without a threshold: between three points
+            how["lw"] = 1.5 + 1.3 * drawn.count(area)  # behind an equal curve, and wider, so that both show
+            ax.plot(curve.coverage, curve.risk, zorder=3 - rank / len(curves), **how)
+            drawn.append(area)
         for number, (label, point) in enumerate((points or {}).items()):
-            how: dict[str, Any] = {"color": "0.2", "mfc": "white", "ms": 8, "ls": "none", "zorder": 4, "clip_on": False}
+            how = {"color": "0.2", "mfc": "white", "ms": 8, "ls": "none", "zorder": 4, "clip_on": False}
             ax.plot(point.coverage, 1 - point.accuracy, "osD^vP*X"[number % 8], label=label, **how)
         ax.set(xlabel="mean coverage", ylabel="mean risk", xlim=(0, 1.02))
         ax.set_ylim(bottom=0)
