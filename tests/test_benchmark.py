@@ -38,7 +38,7 @@ def load_benchmark(name: str) -> ModuleType:
     return module
 
 
-data, pooling, step, sweep = map(load_benchmark, ("data", "pooling", "step", "sweep"))
+data, detail, pooling, step, sweep = map(load_benchmark, ("data", "detail", "pooling", "step", "sweep"))
 
 
 def run_benchmark(name: str, *arguments: str) -> str:
@@ -242,3 +242,22 @@ def test_a_training_step_changes_the_deepest_levels(small_model: C2FModel, monke
     data.training_step("mlph", batch=2, input_size=64, views=2)["round_ms"]()
     changed = [not torch.equal(small_model.head.get_classifier(at).weight, before[at]) for at in small_model.levels]
     assert changed == [False] * (len(changed) - 2) + [True, True]
+
+
+def test_the_detail_of_photos_is_measured_at_the_sizes_that_they_have(cub_folder: Path, tmp_path: Path) -> None:
+    detail.main([str(cub_folder)], photos=4, output=str(tmp_path / "out.csv"))
+    rows = {row["way"]: row for row in read_csv(tmp_path / "out.csv")}
+    assert list(rows) == [*detail.WAYS, "all"]
+    # The photos have 40 x 50 pixels; repeated pixels are counted to about one.
+    assert [name for name in rows["all"] if name.startswith("median_")] == [f"median_{at}" for at in ("ms", 20, 28, 40)]
+    assert [float(rows["nearest 500"][f"median_{size}"]) for size in (20, 28, 40)] == pytest.approx([1] * 3, abs=0.05)
+    assert float(rows["nearest 500"]["rank_correlation"]) == 1
+
+
+def test_the_ratios_of_detail_are_summarized() -> None:
+    # At 227 the model sees 224 pixels. Ranks of the sizes: 1.5, 1.5, 3.5, 3.5; of the estimates: 1, 2, 4, 3.
+    found = [(20, 10.0, 0.001), (20, 30.0, 0.002), (227, 224.0, 0.004), (227, 112.0, 0.003)]
+    row = detail.summarize(found, 224)
+    assert row["rank_correlation"] == pytest.approx(4 / np.sqrt(4 * 5), abs=1e-4) and row["median_ms"] == 2.5
+    assert [row[f"{name}_20"] for name in ("low", "median", "high")] == pytest.approx([0.6, 1.0, 1.4])
+    assert [row[f"{name}_227"] for name in ("low", "median", "high")] == pytest.approx([0.55, 0.75, 0.95])
