@@ -24,13 +24,16 @@ from jsonargparse import auto_cli
 from c2f_zoo.data import LabelledImages, create_dataset
 from c2f_zoo.data.derived import draw_views
 from c2f_zoo.evaluation.mixed_resolutions import MixedScores, score_views
+from c2f_zoo.evaluation.photo_plot import plot_predictions, shrink
 from c2f_zoo.evaluation.promise import Kept, at_fixed, bin_errors, keep_promise
 from c2f_zoo.evaluation.promise_plot import plot_promise
 from c2f_zoo.evaluation.provenance import describe_machine
 from c2f_zoo.evaluation.trust_curves import Curve, Steps, curve, measures
 from c2f_zoo.evaluation.trust_plots import plot_risk_coverage
+from c2f_zoo.inference import Predictor
 from c2f_zoo.inference.calibration import Calibration, calibrated
 from c2f_zoo.inference.nodes import NodeProbabilities
+from c2f_zoo.inference.prediction import format_steps
 from c2f_zoo.inference.resolutions import own_resolutions
 from c2f_zoo.inference.trust import RULES, Rule
 from c2f_zoo.io.files import write_csv
@@ -39,6 +42,7 @@ from c2f_zoo.paths import expand
 from c2f_zoo.training.launch import create_accelerator, recipe_errors
 from c2f_zoo.training.options import TrainOptions, read_options
 
+PHOTO_SIDES = (80, 40, 20)
 BASELINES = {"fixed": 1.0, "nominal": 0.0}  # rules with thresholds of their own, see `c2f_zoo.inference.trust`
 Row = dict[str, Any]
 
@@ -90,6 +94,7 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     scored = [score(expand(run), resolutions, root, seed) for run in runs]
     rules, promises, bins = [], [], []
+    draw_photo(scored[0], expand(runs[0]), root, folder)
     for one in scored:
         rules += [{**row, **about} for row in compare_rules(one, bootstraps, seed)]
         write_csv(folder / "trust_rules.csv", rules)
@@ -105,20 +110,43 @@ def main(
     print(f"trust_rules.csv, trust_promise.csv, trust_bins.csv and figures are in {folder}")
 
 
+def open_test_set(run: Path, root: str | None) -> LabelledImages:
+    """Open the test images of a run's dataset."""
+    options = read_options(TrainOptions, [run / "config.yaml"])
+    return create_dataset(options.dataset, "test", **{**options.dataset_options, **({"root": root} if root else {})})
+
+
 def score(run: Path, resolutions: Sequence[int | None] | None, root: str | None, seed: int) -> Scored:
     """Score the test images of a run's dataset at every resolution."""
-    options, model = read_options(TrainOptions, [run / "config.yaml"]), load_model(run)
+    model, dataset = load_model(run), open_test_set(run, root)
     if model.calibration is None:
         raise ValueError(f"{run} has no calibration; run `c2f-zoo calibrate {run}`")
     calibration = Calibration.from_dict(model.calibration)
-    given = {**options.dataset_options, **({"root": root} if root else {})}
-    dataset: LabelledImages = create_dataset(options.dataset, "test", **given)
     if resolutions is None:
         resolutions = [None if one == "full" else one for one in calibration.about["resolutions"]]
     views = draw_views(range(len(dataset)), resolutions, seed)
     scores = score_views(model, dataset, views, create_accelerator(), batch_size=32)
     print(f"{run.name}: {len(views)} views of {len(dataset)} test images", flush=True)
     return Scored(run.name, model, calibration, scores.take(scores.labels >= 0))
+
+
+def draw_photo(one: Scored, run: Path, root: str | None, folder: Path) -> None:
+    """Write what is predicted of the first test image at several resolutions, as a figure and a CSV file."""
+    photo, full = open_test_set(run, root).read(0), "full size"  # type: ignore[attr-defined]
+    small = {f"{side} px": shrink(photo, side) for side in PHOTO_SIDES if side < min(photo.size)}
+    images = {full: photo, **small, "40 px enlarged to 500": shrink(photo, 40, 500)}
+    predictions = Predictor(one.model)(list(images.values()))
+    plot_predictions(images, predictions, folder / f"trust_photo_{one.name}.png")
+    rows = []
+    for title, found in zip(images, predictions, strict=True):
+        level, name, probability = found.trusted or ("nothing", "", 1.0)
+        about = {
+            "detail": round(found.provenance.detail or 0, 1),
+            "threshold": round(found.provenance.threshold or 0, 4),
+        }
+        row = {"image": title, **about, "trusted_level": level, "trusted": name, "probability": round(probability, 4)}
+        rows.append({**row, "guess": format_steps(found.guess)})
+    write_csv(folder / "trust_photo.csv", rows)
 
 
 def steps_of(rule: Rule, p: NodeProbabilities, scores: MixedScores) -> Steps:

@@ -1,0 +1,50 @@
+"""Figure of one photo at several resolutions, with what is predicted of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from c2f_zoo.evaluation.plots import saved_figure
+from c2f_zoo.inference import Prediction
+
+
+def shrink(photo: Image.Image, side: int, enlarged_to: int | None = None) -> Image.Image:
+    """Shrink a photo to a shorter side in pixels, and enlarge it to another if one is given.
+
+    Examples:
+        >>> shrink(Image.new("RGB", (300, 200)), 40).size, shrink(Image.new("RGB", (300, 200)), 40, 500).size
+        ((60, 40), (750, 500))
+    """
+    small = photo.resize(_size(photo, side), Image.Resampling.BOX)
+    return small if enlarged_to is None else small.resize(_size(photo, enlarged_to), Image.Resampling.BICUBIC)
+
+
+def _size(photo: Image.Image, side: int) -> tuple[int, int]:
+    width, height = (round(length * side / min(photo.size)) for length in photo.size)
+    return width, height
+
+
+def plot_predictions(images: Mapping[str, Image.Image], predictions: Sequence[Prediction], path: Path) -> None:
+    """Plot images side by side, each with the trusted classes in green and guesses in grey.
+
+    Args:
+        images: title -> image.
+        predictions: the prediction of each image.
+        path: the PNG file.
+    """
+    with saved_figure(path, 2.5 * len(images), 3.9) as figure:
+        axes = figure.subplots(1, len(images), squeeze=False)[0]
+        for ax, (title, image), prediction in zip(axes, images.items(), predictions, strict=True):
+            ax.imshow(image, interpolation="nearest")
+            ax.set_title(title, fontsize=9)
+            ax.set_axis_off()
+            lines = [(f"{name} {100 * p:.0f} %", "tab:green") for _, name, p in prediction.trusted_path]
+            lines = lines or [("nothing is trusted", "tab:red")]
+            lines += [(f"{name}? {100 * p:.0f} %", "0.55") for _, name, p in prediction.guess]
+            for number, (text, color) in enumerate(lines):
+                at: Any = {"transform": ax.transAxes, "ha": "center", "va": "top", "fontsize": 8}
+                ax.text(0.5, -0.06 - 0.11 * number, text, color=color, **at)
