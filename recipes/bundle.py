@@ -124,9 +124,12 @@ def score(model: C2FModel, options: TrainOptions, command: str) -> tuple[Metrics
 
 
 def portable(about: Mapping[str, Any]) -> dict[str, Any]:
-    """Remove a dataset's machine-dependent options from a run's options or metrics."""
-    given = about.get("dataset_options") or {}
-    return {**about, "dataset_options": {key: given[key] for key in given if key not in MACHINE_OPTIONS}}
+    """Remove machine-dependent options of the dataset, and the backbone file's folder, from a run's options."""
+    given, model_options = about.get("dataset_options") or {}, dict(about.get("model_options") or {})
+    if "backbone_checkpoint" in model_options:
+        model_options["backbone_checkpoint"] = Path(model_options["backbone_checkpoint"]).name
+    kept = {key: given[key] for key in given if key not in MACHINE_OPTIONS}
+    return {**about, "dataset_options": kept, **({"model_options": model_options} if model_options else {})}
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ import c2f_zoo
 from c2f_zoo import C2FModel, Hierarchy, PretrainedWeights, create_model, list_models, load_hierarchy, register_weights
 from c2f_zoo.cli import app
 from c2f_zoo.data import create_dataset, create_transform
+from c2f_zoo.inference.calibration import Calibration
 from c2f_zoo.training.option_checks import check_values
 from c2f_zoo.training.options import TrainOptions, read_options
 from c2f_zoo.zoo import METHODS, WEIGHTS, ModelSpec, pretrained, register_model, split_tag
@@ -39,6 +40,7 @@ ROOT = Path(__file__).parents[1]
 BUNDLE = str(ROOT / "recipes" / "bundle.py")
 BUNDLED_NAMES = sorted(path.name for path in BUNDLED.glob("*"))
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package puts it
+CUB100 = ROOT.parent / "shared" / "data" / "cub100"
 FILES = ("config.json", "model.safetensors")
 
 
@@ -51,8 +53,8 @@ def _registries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrained, "_DEFAULTS", dict(pretrained._DEFAULTS))
 
 
-def checksums(folder: Path) -> dict[str, str]:
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES}
+def checksums(folder: Path, *names: str) -> dict[str, str]:
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names or FILES}
 
 
 def weights_in(folder: Path, name: str = "small.first", source: str | None = None) -> PretrainedWeights:
@@ -542,10 +544,14 @@ def test_a_model_of_the_leaf_level_keeps_to_the_leaf_level(tmp_path: Path) -> No
 
 
 def test_bundled_weights_are_listed_small_and_in_the_wheel() -> None:
-    assert BUNDLED_NAMES == ["mlph_tiny_critters.scratch", "mlph_tiny_fashion_mnist.scratch"]
+    assert BUNDLED_NAMES == [
+        "mlph_tf_efficientnet_lite0_cub100.any_resolution",
+        "mlph_tiny_critters.scratch",
+        "mlph_tiny_fashion_mnist.scratch",
+    ]
     assert set(BUNDLED_NAMES) <= set(list_models(pretrained=True))
     files = [path for path in BUNDLED.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 8e6
+    assert sum(path.stat().st_size for path in files) < 10e6
     (patterns,) = re.findall(r"package-data\]\nc2f_zoo = \[(.*)\]", (ROOT / "pyproject.toml").read_text())
     for path in files:
         name = str(path.relative_to(ROOT / "c2f_zoo"))
@@ -556,7 +562,9 @@ def test_bundled_weights_are_listed_small_and_in_the_wheel() -> None:
 def test_bundled_weights_match_their_model_and_recipe(name: str) -> None:
     weights = WEIGHTS[name]
     model = create_model(weights.arch, pretrained=True)
-    assert (weights.name, weights.source, weights.licence) == (name, "bundled", "apache-2.0")
+    licence = "cc-by-nc-4.0" if MODELS[weights.arch].hierarchy == "cub100" else "apache-2.0"  # CUB is for research
+    assert (weights.name, weights.source, weights.licence) == (name, "bundled", licence)
+    assert Calibration.from_dict(model.calibration or {}).risk == 0.1
     assert model.config == create_model(weights.arch).config == create_model(name).config
     assert weights.input == model.config.preprocessing.input_size
     stored = load_file(BUNDLED / name / "model.safetensors")
@@ -565,8 +573,9 @@ def test_bundled_weights_match_their_model_and_recipe(name: str) -> None:
     assert weights.recipe == f"recipes/train.py --config c2f_zoo/zoo/weights/{name}/recipe.yaml"
     # The recipe may be older than the one in recipes/configs; train.py must still read it.
     made = read_options(TrainOptions, [BUNDLED / name / "recipe.yaml"])
-    trained = create_model(made.model, hierarchy=made.dataset, resolutions=made.resolutions,
-                           **made.model_options)  # fmt: skip
+    options = {key: value for key, value in made.model_options.items() if key != "backbone_checkpoint"}
+    tree = MODELS[weights.arch].hierarchy
+    trained = create_model(made.model, hierarchy=tree, resolutions=made.resolutions, **options)
     assert trained.config == model.config
     assert made.dataset == weights.metrics[0].dataset
     check_values(made, num_processes=1)
@@ -590,9 +599,7 @@ print(json.dumps(shapes))
     }
     homes = {"HF_HOME": str(tmp_path / "hf"), "TORCH_HOME": str(tmp_path / "torch"), "HOME": str(tmp_path)}
     shapes = run_python(code, HF_HUB_OFFLINE="1", **proxies, **homes)
-    classes = {
-        name: load_hierarchy(name.split(".")[0].removeprefix("mlph_tiny_")).num_classes for name in BUNDLED_NAMES
-    }
+    classes = {name: load_hierarchy(MODELS[name.split(".")[0]].hierarchy).num_classes for name in BUNDLED_NAMES}
     assert shapes == {name: {lv: [1, n] for lv, n in levels.items()} for name, levels in classes.items()}
 
 
@@ -621,6 +628,10 @@ def test_bundled_weights_reach_the_recorded_accuracies(name: str) -> None:
         if not FASHION_MNIST.is_dir():
             pytest.skip(f"Fashion-MNIST is not in {FASHION_MNIST}, where Debian's dataset-fashion-mnist puts it")
         options = {"root": str(FASHION_MNIST)}
+    if metrics.dataset == "cub":
+        if not CUB100.is_dir():
+            pytest.skip(f"cub100 is not in {CUB100}")
+        options = {"root": str(CUB100)}
     model = create_model(weights.name, pretrained=True)
     dataset = create_dataset(metrics.dataset, metrics.split, **options)
     found = measure(model, dataset, metrics.every)
@@ -646,7 +657,7 @@ def run(tmp_path: Path) -> Path:
         model.eval().head.get_classifier("species").bias.copy_(torch.linspace(-1, 1, 36))
     model.save_pretrained(tmp_path / "run")
     options = yaml.safe_load((ROOT / "recipes" / "configs" / "critters.yaml").read_text())
-    options |= {"dataset_options": {"per_class": 2}, "batch_size": 8}
+    options |= {"dataset_options": {"per_class": 2}, "batch_size": 8, "val_fraction": 0.5}
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(options))
     (tmp_path / "run" / "test.csv").touch()
     return tmp_path / "run"
@@ -664,10 +675,12 @@ def bundle(*arguments: object, ok: bool = True) -> str:
 def test_a_run_is_bundled(run: Path, tmp_path: Path) -> None:
     bundle(run, "mlph_tiny_critters.new", "--license", "cc0-1.0", "--folder", tmp_path / "weights")
     folder = tmp_path / "weights" / "mlph_tiny_critters.new"
-    assert sorted(path.name for path in folder.iterdir()) == [*FILES[:1], FILES[1], "recipe.yaml", "weights.json"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [*FILES, "calibration.json", "recipe.yaml", "weights.json"]
+    )
     weights = PretrainedWeights.from_dict(json.loads((folder / "weights.json").read_text()))
     assert (weights.name, weights.licence, weights.input) == ("mlph_tiny_critters.new", "cc0-1.0", (3, 96, 96))
-    assert weights.sha256 == checksums(folder)
+    assert weights.sha256 == checksums(folder, *FILES, "calibration.json")
     register_weights(replace(weights, source=f"file:{folder}"))
     model, trained = create_model(weights.name, pretrained=True), create_model(f"local-dir:{run}")
     assert model.config == trained.config
