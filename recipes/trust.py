@@ -98,7 +98,7 @@ def main(
     for one in scored:
         rules += [{**row, **about} for row in compare_rules(one, bootstraps, seed)]
         write_csv(folder / "trust_rules.csv", rules)
-        for row, kept in test_promises(one, risks or [0.1, 0.05, 0.01], splits, seed):
+        for row, kept in check_promises(one, risks or [0.1, 0.05, 0.01], splits, seed):
             promises.append({**row, **about})
             bins += [{**row, **part, **about} for part in split_by_resolution(kept, one.scores)]
         write_csv(folder / "trust_promise.csv", promises)
@@ -125,7 +125,8 @@ def score(run: Path, resolutions: Sequence[int | None] | None, root: str | None,
     if resolutions is None:
         resolutions = [None if one == "full" else one for one in calibration.about["resolutions"]]
     views = draw_views(range(len(dataset)), resolutions, seed)
-    scores = score_views(model, dataset, views, create_accelerator(), batch_size=32)
+    levels = model.levels[-1:] if calibration.probabilities == "sum" else None
+    scores = score_views(model, dataset, views, create_accelerator(), levels, batch_size=32)
     print(f"{run.name}: {len(views)} views of {len(dataset)} test images", flush=True)
     return Scored(run.name, model, calibration, scores.take(scores.labels >= 0))
 
@@ -179,7 +180,7 @@ def compare_rules(one: Scored, bootstraps: int, seed: int) -> Iterator[Row]:
             yield row
 
 
-def test_promises(one: Scored, risks: Sequence[float], splits: int, seed: int) -> Iterator[tuple[Row, Kept]]:
+def check_promises(one: Scored, risks: Sequence[float], splits: int, seed: int) -> Iterator[tuple[Row, Kept]]:
     """Yield what is kept of promised risks: ours with and without groups, and the other rules.
 
     Rules with thresholds of their own promise nothing. Ours is calibrated for their accuracy beside them.

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from typer.testing import CliRunner
 
 from c2f_zoo import create_dataset, create_model
@@ -20,6 +21,8 @@ from c2f_zoo.evaluation.mixed_resolutions import score_views
 from c2f_zoo.inference import Predictor
 from c2f_zoo.inference.calibration import Calibration
 from c2f_zoo.inference.detail import visible_detail
+from c2f_zoo.inference.trust import RULES
+from c2f_zoo.io.files import read_csv
 from c2f_zoo.io.weights import CALIBRATION_FILE, digest_weights
 from c2f_zoo.model import C2FModel
 from c2f_zoo.training.launch import create_accelerator
@@ -27,12 +30,15 @@ from c2f_zoo.training.launch import create_accelerator
 
 @pytest.fixture(scope="module")
 def model() -> C2FModel:
-    return create_model("mlph_tiny_critters", pretrained=True).eval()
+    """The bundled model without its calibration."""
+    model = create_model("mlph_tiny_critters", pretrained=True).eval()
+    model.calibration = None
+    return model
 
 
 @pytest.fixture
 def run(model: C2FModel, tmp_path: Path) -> Path:
-    """The folder of a run with 72 validation images, of the bundled model."""
+    """The folder of a run with 72 validation images, of that model."""
     model.save_pretrained(tmp_path)
     config = {
         "dataset": "critters",
@@ -157,3 +163,36 @@ def test_the_grid_goes_from_full_size_to_the_coarsest_resolution(model: C2FModel
     assert grid[-1] == 12
     ratios = [b / a for a, b in zip([96, *grid], grid, strict=False)]
     assert ratios == pytest.approx([(12 / 96) ** 0.25] * 4, abs=0.02)
+
+
+@pytest.mark.slow
+def test_the_recipe_measures_rules_and_promises(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "recipes"))
+    import trust
+
+    with pytest.raises(ValueError, match="has no calibration; run `c2f-zoo calibrate"):
+        trust.main([str(run)], output=str(tmp_path / "trust"))
+    calibrate_run(str(run), 0.2, [None, 24, 12])
+    trust.main([str(run)], risks=[0.2], splits=3, bootstraps=4, output=str(tmp_path / "trust"))
+    rules, promises, bins = (
+        read_csv(tmp_path / "trust" / f"trust_{name}.csv") for name in ("rules", "promise", "bins")
+    )
+    assert {(row["rule"], row["temperature"]) for row in rules} == {
+        (n, t) for n in RULES.names() for t in ("True", "False")
+    }
+    for row in rules:
+        assert float(row["haurc_low"]) <= float(row["haurc_high"])
+        assert row["rule"] != "leaf_or_nothing" or float(row["gain"]) == 0
+    by_rule = {(row["rule"], row["thresholds"], row["beside"]): row for row in promises}
+    assert {"climb", "darts", "max_coverage", "leaf_or_nothing", "fixed", "nominal"} == {rule for rule, _, _ in by_rule}
+    beside = by_rule["climb", "by detail", "fixed"]
+    assert float(beside["risk"]) == pytest.approx(1 - float(by_rule["fixed", "its own", ""]["accuracy"]), abs=1e-4)
+    fixed = [row for row in bins if (row["rule"], row["beside"]) == ("fixed", "")]
+    assert {row["resolution"] for row in fixed} == {"0", "24", "12"}
+    assert np.mean([float(row["accuracy"]) for row in fixed]) == pytest.approx(
+        float(by_rule["fixed", "its own", ""]["accuracy"]), abs=1e-3
+    )
+    photo = read_csv(tmp_path / "trust" / "trust_photo.csv")
+    assert [row["image"] for row in photo] == ["full size", "80 px", "40 px", "20 px", "40 px enlarged to 500"]
+    for name in (f"trust_{run.name}", f"trust_bins_{run.name}", f"trust_photo_{run.name}"):
+        assert Image.open(tmp_path / "trust" / f"{name}.png").size > (100, 100)

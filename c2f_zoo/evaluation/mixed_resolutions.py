@@ -52,6 +52,7 @@ def score_views(
     dataset: LabelledImages,
     views: Sequence[ResolutionView],
     accelerator: Accelerator,
+    levels: Sequence[str] | None = None,
     **how: Any,
 ) -> MixedScores:
     """Score views of a dataset's images as `Predictor` does, in one process.
@@ -61,21 +62,23 @@ def score_views(
         dataset: the dataset; its tree has the model's classes.
         views: the views, see `c2f_zoo.data.derived.draw_views`.
         accelerator: the device.
+        levels: the predicted levels to score; default: all.
         **how: batch size and number of workers, as in `score_images`.
 
     Raises:
         ValueError: an image is unreadable, or the model's outputs are not finite.
     """
     images, own = AtResolutions(dataset, views), own_resolutions(model)
+    levels = model.levels if levels is None else levels
     levels_at: dict[int | None, list[str]] = {}
-    for level in model.levels:
+    for level in levels:
         levels_at.setdefault(own[level], []).append(level)
-    parts: dict[str, list[torch.Tensor]] = {level: [] for level in model.levels}
+    parts: dict[str, list[torch.Tensor]] = {level: [] for level in levels}
     for batch in score_images(
         model.to(accelerator.device), images, range(len(images)), levels_at, accelerator=accelerator, **how
     ):
         logits = {level: z for found in batch.logits.values() for level, z in found.items()}
-        wide = {level: logits[level].to(widest_dtype(accelerator.device)) for level in model.levels}
+        wide = {level: logits[level].to(widest_dtype(accelerator.device)) for level in levels}
         for level, z in model.log_probs(wide).items():
             parts[level].append(z.cpu().double())
     sizes, detail = zip(*(_measure(images, index, model) for index in range(len(images))), strict=True)
