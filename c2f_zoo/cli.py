@@ -199,19 +199,33 @@ def predict(
     ] = None,
     species_list: Annotated[Path | None, typer.Option(help="File with the possible classes, one a line.")] = None,
     batch_size: Annotated[int, typer.Option(help="Largest number of images of a forward pass.", min=1)] = 32,
+    boxes: Annotated[
+        Path | None, typer.Option(help="Detections of MegaDetector to classify; PATHS is their folder.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="With --boxes: JSON file to write.")] = None,
+    min_conf: Annotated[float, typer.Option(help="With --boxes: smallest confidence of a box.")] = 0.2,
 ) -> None:
     """Predict images: the part of the path in the class tree that can be trusted, and a guess below it.
 
     Exit with 1 if an image cannot be read.
     """
+    from c2f_zoo.inference.predict_boxes import predict_boxes
     from c2f_zoo.inference.predict_files import predict_files
 
     if top_k and csv and not as_json:
         raise ValueError("--top-k has no columns in a CSV file; leave it out, or add --json")
+    if (boxes is None) != (output is None):
+        raise ValueError("--boxes DETECTIONS and --output FILE need each other")
+    if boxes and (len(paths) > 1 or csv or as_json or top_k):
+        raise ValueError("--boxes takes the folder of its images, and neither --csv, --json nor --top-k")
     predictor = c2f_zoo.Predictor.from_pretrained(
         model, risk=risk, only=only or None, species_list=species_list, level=level, batch_size=batch_size
     )
-    if predict_files(predictor, paths, csv, as_json, top_k):
+    if boxes and output:
+        errors = predict_boxes(predictor, model, paths[0], boxes, output, min_conf)
+    else:
+        errors = predict_files(predictor, paths, csv, as_json, top_k)
+    if errors:
         raise typer.Exit(1)
 
 

@@ -19,7 +19,7 @@ from c2f_zoo.paths import expand
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | BinaryIO | Image.Image | np.ndarray | Tensor"
 
-_MAX_ELONGATION = 100  # longer side over shorter; a few kB of a line of pixels, resized by its width, take gigabytes
+MAX_ELONGATION = 100  # longer side over shorter; a few kB of a line of pixels, resized by its width, take gigabytes
 _LOADING = [threading.Lock() for _ in range(64)]  # several, so that other images are loaded at the same time
 _ROUNDING = 1e-3  # of floats from 0 to 1, less than half of one of 255 steps
 _LAYOUTS = {"array": "(height, width, channels)", "tensor": "(channels, height, width)"}
@@ -164,7 +164,7 @@ def _unsupported_reason(image: Image.Image) -> str | None:
     size = f"{image.width} x {image.height}"
     if not min(image.size):
         return f"it has {size} pixels; replace or remove it"
-    if max(image.size) > _MAX_ELONGATION * min(image.size):
+    if max(image.size) > MAX_ELONGATION * min(image.size):
         return f"it has {size} pixels: resized to a model's input it would exhaust the memory; crop it"
     # A 16-bit PNG or PGM has mode I in some versions of Pillow; otherwise I is 32-bit or signed.
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 import numpy as np
+import torch
 from PIL import Image
 
 # Chosen by rank correlation with the true size on 40 training photos of CUB-200-2011 (the last one on 60), at 8 sizes,
@@ -73,8 +74,9 @@ def _cutoff_cycles(pixels: np.ndarray) -> float:
     """
     side = len(pixels)
     window, rings, lengths = _spectrum_grid(side)
-    spectrum = np.fft.rfft2((pixels - pixels.mean(dtype=np.float32)) * window)
-    power = np.bincount(rings, (spectrum.real**2 + spectrum.imag**2).ravel()) / np.maximum(lengths, 1) / side**2
+    centred = torch.from_numpy((pixels - pixels.mean(dtype=np.float32)) * window)
+    spectrum = torch.fft.rfft2(centred).abs().square()  # where a side is prime, several times as fast as NumPy's
+    power = np.bincount(rings, spectrum.numpy().ravel()) / np.maximum(lengths, 1) / side**2
     last = side // 2
     # The corners of the spectrum hold little but noise, which has the same power everywhere. The limit is for images
     # that are all noise, where it is detail.

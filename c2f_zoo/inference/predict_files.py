@@ -70,11 +70,14 @@ def predict_files(
         outcomes = predict_ahead(predictor, files, lambda file: [file])
         prints_here = sys.stdout.isatty() and (as_json or csv is None)
         for file, outcome in with_progress(outcomes, len(files), is_shown=not prints_here):
-            error = _reason(file, outcome) if isinstance(outcome, Exception) else ""
+            error = error_line(file, outcome) if isinstance(outcome, Exception) else ""
             errors += [error] if error else []
             for write in writers:
                 write(file, None if isinstance(outcome, Exception) else outcome[0], error)
-    report(errors, len(found.files) + len(found.unreadable), csv)
+    report(errors, csv)
+    total = len(found.files) + len(found.unreadable)
+    if errors and total > 1:
+        tell(f"{len(errors)} of {total} images cannot be predicted")
     return len(errors)
 
 
@@ -83,15 +86,18 @@ def tell(note: str) -> None:
     print(f"c2f-zoo: {printable(note)}", file=sys.stderr, flush=True)
 
 
-def report(errors: Sequence[str], total: int, csv: Path | None = None) -> None:
-    """Print the errors on standard error, with their number out of `total`; the first ones if a CSV file has all."""
+def error_line(file: Path, error: Exception) -> str:
+    """Return an error in a line that names the file."""
+    return str(error) if str(file) in str(error) else f"{file}: {error}"
+
+
+def report(errors: Sequence[str], csv: Path | None = None) -> None:
+    """Print errors on standard error; the first ones if a CSV file has all."""
     shown = errors if csv is None else errors[:_MAX_ERRORS]
     for error in shown:
         tell(error)
     if len(errors) > len(shown):
         tell(f"... and {len(errors) - len(shown)} more, in the column 'error' of {csv}")
-    if errors and total > 1:
-        tell(f"{len(errors)} of {total} images cannot be predicted")
 
 
 def with_progress(items: Iterable[Item], total: int, is_shown: bool) -> Iterator[Item]:
@@ -108,11 +114,6 @@ def _split_done(files: Sequence[Path], table: PredictionTable) -> tuple[list[Pat
     if len(left) < len(files):
         tell(f"{table.path} has rows of {len(files) - len(left)} files already; {len(left)} are left")
     return left, [error for error in before.values() if error]
-
-
-def _reason(file: Path, error: Exception) -> str:
-    """Return an error in a line that names the file."""
-    return str(error) if str(file) in str(error) else f"{file}: {error}"
 
 
 def _line_writer(has_names: bool, top_k: int | None) -> Write:
