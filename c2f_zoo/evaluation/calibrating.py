@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,9 +41,9 @@ from c2f_zoo.training.launch import create_accelerator
 from c2f_zoo.training.options import TrainOptions, read_options
 
 RECIPE_FILE = "recipe.yaml"  # of a bundled model: the options of its run
-RULE = "climb"
+CANDIDATES = ("climb", "darts")  # rules, of which the one that covers more is calibrated
 RISKS = (0.2, 0.1, 0.05, 0.02, 0.01)  # thresholds are found for these, as far as there are images enough
-FIT_FRACTION = 0.25  # of the images, for temperatures, groups and the kind of probabilities
+FIT_FRACTION = 0.25  # of the images, for temperatures, groups, rule and probabilities
 MAX_PHOTOS = 2000  # more do not change a threshold that matters
 BATCH_SIZE = 32
 
@@ -90,8 +91,8 @@ def calibrate_model(
     """Calibrate a model on images that it was not trained on.
 
     Each image is scored at every resolution of the grid; of more than 2000 images, 2000 are drawn. A quarter of them
-    serves temperatures, the groups of visible detail and the choice of probabilities. For the others these are given,
-    and they serve the thresholds.
+    serves temperatures, the groups of visible detail and the choice of rule and probabilities. For the others these are
+    given, and they serve the thresholds.
 
     Args:
         model: the model.
@@ -122,14 +123,14 @@ def calibrate_model(
         level: fit_temperature(z, np.asarray(tree.to_parent(torch.tensor(fit.labels), level)))
         for level, z in fit.own.items()
     }
-    probabilities = choose_probabilities(fit, tree, temperatures, risk)
+    rule, probabilities = choose_rule(fit, tree, temperatures, risk)
     if probabilities == "sum":
         temperatures = {tree.finest: temperatures[tree.finest]}
     edges = group_edges(fit.detail, images_needed(min(risk, *RISKS)))
     p = calibrated(rest.own, tree, probabilities, temperatures)
     groups = np.bincount(np.searchsorted(edges, rest.detail, side="right"), minlength=len(edges) + 1)
     risks = tuple(sorted({risk, *(one for one in RISKS if images_needed(one) <= groups.min())}, reverse=True))
-    thresholds, images, overall = calibrate(RULES[RULE], p, rest.labels, rest.detail, risks, edges)
+    thresholds, images, overall = calibrate(RULES[rule], p, rest.labels, rest.detail, risks, edges)
     machine = describe_machine()
     about = {
         **(about or {}),
@@ -143,7 +144,7 @@ def calibrate_model(
     reliability = measure_reliability(rest, tree, probabilities, temperatures)
     weights = digest_weights(model.state_dict())
     parts = (risk, risks, edges, thresholds, images, overall, weights, about, reliability)
-    return Calibration(RULE, probabilities, temperatures, *parts)
+    return Calibration(rule, probabilities, temperatures, *parts)
 
 
 def resolution_grid(model: C2FModel, steps: int = 4) -> list[int | None]:
@@ -163,16 +164,18 @@ def resolution_grid(model: C2FModel, steps: int = 4) -> list[int | None]:
     return [None, *(round(full * (coarsest / full) ** (step / steps)) for step in range(1, steps + 1))]
 
 
-def choose_probabilities(scores: MixedScores, tree: Hierarchy, temperatures: dict[str, float], risk: float) -> str:
-    """Return the kind of probabilities with the greater mean coverage at a risk."""
+def choose_rule(
+    scores: MixedScores, tree: Hierarchy, temperatures: Mapping[str, float], risk: float
+) -> tuple[str, str]:
+    """Return the rule and the kind of probabilities with the greatest mean coverage at a risk."""
     kinds = PROBABILITIES if set(scores.own) == set(tree.levels) else PROBABILITIES[:1]
     coverage = {}
-    for kind in kinds:
+    for kind, rule in itertools.product(kinds, CANDIDATES):
         p = calibrated(scores.own, tree, kind, temperatures)
-        chain = RULES[RULE](p)
+        chain = RULES[rule](p)
         threshold = conformal_threshold(smallest_thresholds(chain, p.nodes, scores.labels), risk)
-        coverage[kind] = p.nodes.coverage[chain.choose(threshold)].mean()
-    return max(coverage, key=lambda kind: coverage[kind])
+        coverage[rule, kind] = p.nodes.coverage[chain.choose(threshold)].mean()
+    return max(coverage, key=lambda pair: coverage[pair])
 
 
 def measure_reliability(

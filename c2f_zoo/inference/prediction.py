@@ -22,7 +22,8 @@ class Provenance:
         rule: the rule that chose the trusted class, one of `list_rules()`; None for a model without calibration, for
             which the other fields up to `calibrated_on` are None as well.
         risk: the promised risk: at most this fraction of the trusted classes is wrong.
-        threshold: the probability that a trusted class must reach, in the group of the image.
+        threshold: the threshold of the rule in the group of the image; for `climb`, the probability that a trusted
+            class must reach.
         detail: the visible detail of the image in pixels, see `visible_detail`.
         group: the group of visible detail; 0 is the coarsest.
         calibration_version: the version of the calibration's format.
