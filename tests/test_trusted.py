@@ -328,9 +328,11 @@ def test_threads_trust_the_same(critters: Predictor, images: list[Image.Image]) 
 
 
 @pytest.mark.parametrize("rule", sorted({*list_rules()} - {"nominal"}))  # which needs the resolutions of the levels
-def test_every_rule_trusts_a_path_of_the_tree(rule: str, critters: Predictor, images: list[Image.Image]) -> None:
-    model = create_model("mlph_tiny_critters", pretrained=True)
-    predictor = Predictor(calibrate(model, 0.3, 0.3, edges=[40], rule=rule))
+def test_every_rule_trusts_a_path_of_the_tree(
+    rule: str, critters: Predictor, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(critters.model, "calibration", None)  # restored at the end
+    predictor = Predictor(calibrate(critters.model, 0.3, 0.3, edges=[40], rule=rule))
     paths = [predictor.tree.path(leaf) for leaf in range(len(predictor.tree.classes[-1]))]
     for prediction in predictor(images):
         names = tuple(name for _, name, _ in prediction.trusted_path)
@@ -343,8 +345,7 @@ def test_every_rule_trusts_a_path_of_the_tree(rule: str, critters: Predictor, im
 def test_a_trained_model_is_found_by_its_name_or_folder(
     critters: Predictor, images: list[Image.Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = create_model("mlph_tiny_critters", pretrained=True)
-    model.save_pretrained(tmp_path / "run")
+    create_model("mlph_tiny_critters", pretrained=True).save_pretrained(tmp_path / "run")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     expected = critters(images[0]).path
