@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -206,9 +206,7 @@ def test_lines_show_the_trusted_part_first(shapes_run: str, photos: Path) -> Non
     ("arguments", "message"),
     [
         (["--csv", "out.csv", "--top-k", "2"], "--top-k has no columns in a CSV file"),
-        (["--level", "kint"], "unknown level 'kint'; did you mean 'kind'"),
         (["--only", "dics"], "unknown class 'dics'; did you mean 'disc'"),
-        (["--risk", "0.2"], "not calibrated for a risk of 0.2; choose one of 0.1, 0.01"),
     ],
 )
 def test_wrong_options_are_errors(arguments: list[str], message: str, shapes_run: str, photos: Path) -> None:
@@ -238,11 +236,15 @@ def test_a_name_that_is_no_unicode_is_predicted_once(shapes_run: str, tmp_path: 
     file, out = os.path.join(os.fsencode(tmp_path), b"odd\xff.png"), tmp_path / "out.csv"
     Image.new("RGB", (40, 40)).save(tmp_path / "1.png")
     os.rename(tmp_path / "1.png", file)
-    command = ("predict", shapes_run, os.fsdecode(file))
-    assert run(*command, "--csv", str(out))[0] == 0
+    predictor, paths = Predictor.from_pretrained(shapes_run), [Path(os.fsdecode(file))]
+    assert predict_files(predictor, paths, out) == 0
     whole = out.read_bytes()
     assert b"odd\\udcff.png" in whole
-    assert "0 are left" in run(*command, "--csv", str(out))[2] and out.read_bytes() == whole
-    code, printed, _ = run(*command, str(tmp_path / "none.png"), "--json", encoding="cp1252")
-    assert (code, json.loads(printed)[0]["file"]) == (1, os.fsdecode(file))
-    assert run(*command, str(tmp_path / "none.png"), encoding="cp1252")[1].startswith(str(tmp_path))
+    with redirect_stderr(io.StringIO()) as stderr:
+        assert predict_files(predictor, paths, out) == 0
+    assert "0 are left" in stderr.getvalue() and out.read_bytes() == whole
+    with redirect_stdout(io.StringIO()) as stdout:
+        assert predict_files(predictor, paths, as_json=True) == 0
+    assert json.loads(stdout.getvalue())[0]["file"] == os.fsdecode(file)
+    code, printed, _ = run("predict", shapes_run, os.fsdecode(file), str(tmp_path / "none.png"), encoding="cp1252")
+    assert code == 1 and printed.startswith(str(tmp_path))
