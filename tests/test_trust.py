@@ -293,6 +293,17 @@ def test_restriction_where_nothing_is_known() -> None:
         restrict(levels, [], nodes)
 
 
+@pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
+def test_restricted_sums_are_sums_over_the_possible_leaves(tree: Hierarchy) -> None:
+    p, paths = some_probabilities(tree, "sums"), paths_of(tree)
+    possible, last = sorted({0, len(paths) // 2}), len(tree.levels) - 1
+    total = sum(p.levels[-1][:, leaf] for leaf in possible)
+    for depth, level in enumerate(restrict(p.levels, possible, p.nodes, own=[last])):
+        for label in range(level.shape[1]):
+            expected = sum(p.levels[-1][:, leaf] for leaf in possible if paths[leaf][depth] == label)
+            assert level[:, label] == pytest.approx(expected / total)
+
+
 def test_a_mask_or_indices_take_images() -> None:
     p = some_probabilities(UNBALANCED, "levels")
     mask = np.arange(6) % 3 == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -174,24 +174,38 @@ def find_joint_leaf(levels: Sequence[np.ndarray], nodes: Nodes) -> np.ndarray:
     return np.asarray(sum(logs).argmax(axis=1))  # type: ignore[union-attr]
 
 
-def restrict(levels: Sequence[np.ndarray], leaves: Sequence[int], nodes: Nodes) -> tuple[np.ndarray, ...]:
+def restrict(
+    levels: Sequence[np.ndarray], leaves: Sequence[int], nodes: Nodes, own: Collection[int] | None = None
+) -> tuple[np.ndarray, ...]:
     """Restrict probabilities to some leaf classes and their ancestors, and normalize each level again.
 
     Args:
         levels: for each level probabilities (N, classes).
         leaves: labels of the leaf classes that are possible.
         nodes: the tree's nodes.
+        own: the depths of the levels with probabilities of their own, the leaf level among them; those of the other
+            levels are sums over the next finer level, which lose the impossible classes too. Default: all.
 
     Raises:
         ValueError: there are no leaf classes.
+
+    Examples:
+        >>> tree = Hierarchy(("kind", "shape"), (("round", "edged"), ("disc", "ring", "box")), ((0, 0, 1),))
+        >>> levels = sum_over_leaves(np.array([[0.5, 0.25, 0.25]]), Nodes(tree))
+        >>> [level.tolist() for level in restrict(levels, [1, 2], Nodes(tree), own=[1])]
+        [[[0.5, 0.5]], [[0.0, 0.5, 0.5]]]
     """
     if not len(leaves):
         raise ValueError("no leaf class is left; name one or more")
-    kept = []
-    for depth, level in enumerate(levels):
-        is_possible = np.isin(np.arange(level.shape[1]), nodes.leaf_paths[list(leaves), depth])
-        part = np.where(is_possible, level, 0.0)
+    kept: list[np.ndarray] = []
+    for depth in reversed(range(len(levels))):
+        if own is not None and depth not in own:
+            is_child = np.asarray(nodes.tree.parents[depth])[:, None] == np.arange(levels[depth].shape[1])
+            kept.append(kept[-1] @ is_child.astype(np.float64))
+            continue
+        is_possible = np.isin(np.arange(levels[depth].shape[1]), nodes.leaf_paths[list(leaves), depth])
+        part = np.where(is_possible, levels[depth], 0.0)
         total = part.sum(axis=1, keepdims=True)
         # Where all of them have probability 0, nothing is known about them.
         kept.append(np.where(total > 0, part / np.where(total > 0, total, 1), is_possible / is_possible.sum()))
-    return tuple(kept)
+    return tuple(reversed(kept))

@@ -56,7 +56,8 @@ def find_trusted(
     """
     p = calibration.probabilities_of(log_probs, tree)
     if leaves is not None:
-        levels = restrict(p.levels, leaves, p.nodes)
+        own = [len(p.levels) - 1] if calibration.probabilities == "sum" else None
+        levels = restrict(p.levels, leaves, p.nodes, own)
         leaf = None if p.leaf is None else find_joint_leaf(levels, p.nodes)
         p = NodeProbabilities(p.nodes, levels, p.sizes, leaf)
     groups = [calibration.group(np.asarray(own)) for own in details]
