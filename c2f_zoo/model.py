@@ -153,7 +153,8 @@ class C2FModel(nn.Module):
     def set_config(self, config: ModelConfig) -> None:
         """Set the configuration; with `batch_norm="per_level"`, batch norm gets its copies.
 
-        Each resolution gets a copy of the batch norm of the nearest resolution before, or of the shared one.
+        Each resolution gets a copy of the batch norm of the nearest resolution before, or of the shared one. The
+        calibration of another configuration is left out, with a note.
 
         Args:
             config: the configuration, with other resolutions or batch norm; head and pooling stay as they are.
@@ -173,6 +174,11 @@ class C2FModel(nn.Module):
             sources = [0 if is_shared else present[old.nearest_level(resolution)] for resolution in seen_at.values()]
             if is_shared or sources != list(range(self.backbone.num_copies)):
                 self.backbone.copy_batch_norm(sources)
+        if self.calibration is not None and config != old:
+            _logger.warning(
+                "the calibration is of another configuration and is left out; run `c2f-zoo calibrate` again"
+            )
+            self.calibration = None
         self.config = config
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
@@ -273,7 +279,7 @@ class C2FModel(nn.Module):
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, max_shard_size)
             full_name = f"{repo_id}@{revision}" if revision else repo_id
-            text = card.model_card(self.config, full_name, calibration=self.calibration)
+            text = card.model_card(self.config, full_name, calibration=read_calibration(Path(folder)))
             (Path(folder) / README_FILE).write_text(text, encoding="utf-8")
             return hub.push(folder, repo_id, private, token, revision, commit_message, keep=[README_FILE])
 

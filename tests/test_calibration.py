@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from c2f_zoo.inference.calibration import (
 )
 from c2f_zoo.inference.nodes import NodeProbabilities, Nodes, sum_over_leaves
 from c2f_zoo.inference.trust import RULES
+from c2f_zoo.io import hub
+from c2f_zoo.io.card import model_card
 from c2f_zoo.io.weights import CALIBRATION_FILE, digest_weights
 from c2f_zoo.model import C2FModel
 
@@ -206,12 +209,31 @@ class TestFile:
             ({"images": (3,)}, "images is"),
             ({"temperatures": {"c": 0.0}}, "temperatures is"),
             ({"thresholds": ((0.1, math.nan), (0.2, 0.3))}, "thresholds is"),
+            ({"thresholds": ((0.1, 0.2),)}, "thresholds is"),
+            ({"thresholds": ["12", "12"]}, "'1' is not a number"),
+            ({"thresholds": 5}, "not iterable"),
+            ({"overall": (0.1, math.inf)}, "overall is"),
+            ({"edges": (math.inf,)}, "edges is"),
+            ({"images": (0, 1)}, "images is"),
+            ({"images": (math.inf, 1)}, "infinity"),
+            ({"risk": 10**400}, "too large"),
+            ({"risk": True}, "True' is not a number"),
+            ({"rule": 5}, "rule is 5"),
+            ({"about": "x"}, "about is x"),
+            ({"weights": 3}, "weights is 3"),
+            ({"reliability": {"c": 1}}, "'int' object"),
+            ({"temperatures": [["c", 1]]}, "'list' object"),
             ({"version": 2}, "version 2"),
         ],
     )
     def test_invalid_values_are_named(self, calibration: Calibration, changes: dict[str, object], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             Calibration.from_dict({**calibration.to_dict(), **changes})
+
+    def test_long_values_are_shortened(self, calibration: Calibration) -> None:
+        with pytest.raises(ValueError, match="edges is") as info:
+            Calibration.from_dict({**calibration.to_dict(), "edges": [1] * 10**5})
+        assert len(str(info.value)) < 500
 
     @pytest.mark.parametrize("key", ["rule", "thresholds", "edges", "temperatures"])
     def test_missing_values_are_named(self, calibration: Calibration, key: str) -> None:
@@ -270,3 +292,31 @@ class TestSavedModels:
         (tmp_path / CALIBRATION_FILE).write_text(text)
         with pytest.raises(ValueError, match=CALIBRATION_FILE):
             C2FModel.from_pretrained(tmp_path)
+
+    def test_the_card_of_a_pushed_model_is_that_of_its_files(
+        self, model: C2FModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A calibration of other weights is not pushed, and not described."""
+
+        def keep(folder: str, *args: object, **options: object) -> str:
+            shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+            return "url"
+
+        monkeypatch.setattr(hub, "push", keep)
+        model.push_to_hub("me/model")
+        assert (tmp_path / CALIBRATION_FILE).is_file()
+        assert "at most 10 % get a wrong class" in (tmp_path / "README.md").read_text(encoding="utf-8")
+        (tmp_path / CALIBRATION_FILE).unlink()
+        with torch.no_grad():
+            next(model.parameters()).add_(1)
+        model.push_to_hub("me/model")
+        assert not (tmp_path / CALIBRATION_FILE).exists()
+        assert "The model is not calibrated" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+    @pytest.mark.parametrize("changes", [{"images": [1]}, {"about": "x"}, {"thresholds": 5}, {"risks": None}])
+    def test_the_card_of_an_invalid_calibration_is_an_error(self, model: C2FModel, changes: dict[str, object]) -> None:
+        calibration = {**(model.calibration or {}), **changes}
+        with pytest.raises(ValueError, match="invalid calibration"):
+            model_card(model.config, "me/model", calibration=calibration)
+        with pytest.raises(ValueError, match="invalid calibration"):
+            model_card(model.config, "me/model", calibration={"weights": "0"})

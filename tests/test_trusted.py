@@ -171,6 +171,17 @@ def test_a_restriction_excludes_all_other_classes(shapes: C2FModel) -> None:
     assert prediction.provenance.restriction == "only ring, edged"
 
 
+def test_restricted_sums_lose_the_impossible_classes(shapes: C2FModel) -> None:
+    """Without disc, which has most of round's probability, ring has 0.35 and box 0.1 of the sum 0.45."""
+    trusted = Predictor(calibrate(shapes, 0.8), only=["ring", "box"])(GREY)
+    assert trusted.trusted is None
+    assert [p for _, _, p in trusted.guess] == pytest.approx([0.35 / 0.45, 0.35 / 0.45])
+    tree = shapes.hierarchy
+    leaf_only = model_with_probabilities({"shape": SHAPES["shape"]}, tree)
+    path = Predictor(leaf_only, only=["ring", "box"])(GREY).path
+    assert [p for _, _, p in path] == pytest.approx([0.35 / 0.45, 0.35 / 0.45])
+
+
 def test_a_restricted_path_is_the_best_of_the_possible_ones() -> None:
     tree = Hierarchy(("a", "b"), (("x", "y", "z"), tuple("123456")), ((0, 0, 1, 1, 2, 2),))
     p = {"a": [0.2, 0.5, 0.3], "b": [0.3, 0.05, 0.1, 0.2, 0.15, 0.2]}
@@ -361,6 +372,24 @@ def test_a_calibration_is_saved_with_its_model(shapes: C2FModel, tmp_path: Path)
     model = shapes
     calibrate(model, 0.8, weights=digest_weights(model.state_dict())).save_pretrained(tmp_path)
     assert str(Predictor.from_pretrained(tmp_path)(GREY)) == "trusted: round (0.90); guess: disc (0.55)"
+
+
+def test_a_calibration_of_other_weights_or_resolutions_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    model = create_model("mlph_tiny_critters", pretrained=True)
+    with torch.no_grad():
+        next(model.head.parameters()).add_(1)
+    predictor = Predictor(model)
+    assert predictor.calibration is None and "of other weights" in caplog.text
+    other = create_model("mlph_tiny_critters", pretrained=True, resolutions={"species": 48})
+    assert other.calibration is None and "of another configuration" in caplog.text
+    same = create_model("mlph_tiny_critters", pretrained=True)
+    same.set_config(same.config)
+    assert Predictor(same).calibration is not None
+
+
+def test_a_calibration_of_other_levels_is_an_error(shapes: C2FModel) -> None:
+    with pytest.raises(ValueError, match="unknown level in the calibration's temperatures: 'shap'"):
+        Predictor(calibrate(shapes, 0.5, temperatures={"shap": 2.0}))
 
 
 def test_a_folder_and_a_batch_are_several_images(

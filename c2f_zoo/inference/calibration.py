@@ -1,11 +1,12 @@
-"""Calibration: thresholds at which the share of wrong predictions stays below a promised risk."""
+"""Calibration: thresholds at which the fraction of wrong predictions stays below a promised risk."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.inference.nodes import NodeProbabilities, Nodes, find_joint_leaf, sum_over_leaves
 from c2f_zoo.inference.trust import RULES, Chain
 from c2f_zoo.registry import check_names
+
+T = TypeVar("T")
 
 VERSION = 1
 PROBABILITIES = ("sum", "levels")
@@ -69,24 +72,30 @@ class Calibration:
     def __post_init__(self) -> None:
         if self.version != VERSION:
             raise ValueError(
-                f"the calibration has version {self.version}, this c2f_zoo reads {VERSION}; calibrate again"
+                f"the calibration has version {self.version!r}, this c2f_zoo reads {VERSION}; calibrate again"
             )
         check_names("rule", [self.rule], RULES.names())
         check_names("value of probabilities:", [self.probabilities], PROBABILITIES)
+        edges = (0, *self.edges, math.inf)
         faults = [
-            f"{name} is {value}"
+            f"{name} is {_shorten(value)}"
             for name, value, is_valid in (
                 ("temperatures", self.temperatures, all(0 < t < math.inf for t in self.temperatures.values())),
                 ("risks", self.risks, bool(self.risks) and all(0 < risk < 1 for risk in self.risks)),
-                ("edges", self.edges, all(a < b for a, b in zip((0, *self.edges), self.edges, strict=False))),
-                ("images", self.images, len(self.images) == len(self.edges) + 1 == len(self.thresholds)),
+                ("edges", self.edges, all(a < b for a, b in itertools.pairwise(edges))),
+                ("images", self.images, len(self.images) == len(self.edges) + 1 and min(self.images) > 0),
                 ("risk", self.risk, self.risk in self.risks),
-                ("thresholds", self.thresholds, all(map(self._is_valid_row, (*self.thresholds, self.overall)))),
+                (
+                    "thresholds",
+                    self.thresholds,
+                    len(self.thresholds) == len(self.edges) + 1 and all(map(self._is_valid_row, self.thresholds)),
+                ),
+                ("overall", self.overall, self._is_valid_row(self.overall)),
             )
             if not is_valid
         ]
         if faults:
-            raise ValueError(f"invalid calibration: {'; '.join(faults)}")
+            raise ValueError(f"invalid calibration: {'; '.join(faults)}; make one with `c2f-zoo calibrate`")
 
     def _is_valid_row(self, thresholds: Sequence[float]) -> bool:
         return len(thresholds) == len(self.risks) and all(0 <= t < math.inf for t in thresholds)
@@ -101,8 +110,20 @@ class Calibration:
                 levels for `"levels"`.
             tree: the class tree, down to the finest predicted level.
             sizes: the images' shorter sides, for the rule `nominal`.
+
+        Raises:
+            ValueError: the calibration is of other levels.
         """
+        self.check_levels(tree.levels)
         return calibrated(log_probs, tree, self.probabilities, self.temperatures, sizes)
+
+    def check_levels(self, levels: Sequence[str]) -> None:
+        """Check that the calibration is of a tree with these levels.
+
+        Raises:
+            ValueError: a level with a temperature is unknown.
+        """
+        check_names("level in the calibration's temperatures:", self.temperatures, levels)
 
     def group(self, detail: np.ndarray) -> np.ndarray:
         """Return the group (N,) of each image's visible detail in pixels (N,); 0 is the coarsest."""
@@ -141,23 +162,49 @@ class Calibration:
         if not isinstance(data, Mapping) or not known.issuperset(data):
             raise ValueError(f"not a calibration: {_shorten(data)}; make one with `c2f-zoo calibrate`")
         try:
-            rows = {
-                "risks": tuple(map(float, data["risks"])),
-                "edges": tuple(map(float, data["edges"])),
-                "thresholds": tuple(tuple(map(float, row)) for row in data["thresholds"]),
-                "images": tuple(map(int, data["images"])),
-                "overall": tuple(map(float, data["overall"])),
-                "temperatures": {str(level): float(t) for level, t in data["temperatures"].items()},
-                "risk": float(data["risk"]),
+            rows: dict[str, Any] = {
+                "rule": _of_type(data["rule"], "rule", str),
+                "probabilities": _of_type(data["probabilities"], "probabilities", str),
+                "temperatures": dict(
+                    zip(data["temperatures"].keys(), _numbers(data["temperatures"].values()), strict=True)
+                ),
+                "risk": _numbers([data["risk"]])[0],
+                "risks": _numbers(data["risks"]),
+                "edges": _numbers(data["edges"]),
+                "thresholds": tuple(map(_numbers, data["thresholds"])),
+                "images": tuple(map(int, _numbers(data["images"]))),
+                "overall": _numbers(data["overall"]),
+                "weights": _of_type(data.get("weights", ""), "weights", str),
+                "about": _of_type(data.get("about", {}), "about", dict),
+                "reliability": {
+                    level: dict(zip(errors, _numbers(errors.values()), strict=True))
+                    for level, errors in data.get("reliability", {}).items()
+                },
             }
-            return cls(**{**data, **rows})
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, OverflowError, ValueError) as error:
             raise ValueError(f"invalid calibration: {error}; make one with `c2f-zoo calibrate`") from error
+        return cls(**rows, version=data.get("version", VERSION))
 
 
 def _shorten(value: object) -> str:
     text = str(value)
     return text if len(text) < 80 else f"{text[:77]}..."
+
+
+def _of_type(value: object, name: str, kind: type[T]) -> T:
+    """Return a value of JSON data if it is of a type."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} is {_shorten(value)}")
+    return value
+
+
+def _numbers(values: Iterable[Any]) -> tuple[float, ...]:
+    """Return numbers of JSON data as floats."""
+    values = tuple(values)
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"{_shorten(value)!r} is not a number")
+    return tuple(map(float, values))
 
 
 def calibrated(
@@ -268,12 +315,15 @@ def conformal_threshold(values: np.ndarray, risk: float) -> float:
         risk: the promised risk, in (0, 1).
 
     Raises:
-        ValueError: there are too few images for that risk, or the rule is wrong at every threshold for too many.
+        ValueError: the risk is not above 0, there are too few images for it, or the rule is wrong at every threshold
+            for too many.
 
     Examples:
         >>> conformal_threshold(np.arange(9) / 10, risk=0.5) > 0.4  # the fifth of nine
         True
     """
+    if risk <= 0:
+        raise ValueError(f"a risk of {risk:g} cannot be promised; it must be above 0")
     needed = images_needed(risk)
     if len(values) < needed:
         raise ValueError(f"a risk of {risk:g} needs {needed} calibration images or more; there are {len(values)}")

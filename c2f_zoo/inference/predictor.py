@@ -25,7 +25,7 @@ from c2f_zoo.inference.prediction import Prediction, Provenance, Step
 from c2f_zoo.inference.resolutions import levels_by_resolution, own_resolutions
 from c2f_zoo.inference.restriction import find_restriction, mask_impossible
 from c2f_zoo.inference.trusted import Trusted, find_trusted
-from c2f_zoo.model import C2FModel
+from c2f_zoo.model import C2FModel, calibration_of
 from c2f_zoo.ops import check_finite, widest_dtype
 from c2f_zoo.paths import expand
 from c2f_zoo.registry import unknown_name
@@ -105,7 +105,7 @@ class Predictor:
         depth = self.tree.depth(self.tree.finest if level is None else level)
         self.levels = self.tree.levels[: depth + 1]
         self.risk, self.batch_size = risk, batch_size
-        self.calibration = None if model.calibration is None else Calibration.from_dict(model.calibration)
+        self.calibration = _find_calibration(model)
         self.restriction = find_restriction(self.tree, only, species_list)
         self._nodes = Nodes(self.tree)
         self._levels_at = levels_by_resolution(model)
@@ -264,7 +264,9 @@ class Predictor:
         p, leaves = {level: np.exp(z) for level, z in arrays.items()}, None
         if self.restriction is not None:
             leaves = self.restriction.leaves
-            p = dict(zip(p, restrict(list(p.values()), leaves, self._nodes), strict=True))
+            heads = self.model.levels[-1:] if self.model.head.levels_are_marginals else self.model.levels
+            own = [self.tree.depth(level) for level in heads]
+            p = dict(zip(p, restrict(list(p.values()), leaves, self._nodes, own), strict=True))
             log_probs = mask_impossible(log_probs, leaves, self._nodes)
         labels = decode({level: log_probs[level] for level in self.model.levels}, self.tree, "joint").numpy()
         trusted = None
@@ -308,6 +310,16 @@ class Predictor:
             for depth, (level, label) in enumerate(zip(self.levels, path, strict=False))
             if label >= 0 and label not in self.tree.left_out[depth]
         ]
+
+
+def _find_calibration(model: C2FModel) -> Calibration | None:
+    """Return a model's calibration, or None with a note if the weights have changed since."""
+    if model.calibration is None:
+        return None
+    found = Calibration.from_dict(model.calibration)
+    found.check_levels(model.levels)
+    is_known = bool(found.weights)  # a calibration made by hand names no weights
+    return found if not is_known or calibration_of(model.state_dict(), model.calibration, "the model") else None
 
 
 def load_trained(name: str | os.PathLike[str]) -> C2FModel:

@@ -90,6 +90,9 @@ def model_card(
         run: the results of the run that trained the model.
         calibration: the model's calibration.
 
+    Raises:
+        ValueError: the calibration is invalid.
+
     Examples:
         >>> model = create_model("mlph", backbone="resnet18", hierarchy="fashion_mnist", input_size=64)
         >>> text = model_card(model.config, "me/clothes", licence="mit")
@@ -215,6 +218,13 @@ def _trust(calibration: Mapping[str, Any] | None) -> str:
     """Return what the calibration promises, and the thresholds of its groups of visible detail."""
     if calibration is None:
         return "The model is not calibrated: no level of a prediction is marked as trusted. See `c2f-zoo calibrate`."
+    try:
+        return _promise(calibration)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"invalid calibration: {error!r}; calibrate the model again, or remove it") from error
+
+
+def _promise(calibration: Mapping[str, Any]) -> str:
     risks, names = calibration["risks"], detail_groups(calibration["edges"])
     about = ", ".join(f"{markdown(key)} {markdown(value)}" for key, value in calibration.get("about", {}).items())
     rows = [
