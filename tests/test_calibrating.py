@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,24 @@ from typer.testing import CliRunner
 
 from c2f_zoo import create_dataset, create_model
 from c2f_zoo.cli import app
-from c2f_zoo.data.derived import AtResolutions, ResolutionView, draw_views
+from c2f_zoo.data import LabelledImages
+from c2f_zoo.data.derived import AtResolutions, HideLabels, ResolutionView, draw_views
+from c2f_zoo.data.registry import IndexedImages
 from c2f_zoo.data.splits import train_and_val
-from c2f_zoo.evaluation.calibrating import calibrate_model, calibrate_run, resolution_grid
-from c2f_zoo.evaluation.mixed_resolutions import score_views
+from c2f_zoo.data.transformed_images import load_image
+from c2f_zoo.evaluation.calibrating import (
+    calibrate_model,
+    calibrate_run,
+    choose_rule,
+    count_photos,
+    draw_photos,
+    measure_reliability,
+    resolution_grid,
+)
+from c2f_zoo.evaluation.mixed_resolutions import MixedScores, score_views
+from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.inference import Predictor
-from c2f_zoo.inference.calibration import Calibration
+from c2f_zoo.inference.calibration import Calibration, calibrated
 from c2f_zoo.inference.detail import visible_detail
 from c2f_zoo.inference.trust import RULES
 from c2f_zoo.io.files import read_csv
@@ -59,13 +72,6 @@ class TestViews:
         assert not any(view.is_enlarged for view in views if view.resolution is None)
         many = draw_views(range(200), [40], seed=0)
         assert 70 < sum(view.is_enlarged for view in many) < 130
-
-    def test_or_one_for_each_image(self) -> None:
-        views = draw_views(range(300), [None, 40, 20], seed=1, all_resolutions=False)
-        assert [view.index for view in views] == list(range(300))
-        counts = [sum(view.resolution == one for view in views) for one in (None, 40, 20)]
-        assert min(counts) > 70
-        assert views == draw_views(range(300), [None, 40, 20], seed=1, all_resolutions=False)
 
     def test_pixels_are_means_of_areas(self) -> None:
         dataset = create_dataset("critters", "test", per_class=1)
@@ -129,8 +135,93 @@ class TestCalibrate:
             calibrate_model(model, create_dataset("critters", "train", per_class=1), range(36), risk)
 
     def test_too_few_images_are_named_before_they_are_scored(self, model: C2FModel) -> None:
-        with pytest.raises(ValueError, match=r"a risk of 0.01 needs 133 validation images or more; there are 36"):
+        with pytest.raises(
+            ValueError, match=r"a risk of 0.01 needs 132 or more validation images with a label of species"
+        ):
             calibrate_model(model, create_dataset("critters", "train", per_class=1), range(36), 0.01)
+
+    def test_as_many_images_as_that_are_enough(self, model: C2FModel) -> None:
+        dataset = create_dataset("critters", "train", per_class=4)
+        for count, is_enough in ((131, False), (132, True)):
+            with nullcontext() if is_enough else pytest.raises(ValueError, match="there are 131 of 131"):
+                order, fit = draw_photos(model, dataset, range(count), 0.01, seed=0)
+        assert (len(order), len(fit), len(order) - len(fit)) == (132, 33, 99)
+        assert set(fit) < set(order) == set(range(132))
+
+    def test_images_without_a_leaf_label_are_left_out_and_counted(
+        self, model: C2FModel, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        dataset = HideLabels(create_dataset("critters", "train", per_class=1), "genus", range(0, 36, 3))
+        order, _ = draw_photos(model, dataset, range(36), 0.2, seed=0)
+        assert sorted(order) == [index for index in range(36) if index % 3]
+        assert "24 of 36 images calibrate the model: 12 have no label of species, 0 are more than needed" in caplog.text
+
+    def test_one_resolution_and_a_small_risk(self, model: C2FModel) -> None:
+        """The images that kinds of probabilities are chosen on are fewer than the risk needs: 14 for 19."""
+        dataset, _, indices = train_and_val("critters", 0.25, 0, per_class=8)
+        found = calibrate_model(model, dataset, indices[:56], 0.05, [None])
+        assert (found.risk, found.risks, found.images) == (0.05, (0.2, 0.1, 0.05), (42,))
+
+    def test_views_do_not_count_as_images(self) -> None:
+        """Ten views of each of 12 photos: no promise of 1 %, which needs 99 photos."""
+        index = np.repeat(np.arange(12), 10)
+        detail = np.where(index < 8, 10.0, 50.0)
+        scores = MixedScores({}, np.zeros(120, dtype=np.int64), index, np.zeros(120), detail, detail)
+        assert (count_photos(scores, ()), count_photos(scores, (30.0,))) == (12, 4)
+        assert count_photos(scores, (5.0,)) == 0
+
+
+def test_a_rule_that_is_sure_of_a_wrong_class_is_not_chosen() -> None:
+    """With probability 1 for a wrong class, darts is wrong at every threshold, but climb ends at the root."""
+    tree = Hierarchy(("kind", "shape"), (("x", "y"), ("1", "2", "3")), ((0, 0, 1),))
+    z = np.array([[0.0, -800, -800]]).repeat(40, axis=0)
+    scores = MixedScores({"shape": z}, np.full(40, 2), *[np.zeros(40)] * 4)
+    assert choose_rule(scores, tree, {}, 0.1) == ("climb", "sum")
+
+
+class TestReliability:
+    def test_probabilities_just_above_1_and_levels_of_one_class(self) -> None:
+        """Sums of probabilities may exceed 1 by rounding."""
+        tree = Hierarchy(("all", "kind", "shape"), (("any",), ("x", "y"), tuple("123456")), ((0, 0), (0,) * 5 + (1,)))
+        rng = np.random.default_rng(0)
+        z = np.log(rng.dirichlet(np.full(6, 0.3), 400))
+        z[:, 5] = -800
+        labels = rng.integers(6, size=400)
+        scores = MixedScores({"shape": z}, labels, *[np.zeros(400)] * 4)
+        p = calibrated(scores.own, tree, "sum", {})
+        assert p.levels[1].max() > 1
+        found = measure_reliability(scores, tree, "sum", {})
+        assert found["all"] == {"ece": 0.0, "ece_before": 0.0}
+        assert found["kind"]["ece"] == round((labels == 5).mean(), 4)  # always sure of x
+        confidence, is_right = p.levels[2].max(axis=1), p.levels[2].argmax(axis=1) == labels
+        bins = np.ceil(confidence * 15)
+        gaps = [abs((is_right[bins == one] - confidence[bins == one]).sum()) for one in np.unique(bins)]
+        assert found["shape"]["ece"] == pytest.approx(sum(gaps) / 400, abs=1e-4)
+
+
+def test_classes_are_found_by_name(model: C2FModel) -> None:
+    """Also in a dataset whose tree has its classes in another order."""
+    dataset = create_dataset("critters", "test", per_class=1)
+    tree = dataset.hierarchy
+    other = Hierarchy.from_rows(tree.levels, [tree.path(leaf) for leaf in reversed(range(36))])
+    images = OtherTree(dataset, other)
+    assert images.targets[0] != dataset.targets[0]
+    views = draw_views([0, 13, 35], [20], seed=0)
+    found = score_views(model, images, views, create_accelerator(), batch_size=4)
+    assert found.labels.tolist() == [dataset.targets[index] for index in (0, 13, 35)]
+
+
+class OtherTree(IndexedImages):
+    """A dataset with the same classes in another order."""
+
+    def __init__(self, dataset: LabelledImages, hierarchy: Hierarchy) -> None:
+        self.dataset, self.hierarchy = dataset, hierarchy
+        names, own = hierarchy.class_names(hierarchy.finest), dataset.hierarchy.class_names(hierarchy.finest)
+        self.labels = hierarchy.ancestors(torch.tensor([names.index(own[label]) for label in dataset.targets]))
+        self.targets: list[int] = self.labels[:, -1].tolist()
+
+    def read(self, index: int, shorter_side: int | None = None) -> Image.Image:
+        return load_image(self.dataset, index, shorter_side)
 
 
 @pytest.mark.slow

@@ -89,27 +89,23 @@ class ResolutionView:
     is_enlarged: bool
 
 
-def draw_views(
-    indices: Sequence[int], resolutions: Sequence[int | None], seed: int, all_resolutions: bool = True
-) -> list[ResolutionView]:
-    """Draw views of images: at each resolution or at a random one, half of the shrunk ones enlarged again.
+def draw_views(indices: Sequence[int], resolutions: Sequence[int | None], seed: int) -> list[ResolutionView]:
+    """Draw views of images at each resolution, half of the shrunk ones enlarged again.
 
     Args:
         indices: the images' indices in a dataset.
         resolutions: the resolution grid; None is full size.
         seed: the seed.
-        all_resolutions: a view of each image at every resolution; false: at one that is drawn for the image.
 
     Examples:
         >>> [view.resolution for view in draw_views([5, 7], [None, 20], seed=0)]
         [None, 20, None, 20]
     """
-    rng, grid = np.random.default_rng(seed), list(resolutions)
-    chosen = [grid if all_resolutions else [grid[rng.integers(len(grid))]] for _ in indices]
+    rng = np.random.default_rng(seed)
     return [
         ResolutionView(index, resolution, resolution is not None and bool(rng.integers(2)))
-        for index, of_image in zip(indices, chosen, strict=True)
-        for resolution in of_image
+        for index in indices
+        for resolution in resolutions
     ]
 
 

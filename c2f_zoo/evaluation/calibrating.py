@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,12 +11,12 @@ import numpy as np
 import torch
 from rich.markup import escape
 from rich.table import Table
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 import c2f_zoo
 from c2f_zoo.data import LabelledImages
 from c2f_zoo.data.derived import draw_views
 from c2f_zoo.data.splits import train_and_val
+from c2f_zoo.evaluation.labels import labels_in
 from c2f_zoo.evaluation.mixed_resolutions import MixedScores, score_views
 from c2f_zoo.evaluation.provenance import describe_machine
 from c2f_zoo.evaluation.report import write_json
@@ -35,10 +36,13 @@ from c2f_zoo.inference.resolutions import own_resolutions
 from c2f_zoo.inference.trust import RULES
 from c2f_zoo.io.card import detail_groups
 from c2f_zoo.io.weights import CALIBRATION_FILE, digest_weights
+from c2f_zoo.metrics import CalibrationError
 from c2f_zoo.model import C2FModel, load_model
 from c2f_zoo.paths import expand
 from c2f_zoo.training.launch import create_accelerator
 from c2f_zoo.training.options import TrainOptions, read_options
+
+_logger = logging.getLogger(__name__)
 
 RECIPE_FILE = "recipe.yaml"  # of a bundled model: the options of its run
 CANDIDATES = ("climb", "darts")  # rules, of which the one that covers more is calibrated
@@ -92,7 +96,7 @@ def calibrate_model(
 
     Each image is scored at every resolution of the grid; of more than 2000 images, 2000 are drawn. A quarter of them
     serves temperatures, the groups of visible detail and the choice of rule and probabilities. For the others these are
-    given, and they serve the thresholds.
+    given, and they serve the thresholds. There is one group if a group has too few images for the risk.
 
     Args:
         model: the model.
@@ -104,21 +108,18 @@ def calibrate_model(
         about: further lines on where the images come from.
 
     Raises:
-        ValueError: there are too few images for the risk; the message says how many are needed.
+        ValueError: there are too few images for the risk; the message says how many are needed. Or a class of the
+            dataset is not in the model's tree.
     """
     if not 0 < risk < 1:
         raise ValueError(f"risk is {risk}; it must be a fraction between 0 and 1")
-    order = np.random.default_rng(seed).permutation(np.asarray(indices))[:MAX_PHOTOS]
-    fit_images = order[: round(FIT_FRACTION * len(order))]
-    if len(order) - len(fit_images) < images_needed(risk) or not len(fit_images):
-        needed = max(round(images_needed(risk) / (1 - FIT_FRACTION)) + 1, 4)
-        raise ValueError(f"a risk of {risk:g} needs {needed} validation images or more; there are {len(order)}")
+    order, fit_images = draw_photos(model, dataset, indices, risk, seed)
     grid = list(resolutions or resolution_grid(model))
     views = draw_views(sorted(order.tolist()), grid, seed)
     scores = score_views(model, dataset, views, create_accelerator(), batch_size=BATCH_SIZE)
-    tree, scores = model.hierarchy.truncate(model.levels[-1]), scores.take(scores.labels >= 0)
     is_fit = np.isin(scores.index, fit_images)
     fit, rest = scores.take(is_fit), scores.take(~is_fit)
+    tree = model.hierarchy.truncate(model.levels[-1])
     temperatures = {
         level: fit_temperature(z, np.asarray(tree.to_parent(torch.tensor(fit.labels), level)))
         for level, z in fit.own.items()
@@ -127,24 +128,52 @@ def calibrate_model(
     if probabilities == "sum":
         temperatures = {tree.finest: temperatures[tree.finest]}
     edges = group_edges(fit.detail, images_needed(min(risk, *RISKS)))
+    if count_photos(rest, edges) < images_needed(risk):
+        edges = ()
+    photos = count_photos(rest, edges)
+    risks = tuple(sorted({risk, *(one for one in RISKS if images_needed(one) <= photos)}, reverse=True))
     p = calibrated(rest.own, tree, probabilities, temperatures)
-    groups = np.bincount(np.searchsorted(edges, rest.detail, side="right"), minlength=len(edges) + 1)
-    risks = tuple(sorted({risk, *(one for one in RISKS if images_needed(one) <= groups.min())}, reverse=True))
     thresholds, images, overall = calibrate(RULES[rule], p, rest.labels, rest.detail, risks, edges)
-    machine = describe_machine()
-    about = {
-        **(about or {}),
-        "photos": len(order),
-        "resolutions": [resolution or "full" for resolution in grid],
-        "seed": seed,
-        "date": machine["date"],
-        "device": machine["device"],
-        "c2f_zoo": c2f_zoo.__version__,
-    }
+    about = {**(about or {}), "photos": len(order), "resolutions": [at or "full" for at in grid], "seed": seed}
+    about |= {key: describe_machine()[key] for key in ("date", "device")} | {"c2f_zoo": c2f_zoo.__version__}
     reliability = measure_reliability(rest, tree, probabilities, temperatures)
     weights = digest_weights(model.state_dict())
     parts = (risk, risks, edges, thresholds, images, overall, weights, about, reliability)
     return Calibration(rule, probabilities, temperatures, *parts)
+
+
+def draw_photos(
+    model: C2FModel, dataset: LabelledImages, indices: Sequence[int], risk: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw at most `MAX_PHOTOS` images with a leaf label, and of these the images to fit on; say how many are left out.
+
+    Raises:
+        ValueError: there are too few for the risk.
+    """
+    level = model.levels[-1]
+    labels = labels_in(model.hierarchy, dataset)[:, model.hierarchy.depth(level)].numpy()
+    known = np.asarray([index for index in indices if labels[index] >= 0], dtype=np.int64)
+    order = np.random.default_rng(seed).permutation(known)[:MAX_PHOTOS]
+    if len(order) < len(indices):
+        counts = len(order), len(indices), len(indices) - len(known), level, len(known) - len(order)
+        _logger.warning("%d of %d images calibrate the model: %d have no label of %s, %d are more than needed", *counts)
+    needed = next(n for n in itertools.count(2) if n - _fit_count(n) >= images_needed(risk) and _fit_count(n))
+    if len(order) < needed:
+        raise ValueError(
+            f"a risk of {risk:g} needs {needed} or more validation images with a label of {level}; there are "
+            f"{len(order)} of {len(indices)}"
+        )
+    return order, order[: _fit_count(len(order))]
+
+
+def _fit_count(photos: int) -> int:
+    return round(FIT_FRACTION * photos)
+
+
+def count_photos(scores: MixedScores, edges: Sequence[float]) -> int:
+    """Return the number of photos of the group of visible detail with the fewest."""
+    group = np.searchsorted(np.asarray(edges), scores.detail, side="right")
+    return min(len(np.unique(scores.index[group == number])) for number in range(len(edges) + 1))
 
 
 def resolution_grid(model: C2FModel, steps: int = 4) -> list[int | None]:
@@ -167,13 +196,20 @@ def resolution_grid(model: C2FModel, steps: int = 4) -> list[int | None]:
 def choose_rule(
     scores: MixedScores, tree: Hierarchy, temperatures: Mapping[str, float], risk: float
 ) -> tuple[str, str]:
-    """Return the rule and the kind of probabilities with the greatest mean coverage at a risk."""
+    """Return the rule and the kind of probabilities with the greatest mean coverage at a risk.
+
+    With too few images for that risk, it is the smallest risk that they suffice for. Rules that are wrong about an
+    image at every threshold are not chosen: `darts`, where a wrong class has the probability 1.
+    """
     kinds = PROBABILITIES if set(scores.own) == set(tree.levels) else PROBABILITIES[:1]
-    coverage = {}
+    risk, coverage = max(risk, 1 / (len(scores.labels) + 1)), {}
     for kind, rule in itertools.product(kinds, CANDIDATES):
         p = calibrated(scores.own, tree, kind, temperatures)
         chain = RULES[rule](p)
-        threshold = conformal_threshold(smallest_thresholds(chain, p.nodes, scores.labels), risk)
+        values = smallest_thresholds(chain, p.nodes, scores.labels)
+        if values.max() == np.inf:
+            continue
+        threshold = conformal_threshold(values, risk)
         coverage[rule, kind] = p.nodes.coverage[chain.choose(threshold)].mean()
     return max(coverage, key=lambda pair: coverage[pair])
 
@@ -182,18 +218,16 @@ def measure_reliability(
     scores: MixedScores, tree: Hierarchy, probabilities: str, temperatures: dict[str, float]
 ) -> dict[str, dict[str, float]]:
     """Return each level's expected calibration error with and without the temperature, 15 bins of equal width."""
-    after = calibrated(scores.own, tree, probabilities, temperatures)
-    before = calibrated(scores.own, tree, probabilities, {})
-    found = {}
+    kinds = {"ece": temperatures, "ece_before": {}}
+    p = {key: calibrated(scores.own, tree, probabilities, given) for key, given in kinds.items()}
+    found: dict[str, dict[str, float]] = {}
     for depth, level in enumerate(tree.levels):
         labels = tree.to_parent(torch.tensor(scores.labels), level)
-        errors = {
-            key: multiclass_calibration_error(
-                torch.tensor(p.levels[depth]), labels, max(tree.num_classes[level], 2)
-            ).item()
-            for key, p in (("ece", after), ("ece_before", before))
-        }
-        found[level] = {key: round(error, 4) for key, error in errors.items()}
+        found[level] = {}
+        for key in kinds:
+            error = CalibrationError(tree.truncate(level))
+            error.update(torch.tensor(p[key].levels[depth]).log(), labels)
+            found[level][key] = round(error.compute().item(), 4)
     return found
 
 

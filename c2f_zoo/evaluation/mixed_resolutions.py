@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from c2f_zoo.data import LabelledImages
 from c2f_zoo.data.derived import AtResolutions, ResolutionView
 from c2f_zoo.data.transformed_images import load_image
+from c2f_zoo.evaluation.labels import labels_in
 from c2f_zoo.evaluation.scoring import score_images
 from c2f_zoo.inference.detail import visible_detail
 from c2f_zoo.inference.resolutions import own_resolutions
@@ -59,14 +60,15 @@ def score_views(
 
     Args:
         model: the model.
-        dataset: the dataset; its tree has the model's classes.
+        dataset: the dataset; its classes are found in the model's tree by name.
         views: the views, see `c2f_zoo.data.derived.draw_views`.
         accelerator: the device.
         levels: the predicted levels to score; default: all.
         **how: batch size and number of workers, as in `score_images`.
 
     Raises:
-        ValueError: an image is unreadable, or the model's outputs are not finite.
+        ValueError: an image is unreadable, a class of the dataset is not in the model's tree, or the model's outputs
+            are not finite.
     """
     images, own = AtResolutions(dataset, views), own_resolutions(model)
     levels = model.levels if levels is None else levels
@@ -84,7 +86,7 @@ def score_views(
     sizes, detail = zip(*(_measure(images, index, model) for index in range(len(images))), strict=True)
     return MixedScores(
         {level: torch.cat(found).numpy() for level, found in parts.items()},
-        np.asarray(images.labels[:, model.hierarchy.depth(model.levels[-1])]),
+        labels_in(model.hierarchy, images)[:, model.hierarchy.depth(model.levels[-1])].numpy(),
         np.array([view.index for view in views]),
         np.array([view.resolution or 0 for view in views]),
         np.array(sizes),
