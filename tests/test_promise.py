@@ -75,3 +75,16 @@ def test_too_few_images_of_a_group_are_an_error() -> None:
     p, labels, _ = draw(20)
     with pytest.raises(ValueError, match="needs 99 calibration images"):
         keep_promise(RULES["climb"](p), NODES, labels, np.arange(20), risk=0.01, splits=1)
+
+
+def test_a_group_without_images_needs_no_threshold() -> None:
+    p, labels, group = draw(400)
+    chain, photos = RULES["climb"](p), np.arange(400)
+    kept, same = (keep_promise(chain, NODES, labels, photos, 0.2, groups, splits=3) for groups in (group, 2 * group))
+    assert (kept.accuracy, kept.coverage) == (same.accuracy, same.coverage)
+
+
+def test_no_risk_cannot_be_promised() -> None:
+    p, labels, _ = draw(20)
+    with pytest.raises(ValueError, match="a risk of 0 cannot be promised"):
+        keep_promise(RULES["climb"](p), NODES, labels, np.arange(20), risk=0.0, splits=1)

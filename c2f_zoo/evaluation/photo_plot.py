@@ -46,5 +46,5 @@ def plot_predictions(images: Mapping[str, Image.Image], predictions: Sequence[Pr
             lines = lines or [("nothing is trusted", "tab:red")]
             lines += [(f"{name}? {100 * p:.0f} %", "0.55") for _, name, p in prediction.guess]
             for number, (text, color) in enumerate(lines):
-                at: Any = {"transform": ax.transAxes, "ha": "center", "va": "top", "fontsize": 8}
+                at: Any = {"transform": ax.transAxes, "ha": "center", "va": "top", "fontsize": 8, "parse_math": False}
                 ax.text(0.5, -0.06 - 0.11 * number, text, color=color, **at)

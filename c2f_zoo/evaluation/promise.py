@@ -63,10 +63,10 @@ def keep_promise(
     for _ in range(splits):
         chosen = rng.permutation(unique)[: len(unique) // 2]
         is_calibration = np.isin(photos, chosen)
-        thresholds = [
-            conformal_threshold(values[is_calibration & (groups == group)], risk) for group in range(groups.max() + 1)
-        ]
-        node = chain.choose(np.array(thresholds)[groups])
+        thresholds = np.zeros(len(labels))
+        for group in np.unique(groups):
+            thresholds[groups == group] = conformal_threshold(values[is_calibration & (groups == group)], risk)
+        node = chain.choose(thresholds)
         found = np.stack([nodes.are_right(node, labels), nodes.coverage[node]])[:, ~is_calibration]
         sums[:, ~is_calibration] += found
         counts += ~is_calibration
