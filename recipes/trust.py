@@ -90,7 +90,10 @@ def main(
         seed: seed of the views, the splits and the samples.
         output: folder of the CSV files and figures.
     """
-    folder, about = expand(output), {"command": " ".join(["python", *sys.argv]), **describe_machine()}
+    folder, about = (
+        expand(output),
+        {"command": " ".join(["python recipes/trust.py", *sys.argv[1:]]), **describe_machine()},
+    )
     folder.mkdir(parents=True, exist_ok=True)
     scored = [score(expand(run), resolutions, root, seed) for run in runs]
     rules, promises, bins = [], [], []

@@ -36,15 +36,16 @@ def plot_predictions(images: Mapping[str, Image.Image], predictions: Sequence[Pr
         predictions: the prediction of each image.
         path: the PNG file.
     """
-    with saved_figure(path, 2.5 * len(images), 3.9) as figure:
-        axes = figure.subplots(1, len(images), squeeze=False)[0]
-        for ax, (title, image), prediction in zip(axes, images.items(), predictions, strict=True):
-            ax.imshow(image, interpolation="nearest")
+    with saved_figure(path, 2.5 * len(images), 3.5) as figure:
+        pictures, texts = figure.subplots(2, len(images), squeeze=False, height_ratios=[3, 1])
+        for ax, below, title, prediction in zip(pictures, texts, images, predictions, strict=True):
+            ax.imshow(images[title], interpolation="nearest")
             ax.set_title(title, fontsize=9)
-            ax.set_axis_off()
             lines = [(f"{name} {100 * p:.0f} %", "tab:green") for _, name, p in prediction.trusted_path]
             lines = lines or [("nothing is trusted", "tab:red")]
             lines += [(f"{name}? {100 * p:.0f} %", "0.55") for _, name, p in prediction.guess]
             for number, (text, color) in enumerate(lines):
-                at: Any = {"transform": ax.transAxes, "ha": "center", "va": "top", "fontsize": 8, "parse_math": False}
-                ax.text(0.5, -0.06 - 0.11 * number, text, color=color, **at)
+                at: Any = {"transform": below.transAxes, "ha": "center", "va": "top", "fontsize": 8, "parse_math": False}
+                below.text(0.5, 1 - 0.28 * number, text, color=color, **at)
+            for one in (ax, below):
+                one.set_axis_off()
