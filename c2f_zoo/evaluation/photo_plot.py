@@ -45,7 +45,7 @@ def plot_predictions(images: Mapping[str, Image.Image], predictions: Sequence[Pr
             lines = lines or [("nothing is trusted", "tab:red")]
             lines += [(f"{name}? {100 * p:.0f} %", "0.55") for _, name, p in prediction.guess]
             for number, (text, color) in enumerate(lines):
-                at: Any = {"transform": below.transAxes, "ha": "center", "va": "top", "fontsize": 8, "parse_math": False}
-                below.text(0.5, 1 - 0.28 * number, text, color=color, **at)
+                at: Any = {"ha": "center", "va": "top", "fontsize": 8, "parse_math": False}
+                below.text(0.5, 1 - 0.28 * number, text, color=color, transform=below.transAxes, **at)
             for one in (ax, below):
                 one.set_axis_off()
