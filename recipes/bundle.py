@@ -64,9 +64,10 @@ def main(run: str, name: str, license: str = "", risk: float = 0.1, folder: str 
     with atomic_save(output) as new:
         write_weights(new, rounded, "5GB")
         (new / CONFIG_FILE).write_text(model.config.to_json(), encoding="utf-8")
-        recipe = portable(yaml.safe_load((Path(run) / "config.yaml").read_text(encoding="utf-8")))
+        recipe = yaml.safe_load((Path(run) / "config.yaml").read_text(encoding="utf-8"))
         (new / RECIPE_FILE).write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-        calibrate_run(str(new), risk, root=options.dataset_options.get("root"))
+        calibrate_run(str(new), risk)  # on this machine, before its options are removed
+        (new / RECIPE_FILE).write_text(yaml.safe_dump(portable(recipe), sort_keys=False), encoding="utf-8")
         weights = PretrainedWeights(
             name=name,
             source="bundled",

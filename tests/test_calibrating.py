@@ -140,6 +140,12 @@ class TestCalibrate:
         ):
             calibrate_model(model, create_dataset("critters", "train", per_class=1), range(36), 0.01)
 
+    @pytest.mark.parametrize("grid", [[], [24, 48], [None, 0]])
+    def test_an_invalid_grid_is_an_error(self, model: C2FModel, grid: list[int | None]) -> None:
+        dataset = create_dataset("critters", "train", per_class=1)
+        with pytest.raises(ValueError, match="invalid resolution grid"):
+            calibrate_model(model, dataset, range(36), 0.2, grid)
+
     def test_as_many_images_as_that_are_enough(self, model: C2FModel) -> None:
         dataset = create_dataset("critters", "train", per_class=4)
         for count, is_enough in ((131, False), (132, True)):
@@ -252,6 +258,8 @@ def test_the_grid_goes_from_full_size_to_the_coarsest_resolution(model: C2FModel
     full, *grid = resolution_grid(model)
     assert full is None
     assert grid[-1] == 12
+    assert resolution_grid(create_model("mlph_tiny_critters", resolutions={"family": 96})) == [None, 57, 34, 20, 12]
+    assert resolution_grid(create_model("mlph_tiny_critters", resolutions={"family": 94})) == [None, 95, 94]
     ratios = [b / a for a, b in zip([96, *grid], grid, strict=False)]
     assert ratios == pytest.approx([(12 / 96) ** 0.25] * 4, abs=0.02)
 

@@ -749,7 +749,8 @@ def test_info_shows_the_source_and_accuracy_of_weights() -> None:
         for row in metrics.accuracy:
             at = f" at {row.resolution} px" if row.resolution else ""
             assert (f"{row.level} {100 * row.accuracy:.1f} %{at}" in text) or not row.own
-        for part in ("weights .scratch", "bundled (default)", "apache-2.0", WEIGHTS[name].recipe, metrics.date):
+        tag = name.rpartition(".")[2]
+        for part in (f"weights .{tag}", "bundled (default)", WEIGHTS[name].licence, WEIGHTS[name].recipe, metrics.date):
             assert part in text, part
     assert "none trained" in shown("info", "mlph_resnet18_cub")
 

@@ -202,6 +202,16 @@ def test_impossible_classes_stay_so_where_all_possible_ones_have_probability_0()
     assert str(prediction) == "trusted: edged (1.00) > box (1.00)"
 
 
+def test_an_impossible_class_is_not_trusted_where_the_heads_exclude_each_other() -> None:
+    """Of ring and box each has probability 0 at one level, as disc, which is impossible."""
+    model = model_with_probabilities({"kind": [1.0, 0.0], "shape": [0.0, 0.0, 1.0]})
+    with torch.no_grad():
+        for level in model.levels:
+            model.head.get_classifier(level).bias.clamp_(min=-1e5)
+    found = Predictor(calibrate(model, 0.0, probabilities="levels"), only=["ring", "box"])(GREY)
+    assert found.trusted is not None and found.trusted[1] in ("ring", "box")
+
+
 def test_a_species_list_may_have_other_names(
     shapes: C2FModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -20,6 +20,7 @@ from c2f_zoo.evaluation.labels import labels_in
 from c2f_zoo.evaluation.mixed_resolutions import MixedScores, score_views
 from c2f_zoo.evaluation.provenance import describe_machine
 from c2f_zoo.evaluation.report import write_json
+from c2f_zoo.evaluation.resolution_search import check_grid
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.inference.calibration import (
     PROBABILITIES,
@@ -109,12 +110,12 @@ def calibrate_model(
 
     Raises:
         ValueError: there are too few images for the risk; the message says how many are needed. Or a class of the
-            dataset is not in the model's tree.
+            dataset is not in the model's tree, or the grid is empty, does not decrease or has a resolution below 1.
     """
     if not 0 < risk < 1:
         raise ValueError(f"risk is {risk}; it must be a fraction between 0 and 1")
+    grid = check_grid(resolution_grid(model) if resolutions is None else resolutions)
     order, fit_images = draw_photos(model, dataset, indices, risk, seed)
-    grid = list(resolutions or resolution_grid(model))
     views = draw_views(sorted(order.tolist()), grid, seed)
     scores = score_views(model, dataset, views, create_accelerator(), batch_size=BATCH_SIZE)
     is_fit = np.isin(scores.index, fit_images)
@@ -180,17 +181,18 @@ def resolution_grid(model: C2FModel, steps: int = 4) -> list[int | None]:
     """Return full size, and resolutions from the model's coarsest upwards at equal ratios.
 
     Args:
-        model: the model. If all its levels have full size, the coarsest is an eighth of the input.
-        steps: the number of resolutions below full size.
+        model: the model. If all its levels have full size, the coarsest resolution is an eighth of the input.
+        steps: the number of resolutions below full size, or fewer if they are equal after rounding.
 
     Examples:
         >>> resolution_grid(create_model("mlph_tiny_critters"))
         [None, 57, 34, 20, 12]
     """
     full = min(model.config.preprocessing.input_size[1:])
-    own = [resolution for resolution in own_resolutions(model).values() if resolution is not None]
+    own = [resolution for resolution in own_resolutions(model).values() if resolution is not None and resolution < full]
     coarsest = min(own, default=max(full // 8, 1))
-    return [None, *(round(full * (coarsest / full) ** (step / steps)) for step in range(1, steps + 1))]
+    below = (round(full * (coarsest / full) ** (step / steps)) for step in range(1, steps + 1))
+    return [None, *dict.fromkeys(resolution for resolution in below if resolution < full)]
 
 
 def choose_rule(

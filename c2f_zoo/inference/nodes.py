@@ -155,12 +155,13 @@ def sum_over_leaves(leaf_probabilities: np.ndarray, nodes: Nodes) -> tuple[np.nd
     return tuple(sums)
 
 
-def find_joint_leaf(levels: Sequence[np.ndarray], nodes: Nodes) -> np.ndarray:
+def find_joint_leaf(levels: Sequence[np.ndarray], nodes: Nodes, leaves: Sequence[int] | None = None) -> np.ndarray:
     """Return the leaf class (N,) of the path with the greatest product of probabilities, as the decoding `joint`.
 
     Args:
         levels: for each level probabilities (N, classes), which need not agree with each other.
         nodes: the tree's nodes.
+        leaves: labels of the leaf classes to choose from; default: all.
 
     Examples:
         >>> tree = Hierarchy(("kind", "shape"), (("round", "edged"), ("disc", "ring", "box")), ((0, 0, 1),))
@@ -168,10 +169,10 @@ def find_joint_leaf(levels: Sequence[np.ndarray], nodes: Nodes) -> np.ndarray:
         [2]
     """
     least = np.finfo(np.float64).tiny
-    logs = [
-        np.log(np.maximum(level, least))[:, labels] for level, labels in zip(levels, nodes.leaf_paths.T, strict=True)
-    ]
-    return np.asarray(sum(logs).argmax(axis=1))  # type: ignore[union-attr]
+    possible = np.arange(len(nodes.leaf_paths)) if leaves is None else np.asarray(leaves)
+    paths = nodes.leaf_paths[possible]
+    logs = [np.log(np.maximum(level, least))[:, labels] for level, labels in zip(levels, paths.T, strict=True)]
+    return np.asarray(possible[np.sum(logs, axis=0).argmax(axis=1)])
 
 
 def restrict(

@@ -58,7 +58,7 @@ def find_trusted(
     if leaves is not None:
         own = [len(p.levels) - 1] if calibration.probabilities == "sum" else None
         levels = restrict(p.levels, leaves, p.nodes, own)
-        leaf = None if p.leaf is None else find_joint_leaf(levels, p.nodes)
+        leaf = None if p.leaf is None else find_joint_leaf(levels, p.nodes, leaves)
         p = NodeProbabilities(p.nodes, levels, p.sizes, leaf)
     groups = [calibration.group(np.asarray(own)) for own in details]
     thresholds = [calibration.threshold(group, risk) for group in groups]
