@@ -156,7 +156,8 @@ from c2f_zoo import Predictor, create_model
 print(Predictor(create_model("hf-hub:{name}"))("image.jpg"))
 ```
 
-This prints a path in the class tree, coarse to fine, with the probability of each class."""
+This prints a path in the class tree, coarse to fine, with the probability of each class. If the model is calibrated, it
+says which part of the path can be trusted."""
 
 
 def _results(run: Run | None) -> str:
