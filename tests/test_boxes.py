@@ -248,6 +248,7 @@ def test_all_versions_are_read(version: str, tmp_path: Path) -> None:
     assert data["images"][0]["detections"][0]["bbox"] == LEFT
 
 
+@pytest.mark.slow
 def test_wrong_options_of_boxes_are_errors(shapes_run: str, scene: Path, tmp_path: Path) -> None:
     source, out = write_json(tmp_path / "boxes.json", []), tmp_path / "out.json"
     boxes, output = ("--boxes", str(source)), ("--output", str(out))

@@ -216,6 +216,7 @@ def equal_tensors(model: nn.Module, other: nn.Module) -> bool:
     ],
     ids=lambda parts: "-".join(parts.values()),
 )
+@pytest.mark.slow
 def test_a_loaded_model_has_all_saved_and_unsaved_tensors(parts: dict, tmp_path: Path) -> None:
     arguments = {"backbone": "test_convnext", "hierarchy": "critters", **parts}
     if arguments["backbone"] == "test_convnext":

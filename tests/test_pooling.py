@@ -326,6 +326,7 @@ def test_the_error_of_compact_bilinear_falls_as_one_over_d(sketch: str) -> None:
         assert 2.5 < coarse / fine < 6.5
 
 
+@pytest.mark.slow
 def test_the_error_of_kernel_falls_as_one_over_d() -> None:
     # The Gaussian kernel less its constant and the orders beyond 4, which the series leaves out.
     gamma = 0.8
@@ -441,6 +442,7 @@ def test_shared_hbp_is_the_published_head(monkeypatch: pytest.MonkeyPatch) -> No
             torch.testing.assert_close(a, b, msg=key)
 
 
+@pytest.mark.slow
 def test_shared_hbp_has_a_second_derivative() -> None:
     pooling, maps = make("hbp_shared", dim=2), [x.requires_grad_() for x in make_maps("hbp_shared", 2, 1, 2)]
     assert torch.autograd.gradgradcheck(lambda *maps: pooling(maps), maps)

@@ -208,6 +208,7 @@ def test_no_images_have_no_predictions(three_levels: C2FModel) -> None:
     assert Predictor(three_levels)([]) == []
 
 
+@pytest.mark.slow
 def test_models_are_created_and_loaded_in_several_threads(three_levels: C2FModel, tmp_path: Path) -> None:
     three_levels.save_pretrained(tmp_path)
     image = Image.new("RGB", (64, 64), (200, 100, 0))

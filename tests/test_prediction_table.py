@@ -146,6 +146,7 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_an_interrupted_command_goes_on(shapes_run: str, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.csv"
     command = ("predict", shapes_run, str(photos), "--csv", str(out))
@@ -190,6 +191,7 @@ def test_json_is_an_array_in_any_encoding(encoding: str, shapes_run: str, photos
     assert any(name.startswith("line") and name.endswith("ž.png") for name in names)
 
 
+@pytest.mark.slow
 def test_lines_show_the_trusted_part_first(shapes_run: str, photos: Path) -> None:
     image = str(photos / "1.png")
     text = "trusted: round (0.90); guess: disc (0.55)"
@@ -231,6 +233,7 @@ def test_levels_named_as_columns_are_predicted(tmp_path: Path) -> None:
     assert (row["level_file"], row["level_error"]) in {("round", "disc"), ("edged", "box")}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names of files are Unicode there")
 def test_a_name_that_is_no_unicode_is_predicted_once(shapes_run: str, tmp_path: Path) -> None:
     file, out = os.path.join(os.fsencode(tmp_path), b"odd\xff.png"), tmp_path / "out.csv"

@@ -92,6 +92,7 @@ def test_the_channels_of_a_saved_network_can_be_changed(tmp_path: Path) -> None:
     torch.testing.assert_close(model.backbone.body.conv1.weight, grey)  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_the_fixed_size_of_a_saved_network_is_kept(tmp_path: Path) -> None:
     cfg = {"fixed_input_size": True, "input_size": [3, 96, 96], "num_classes": 0}
     config = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": cfg}
