@@ -266,6 +266,7 @@ def test_a_compiled_backbone_chooses_the_copy_in_every_call() -> None:
         assert_same(weight.grad, wanted.grad)
 
 
+@pytest.mark.slow
 def test_threads_may_ask_for_different_levels() -> None:
     model, x = build().eval(), images()
     with torch.no_grad():
@@ -383,6 +384,7 @@ def test_a_shared_model_is_loaded_into_every_copy(tmp_path: Path) -> None:
         assert_same(copied(images(), (level,)), model(images(), (level,)))
 
 
+@pytest.mark.slow
 def test_a_backbone_checkpoint_is_loaded_into_every_copy(tmp_path: Path) -> None:
     body = create_body("tiny")
     for tensor in (*body.parameters(), *body.buffers()):
@@ -420,6 +422,7 @@ def test_separate_batch_norm_cannot_be_shared_again(tmp_path: Path) -> None:
         ({}, {"species": 0, "genus": 0, "family": 0}),
     ],
 )
+@pytest.mark.slow
 def test_new_resolutions_take_the_copies_of_the_nearest(
     resolutions: dict[str, int], sources: dict[str, int], tmp_path: Path
 ) -> None:

@@ -156,6 +156,7 @@ def in_a_process(folder: Path, *arguments: str, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_dry_run_writes_what_would_be_pushed(
     run: Path, tmp_path: Path, model: C2FModel, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -152,6 +152,7 @@ def draw_images(folder: Path, names: Sequence[str]) -> list[str]:
     return [str(folder / name) for name in names]
 
 
+@pytest.mark.slow
 def test_predict_goes_on_after_broken_images(small_model: C2FModel, tmp_path: Path) -> None:
     small_model.save_pretrained(tmp_path / "run")
     model = str(tmp_path / "run")
@@ -191,6 +192,7 @@ def czech(tmp_path: Path) -> Hierarchy:
     return create_dataset("folder", "train", root=tmp_path / "data").hierarchy
 
 
+@pytest.mark.slow
 def test_commands_print_names_that_an_encoding_lacks(czech: Hierarchy, tmp_path: Path) -> None:
     encoding = "cp1252"
     model = create_model("mlph", hierarchy=czech, **SMALL)

@@ -34,6 +34,7 @@ def test_the_files_are_those_of_two_recipes() -> None:
 
 
 @pytest.mark.parametrize("path", TRAINED, ids=lambda path: path.stem)
+@pytest.mark.slow
 def test_everything_of_a_training_is_built(path: Path) -> None:
     options = read_options(TrainOptions, [path])
     check_options("option of the dataset:", DATASETS[options.dataset], {**options.dataset_options, "split": "train"})

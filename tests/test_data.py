@@ -36,6 +36,7 @@ class TestCritters:
         with pytest.raises(IndexError):
             dataset[108]
 
+    @pytest.mark.slow
     def test_each_level_needs_its_own_resolution(self) -> None:
         # The same pose, colours and background, drawn as another species, genus or family: the fraction of the
         # difference that remains in the shrunk image.

@@ -94,6 +94,7 @@ def test_a_model_passes(mode: str) -> None:
     assert row["outcome"] == "ok" and row["check"] == f"model {mode}"
 
 
+@pytest.mark.slow
 def test_a_wrong_model_fails() -> None:
     def wrap(model: nn.Module) -> Callable[..., dict[str, torch.Tensor]]:
         return lambda images: {level: 1.01 * logits for level, logits in model(images).items()}

@@ -28,6 +28,7 @@ def test_an_unsupported_implementation_is_an_error() -> None:
         measure_pooling("mlp", "gram", "fp32", 1, PLAIN["mlp"], CPU, channels=6, size=4, dim=5)
 
 
+@pytest.mark.slow
 def test_operations_of_a_model_do_not_depend_on_the_implementation() -> None:
     counts = []
     for impl in ("plain", "tiled"):
@@ -38,6 +39,7 @@ def test_operations_of_a_model_do_not_depend_on_the_implementation() -> None:
     assert counts[0] == counts[1] > 0
 
 
+@pytest.mark.slow
 def test_a_training_step_with_a_plain_pooling() -> None:
     calls = []
 

@@ -75,6 +75,7 @@ def test_the_loader_is_compared_with_a_batch_in_memory(run: Run, monkeypatch: py
     assert len(taken) > 2 * 50 / 6
 
 
+@pytest.mark.slow
 def test_a_step_of_each_level_is_trained(run: Run) -> None:
     weights = [run.model.head.get_classifier(level).weight for level in run.levels]
     before = [weight.detach().clone() for weight in weights]

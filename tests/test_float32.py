@@ -86,6 +86,7 @@ def test_views() -> None:
 
 
 @pytest.mark.parametrize("values", [{}, {"objective": "joint", "mixup": 0.2, "clip_grad": 1.0, "loss": "hxe"}])
+@pytest.mark.slow
 def test_steps_of_a_training(values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("c2f_zoo.training.run_state.widest_dtype", lambda device: widest_dtype(torch.device("mps")))
     small = {"backbone": "test_convnext", "input_size": 32, "pooling": "avg"}

@@ -312,6 +312,7 @@ class TestOpening:
         with pytest.raises(ValueError, match=r"no file 'tre.csv', and it is an unknown hierarchy 'tre.csv'"):
             open_hierarchy("tre.csv")
 
+    @pytest.mark.slow
     def test_models_of_a_file(self, file: Path, tree: Hierarchy, tmp_path: Path) -> None:
         model = create_model("mlph", hierarchy=str(file), **SMALL)  # type: ignore[arg-type]
         assert (model.hierarchy, model.levels) == (tree, LEVELS)

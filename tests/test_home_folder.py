@@ -75,6 +75,7 @@ def test_public_datasets_look_there(home: Path, name: str) -> None:
     assert not list(Path().iterdir())
 
 
+@pytest.mark.slow
 def test_models_and_predictions(home: Path, model_folder: Path) -> None:
     Image.new("RGB", (96, 96), (200, 90, 10)).save(home / "a.png")
     assert read_image("~/a.png").size == (96, 96)

@@ -24,6 +24,7 @@ SMALL: dict[str, Any] = {"hierarchy": "critters", "pooling": "avg", "input_size"
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 6])
+@pytest.mark.slow
 def test_trained_weights_are_adapted_as_in_timm(channels: int, tmp_path: Path) -> None:
     """Compare with timm's own loading of a checkpoint into a network of these channels."""
     network = timm.create_model("resnet18", num_classes=0)
@@ -38,6 +39,7 @@ def test_trained_weights_are_adapted_as_in_timm(channels: int, tmp_path: Path) -
 
 @pytest.mark.parametrize("backbone", ["resnet18", "test_vit", "tiny"])
 @pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.slow
 def test_the_channels_are_saved(backbone: str, channels: int, tmp_path: Path) -> None:
     size = 160 if backbone == "test_vit" else 64
     model = create_model("mlph", backbone=backbone, in_chans=channels, **{**SMALL, "input_size": size}).eval()
@@ -50,6 +52,7 @@ def test_the_channels_are_saved(backbone: str, channels: int, tmp_path: Path) ->
     assert torch.equal(again(x)["species"], model(x)["species"])
 
 
+@pytest.mark.slow
 def test_trained_models_of_timm_and_ours_are_adapted_alike() -> None:
     trained = create_model("mlph_tiny_critters", pretrained=True).eval()
     grey = create_model("mlph_tiny_critters", pretrained=True, in_chans=1).eval()
@@ -65,6 +68,7 @@ def test_trained_models_of_timm_and_ours_are_adapted_alike() -> None:
     assert create_model("mlph_tiny_critters", pretrained=True, in_chans=3).config == trained.config
 
 
+@pytest.mark.slow
 def test_a_trained_model_gets_channels_and_classes(tmp_path: Path) -> None:
     create_model("mlph", backbone="test_convnext", **SMALL).save_pretrained(tmp_path)
     with pytest.warns(UserWarning, match="do not fit the new classes"):

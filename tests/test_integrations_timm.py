@@ -152,6 +152,7 @@ def test_unsupported_options_are_errors(options: dict[str, Any], message: str) -
         timm.create_model(NAME, **{**SMALL, **options})
 
 
+@pytest.mark.slow
 def test_options_that_timms_scripts_always_pass_are_accepted() -> None:
     model = timm.create_model(
         NAME, pretrained=False, in_chans=3, num_classes=4, drop_rate=0.0, drop_path_rate=0.1, drop_block_rate=None,
@@ -273,6 +274,7 @@ def test_settings_of_weights_do_not_change_an_untrained_model() -> None:
     assert model.pretrained_cfg["input_size"] == (3, 32, 32)
 
 
+@pytest.mark.slow
 def test_replacing_a_trained_classifier_warns() -> None:
     saved = timm.create_model("mlph_tiny_critters", pretrained=True).get_classifier()
     for num_classes in (5, 0, 36, None):
@@ -440,6 +442,7 @@ def test_forward_intermediates_returns_the_maps_of_timm(stages: tuple[torch.nn.M
         classifier.forward_intermediates(x, output_fmt="NLC")
 
 
+@pytest.mark.slow
 def test_features_only_returns_the_maps_of_timm(stages: tuple[torch.nn.Module, LevelClassifier]) -> None:
     network, _ = stages
     of_timm = timm.create_model("resnet18", features_only=True, out_indices=(2, 4)).eval()
@@ -633,6 +636,7 @@ def test_a_folder_saved_by_timm_is_loaded(tmp_path: Path, options: dict[str, Any
         assert loaded == saved
 
 
+@pytest.mark.slow
 def test_the_code_of_the_documentation_page_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -77,6 +77,7 @@ def test_bcnn_pools_the_last_tap() -> None:
     assert model.pooling.out_features == 512 * 512
 
 
+@pytest.mark.slow
 def test_parts_given_as_arguments() -> None:
     model = create_model("hbp", backbone="vit_tiny_patch16_224", hierarchy="cars", pooling_options={"dim": 8})
     assert model.config.preprocessing.input_size == (3, 224, 224), "a ViT keeps its own input size"
@@ -163,6 +164,7 @@ def test_reset_classifier(small_model: C2FModel) -> None:
     assert {level: z.shape[1] for level, z in logits.items()} == {"division": 2, "group": 6, "article": 10}
 
 
+@pytest.mark.slow
 def test_head_options_survive_reset_and_saving(tmp_path: Path) -> None:
     model = create_model("mlph", hierarchy="cub", head="disentangled", head_options={"dim": 3}, **SMALL)  # type: ignore[arg-type]
     assert model.head.get_classifier("species").in_features == 3
@@ -176,6 +178,7 @@ def test_head_options_survive_reset_and_saving(tmp_path: Path) -> None:
         create_model(f"local-dir:{tmp_path}", head_options={"dim": 3})
 
 
+@pytest.mark.slow
 def test_a_loaded_model_gives_bitwise_equal_logits(small_model: C2FModel, tmp_path: Path) -> None:
     small_model.config = replace(small_model.config, resolutions={"species": None, "family": 32})
     x = torch.randn(2, 3, 64, 64)
@@ -235,6 +238,7 @@ def test_a_loaded_model_has_all_saved_and_unsaved_tensors(parts: dict, tmp_path:
         assert torch.equal(again.eval()(x)[level], logits)
 
 
+@pytest.mark.slow
 def test_a_backbone_is_built_and_traced_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls = {"create_body": 0, "trace_maps": 0}
 
@@ -383,6 +387,7 @@ def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
         create_model(f"local-dir:{tmp_path}")
 
 
+@pytest.mark.slow
 def test_a_backbone_checkpoint_in_half_precision_is_loaded_as_float32(tmp_path: Path) -> None:
     torch.manual_seed(0)
     body = timm.create_model("resnet18", num_classes=7)
@@ -394,6 +399,7 @@ def test_a_backbone_checkpoint_in_half_precision_is_loaded_as_float32(tmp_path: 
     assert model.backbone.body.conv1.weight.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_a_backbone_checkpoint_with_missing_weights_is_an_error(tmp_path: Path) -> None:
     weights = create_body("resnet18").state_dict()
     del weights["layer1.0.conv1.weight"]

@@ -319,6 +319,7 @@ def _mean_squared_errors(
 
 
 @pytest.mark.parametrize("sketch", ["tensor_sketch", "random_maclaurin"])
+@pytest.mark.slow
 def test_the_error_of_compact_bilinear_falls_as_one_over_d(sketch: str) -> None:
     errors = _mean_squared_errors("compact_bilinear", {"sketch": sketch}, lambda dot: dot**2, [32, 128, 512])
     # The variance of both sketches is proportional to 1 / d (Gao et al. 2016, after Kar & Karnick and Pham & Pagh).

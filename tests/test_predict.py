@@ -186,6 +186,7 @@ def in_threads(count: int, function: Callable[[int], Any]) -> list[Any]:
         return list(pool.map(call, range(count)))
 
 
+@pytest.mark.slow
 def test_a_predictor_serves_several_threads(tmp_path: Path) -> None:
     # Each of the three resolutions has its own batch norm, which a pass in another thread must not change.
     model = create_model("mlph_tiny_critters", pretrained=True, batch_norm="per_level").eval()

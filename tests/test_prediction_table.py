@@ -222,6 +222,7 @@ def test_a_folder_without_images_is_an_error(shapes_run: str, tmp_path: Path) ->
     assert code == 1 and "no images in" in errors
 
 
+@pytest.mark.slow
 def test_levels_named_as_columns_are_predicted(tmp_path: Path) -> None:
     tree = Hierarchy.from_rows(("file", "error"), [("round", "disc"), ("edged", "box")])
     options: dict[str, Any] = {**SMALL, "hierarchy": tree}

@@ -116,6 +116,7 @@ def test_arguments_override_default_options() -> None:
     assert config.taps == tuple(TAPS)
 
 
+@pytest.mark.slow
 def test_replacing_a_part_drops_its_default_options() -> None:
     config = create_model("mlph_tiny_fashion_mnist", backbone="resnet18").config
     assert config.backbone_options == {}
@@ -160,6 +161,7 @@ def test_a_tag_of_timm_belongs_to_the_backbone() -> None:
     assert config.backbone == "resnet18.a1_in1k"
 
 
+@pytest.mark.slow
 def test_weights_are_found_by_their_name(saved: Path, small_model: C2FModel) -> None:
     register_weights(weights_in(saved))
     small_model.head.requires_grad_(False).get_classifier("genus").weight.zero_()
@@ -434,6 +436,7 @@ def same_classifier(model: C2FModel, level: str, other: C2FModel, other_level: s
     return torch.equal(a.weight, b.weight) and torch.equal(a.bias, b.bias)
 
 
+@pytest.mark.slow
 def test_head_transfer_keeps_matching_classifiers_and_lists_the_others(saved: Path, small_model: C2FModel) -> None:
     cub = load_hierarchy("cub")
     tree = Hierarchy(  # CUB's genera and families, no species, and one level above
@@ -489,6 +492,7 @@ def test_classifiers_of_other_classes_of_the_same_number_are_not_kept(saved: Pat
 
 
 @pytest.mark.filterwarnings("error")
+@pytest.mark.slow
 def test_the_same_tree_changes_nothing(saved: Path, small_model: C2FModel) -> None:
     cub = load_hierarchy("cub")
     for options in ({"hierarchy": "cub"}, {"hierarchy": replace(cub, version="9")}, {"levels": cub.levels}):
@@ -522,6 +526,7 @@ def test_every_head_keeps_the_classifier_of_a_common_level(head: str, tmp_path: 
             assert torch.equal(new(x)["species"], old(x)["species"])
 
 
+@pytest.mark.slow
 def test_features_of_a_head_are_not_kept_for_other_levels(tmp_path: Path) -> None:
     model = create_model("mlph", hierarchy="cub", head="disentangled", head_options={"dim": 4}, **SMALL)  # type: ignore[arg-type]
     model.save_pretrained(tmp_path)
@@ -531,6 +536,7 @@ def test_features_of_a_head_are_not_kept_for_other_levels(tmp_path: Path) -> Non
     assert not torch.equal(again.head.features[0][0].weight, model.head.features[0][0].weight)
 
 
+@pytest.mark.slow
 def test_a_model_of_the_leaf_level_keeps_to_the_leaf_level(tmp_path: Path) -> None:
     create_model("mlp", hierarchy="cub", **SMALL).save_pretrained(tmp_path)  # type: ignore[arg-type]
     with pytest.warns(UserWarning):
@@ -559,6 +565,7 @@ def test_bundled_weights_are_listed_small_and_in_the_wheel() -> None:
 
 
 @pytest.mark.parametrize("name", BUNDLED_NAMES)
+@pytest.mark.slow
 def test_bundled_weights_match_their_model_and_recipe(name: str) -> None:
     weights = WEIGHTS[name]
     model = create_model(weights.arch, pretrained=True)
@@ -741,6 +748,7 @@ def test_the_command_line_lists_weights() -> None:
 
 
 @pytest.mark.skipif(not BUNDLED_NAMES, reason="the package has no weights yet")
+@pytest.mark.slow
 def test_info_shows_the_source_and_accuracy_of_weights() -> None:
     name = BUNDLED_NAMES[0]
     metrics = WEIGHTS[name].metrics[0]

@@ -76,6 +76,7 @@ def test_gradients_of_first_and_second_order() -> None:
 
 
 @needs_onednn
+@pytest.mark.slow
 def test_opcheck_and_vmap() -> None:
     a, b = draw(2, 104, 104).requires_grad_(), draw(2, 104, 104).requires_grad_()
     torch.library.opcheck(products._onednn_bmm, (a, b))

@@ -86,6 +86,7 @@ def options(**values: Any) -> TrainOptions:
     return TrainOptions(**defaults | values)
 
 
+@pytest.mark.slow
 def test_training_and_scoring_say_how_far_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

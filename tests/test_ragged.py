@@ -201,6 +201,7 @@ class TestModels:
                 classifier.bias.copy_(torch.tensor(probabilities).log())
         return model
 
+    @pytest.mark.slow
     def test_a_prediction_repeats_or_stops(self, tmp_path: Path) -> None:
         image = Image.new("RGB", (64, 64))
         model = self.model(FULL)

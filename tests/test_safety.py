@@ -150,6 +150,7 @@ def test_too_many_levels_are_an_error(small_model: C2FModel) -> None:
         ModelConfig.from_dict({**small_model.config.to_dict(), "hierarchy": tree, "levels": names})
 
 
+@pytest.mark.slow
 def test_loading_runs_imports_and_writes_nothing(saved: Path, sharded: Path) -> None:
     global EVENTS
     (saved / "pytorch_model.bin").write_bytes(pickle.dumps(Path("x")))
@@ -230,6 +231,7 @@ def test_a_network_larger_than_its_weights_is_not_allocated(saved: Path, tmp_pat
         assert found and int(found[1]) < 500, f"{case}: {line} (MiB)"
 
 
+@pytest.mark.slow
 def test_a_model_that_takes_too_much_memory_is_an_error(saved: Path) -> None:
     # An image of 512 channels and 2048 x 2048 pixels in float32 is 8 GiB; the maps of this network are small.
     size = {"input_size": [512, 2048, 2048], "mean": [0.5] * 512, "std": [0.5] * 512}

@@ -37,6 +37,7 @@ def exists(process: int) -> bool:
     return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
+@pytest.mark.slow
 def test_every_section_runs_and_keeps_its_rows(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     record = Record(tmp_path / "out.json")
     limits = {"fails": 60.0, "is killed": 60.0, "is slow": 1.0, "works": 60.0}

@@ -40,6 +40,7 @@ def write_config(folder: Path, config: Any) -> str:
     return f"local-dir:{folder}"
 
 
+@pytest.mark.slow
 def test_a_saved_network_is_a_backbone(folder: Path, tmp_path: Path) -> None:
     name = f"local-dir:{folder}"
     model = create_model("mlph", backbone=name, pretrained_backbone=True, input_size=64, **SMALL).eval()

@@ -329,6 +329,7 @@ def test_ways_to_train_with_one_image(values: dict[str, Any], critters: Labelled
 # Memory
 
 
+@pytest.mark.slow
 def test_out_of_memory_says_what_to_lower(
     critters: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -373,6 +374,7 @@ def test_memory_of_each_image_is_estimated_from_the_peak(
         train(chosen, model, critters, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_dry_run_tries_every_stage_and_writes_nothing(
     critters: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -430,6 +432,7 @@ class Hidden(Pooling):
         (Hidden, "the saved model predicts something else after it is loaded (logits of family differ by"),
     ],
 )
+@pytest.mark.slow
 def test_a_part_that_is_not_saved_is_found_before_the_first_step(
     pooling: type[Pooling], message: str, critters: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

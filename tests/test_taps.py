@@ -78,6 +78,7 @@ def test_maps_are_the_outputs_of_the_taps(kind: str) -> None:
 
 
 @kinds
+@pytest.mark.slow
 def test_threads_share_one_model(kind: str) -> None:
     backbone = build(kind)
     inputs = [images(kind, seed) for seed in range(4)]

@@ -37,6 +37,7 @@ def mean(pooling: Any, maps: Sequence[Tensor]) -> Tensor:
     return torch.cat([x.mean(dim=(2, 3)) for x in maps], dim=1) * pooling.weight
 
 
+@pytest.mark.slow
 def test_a_correct_pooling_passes() -> None:
     check_pooling(Mean, [3, 2], mean, scale=2.0)
     check_pooling("avg", [3])

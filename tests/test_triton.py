@@ -147,6 +147,7 @@ def test_under_the_interpreter() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_without_triton_the_module_is_imported() -> None:
     code = """
 import sys

@@ -152,6 +152,7 @@ def thresholds_of(p: NodeProbabilities, chain: Chain) -> list[float]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
 @pytest.mark.parametrize("rule", NAIVE)
+@pytest.mark.slow
 def test_rules_equal_a_loop_over_nodes(rule: str, tree: Hierarchy, kind: str) -> None:
     if rule == "fixed" and not own_thresholds(tree):
         pytest.skip("no level of this tree has a threshold")
@@ -164,6 +165,7 @@ def test_rules_equal_a_loop_over_nodes(rule: str, tree: Hierarchy, kind: str) ->
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
+@pytest.mark.slow
 def test_darts_has_the_greatest_reward(tree: Hierarchy, kind: str) -> None:
     p = some_probabilities(tree, kind)
     chain, images = darts(p), [Image(p, row) for row in range(6)]
