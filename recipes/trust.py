@@ -22,9 +22,9 @@ import numpy as np
 from jsonargparse import auto_cli
 
 from c2f_zoo.data import LabelledImages, create_dataset
-from c2f_zoo.data.derived import draw_views
+from c2f_zoo.data.derived import draw_views, shrink
 from c2f_zoo.evaluation.mixed_resolutions import MixedScores, score_views
-from c2f_zoo.evaluation.photo_plot import plot_predictions, shrink
+from c2f_zoo.evaluation.photo_plot import plot_predictions
 from c2f_zoo.evaluation.promise import Kept, at_fixed, bin_errors, keep_promise
 from c2f_zoo.evaluation.promise_plot import plot_promise
 from c2f_zoo.evaluation.provenance import describe_machine
@@ -34,8 +34,8 @@ from c2f_zoo.inference import Predictor
 from c2f_zoo.inference.calibration import Calibration, calibrated
 from c2f_zoo.inference.nodes import NodeProbabilities
 from c2f_zoo.inference.prediction import format_steps
-from c2f_zoo.inference.resolutions import own_resolutions
-from c2f_zoo.inference.trust import RULES, Rule
+from c2f_zoo.inference.resolutions import rules_for
+from c2f_zoo.inference.trust import OWN_THRESHOLDS, Rule
 from c2f_zoo.io.files import write_csv
 from c2f_zoo.model import C2FModel, load_model
 from c2f_zoo.paths import expand
@@ -43,7 +43,6 @@ from c2f_zoo.training.launch import create_accelerator, recipe_errors
 from c2f_zoo.training.options import TrainOptions, read_options
 
 PHOTO_SIDES = (80, 40, 20)
-BASELINES = {"fixed": 1.0, "nominal": 0.0}  # rules with thresholds of their own, see `c2f_zoo.inference.trust`
 Row = dict[str, Any]
 
 
@@ -60,12 +59,6 @@ class Scored:
         """Return the probabilities of all classes."""
         tree = self.model.hierarchy.truncate(self.model.levels[-1])
         return calibrated(self.scores.own, tree, self.calibration.probabilities, temperatures, self.scores.size)
-
-    def rules(self) -> dict[str, Rule]:
-        """Return the rules, `nominal` with the resolutions of the model's levels."""
-        full = min(self.model.config.preprocessing.input_size[1:])
-        own = {level: resolution or full for level, resolution in own_resolutions(self.model).items()}
-        return {**dict(RULES.load_all()), "nominal": partial(RULES["nominal"], resolutions=own)}
 
 
 def main(
@@ -107,7 +100,9 @@ def main(
         write_csv(folder / "trust_promise.csv", promises)
         write_csv(folder / "trust_bins.csv", bins)
         p = one.probabilities(one.calibration.temperatures)
-        curves: dict[str, Curve] = {name: curve(steps_of(rule, p, one.scores)) for name, rule in one.rules().items()}
+        curves: dict[str, Curve] = {
+            name: curve(steps_of(rule, p, one.scores)) for name, rule in rules_for(one.model).items()
+        }
         plot_risk_coverage(curves, folder / f"trust_{one.name}.png")
         plot_promise([row for row in bins if row["run"] == one.name], folder / f"trust_bins_{one.name}.png")
     print(f"trust_rules.csv, trust_promise.csv, trust_bins.csv and figures are in {folder}")
@@ -170,7 +165,7 @@ def compare_rules(one: Scored, bootstraps: int, seed: int) -> Iterator[Row]:
     ]
     for temperatures in ({}, one.calibration.temperatures):
         p = one.probabilities(temperatures)
-        for name, rule in one.rules().items():
+        for name, rule in rules_for(one.model).items():
             steps = steps_of(rule, p, one.scores)
             drawn = [measures(steps, sample[of_photo]) for sample in samples]
             row: Row = {"run": one.name, "rule": name, "temperature": bool(temperatures), "images": len(steps.labels)}
@@ -188,15 +183,15 @@ def check_promises(one: Scored, risks: Sequence[float], splits: int, seed: int) 
 
     Rules with thresholds of their own promise nothing. Ours is calibrated for their accuracy beside them.
     """
-    p, scores, rules = one.probabilities(one.calibration.temperatures), one.scores, one.rules()
+    p, scores, rules = one.probabilities(one.calibration.temperatures), one.scores, rules_for(one.model)
     groups, ours = one.calibration.group(scores.detail), one.calibration.rule
     keep = partial(keep_promise, nodes=p.nodes, labels=scores.labels, photos=scores.index, splits=splits, seed=seed)
     for risk in risks:
         for name, rule in rules.items():
-            if name not in BASELINES:
+            if name not in OWN_THRESHOLDS:
                 yield describe(one.name, name, risk, "one", kept := keep(rule(p), risk=risk)), kept
         yield describe(one.name, ours, risk, "by detail", kept := keep(rules[ours](p), risk=risk, groups=groups)), kept
-    for name, threshold in BASELINES.items():
+    for name, threshold in OWN_THRESHOLDS.items():
         fixed = at_fixed(rules[name](p), p.nodes, scores.labels, threshold)
         yield describe(one.name, name, None, "its own", fixed), fixed
         try:

@@ -109,6 +109,28 @@ def draw_views(indices: Sequence[int], resolutions: Sequence[int | None], seed: 
     ]
 
 
+def shrink(image: Image.Image, side: int, enlarged_to: int | None = None) -> Image.Image:
+    """Shrink an image to a shorter side in pixels, and enlarge it to another if one is given.
+
+    Args:
+        image: the image.
+        side: the shorter side in pixels; pixels are means of areas.
+        enlarged_to: the shorter side to enlarge it to, bicubic.
+
+    Examples:
+        >>> shrink(Image.new("RGB", (300, 200)), 40).size, shrink(Image.new("RGB", (300, 200)), 40, 500).size
+        ((60, 40), (750, 500))
+    """
+    small = image.resize(_size_at(image, side), Image.Resampling.BOX)
+    return small if enlarged_to is None else small.resize(_size_at(image, enlarged_to), Image.Resampling.BICUBIC)
+
+
+def _size_at(image: Image.Image, side: int) -> tuple[int, int]:
+    """Return an image's size if its shorter side were `side` pixels."""
+    width, height = (max(side, round(length * (side / min(image.size)))) for length in image.size)
+    return width, height
+
+
 class AtResolutions(IndexedImages):
     """The images of a dataset at other resolutions, as small files or enlarged thumbnails.
 
@@ -138,7 +160,4 @@ class AtResolutions(IndexedImages):
         image = load_image(self.dataset, view.index, shorter_side if view.resolution is None else None)
         if view.resolution is None or min(image.size) <= view.resolution:
             return image
-        ratio = view.resolution / min(image.size)
-        width, height = (max(view.resolution, round(side * ratio)) for side in image.size)
-        small = image.resize((width, height), Image.Resampling.BOX)
-        return small.resize(image.size, Image.Resampling.BICUBIC) if view.is_enlarged else small
+        return shrink(image, view.resolution, min(image.size) if view.is_enlarged else None)

@@ -30,6 +30,7 @@ from c2f_zoo.inference.calibration import (
     conformal_threshold,
     fit_temperature,
     group_edges,
+    group_of,
     images_needed,
     smallest_thresholds,
 )
@@ -173,7 +174,7 @@ def _fit_count(photos: int) -> int:
 
 def count_photos(scores: MixedScores, edges: Sequence[float]) -> int:
     """Return the number of photos of the group of visible detail with the fewest."""
-    group = np.searchsorted(np.asarray(edges), scores.detail, side="right")
+    group = group_of(scores.detail, edges)
     return min(len(np.unique(scores.index[group == number])) for number in range(len(edges) + 1))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,8 @@ from c2f_zoo.evaluation.trust_metrics import Reliability, TrustMetrics
 from c2f_zoo.evaluation.trust_plots import plot_reliability, plot_risk_coverage
 from c2f_zoo.inference.calibration import Calibration, calibrated
 from c2f_zoo.inference.nodes import NodeProbabilities
-from c2f_zoo.inference.resolutions import own_resolutions
-from c2f_zoo.inference.trust import RULES, list_rules
+from c2f_zoo.inference.resolutions import own_resolutions, rules_for
+from c2f_zoo.inference.trust import OWN_THRESHOLDS
 from c2f_zoo.model import C2FModel
 
 SEED = 0
@@ -71,12 +70,7 @@ class MixedMetrics:
         self.tree = model.hierarchy.truncate(model.levels[-1])
         self.calibration = None if model.calibration is None else Calibration.from_dict(model.calibration)
         self.full = min(model.config.preprocessing.input_size[1:])
-        needed = {level: pixels or self.full for level, pixels in own_resolutions(model).items()}
-        options = {"nominal": {"resolutions": needed}}
-        self.rules = {
-            name: TrustMetrics(partial(RULES[name], **options.get(name, {})), self.tree).to(device)
-            for name in list_rules()
-        }
+        self.rules = {name: TrustMetrics(rule, self.tree).to(device) for name, rule in rules_for(model).items()}
         self.reliability = {level: Reliability(self.tree.truncate(level)).to(device) for level in self.tree.levels}
 
     def update(self, log_probs: Mapping[str, Tensor], target: Tensor, resolution: int | None) -> None:
@@ -105,7 +99,7 @@ class MixedMetrics:
         Args:
             steps: rule -> its steps.
         """
-        thresholds = {"fixed": ("fixed", 1.0), "nominal": ("nominal", 0.0)}
+        thresholds = {rule: (rule, threshold) for rule, threshold in OWN_THRESHOLDS.items()}
         if self.calibration is not None:
             risks = zip(self.calibration.risks, self.calibration.overall, strict=True)
             thresholds |= {f"calibrated, risk {100 * risk:g} %": (self.calibration.rule, t) for risk, t in risks}

@@ -16,7 +16,7 @@ from c2f_zoo.data.transformed_images import load_image
 from c2f_zoo.evaluation.labels import labels_in
 from c2f_zoo.evaluation.scoring import score_images
 from c2f_zoo.inference.detail import visible_detail
-from c2f_zoo.inference.resolutions import own_resolutions
+from c2f_zoo.inference.resolutions import levels_by_resolution
 from c2f_zoo.model import C2FModel
 from c2f_zoo.ops import widest_dtype
 
@@ -70,11 +70,9 @@ def score_views(
         ValueError: an image is unreadable, a class of the dataset is not in the model's tree, or the model's outputs
             are not finite.
     """
-    images, own = AtResolutions(dataset, views), own_resolutions(model)
-    levels = model.levels if levels is None else levels
-    levels_at: dict[int | None, list[str]] = {}
-    for level in levels:
-        levels_at.setdefault(own[level], []).append(level)
+    images, levels = AtResolutions(dataset, views), model.levels if levels is None else levels
+    passes = {at: [level for level in of if level in levels] for at, of in levels_by_resolution(model).items()}
+    levels_at = {at: of for at, of in passes.items() if of}
     parts: dict[str, list[torch.Tensor]] = {level: [] for level in levels}
     for batch in score_images(
         model.to(accelerator.device), images, range(len(images)), levels_at, accelerator=accelerator, **how

@@ -12,22 +12,6 @@ from c2f_zoo.evaluation.plots import saved_figure
 from c2f_zoo.inference import Prediction
 
 
-def shrink(photo: Image.Image, side: int, enlarged_to: int | None = None) -> Image.Image:
-    """Shrink a photo to a shorter side in pixels, and enlarge it to another if one is given.
-
-    Examples:
-        >>> shrink(Image.new("RGB", (300, 200)), 40).size, shrink(Image.new("RGB", (300, 200)), 40, 500).size
-        ((60, 40), (750, 500))
-    """
-    small = photo.resize(_size(photo, side), Image.Resampling.BOX)
-    return small if enlarged_to is None else small.resize(_size(photo, enlarged_to), Image.Resampling.BICUBIC)
-
-
-def _size(photo: Image.Image, side: int) -> tuple[int, int]:
-    width, height = (round(length * side / min(photo.size)) for length in photo.size)
-    return width, height
-
-
 def plot_predictions(images: Mapping[str, Image.Image], predictions: Sequence[Prediction], path: Path) -> None:
     """Plot images side by side, each with the trusted classes in green and guesses in grey.
 

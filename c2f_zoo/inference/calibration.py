@@ -127,7 +127,7 @@ class Calibration:
 
     def group(self, detail: np.ndarray) -> np.ndarray:
         """Return the group (N,) of each image's visible detail in pixels (N,); 0 is the coarsest."""
-        return np.searchsorted(np.asarray(self.edges), detail, side="right")
+        return group_of(detail, self.edges)
 
     def threshold(self, group: np.ndarray, risk: float | None = None) -> np.ndarray:
         """Return the threshold (N,) of each image's group for a risk.
@@ -334,6 +334,16 @@ def conformal_threshold(values: np.ndarray, risk: float) -> float:
     return max(float(np.nextafter(value, math.inf)), 0.0)
 
 
+def group_of(detail: np.ndarray, edges: Sequence[float]) -> np.ndarray:
+    """Return the group (N,) of each image's visible detail in pixels (N,); 0 is the coarsest.
+
+    Examples:
+        >>> group_of(np.array([20.0, 30.0, 80.0]), edges=[30, 60]).tolist()
+        [0, 1, 2]
+    """
+    return np.searchsorted(np.asarray(edges), detail, side="right")
+
+
 def group_edges(detail: np.ndarray, min_images: int) -> tuple[float, ...]:
     """Return the bounds of groups of similar visible detail, each with about as many images.
 
@@ -382,7 +392,7 @@ def calibrate(
         ValueError: a group has too few images for a risk.
     """
     values = smallest_thresholds(rule(p), p.nodes, labels)
-    group = np.searchsorted(np.asarray(edges), detail, side="right")
+    group = group_of(detail, edges)
     parts = [values[group == number] for number in range(len(edges) + 1)]
     rows = [tuple(conformal_threshold(part, risk) for risk in risks) for part in (*parts, values)]
     return tuple(rows[:-1]), tuple(map(len, parts)), rows[-1]

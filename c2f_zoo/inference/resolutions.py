@@ -1,7 +1,10 @@
-"""The resolution of each level of a model."""
+"""The resolution of each level of a model, and what depends on it."""
 
 from __future__ import annotations
 
+from functools import partial
+
+from c2f_zoo.inference.trust import RULES, Rule, list_rules
 from c2f_zoo.model import C2FModel
 
 
@@ -40,3 +43,17 @@ def levels_by_resolution(model: C2FModel) -> dict[int | None, tuple[str, ...]]:
         resolution: tuple(level for level in model.levels if own[level] == resolution)
         for resolution in dict.fromkeys(own[level] for level in model.levels)
     }
+
+
+def rules_for(model: C2FModel) -> dict[str, Rule]:
+    """Return all rules by name, `nominal` with the pixels that each level of the model needs.
+
+    Full size is that of the model's input.
+
+    Examples:
+        >>> list(rules_for(create_model("mlph_tiny_critters")))
+        ['climb', 'darts', 'fixed', 'leaf_or_nothing', 'max_coverage', 'nominal']
+    """
+    full = min(model.config.preprocessing.input_size[1:])
+    needed = {level: pixels or full for level, pixels in own_resolutions(model).items()}
+    return {name: RULES[name] for name in list_rules()} | {"nominal": partial(RULES["nominal"], resolutions=needed)}

@@ -19,6 +19,8 @@ Rule = Callable[..., "Chain"]
 RULES: Registry[Rule] = Registry("rule", "c2f_zoo.rules")
 register_rule = RULES.register
 
+OWN_THRESHOLDS = {"fixed": 1.0, "nominal": 0.0}  # of rules that are not calibrated: how they are meant to be used
+
 
 @dataclass(frozen=True)
 class Chain:
