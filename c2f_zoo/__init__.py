@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from c2f_zoo.hierarchy import Hierarchy, list_hierarchies, load_hierarchy, register_hierarchy
     from c2f_zoo.inference.prediction import Prediction
     from c2f_zoo.inference.predictor import Predictor
+    from c2f_zoo.inference.trust import list_rules, register_rule
     from c2f_zoo.losses import list_losses, register_loss
     from c2f_zoo.metrics import list_metrics, register_metric
     from c2f_zoo.model import C2FModel
@@ -38,6 +39,7 @@ _MODULES = {
     "c2f_zoo.pooling": ("Pooling", "create_pooling", "list_poolings", "register_pooling"),
     "c2f_zoo.inference.prediction": ("Prediction",),
     "c2f_zoo.inference.predictor": ("Predictor",),
+    "c2f_zoo.inference.trust": ("list_rules", "register_rule"),
     "c2f_zoo.zoo": ("PretrainedWeights", "list_models", "register_model", "register_weights"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
@@ -62,6 +64,7 @@ __all__ = [
     "list_metrics",
     "list_models",
     "list_poolings",
+    "list_rules",
     "load_hierarchy",
     "register_backbone",
     "register_dataset",
@@ -72,6 +75,7 @@ __all__ = [
     "register_metric",
     "register_model",
     "register_pooling",
+    "register_rule",
     "register_weights",
 ]
 

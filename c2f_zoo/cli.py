@@ -49,6 +49,7 @@ class Kind(str, Enum):
     losses = "losses"
     decodings = "decodings"
     metrics = "metrics"
+    rules = "rules"
 
 
 @app.command("list")
@@ -57,7 +58,7 @@ def list_(
     pattern: Annotated[str, typer.Argument(help="A quoted shell-style wildcard.")] = "*",
     pretrained: Annotated[bool, typer.Option("--pretrained", help="List trained weights (arch.tag).")] = False,
 ) -> None:
-    """List names of models, their parts, datasets, losses, decodings or metrics."""
+    """List names of models, their parts, datasets, losses, decodings, metrics or rules."""
     if pretrained and kind is not Kind.models:
         raise ValueError(f"--pretrained applies to models, not {kind.value}")
     if kind is Kind.poolings:
@@ -245,10 +246,20 @@ def calibrate(
     from c2f_zoo.evaluation.report import print_tables
     from c2f_zoo.io.weights import CALIBRATION_FILE
 
-    grid = [None if text == "full" else int(text) for text in resolutions.split(",")] if resolutions else None
-    found = calibrate_run(str(run), risk, grid, str(root) if root else None, seed)
+    found = calibrate_run(str(run), risk, _read_grid(resolutions), str(root) if root else None, seed)
     print_tables(*calibration_tables(found))
     print(f"\nwritten to {run / CALIBRATION_FILE}; try: c2f-zoo predict {run} IMAGE")
+
+
+def _read_grid(text: str | None) -> list[int | None] | None:
+    """Read a resolution grid, e.g. `full,80,40`."""
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",")]
+    wrong = [word for word in words if word != "full" and not word.isdecimal()]
+    if wrong:
+        raise ValueError(f"{wrong[0]!r} in --resolutions is no number of pixels; write e.g. full,80,40,20")
+    return [None if word == "full" else int(word) for word in words]
 
 
 @data_app.command()

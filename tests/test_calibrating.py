@@ -295,3 +295,10 @@ def test_the_recipe_measures_rules_and_promises(run: Path, tmp_path: Path, monke
     assert [row["image"] for row in photo] == ["full size", "80 px", "40 px", "20 px", "40 px enlarged to 500"]
     for name in (f"trust_{run.name}", f"trust_bins_{run.name}", f"trust_photo_{run.name}"):
         assert Image.open(tmp_path / "trust" / f"{name}.png").size > (100, 100)
+
+
+@pytest.mark.parametrize("grid", ["full,big", "-3", "40,,20"])
+def test_a_grid_of_other_words_is_an_error(grid: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["calibrate", str(tmp_path), f"--resolutions={grid}"])
+    assert isinstance(result.exception, ValueError)
+    assert "no number of pixels; write e.g. full,80,40,20" in str(result.exception)

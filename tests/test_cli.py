@@ -69,6 +69,7 @@ def in_new_process(*arguments: str, **environment: str) -> subprocess.CompletedP
         ("hierarchies", ["cars", "critters", "cub", "fashion_mnist"]),
         ("datasets", ["critters", "cub", "fashion_mnist"]),
         ("metrics", ["ece", "fpa", "hd@5"]),
+        ("rules", ["climb", "darts", "nominal"]),
     ],
 )
 def test_list_prints_names(kind: str, some: list[str]) -> None:

@@ -20,6 +20,7 @@ from c2f_zoo.data import DATASETS
 from c2f_zoo.decoding import DECODINGS
 from c2f_zoo.heads import HEADS
 from c2f_zoo.hierarchy import HIERARCHIES
+from c2f_zoo.inference.trust import RULES
 from c2f_zoo.losses import LOSSES
 from c2f_zoo.metrics import METRICS, TreeMetrics
 from c2f_zoo.pooling import POOLINGS
@@ -38,6 +39,7 @@ REGISTRIES = {
     "decodings": DECODINGS,
     "losses": LOSSES,
     "metrics": METRICS,
+    "rules": RULES,
 }
 
 Install = Callable[[str, str, str], None]
@@ -76,6 +78,7 @@ NEW = {
     "decodings": "def new(log_probs, hierarchy): ...",
     "losses": "def new(log_probs, labels, tree): ...",
     "metrics": "from c2f_zoo.metrics import FullPathAccuracy as new",
+    "rules": "from c2f_zoo.inference.trust import climb as new",
 }
 
 

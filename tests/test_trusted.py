@@ -403,7 +403,7 @@ def test_a_calibration_of_other_levels_is_an_error(shapes: C2FModel) -> None:
 
 
 def test_a_folder_and_a_batch_are_several_images(
-    critters: Predictor, images: list[Image.Image], tmp_path: Path
+    critters: Predictor, images: list[Image.Image], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "b").mkdir()
     files = [tmp_path / "1.png", tmp_path / "2.png", tmp_path / "b" / "0.png"]
@@ -416,6 +416,7 @@ def test_a_folder_and_a_batch_are_several_images(
         assert isinstance(found, list) and [prediction.file for prediction in found] == list(map(str, files))
         for a, b in zip(found, expected, strict=True):
             assert_same(a, b)
+    assert caplog.text.count("files without an image extension, left out: 1") == 2
     batch = torch.from_numpy(np.stack([np.asarray(image) for image in images[::2]])).movedim(-1, 1)
     for a, b in zip(critters(batch), critters(images[::2]), strict=True):
         assert_same(a, b)

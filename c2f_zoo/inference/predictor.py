@@ -167,7 +167,8 @@ class Predictor:
                 these, a folder, or a tensor (N, channels, height, width).
 
         Returns:
-            A prediction, or a list of them. Those of a folder are sorted by file, including its subfolders.
+            A prediction, or a list of them. Those of a folder are sorted by file, including its subfolders; the log
+            says what is left out there.
 
         Raises:
             FileNotFoundError: a file does not exist, or a folder has no images.
@@ -176,7 +177,10 @@ class Predictor:
         if isinstance(image, Tensor) and image.ndim == 4:
             return self.predict_batch(list(image))
         if isinstance(image, (str, os.PathLike)) and expand(image).is_dir():
-            return self.predict_batch(list_image_files([expand(image)]).files)
+            found = list_image_files([expand(image)])
+            for note in (*found.notes, *found.unreadable):
+                _logger.warning("%s: %s", image, note)
+            return self.predict_batch(found.files)
         return self.predict_batch(image) if isinstance(image, list) else self.predict_batch([image])[0]
 
     def predict_batch(self, images: Sequence[ImageLike | PreparedImage]) -> list[Prediction]:
