@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import timm
@@ -16,8 +16,6 @@ from c2f_zoo.backbones import TapBackbone
 from c2f_zoo.backbones.batch_norm import CopiedNorm, is_batch_norm
 from c2f_zoo.backbones.maps import map_in
 from c2f_zoo.backbones.trace import run_features
-
-HEADER = "| timm module | smallest model | input | default taps | maps (channels, size) | `align` | weights kept |"
 
 
 def smallest_models() -> Iterator[str]:
@@ -119,19 +117,6 @@ def tensors_of_taps(backbone: TapBackbone, x: Tensor, body: nn.Module | None = N
     for hook in hooks:
         hook.remove()
     return [found[tap] for tap in backbone.taps]
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the rows as a Markdown table."""
-    lines = [HEADER, "|---|---|---|---|---|---|---|"]
-    for row in rows:
-        taps = ", ".join(f"`{tap}`" for tap in row["taps"].split())
-        maps = ", ".join(row["maps"].split())
-        kept = f"{100 * float(row['kept']):.0f} %"
-        lines.append(
-            f"| {row['module']} | `{row['model']}` | {row['input']} | {taps} | {maps} | {row['align']} | {kept} |"
-        )
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
-import families
 import pytest
 import timm
 import torch
@@ -94,11 +93,9 @@ def test_at_least_25_families_are_tested() -> None:
     assert len(modules) >= 25
 
 
-def test_the_table_of_families_is_that_of_its_results() -> None:
-    docs = Path(__file__).parents[1] / "docs"
-    rows = read_csv(docs / "results" / "families.csv")
+def test_the_recorded_families_are_all_supported() -> None:
+    rows = read_csv(Path(__file__).parents[1] / "docs" / "results" / "families.csv")
     assert {row["result"] for row in rows} == {"ok"}
-    assert families.table(rows) in (docs / "reference" / "backbones.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

@@ -164,21 +164,37 @@ def _results(run: Run | None) -> str:
     if run is None or not run.test:
         return "Nothing was measured with c2f_zoo."
     images = sorted({int(row["images"]) for row in run.test})
-    resolutions = list(dict.fromkeys(row["resolution"] for row in run.test))
-    cells: dict[str, dict[str, str]] = {}
-    for row in run.test:
-        text = f"{100 * float(row['accuracy']):.1f}"
-        cells.setdefault(row["level"], {})[row["resolution"]] = f"**{text}**" if row["own"] == "True" else text
-    table = markdown_table(
-        ["level", *map(format_resolution, resolutions)],
-        [[markdown(level), *(cells[level].get(resolution, "") for resolution in resolutions)] for level in cells],
-    )
+    table = markdown_table(*accuracy_grid(run.test))
     count = " to ".join(map(str, dict.fromkeys((images[0], images[-1]))))
     text = (
         f"Accuracy in % of each level at each resolution, on the {count} test images of the dataset "
         f"`{run.options['dataset']}`. Bold: the level's own resolution.\n\n{table}"
     )
     return text + _evaluation(run.evaluation)
+
+
+def accuracy_grid(rows: Sequence[Mapping[str, str]]) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the cells of a table of accuracy in % by level and resolution.
+
+    Args:
+        rows: rows of a `test.csv`: level, resolution ("" is full size), accuracy in [0, 1], and whether the resolution
+            is the level's own, which is in bold; with the number of `classes`, a column of them.
+
+    Examples:
+        >>> row = {"level": "genus", "classes": "12"}
+        >>> full = {**row, "resolution": "", "accuracy": "0.9", "own": "False"}
+        >>> accuracy_grid([full, {**row, "resolution": "32", "accuracy": "0.8", "own": "True"}])
+        (['level', 'classes', 'full size', '32 px'], [['genus', '12', '90.0', '**80.0**']])
+    """
+    resolutions = list(dict.fromkeys(row["resolution"] for row in rows))
+    cells: dict[str, dict[str, str]] = {}
+    for row in rows:
+        text = f"{100 * float(row['accuracy']):.1f}"
+        line = cells.setdefault(row["level"], {"classes": row["classes"]} if "classes" in row else {})
+        line[row["resolution"]] = f"**{text}**" if row["own"] == "True" else text
+    columns = ["classes"] * ("classes" in rows[0]) + resolutions
+    header = ["level", *("classes" if name == "classes" else format_resolution(name) for name in columns)]
+    return header, [[markdown(level), *(line.get(name, "") for name in columns)] for level, line in cells.items()]
 
 
 def _evaluation(report: Mapping[str, Any]) -> str:
