@@ -7,7 +7,7 @@ import re
 from dataclasses import fields, replace
 from pathlib import Path
 
-import ablation
+import probes
 import pytest
 import yaml
 
@@ -29,7 +29,7 @@ def test_the_files_are_those_of_two_recipes() -> None:
     assert {"critters", "cub_mlph_vgg16", "paper_cub", "paper_cars", "modern"} <= {path.stem for path in TRAINED}
     for path in {*CONFIGS} - {*TRAINED}:
         options = yaml.safe_load(path.read_text())
-        check_options("option:", ablation.main, options)
+        check_options("option:", probes.main, options)
         check_options("key in model_options:", create_model, options["model_options"])
 
 

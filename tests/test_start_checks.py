@@ -210,7 +210,7 @@ def test_every_recipe_checks_its_folder_before_it_reads_data(tmp_path: Path, mon
     Path("file").touch()
     recipes = Path(RECIPE).parent
     evaluate, ablate, find = (
-        runpy.run_path(str(recipes / f"{name}.py")) for name in ("evaluate", "ablation", "find_resolutions")
+        runpy.run_path(str(recipes / f"{name}.py")) for name in ("evaluate", "probes", "find_resolutions")
     )
     data: dict[str, Any] = {"dataset": "there is none", "dataset_options": {}}
     search = {key: value for key, value in vars(options(output="file/found")).items() if key != "dataset"}

@@ -1,4 +1,4 @@
-"""The ablation recipe: fits, the choice of penalties, and the table of methods and decodings."""
+"""The probes recipe: fits, the choice of penalties, and the table of methods and decodings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from c2f_zoo.zoo.resolve import resolve, select_overrides
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 CONFIGS = RECIPES / "configs"
-ablation = runpy.run_path(str(RECIPES / "ablation.py"))
+probes = runpy.run_path(str(RECIPES / "probes.py"))
 TREE = Hierarchy.from_rows(("kind", "shape"), [("round", "disc"), ("round", "ring"), ("edged", "box")])
 
 
@@ -75,19 +75,19 @@ def test_the_linear_probe_chooses_a_penalty_for_each_level() -> None:
 
 def test_an_unknown_method_is_an_error() -> None:
     with pytest.raises(ValueError, match="unknown method 'marginals'; did you mean 'marginal'"):
-        ablation["choose_methods"](["marginals"])
+        probes["choose_methods"](["marginals"])
 
 
 def test_a_mistake_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     data = ["--dataset", "critters", "--dataset_options.per_class", "2", "--val_fraction", "0"]
-    monkeypatch.setattr(sys, "argv", ["ablation.py", *data, "--model_options", "{}", "--resolutions", "{}"])
-    with pytest.raises(SystemExit, match=r"ablation\.py: val_fraction is 0: there are no validation images"):
-        runpy.run_path(ablation["__file__"], run_name="__main__")
+    monkeypatch.setattr(sys, "argv", ["probes.py", *data, "--model_options", "{}", "--resolutions", "{}"])
+    with pytest.raises(SystemExit, match=r"probes\.py: val_fraction is 0: there are no validation images"):
+        runpy.run_path(probes["__file__"], run_name="__main__")
 
 
 @pytest.mark.slow
 def test_the_table_has_every_head_with_every_decoding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ablation["main"](
+    probes["main"](
         dataset="critters",
         dataset_options={"per_class": 2},
         model_options={"backbone": "test_convnext", "taps": ["stages.3"], "input_size": 48},
@@ -118,13 +118,13 @@ def test_a_configuration_of_training_names_data_and_backbone(
     found: list[dict[str, Any]] = []
     monkeypatch.setattr("jsonargparse.auto_cli", lambda main, as_positional, args: found.append(parse(main, args)))
     config = [f"--config={smoke}"] if joined else ["--config", str(smoke)]
-    monkeypatch.setattr(sys, "argv", ["ablation.py", *config, "--model_options.input_size", "32"])
-    runpy.run_path(ablation["__file__"], run_name="__main__")
+    monkeypatch.setattr(sys, "argv", ["probes.py", *config, "--model_options.input_size", "32"])
+    runpy.run_path(probes["__file__"], run_name="__main__")
     (options,) = found
     assert options["model_options"] == {"backbone": "test_convnext", "input_size": 32}
     assert (options["dataset"], options["dataset_options"]) == ("critters", {"per_class": 4})
     assert options["resolutions"] == {"species": 48, "genus": 32, "family": 12}
-    assert (options["val_fraction"], options["seed"], options["output"]) == (0.25, 0, "runs/ablation.csv")
+    assert (options["val_fraction"], options["seed"], options["output"]) == (0.25, 0, "runs/probes.csv")
     printed = capsys.readouterr().out
     assert f"{smoke} is a configuration of train.py" in printed and "and not: model, stages, batch_size\n" in printed
 
@@ -141,7 +141,7 @@ def test_probes_have_the_backbone_of_the_training(config: str) -> None:
     recipe = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())
     given = recipe.get("model_options", {})
     expected = resolve(recipe["model"], {"hierarchy": "critters", **select_overrides(given)})
-    options = ablation["probe_options"](recipe)["model_options"]
+    options = probes["probe_options"](recipe)["model_options"]
     found = resolve("mlph", {"hierarchy": "critters", "pooling": "avg", **select_overrides(options)})
     assert (found.backbone, found.preprocessing, found.backbone_options) == (
         expected.backbone,
@@ -153,15 +153,15 @@ def test_probes_have_the_backbone_of_the_training(config: str) -> None:
 
 
 def test_other_configurations_are_left_alone() -> None:
-    arguments = ["--config", str(CONFIGS / "ablation_heads.yaml"), "--seed", "1"]
-    assert ablation["adopt_recipes"](arguments) == arguments
-    assert ablation["adopt_recipes"](["--help"]) == ["--help"]
+    arguments = ["--config", str(CONFIGS / "probe_heads.yaml"), "--seed", "1"]
+    assert probes["adopt_recipes"](arguments) == arguments
+    assert probes["adopt_recipes"](["--help"]) == ["--help"]
 
 
 def test_a_configuration_of_training_may_leave_the_dataset_to_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("{model: mlph_tiny_critters, stages: [], resolutions: {}}")
     arguments = ["--config", str(tmp_path / "a.yaml"), "--dataset", "cub"]
-    options = parse(ablation["main"], ablation["adopt_recipes"](arguments))
+    options = parse(probes["main"], probes["adopt_recipes"](arguments))
     assert (options["dataset"], options["dataset_options"]) == ("cub", {})
     assert options["model_options"]["backbone"] == "tiny"
 
@@ -181,21 +181,21 @@ def test_a_configuration_that_cannot_be_used_ends_in_one_line(
 ) -> None:
     if text is not None:
         (tmp_path / "a.yaml").write_text(text)
-    monkeypatch.setattr(sys, "argv", ["ablation.py", "--config", str(tmp_path / "a.yaml")])
-    with pytest.raises(SystemExit, match=rf"^ablation\.py: .*{message}") as error:
-        runpy.run_path(ablation["__file__"], run_name="__main__")
+    monkeypatch.setattr(sys, "argv", ["probes.py", "--config", str(tmp_path / "a.yaml")])
+    with pytest.raises(SystemExit, match=rf"^probes\.py: .*{message}") as error:
+        runpy.run_path(probes["__file__"], run_name="__main__")
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.slow
 def test_a_probe_of_a_training_is_that_of_its_options(tmp_path: Path) -> None:
-    run = ["ablation.py", "--config", str(CONFIGS / "critters.yaml"), "--methods", "[linear_probe]"]
+    run = ["probes.py", "--config", str(CONFIGS / "critters.yaml"), "--methods", "[linear_probe]"]
     run += ["--dataset_options.per_class", "2", "--val_fraction", "0.5", "--max_iter", "2"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [*run, "--output", str(tmp_path / "recipe.csv")])
-        runpy.run_path(ablation["__file__"], run_name="__main__")
+        runpy.run_path(probes["__file__"], run_name="__main__")
     spec = MODELS["mlph_tiny_critters"]
-    ablation["main"](
+    probes["main"](
         dataset="critters",
         dataset_options={"per_class": 2},
         model_options={"backbone": "tiny", "taps": spec.options["taps"], "input_size": 96},

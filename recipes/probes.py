@@ -1,9 +1,9 @@
 """Compare heads, decodings and a linear probe on frozen features of a backbone.
 
-    python recipes/ablation.py --config recipes/configs/ablation_heads.yaml                                 # critters
-    python recipes/ablation.py --config recipes/configs/ablation_heads.yaml --dataset cub --dataset_options.root FOLDER
-    python recipes/ablation.py --config recipes/configs/cub_probe_lite0.yaml --dataset_options.root FOLDER
-    python recipes/ablation.py --config recipes/configs/critters.yaml --methods '[linear_probe]'  # a recipe of train.py
+    python recipes/probes.py --config recipes/configs/probe_heads.yaml                                  # critters
+    python recipes/probes.py --config recipes/configs/probe_heads.yaml --dataset cub --dataset_options.root FOLDER
+    python recipes/probes.py --config recipes/configs/cub_probe_lite0.yaml --dataset_options.root FOLDER
+    python recipes/probes.py --config recipes/configs/critters.yaml --methods '[linear_probe]'  # a recipe of train.py
 
 Every level is seen at its own resolution, with the same split as in train.py. The features are extracted once. Each
 method is fitted by L-BFGS to the training images, with the penalty on its weights chosen by validation accuracy. The
@@ -55,7 +55,7 @@ def main(
     val_fraction: float = 0.1,
     max_iter: int = 100,
     seed: int = 0,
-    output: str = "runs/ablation.csv",
+    output: str = "runs/probes.csv",
 ) -> None:
     """Fit and score every method.
 
@@ -179,5 +179,5 @@ def format_penalties(probe: Probe) -> str:
 
 
 if __name__ == "__main__":
-    with recipe_errors("ablation.py"):
+    with recipe_errors("probes.py"):
         auto_cli(main, as_positional=False, args=adopt_recipes(sys.argv[1:]))
