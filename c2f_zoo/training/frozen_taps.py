@@ -1,0 +1,164 @@
+"""Feature maps of a frozen backbone on disk: computed once, and read in place of images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from c2f_zoo.data import LabelledImages, TransformedImages, create_views, labels_of
+from c2f_zoo.data.transformed_images import load_image
+from c2f_zoo.io.files import fsync_file, fsync_folder
+from c2f_zoo.io.progress import ProgressLines
+from c2f_zoo.io.weights import digest_weights
+from c2f_zoo.model import C2FModel
+from c2f_zoo.paths import expand
+
+_FORMAT = 1  # increment it if the content of the files changes
+_BATCH = 16
+
+View = tuple[int | None, bool]  # resolution in pixels (None: full size), mirrored
+
+
+@dataclass(frozen=True)
+class FrozenTaps:
+    """Feature maps of all images of a dataset, in memory-mapped files.
+
+    Args:
+        maps: view -> tap -> float16 maps (images, C, H, W).
+        labels: int64 labels (images, levels of the tree); -1 where unknown.
+    """
+
+    maps: Mapping[View, Mapping[str, np.ndarray]]
+    labels: Tensor
+
+    @property
+    def views(self) -> list[View]:
+        """The views in the order of their numbers."""
+        return list(self.maps)
+
+    def read(self, taps: Sequence[str], rows: Tensor) -> list[Tensor]:
+        """Read the maps of images.
+
+        Args:
+            taps: names of the taps.
+            rows: int64 (N, 2): number of the view, index of the image.
+
+        Returns:
+            A float32 map (N, C, H, W) of each tap.
+        """
+        files, places = list(self.maps.values()), rows.tolist()
+        return [torch.from_numpy(np.stack([files[view][tap][index] for view, index in places])).float() for tap in taps]
+
+
+def open_taps(
+    model: C2FModel,
+    dataset: LabelledImages,
+    resolutions: Sequence[int | None],
+    mirrored: bool,
+    folder: str | Path,
+) -> FrozenTaps:
+    """Open the feature maps of a dataset's images; compute those that are not in the folder.
+
+    There is a file for each tap and view. Its name is a hash of the backbone's weights rounded to half precision, the
+    tap, the preprocessing, the view, and the pixels of all images: it is found again by any recipe with the same
+    content. Images are center-cropped. An interrupted computation leaves no file of that name.
+
+    Args:
+        model: the model; its pooling and head are not used.
+        dataset: the dataset.
+        resolutions: the resolutions in pixels; None is full size.
+        mirrored: add a view of the mirrored images for each resolution.
+        folder: the folder of the files; it is created if it does not exist. Unused files may be deleted.
+
+    Raises:
+        ValueError: an image is unreadable, or a map is not finite in half precision.
+        OSError: the files cannot be written.
+
+    Examples:
+        >>> model = create_model("mlph_tiny_critters", input_size=32)
+        >>> dataset = create_dataset("critters", "test", per_class=1)
+        >>> taps = open_taps(model, dataset, [None, 12], mirrored=False, folder="taps")
+        >>> taps.views, [tuple(x.shape) for x in taps.read(model.backbone.taps, torch.tensor([[1, 7]]))][0]
+        ([(None, False), (12, False)], (1, 128, 2, 2))
+    """
+    folder = expand(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    content = _describe_content(model, dataset)
+    flips = (False, True) if mirrored else (False,)
+    files = {
+        (resolution, flip): {tap: folder / _file_name(content, tap, resolution, flip) for tap in model.backbone.taps}
+        for resolution in dict.fromkeys(resolutions)
+        for flip in flips
+    }
+    with FileLock(folder / "lock"):  # another process may be computing the same files
+        missing = {view: [tap for tap, file in of_tap.items() if not file.exists()] for view, of_tap in files.items()}
+        missing = {view: taps for view, taps in missing.items() if taps}
+        if missing:
+            _compute(model, dataset, {view: {tap: files[view][tap] for tap in missing[view]} for view in missing})
+    maps = {view: {tap: np.load(file, mmap_mode="r") for tap, file in of_tap.items()} for view, of_tap in files.items()}
+    return FrozenTaps(maps, labels_of(dataset))
+
+
+def _describe_content(model: C2FModel, dataset: LabelledImages) -> dict[str, object]:
+    pixels = hashlib.sha256()
+    for index in range(len(dataset)):
+        image = load_image(dataset, index)
+        pixels.update(f"{image.size}".encode() + image.tobytes())
+    return {
+        "format": _FORMAT,
+        "backbone": [model.config.backbone, dict(model.config.backbone_options)],
+        "weights": digest_weights(model.backbone.state_dict()),
+        "preprocessing": asdict(model.config.preprocessing),
+        "images": pixels.hexdigest(),
+    }
+
+
+def _file_name(content: Mapping[str, object], tap: str, resolution: int | None, mirrored: bool) -> str:
+    key = json.dumps({**content, "tap": tap, "resolution": resolution, "mirrored": mirrored}, default=str)
+    return f"taps-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+
+
+@torch.inference_mode()
+def _compute(model: C2FModel, dataset: LabelledImages, files: Mapping[View, Mapping[str, Path]]) -> None:
+    """Compute maps and write them; each image is decoded once."""
+    backbone = model.backbone.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    resolutions = {resolution: resolution for resolution, _ in files}
+    images = TransformedImages(dataset, create_views(model.config.preprocessing, resolutions, train=False))
+    parts = {view: {tap: file.with_suffix(".part") for tap, file in of_tap.items()} for view, of_tap in files.items()}
+    shapes = dict(zip(backbone.taps, backbone.map_shapes, strict=True))
+    out = {
+        view: {
+            tap: np.lib.format.open_memmap(part, "w+", np.float16, (len(dataset), *shapes[tap]))
+            for tap, part in of_tap.items()
+        }
+        for view, of_tap in parts.items()
+    }
+    bar = tqdm(DataLoader(images, _BATCH), desc="computing taps", disable=None, leave=False)
+    lines = ProgressLines("computing taps", len(bar), len(dataset), bool(bar.disable), "batches")
+    for number, (crops, _, index, _) in enumerate(bar, start=1):
+        for (resolution, mirrored), of_tap in out.items():
+            x = crops[resolution].flip(3) if mirrored else crops[resolution]
+            for tap, found in zip(backbone.taps, backbone(x), strict=True):
+                if tap in of_tap:
+                    half = found.half()
+                    if not half.isfinite().all():
+                        raise ValueError(f"maps of {tap} are not finite in half precision, and cannot be kept as taps")
+                    of_tap[tap][index.numpy()] = half.numpy()
+        lines.update(number)
+    for view, of_tap in out.items():
+        for tap, found in of_tap.items():
+            found.flush()
+            fsync_file(parts[view][tap])
+            os.replace(parts[view][tap], files[view][tap])
+    fsync_folder(next(iter(next(iter(files.values())).values())).parent)
