@@ -48,12 +48,13 @@ from c2f_zoo.evaluation.ablation_table import (
 )
 from c2f_zoo.evaluation.provenance import describe_machine
 from c2f_zoo.evaluation.report import print_tables
-from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.heads import create_head
 from c2f_zoo.io.files import atomic_write, read_csv, write_csv
 from c2f_zoo.io.progress import format_duration
 from c2f_zoo.io.weights import load_weights
 from c2f_zoo.model import C2FModel
 from c2f_zoo.paths import expand
+from c2f_zoo.pooling import create_pooling
 from c2f_zoo.training.frozen_taps import FrozenTaps, open_taps
 from c2f_zoo.training.launch import keep_freed_memory, recipe_errors
 from c2f_zoo.training.setup import check_labels
@@ -75,14 +76,14 @@ class FrozenData:
     """The maps of a frozen backbone.
 
     Args:
-        tree: the class tree.
+        models: method -> a model, for its backbone and configuration.
         known: the maps of training and validation images.
         train: indices of the training images in them.
         val: indices of the validation images in them.
         test: the maps of the test images.
     """
 
-    tree: Hierarchy
+    models: dict[str, C2FModel]
     known: FrozenTaps
     train: list[int]
     val: list[int]
@@ -109,11 +110,11 @@ def main(options: TableOptions) -> None:
         if not unfinished:
             continue
         train: Train = partial(train_all, options=options, folder=folder)
-        score: Score = partial(score_all, options=options, folder=folder)
+        score: Score = partial(score_all, folder=folder)
         if options.train is None:
             data = open_frozen(options, backbone, folder)
             train = partial(train_frozen, options=options, folder=folder, data=data)
-            score = partial(score_frozen, options=options, folder=folder, data=data)
+            score = partial(score_frozen, folder=folder, data=data)
         for method in unfinished:
             fill_in(options, backbone, method, table, folder, train, score)
             write_csv(summary, summary_rows(options, table, folder))
@@ -173,15 +174,18 @@ def open_frozen(options: TableOptions, backbone: str, folder: Path) -> FrozenDat
         raise ValueError("val_fraction is 0: there are no validation images to choose on; set it above 0")
     for line in notes_of(dataset, test_set):
         print(line)
-    tree, taps = dataset.hierarchy, dict[str, None]()
+    tree, models = dataset.hierarchy, dict[str, C2FModel]()
     resolutions = [options.resolutions.get(level) for level in tree.levels]
-    for method in options.methods:  # before anything is computed, each method is built once
-        model = build(grid_cells(options, backbone, method)[0], options, folder, tree)
-        taps |= dict.fromkeys(model.backbone.taps)
+    for cell in (grid_cells(options, backbone, method)[0] for method in options.methods):
+        recipe = train_options(options, cell, folder)
+        own = {key: value for key, value in recipe.model_options.items() if key not in OF_WEIGHTS}
+        model = create_model(recipe.model, hierarchy=tree, resolutions=options.resolutions, **own)
         for split, labels in {"training": labels_of(dataset)[train], "validation": labels_of(dataset)[val]}.items():
             check_labels(labels, model, split)
-        resolutions += options.methods[method].get("trained_at", {}).values()
-    arguments = {**options.backbones[backbone], "pooling": "avg", "taps": list(taps), "hierarchy": tree}
+        resolutions += options.methods[cell.method].get("trained_at", {}).values()
+        models[cell.method] = model
+    taps = list(dict.fromkeys(tap for model in models.values() for tap in model.backbone.taps))
+    arguments = {**options.backbones[backbone], "pooling": "avg", "taps": taps, "hierarchy": tree}
     torch.manual_seed(seed)  # a backbone without given weights
     model = create_model("mlph", backbone_checkpoint=options.checkpoints.get(backbone), **arguments)
     print(
@@ -189,15 +193,16 @@ def open_frozen(options: TableOptions, backbone: str, folder: Path) -> FrozenDat
     )
     known = open_taps(model, dataset, resolutions, options.mirror, options.taps_folder)
     test = open_taps(model, test_set, resolutions, False, options.taps_folder)
-    return FrozenData(tree, known, train, val, test)
+    return FrozenData(models, known, train, val, test)
 
 
-def build(cell: Cell, options: TableOptions, folder: Path, tree: Hierarchy) -> C2FModel:
-    """Build the model of a cell; its backbone is not run and has random weights."""
-    recipe = train_options(options, cell, folder)
-    own = {key: value for key, value in recipe.model_options.items() if key not in OF_WEIGHTS}
+def build(cell: Cell, data: FrozenData) -> C2FModel:
+    """Build the model of a cell, with a new pooling and head; its backbone is not run and has random weights."""
+    backbone, config = data.models[cell.method].backbone, data.models[cell.method].config
     torch.manual_seed(cell.seed)
-    return create_model(recipe.model, hierarchy=tree, resolutions=options.resolutions, **own)
+    pooling = create_pooling(config.pooling, backbone.out_channels, **config.pooling_options)
+    head = create_head(config.head, pooling.out_features, config.hierarchy, config.levels, **config.head_options)
+    return C2FModel(backbone, pooling, head, config)
 
 
 def trained_parts(model: C2FModel) -> nn.ModuleDict:
@@ -220,16 +225,16 @@ def train_frozen(
         process does not lengthen.
     """
     start = time.process_time()
-    model = build(cell, options, folder, data.tree)
+    model = build(cell, data)
     history = train_on_taps(model, data.known, data.train, data.val, train_options(options, cell, folder))
     content = save(trained_parts(model).state_dict())
     atomic_write(weights_of(cell, folder), lambda part: part.write_bytes(content))
     return history, time.process_time() - start
 
 
-def score_frozen(cell: Cell, options: TableOptions, folder: Path, data: FrozenData) -> Correct:
+def score_frozen(cell: Cell, folder: Path, data: FrozenData) -> Correct:
     """Score a trained cell on the maps of the test images."""
-    model = build(cell, options, folder, data.tree)
+    model = build(cell, data)
     load_weights(trained_parts(model), [weights_of(cell, folder)])
     return correct_on_taps(model, data.test, range(len(data.test.labels)))
 
@@ -254,7 +259,7 @@ def train_all(cell: Cell, options: TableOptions, folder: Path) -> tuple[list[dic
     return history[: best + 1], time.monotonic() - start
 
 
-def score_all(cell: Cell, options: TableOptions, folder: Path) -> Correct:
+def score_all(cell: Cell, folder: Path) -> Correct:
     """Read the test predictions of a run of train.py."""
     rows = read_csv(folder / cell.name / "test_predictions.csv")
     levels = [key.removeprefix("predicted_") for key in rows[0] if key.startswith("predicted_")]

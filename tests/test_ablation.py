@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import ablation
 import numpy as np
 import pytest
+import train
 
 from c2f_zoo.evaluation.ablation_table import (
     Cell,
@@ -23,7 +25,7 @@ from c2f_zoo.evaluation.ablation_table import (
     train_options,
 )
 from c2f_zoo.io.files import read_csv
-from c2f_zoo.training.options import TrainOptions, read_options
+from c2f_zoo.training.options import TrainOptions, parse, read_options
 
 CONFIGS = Path(__file__).parents[1] / "recipes" / "configs"
 OPTIONS: TableOptions = read_options(TableOptions, [CONFIGS / "ablation_critters.yaml"])  # type: ignore[type-var]
@@ -88,7 +90,7 @@ def test_the_summary_has_means_and_differences(finished: Path) -> None:
             expected = expected - mean[row["minus"], row["level"]]
         assert float(row["value"]) == pytest.approx(expected, abs=2e-4)
         assert float(row["low"]) <= float(row["value"]) <= float(row["high"])
-        assert (row["seeds"], row["images"]) == ("2", "144")
+        assert (row["seeds"], row["images"]) == ("2", "72")
 
 
 def test_a_finished_table_is_not_run_again(
@@ -103,7 +105,8 @@ def test_a_finished_table_is_not_run_again(
     assert "mlph - mlp" in out
 
 
-@pytest.mark.parametrize(("function", "calls"), [("train_frozen", 2), ("score_frozen", 1), ("train_frozen", 8)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("function", "calls"), [("train_frozen", 2), ("score_frozen", 1), ("train_frozen", 6)])
 def test_a_killed_table_goes_on(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, calls: int
 ) -> None:
@@ -116,13 +119,13 @@ def test_a_killed_table_goes_on(
         return run(cell, **more)
 
     monkeypatch.setattr(ablation, function, interrupted)
-    options = options_in(tmp_path, taps_folder=str(finished.parent / "taps"))
+    methods = {name: OPTIONS.methods[name] for name in ("linear_probe", "mlp")}
+    options = options_in(tmp_path, taps_folder=str(finished.parent / "taps"), methods=methods, pairs=[])
     with pytest.raises(KeyboardInterrupt):
         ablation.main(options)
     ablation.main(options)
-    assert results(tmp_path) == results(finished)
+    assert results(tmp_path) == [row for row in results(finished) if row["method"] in methods]
     assert len(cells) == len({*cells}) + 1  # only the interrupted one is run twice
-    assert (tmp_path / "table-summary.csv").read_text() == (finished / "table-summary.csv").read_text()
 
 
 def test_other_options_are_refused_and_more_methods_are_not(finished: Path) -> None:
@@ -174,7 +177,7 @@ def test_the_learning_rate_scales_the_stages_of_a_full_training(tmp_path: Path) 
     assert (found.weight_decay, found.seed, found.batch_norm, found.model) == (0.5, 3, "frozen", "mlph")
     assert found.model_options == {
         "backbone": "tiny",
-        "input_size": 48,
+        "input_size": 32,
         "pooling_options": {"dim": 16},
         "backbone_checkpoint": "tiny.safetensors",
     }
@@ -182,7 +185,16 @@ def test_the_learning_rate_scales_the_stages_of_a_full_training(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_full_training_is_a_run_of_train(tmp_path: Path) -> None:
+def test_a_full_training_is_a_run_of_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_process = subprocess.run
+
+    def run_here(command: list[Any], **more: Any) -> subprocess.CompletedProcess[Any]:
+        if Path(command[1]).name != "train.py":
+            return run_process(command, **more)
+        train.main(*parse(TrainOptions, [str(argument) for argument in command[2:]], train.DEFAULT_CONFIG))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run_here)  # importing torch takes seconds
     options = options_in(
         tmp_path,
         methods={"mlph": OPTIONS.methods["mlph"]},

@@ -277,8 +277,9 @@ def explain_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str
         "methods.mlph was {'method': 'mlph'} and is {'method': 'mlp'}"
     """
     for key in (key for key in {**before, **now} if key not in FREE_TO_CHANGE):
-        old, new = before.get(key), now.get(key)
-        if key in MAY_GROW and isinstance(old, Mapping):
+        old: Any = before.get(key)
+        new: Any = now.get(key)
+        if key in MAY_GROW and isinstance(old, Mapping) and isinstance(new, Mapping):
             common = [name for name in old if name in new]
             pairs = {f"{key}.{name}": (old[name], new[name]) for name in common}
         else:

@@ -129,7 +129,7 @@ def _file_name(content: Mapping[str, object], tap: str, resolution: int | None, 
     return f"taps-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _compute(model: C2FModel, dataset: LabelledImages, files: Mapping[View, Mapping[str, Path]]) -> None:
     """Compute maps and write them; each image is decoded once."""
     backbone = model.backbone.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]

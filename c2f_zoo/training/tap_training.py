@@ -96,7 +96,7 @@ def choose_view(taps: FrozenTaps, seed: int, levels: Sequence[str], options: Tra
     return places[seed_of(seed, *map(ord, levels[0])) % len(places)]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def correct_on_taps(model: C2FModel, taps: FrozenTaps, indices: Sequence[int]) -> dict[str, np.ndarray]:
     """Compare predictions, each level at its own resolution, with the labels.
 
