@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pickle
+import re
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,7 +21,7 @@ from c2f_zoo.backbones import BACKBONES
 from c2f_zoo.evaluation.measuring import run_in_new_process
 from c2f_zoo.hierarchy import load_hierarchy
 from c2f_zoo.io.files import read_csv
-from c2f_zoo.zoo import num_taps_of
+from c2f_zoo.zoo import METHODS, num_taps_of
 
 BENCHMARKS = Path(__file__).parents[1] / "recipes" / "benchmarks"
 SIZE = 8  # pixels
@@ -165,13 +166,21 @@ def test_other_devices_are_an_error(models: ModuleType, device: str) -> None:
         models.main(device=device)
 
 
-def test_every_pooling_is_measured_on_a_backbone(models: ModuleType) -> None:
-    found = models.pooling_models("tf_efficientnet_lite0")
-    assert [options["pooling"] for _, options in found] == c2f_zoo.list_poolings()
-    for name, options in found:
-        settings = models.settings_of(case_of(models, name, **options))
-        pooling = options["pooling"]
-        without = pooling in ("avg", "bilinear", "gem", "isqrt_cov", "max")
-        assert (settings["dim"], settings["input_size"]) == (None if without else 1024, 224)
-        method = c2f_zoo.zoo.METHODS[name.removesuffix("_tf_efficientnet_lite0_cub100")]
-        assert method.num_taps == num_taps_of(pooling)
+@pytest.mark.parametrize("pooling", c2f_zoo.list_poolings())
+def test_every_pooling_has_a_model_on_a_backbone(models: ModuleType, pooling: str) -> None:
+    name, options = models.pooling_model(pooling, "tf_efficientnet_lite0")
+    settings = models.settings_of(case_of(models, name, **options))
+    dim = None if pooling in ("avg", "bilinear", "gem", "isqrt_cov", "max") else 1024
+    assert [settings[key] for key in ("pooling", "dim", "input_size")] == [pooling, dim, 224]
+    method = METHODS[name.removesuffix("_tf_efficientnet_lite0_cub100")]
+    assert method.num_taps == num_taps_of(pooling)
+
+
+def test_poolings_that_do_not_fit_the_backbone_are_left_out(
+    models: ModuleType, in_process: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, poolings = str(tmp_path / "poolings.csv"), ["hbp_shared", "avg"]
+    models.main(poolings, poolings_on="test_efficientnet", batch=1, output=output)
+    assert in_process == ["bcnn_test_efficientnet_cub100"]
+    assert [row["pooling"] for row in read_csv(output)] == ["avg"]
+    assert re.search("left out: hbp.* hbp_shared: .*choose taps with equal numbers", capsys.readouterr().out)

@@ -68,9 +68,9 @@ def main(
     """Measure models, and write a CSV row for each.
 
     Args:
-        names: names of models, as in `create_model`; default: all of `list_models()`.
-        poolings_on: a backbone; measure every pooling on it instead, at d = 1024 on images of 224 x 224 pixels, with
-            all levels of the tree cub100.
+        names: names of models, as in `create_model`, or of poolings; default: all.
+        poolings_on: a backbone; measure poolings on it instead of named models, at d = 1024 on images of 224 x 224
+            pixels, with all levels of the tree cub100.
         batch: number of images of a batch, for images a second and memory.
         device: `cpu`, `cuda` or `cuda:N`.
         precision: `fp32`, `tf32` or `bf16` (autocast).
@@ -82,7 +82,10 @@ def main(
     if device != "cpu" and not torch.cuda.is_available():
         raise ValueError(f"device {device!r} needs a GPU, and PyTorch found none")
     check_names("precision", [precision], PRECISIONS)
-    models = pooling_models(poolings_on) if poolings_on else [(name, {}) for name in names or c2f_zoo.list_models()]
+    if poolings_on:
+        models = [pooling_model(name, poolings_on) for name in names or c2f_zoo.list_poolings()]
+    else:
+        models = [(name, {}) for name in names or c2f_zoo.list_models()]
     path = expand(output or default_output(poolings_on, device))
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = read_csv(path) if path.exists() else []
@@ -103,18 +106,19 @@ def main(
     print(f"{len(rows)} rows in {path}; {left_out} of {len(models)} models are left out")
 
 
-def pooling_models(backbone: str) -> list[tuple[str, Row]]:
-    """Return the arguments of `create_model`, a name and options, for every pooling on a backbone."""
-    models: list[tuple[str, Row]] = []
-    for pooling in c2f_zoo.list_poolings():
-        # The pooling's own method, or else one with as many taps.
-        methods = sorted(METHODS.names(), key=lambda name: METHODS[name].pooling != pooling)
-        method = next(name for name in methods if METHODS[name].num_taps == num_taps_of(pooling))
-        options = {"pooling": pooling, "levels": open_hierarchy(HIERARCHY).levels, "input_size": INPUT_SIZE}
-        if "dim" in inspect.signature(POOLINGS[pooling]).parameters and pooling not in OWN_DIM:
-            options["pooling_options"] = {"dim": DIM}
-        models.append((f"{method}_{backbone}_{HIERARCHY}", options))
-    return models
+def pooling_model(pooling: str, backbone: str) -> tuple[str, Row]:
+    """Return the arguments of `create_model`, a name and options, for a pooling on a backbone."""
+    takes_dim = "dim" in inspect.signature(POOLINGS[pooling]).parameters and pooling not in OWN_DIM
+    # The pooling's own method, or else one with as many taps.
+    methods = sorted(METHODS.names(), key=lambda name: METHODS[name].pooling != pooling)
+    method = next(name for name in methods if METHODS[name].num_taps == num_taps_of(pooling))
+    options = {
+        "pooling": pooling,
+        "pooling_options": {"dim": DIM} if takes_dim else {},
+        "levels": open_hierarchy(HIERARCHY).levels,
+        "input_size": INPUT_SIZE,
+    }
+    return f"{method}_{backbone}_{HIERARCHY}", options
 
 
 def default_output(backbone: str | None, device: str) -> str:
