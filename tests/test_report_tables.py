@@ -102,6 +102,38 @@ def test_levels_are_rows_with_their_classes_and_bold_cells(repository: Path) -> 
     assert found[2:] == [["family", "4", "100.0"], ["genus", "12", "**50.0**"]]
 
 
+def test_a_table_of_methods_shows_paired_differences_and_the_machine_of_another_file(repository: Path) -> None:
+    results = repository / "docs" / "results"
+    (results / "summary.csv").write_text(
+        "method,minus,level,value,low,high\n"
+        "mlph,mlp,species,0.012,-0.001,0.025\nmlph,,genus,0.9,0.8,0.95\nmlph,,species,0.8,0.7,0.85\nmlp,,species,0.5,0.4,0.6\n"
+    )
+    (results / "tables.yaml").write_text("""
+tables:
+  accuracy: &methods
+    file: docs/results/summary.csv
+    about: docs/results/a.csv
+    where: {minus: ""}
+    spread: {by: [method, minus], over: level, of: [value, low, high]}
+    columns: {method: "{method}", species: "{value@species:%}", genus: "{value@genus:%}"}
+  best:
+    <<: *methods
+    where: {minus: [mlp]}
+    columns: {methods: "{method} - {minus}", species: "{value@species:+%} ({low@species:+%} to {high@species:+%})"}
+""")
+    (repository / "README.md").write_text(
+        "<!-- table: accuracy -->\n<!-- end -->\n<!-- table: best -->\n<!-- end -->\n"
+    )
+    assert report(repository, check=False) == 0
+    text = (repository / "README.md").read_text()
+    assert "| mlph | 80.0 | 90.0 |\n| mlp | 50.0 |  |\n" in text
+    assert "| mlph - mlp | +1.2 (-0.1 to +2.5) |\n" in text
+    assert (
+        text.count("; 2 cores, X; torch 2.6; seeds 0, 1; command not recorded; [summary.csv](docs/results/summary.csv)")
+        == 2
+    )
+
+
 def test_unknown_columns_and_missing_rows_are_errors(repository: Path) -> None:
     with pytest.raises(ValueError, match="no column 'acuracy', the columns are model, level"):
         table(repository, columns={"x": "{acuracy:%}"})

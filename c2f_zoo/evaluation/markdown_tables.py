@@ -38,6 +38,7 @@ class TableSpec:
         best: header -> `max` or `min`: the best cells of a column are in bold.
         data: data and conditions, for the line of provenance.
         command: the command that makes the file, if its column `command` cannot be run as it is.
+        about: the file with the columns of the line of provenance, if it is another one.
     """
 
     file: str
@@ -52,6 +53,7 @@ class TableSpec:
     best: Mapping[str, str] = field(default_factory=dict)
     data: str = ""
     command: str = ""
+    about: str = ""
 
 
 def read_rows(file: Path) -> list[Row]:
@@ -167,7 +169,9 @@ class _Cell(Formatter):
         number = float(value)
         if math.isnan(number):
             return "-"
-        return f"{100 * number:.1f}" if format_spec == "%" else format(number, format_spec)
+        if format_spec.endswith("%"):
+            number, format_spec = 100 * number, format_spec[:-1] + ".1f"
+        return format(number, format_spec)
 
 
 def fill(template: str, row: Mapping[str, str]) -> str:
@@ -175,7 +179,8 @@ def fill(template: str, row: Mapping[str, str]) -> str:
 
     Args:
         template: text with `{column}` or `{column:spec}`, with Python's specification of a number's format, `%` for a
-            fraction in % with one digit, `list` for words with commas, and `codes` for the same in backticks.
+            fraction in % with one digit (`+%` with its sign), `list` for words with commas, and
+            `codes` for the same in backticks.
         row: the values of all columns.
 
     Raises:

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from c2f_zoo.evaluation.markdown_tables import TableSpec, fill, make_table, provenance, selected_rows
+from c2f_zoo.evaluation.markdown_tables import TableSpec, fill, make_table, provenance, read_rows, selected_rows
 
 TABLES, NUMBERS = Path("docs", "results", "tables.yaml"), Path("docs", "results", "numbers.yaml")
 
@@ -114,7 +114,8 @@ def _make_table(root: Path, page: Path, spec: Mapping[str, Any]) -> str:
     link = f"`{table.file}`"
     if (root / table.file).is_relative_to(root / "docs"):  # others are not on the site
         link = f"[{Path(table.file).name}]({Path(os.path.relpath(root / table.file, page.parent)).as_posix()})"
-    return f"{make_table(root, table)}\n\n{provenance(selected_rows(root, table), table, link)}"
+    about = read_rows(root / table.about) if table.about else selected_rows(root, table)
+    return f"{make_table(root, table)}\n\n{provenance(about, table, link)}"
 
 
 def _make_value(root: Path, page: Path, spec: dict[str, Any]) -> str:
