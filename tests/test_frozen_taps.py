@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -120,6 +123,14 @@ def test_maps_beyond_half_precision_are_an_error(model: C2FModel, tmp_path: Path
         weight.data *= 1e3
     with pytest.raises(ValueError, match="not finite in half precision"):
         open_taps(model, DATA, [12], False, tmp_path)
+
+
+def test_a_disk_without_room_is_named(model: C2FModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = 36 * sum(channels * height * width for channels, height, width in model.backbone.map_shapes) * 2
+    for free, is_enough in ((needed, True), (needed - 1, False)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        with nullcontext() if is_enough else pytest.raises(OSError, match=r"the maps need .*, but the disk of .* left"):
+            open_taps(model, DATA, [None if is_enough else 12], False, tmp_path)
 
 
 def options_of(objective: str, **more: Any) -> TrainOptions:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from c2f_zoo.io.progress import ProgressLines
 from c2f_zoo.io.weights import digest_weights
 from c2f_zoo.model import C2FModel
 from c2f_zoo.paths import expand
+from c2f_zoo.training.start_checks import format_bytes
 
 _FORMAT = 1  # increment it if the content of the files changes
 _BATCH = 16
@@ -83,7 +86,7 @@ def open_taps(
 
     Raises:
         ValueError: an image is unreadable, or a map is not finite in half precision.
-        OSError: the files cannot be written.
+        OSError: the files cannot be written, or the disk has no room for them.
 
     Examples:
         >>> model = create_model("mlph_tiny_critters", input_size=32)
@@ -137,6 +140,7 @@ def _compute(model: C2FModel, dataset: LabelledImages, files: Mapping[View, Mapp
     images = TransformedImages(dataset, create_views(model.config.preprocessing, resolutions, train=False))
     parts = {view: {tap: file.with_suffix(".part") for tap, file in of_tap.items()} for view, of_tap in files.items()}
     shapes = dict(zip(backbone.taps, backbone.map_shapes, strict=True))
+    _check_room([(len(dataset), *shapes[tap]) for of_tap in files.values() for tap in of_tap], _folder_of(files))
     out = {
         view: {
             tap: np.lib.format.open_memmap(part, "w+", np.float16, (len(dataset), *shapes[tap]))
@@ -161,4 +165,18 @@ def _compute(model: C2FModel, dataset: LabelledImages, files: Mapping[View, Mapp
             found.flush()
             fsync_file(parts[view][tap])
             os.replace(parts[view][tap], files[view][tap])
-    fsync_folder(next(iter(next(iter(files.values())).values())).parent)
+    fsync_folder(_folder_of(files))
+
+
+def _folder_of(files: Mapping[View, Mapping[str, Path]]) -> Path:
+    return next(file.parent for of_tap in files.values() for file in of_tap.values())
+
+
+def _check_room(shapes: Sequence[tuple[int, ...]], folder: Path) -> None:
+    """Check that the disk has room: a process that writes to mapped pages without room is killed."""
+    needed, free = sum(2 * math.prod(shape) for shape in shapes), shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"the maps need {format_bytes(needed)}, but the disk of {folder} has {format_bytes(free)} left; choose "
+            "another folder, fewer taps or a smaller input_size"
+        )
