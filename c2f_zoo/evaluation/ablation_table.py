@@ -308,7 +308,7 @@ def describe_left(options: TableOptions, table: Table) -> str:
     Examples:
         >>> options = TableOptions("critters", {"tiny": {}}, {"mlp": {}, "hbp": {}}, {}, 1, [0.1, 0.01], [0.0], [0, 1])
         >>> table = Table("left.csv")
-        >>> table.add(Cell("tiny", "mlp", 0.1, 0.0, 0), [{"level": "genus", "seconds": 30}])
+        >>> table.add(Cell("tiny", "mlp", 0.1, 0.0, 0), [{"level": "genus", "seconds": 40}])
         >>> describe_left(options, table)
         '5 of 6 cells are left, about 3 min'
     """

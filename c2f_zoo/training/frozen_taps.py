@@ -93,7 +93,7 @@ def open_taps(
         >>> dataset = create_dataset("critters", "test", per_class=1)
         >>> taps = open_taps(model, dataset, [None, 12], mirrored=False, folder="taps")
         >>> taps.views, [tuple(x.shape) for x in taps.read(model.backbone.taps, torch.tensor([[1, 7]]))][0]
-        ([(None, False), (12, False)], (1, 128, 2, 2))
+        ([(None, False), (12, False)], (1, 64, 2, 2))
     """
     folder = expand(folder)
     folder.mkdir(parents=True, exist_ok=True)
