@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from c2f_zoo import C2FModel, create_model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))  # as for a script in this folder
 torch.set_num_threads(1)  # faster for small tensors
+os.environ["OMP_NUM_THREADS"] = "1"  # in new processes too
 
 SMALL = {"backbone": "test_convnext", "input_size": 64, "pooling_options": {"dim": 8}}
 

@@ -128,6 +128,7 @@ def results(folder: Path) -> dict[str, str]:
 
 def main(folder: Path, values: dict[str, Any], processes: int, sequences: list[str]) -> list[dict[str, Any]]:
     """Run without and with kills; see the module's docstring."""
+    runpy.run_path(str(RECIPE))  # its imports, once for all processes
     values["stages"] = [Stage(**stage) for stage in values["stages"]]
     values["augmentation"] = Augmentation(**values.get("augmentation", {}))
     whole = folder / "whole"

@@ -66,15 +66,15 @@ def test_a_transcription_with_other_values_is_an_error() -> None:
 
 @pytest.mark.slow
 def test_pooling_writes_a_row_for_each_variant(tmp_path: Path) -> None:
-    arguments = ["--names", "[avg,trilinear]", "--batch", "2", "--channels", "4", "--size", "3", "--repeats", "1"]
+    arguments = ["--names", "[trilinear]", "--batch", "2", "--channels", "4", "--size", "3", "--repeats", "1"]
     printed = run_benchmark("pooling", *arguments, "--output", str(tmp_path / "out.csv"))
     rows = read_csv(tmp_path / "out.csv")
     variants = [(row["pooling"], row["variant"]) for row in rows]
-    assert variants == [("avg", "plain"), ("avg", "ours"), ("trilinear", "plain"), ("trilinear", "ours")]
+    assert variants == [("trilinear", "plain"), ("trilinear", "ours")]
     for row in rows:
         assert float(row["step_ms"]) > 0 and float(row["mm_gflops"]) > 0 and row["device"]
     # At least three projections of 2 x 8192 x 9 float32.
-    assert float(rows[2]["kept_mib"]) > 3 * 2 * 8192 * 9 * 4 / 2**20
+    assert float(rows[0]["kept_mib"]) > 3 * 2 * 8192 * 9 * 4 / 2**20
     assert "trilinear" in printed
 
 

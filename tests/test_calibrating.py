@@ -26,6 +26,7 @@ from c2f_zoo.evaluation.calibrating import (
     choose_rule,
     count_photos,
     draw_photos,
+    find_groups,
     measure_reliability,
     resolution_grid,
 )
@@ -166,15 +167,27 @@ class TestCalibrate:
         """The images that kinds of probabilities are chosen on are fewer than the risk needs: 14 for 19."""
         dataset, _, indices = train_and_val("critters", 0.25, 0, per_class=8)
         found = calibrate_model(model, dataset, indices[:56], 0.05, [None])
-        assert (found.risk, found.risks, found.images) == (0.05, (0.2, 0.1, 0.05), (42,))
+        assert (found.risk, found.risks) == (0.05, (0.2, 0.1, 0.05))
+        assert sum(found.images) == 42
 
     def test_views_do_not_count_as_images(self) -> None:
         """Ten views of each of 12 photos: no promise of 1 %, which needs 99 photos."""
         index = np.repeat(np.arange(12), 10)
         detail = np.where(index < 8, 10.0, 50.0)
         scores = MixedScores({}, np.zeros(120, dtype=np.int64), index, np.zeros(120), detail, detail)
-        assert (count_photos(scores, ()), count_photos(scores, (30.0,))) == (12, 4)
-        assert count_photos(scores, (5.0,)) == 0
+        assert count_photos(scores, ()) == 12
+        assert count_photos(scores, (20.0, 30.0, 40.0)) == 4
+        assert count_photos(scores, (30.0, 60.0, 70.0)) == 4
+        assert count_photos(scores, (60.0, 70.0, 80.0)) == 0
+
+    @pytest.mark.parametrize(("photos", "groups"), [(99, 1), (75, 4), (60, 5), (30, 10), (12, 24), (1, 24)])
+    def test_there_are_as_many_groups_as_have_enough_photos(self, photos: int, groups: int) -> None:
+        """A hundred photos, each once; their detail is that of the images that the bounds are found on."""
+        index, detail = np.arange(100), np.linspace(10, 90, 100)
+        scores = MixedScores({}, np.zeros(100, dtype=np.int64), index, np.zeros(100), detail, detail)
+        edges = find_groups(detail, scores, photos)
+        assert len(edges) == groups - 1
+        assert count_photos(scores, edges) >= photos
 
 
 def test_a_rule_that_is_sure_of_a_wrong_class_is_not_chosen() -> None:

@@ -22,6 +22,7 @@ from c2f_zoo.inference.calibration import (
     conformal_threshold,
     fit_temperature,
     group_edges,
+    group_thresholds,
     images_needed,
     smallest_thresholds,
 )
@@ -48,10 +49,10 @@ def draw(count: int, seed: int = 0) -> tuple[NodeProbabilities, np.ndarray]:
 
 @pytest.fixture
 def calibration() -> Calibration:
-    """A calibration for risks of 20 and 10 %, in two groups."""
+    """A calibration for risks of 20 and 10 %, in five groups."""
     p, labels = draw(400)
-    detail = np.arange(400) % 2 * 50.0 + 10
-    risks, edges = (0.2, 0.1), (30.0,)
+    detail = np.arange(400) % 5 * 10.0 + 10
+    risks, edges = (0.2, 0.1), (20.0, 30.0, 40.0, 50.0)
     thresholds, images, overall = calibrate(RULES["climb"], p, labels, detail, risks, edges)
     return Calibration("climb", "sum", {"c": 1.5}, 0.1, risks, edges, thresholds, images, overall)
 
@@ -144,32 +145,38 @@ class TestThreshold:
 
 
 class TestGroups:
-    def test_groups_are_of_similar_size_and_split_no_ties(self) -> None:
-        detail = np.repeat([20.0, 32.0, 48.0, 80.0, 227.0], 300)
-        edges = group_edges(detail, 200)
-        assert edges == (32, 48, 80, 227)
-        counts = np.bincount(np.searchsorted(edges, detail, side="right"))
-        assert counts.tolist() == [300] * 5
+    @pytest.mark.parametrize(("groups", "edges"), [(1, ()), (2, (48,)), (5, (32, 48, 80, 227)), (8, (32, 48, 80, 227))])
+    def test_images_of_the_same_detail_stay_together(self, groups: int, edges: tuple[float, ...]) -> None:
+        assert group_edges(np.repeat([20.0, 32.0, 48.0, 80.0, 227.0], 300), groups) == edges
 
-    @pytest.mark.parametrize("count", [1, 199, 399, 400, 5000])
-    def test_every_group_has_enough_images(self, count: int) -> None:
+    @pytest.mark.parametrize("groups", [2, 5, 8])
+    @pytest.mark.parametrize("count", [8, 399, 400])
+    def test_groups_are_of_equal_size(self, count: int, groups: int) -> None:
         detail = np.random.default_rng(count).lognormal(3, 1, count)
-        edges = group_edges(detail, 200)
-        counts = np.bincount(np.searchsorted(edges, detail, side="right"), minlength=len(edges) + 1)
-        assert len(edges) == (0 if count < 400 else min(8, count // 200) - 1)
-        assert counts.min() >= min(200, count)
+        counts = np.bincount(np.searchsorted(group_edges(detail, groups), detail, side="right"))
+        assert len(counts) == groups
+        assert counts.max() - counts.min() <= 1
 
-    def test_each_group_has_its_own_threshold(self, calibration: Calibration) -> None:
+    def test_a_group_has_the_largest_threshold_of_three_adjacent_ones(self, calibration: Calibration) -> None:
         p, labels = draw(400)
-        odd = np.arange(400) % 2 == 1
-        for group, part in enumerate((~odd, odd)):
+        groups, of_triple = np.arange(400) % 5, {}
+        for triple in ((0, 1, 2), (1, 2, 3), (2, 3, 4)):
+            part = np.isin(groups, triple)
             values = smallest_thresholds(RULES["climb"](p.take(part)), NODES, labels[part])
-            expected = [conformal_threshold(values, risk) for risk in (0.2, 0.1)]
-            assert calibration.thresholds[group] == tuple(expected)
-        assert calibration.images == (200, 200)
-        assert calibration.group(np.array([29.9, 30.0])).tolist() == [0, 1]
-        expected = [calibration.thresholds[0][1], calibration.thresholds[1][1]]
-        assert calibration.threshold(np.array([0, 1])).tolist() == expected
+            of_triple[triple] = [conformal_threshold(values, risk) for risk in (0.2, 0.1)]
+        for group in range(5):
+            own = [thresholds for triple, thresholds in of_triple.items() if group in triple]
+            assert calibration.thresholds[group] == tuple(map(max, zip(*own, strict=True)))
+        assert calibration.images == (80,) * 5
+        assert calibration.group(np.array([9.9, 29.9, 30.0, 60.0])).tolist() == [0, 1, 2, 4]
+        expected = [calibration.thresholds[0][1], calibration.thresholds[4][1]]
+        assert calibration.threshold(np.array([0, 4])).tolist() == expected
+
+    @pytest.mark.parametrize("count", [1, 2, 3])
+    def test_up_to_three_groups_have_one_threshold(self, count: int) -> None:
+        values = np.random.default_rng(0).random(99)
+        found = group_thresholds(values, np.arange(99) % count, count, 0.1)
+        assert found == [conformal_threshold(values, 0.1)] * count
 
 
 class TestProbabilities:

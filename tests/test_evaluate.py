@@ -5,10 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from conftest import BIRDS, SMALL
 from PIL import Image
+from two_processes import run_in_two_processes
 
 from c2f_zoo import C2FModel, Hierarchy, Predictor, create_dataset, create_model, list_heads, load_hierarchy
 from c2f_zoo.data import HideLabels, LabelledImages, create_transform, labels_of
@@ -186,20 +184,10 @@ def test_two_processes_score_each_image_once(cub_folder: Path, tmp_path: Path) -
     torch.manual_seed(0)
     model = create_model("mlph", hierarchy="cub", resolutions={"family": 16}, **SMALL)  # type: ignore[arg-type]
     model.save_pretrained(tmp_path / "run")
-    command = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        str(RECIPE),
-        str(tmp_path / "run"),
-    ]
-    command += ["--dataset", "cub", "--dataset_options.root", str(cub_folder), "--batch_size", "2"]
-    command += ["--mixed_resolutions", "[null, 32, 20]"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    arguments = [str(tmp_path / "run"), "--dataset", "cub", "--dataset_options.root", str(cub_folder)]
+    arguments += ["--batch_size", "2", "--mixed_resolutions", "[null, 32, 20]"]
+    code, printed = run_in_two_processes(RECIPE, arguments, tmp_path)
+    assert code == 0, printed[-3000:]
     written = json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text())
     dataset = create_dataset("cub", "test", root=str(cub_folder))
     alone = results_of(model.eval(), dataset)
@@ -217,7 +205,7 @@ def test_two_processes_score_each_image_once(cub_folder: Path, tmp_path: Path) -
         }
     assert sum(counts.values()) == 9
     assert {name for name, count in counts.items() if count} == set(BIRDS)
-    assert done.stdout.count("mistake_severity") == 1, "one table"
+    assert printed.count("mistake_severity") == 1, "one table"
     assert all((tmp_path / "run" / "evaluation" / name).is_file() for name in ("risk_coverage.png", "reliability.png"))
     for name in (
         "fpa",
@@ -230,7 +218,7 @@ def test_two_processes_score_each_image_once(cub_folder: Path, tmp_path: Path) -
         "9 test images of cub",
         "hAURC",
     ):
-        assert name in done.stdout
+        assert name in printed
 
 
 def flat(value: object, name: str = "") -> dict[str, object]:

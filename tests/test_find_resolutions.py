@@ -19,6 +19,7 @@ import yaml
 from accelerate import Accelerator
 from conftest import SMALL
 from PIL import Image
+from two_processes import run_in_two_processes
 
 from c2f_zoo import create_dataset, create_model
 from c2f_zoo.config import Preprocessing
@@ -40,7 +41,6 @@ from c2f_zoo.evaluation.resolution_search import (
 ROOT = Path(__file__).parents[1]
 
 RECIPE = str(ROOT / "recipes" / "find_resolutions.py")
-TWO_PROCESSES = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 LEVELS = ("species", "genus", "family", "order", "class")
 
 SPECIES, GENUS, FAMILY = (0.95, 0.85, 0.70, 0.40, 0.10), (0.98, 0.95, 0.82, 0.79, 0.30), (1, 1, 1, 0.9, 0.5)
@@ -351,13 +351,13 @@ def test_unreadable_and_unlabelled_images_do_not_count() -> None:
         ]
 
 
-def run(folder: Path, *options: str, launcher: Sequence[str] = (), code: int = 0) -> str:
+def run(folder: Path, *options: str, code: int = 0) -> str:
     """Run the recipe in a folder, in a new process, and return its output."""
-    command = [sys.executable, *launcher, RECIPE, *options]
+    command = [sys.executable, RECIPE, *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == code, done.stdout + done.stderr[-3000:]
-    assert launcher or "Traceback" not in done.stderr, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr, done.stderr[-3000:]
     return done.stdout + done.stderr
 
 
@@ -460,9 +460,8 @@ def test_a_run_is_tested_at_each_grid_point_by_two_processes(retrained: tuple[Pa
     one = find.parse([str(model), *options, "--bootstrap", "50", "--full"])
     complete = find.main(*one)
     alone = curve_in(model / "find_resolutions")
-    printed = run(
-        model, str(model), *options, "--output", "two", "--full", launcher=TWO_PROCESSES, code=0 if complete else 1
-    )
+    code, printed = run_in_two_processes(RECIPE, [str(model), *options, "--output", "two", "--full"], model)
+    assert code == (0 if complete else 1), printed[-3000:]
     together = curve_in(model / "two")
     assert "mode test_only" in printed and "trained with" not in printed
     for row, other in zip(together, alone, strict=True):

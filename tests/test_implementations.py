@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -332,42 +329,26 @@ def test_hard_inputs_are_finite(hard: str, dtype: torch.dtype, impl: str) -> Non
         assert x.isfinite().all()
 
 
-@pytest.mark.slow
+def run_process(rank: int, folder: str) -> None:
+    """Compare the gradients of half of a batch with those of all of it."""
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", world_size=2, rank=rank)
+    torch.manual_seed(0)
+    maps = [torch.randn(4, c, 5, 3) for c in (3, 4, 2)]
+    pooling = create_pooling("mlp", (3, 4, 2), dim=9, impl="tiled")
+    alone = create_pooling("mlp", (3, 4, 2), dim=9, impl="plain")
+    alone.load_state_dict(pooling.state_dict())
+    wrapped = torch.nn.parallel.DistributedDataParallel(pooling, find_unused_parameters=True)
+    for module, own in ((wrapped, slice(2 * rank, 2 * rank + 2)), (alone, slice(0, 4))):
+        out = module([x[own] for x in maps])
+        (out * torch.linspace(-1, 1, out.shape[1])).sum().backward()
+    for ours, theirs in zip(pooling.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad / 2, rtol=1e-4, atol=1e-5)  # DDP averages
+    torch.distributed.destroy_process_group()
+
+
 def test_gradients_of_two_processes_equal_those_of_one(tmp_path: Path) -> None:
     """Under DistributedDataParallel, each process with half of the batch."""
-    script = tmp_path / "ddp.py"
-    script.write_text(DDP)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert "the same" in done.stdout
-
-
-DDP = """
-import torch, torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-from c2f_zoo import create_pooling
-from c2f_zoo.ops import tiled
-dist.init_process_group("gloo")
-tiled._TILE_ROWS = 4
-torch.manual_seed(0)
-maps = [torch.randn(4, c, 5, 3) for c in (3, 4, 2)]
-pooling = create_pooling("mlp", (3, 4, 2), dim=9, impl="tiled")
-alone = create_pooling("mlp", (3, 4, 2), dim=9, impl="plain")
-alone.load_state_dict(pooling.state_dict())
-wrapped = DistributedDataParallel(pooling, find_unused_parameters=True)
-rank = dist.get_rank()
-out = wrapped([x[2 * rank : 2 * rank + 2] for x in maps])
-(out * torch.linspace(-1, 1, out.shape[1])).sum().backward()
-whole = alone(maps)
-(whole * torch.linspace(-1, 1, whole.shape[1])).sum().backward()
-for ours, theirs in zip(pooling.parameters(), alone.parameters()):
-    torch.testing.assert_close(ours.grad, theirs.grad / 2, rtol=1e-4, atol=1e-5)  # DDP averages
-if rank == 0:
-    print("the same")
-dist.destroy_process_group()
-"""
+    torch.multiprocessing.start_processes(run_process, (str(tmp_path),), nprocs=2, start_method="fork")
 
 
 BIG = SumsShape(batch=8, channels=(512,) * 3, locations=784, dim=8192, terms=MLP)

@@ -502,7 +502,7 @@ def run_process(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(run_process, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.start_processes(run_process, (str(tmp_path),), nprocs=2, start_method="fork")
     metrics = TreeMetrics(TREE)
     metrics.update(*some_batch(TREE, 20, seed=2))
     for position, how in enumerate((None, *list_decodings())):

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,19 +11,16 @@ from typing import Any
 import pytest
 import sharded_steps
 from accelerate.utils import DistributedType
+from two_processes import run_in_two_processes
 
 from c2f_zoo.training.sharding import check_distribution
 
 
 @pytest.mark.slow
 def test_a_sharded_model_is_saved_and_restored_whole(tmp_path: Path) -> None:
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", sharded_steps.__file__]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *command, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    code, printed = run_in_two_processes(sharded_steps.__file__, [str(tmp_path)], tmp_path)
+    assert code == 0, printed[-3000:]
+    found = json.loads(next(line for line in printed.splitlines() if line.startswith("{")))
     assert found.keys() == {"sgd", "adamw"}
     for optimizer, differences in found.items():
         assert len(differences) == 9

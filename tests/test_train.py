@@ -18,6 +18,7 @@ import torch
 import yaml
 from PIL import Image
 from test_data import write_fashion_mnist
+from two_processes import run_in_two_processes
 
 from c2f_zoo import Predictor, create_dataset, create_model
 from c2f_zoo.io.files import read_csv
@@ -178,23 +179,6 @@ def test_two_processes_agree_with_one(smoke: tuple[Path, str], tmp_path: Path) -
         assert abs(float(row_two["accuracy"]) - float(row_one["accuracy"])) < 0.2
 
 
-def test_an_odd_number_of_images_is_scored_once_by_two_processes(cub_folder: Path, tmp_path: Path) -> None:
-    # Nine test images and three training images; batches of 8 leave one image, for one process only.
-    split = cub_folder / "train_test_split.txt"
-    split.write_text("\n".join(f"{image_id} {int(image_id % 4 == 1)}" for image_id in range(1, 13)))
-    options = ["--dataset", "cub", "--dataset_options", f"{{root: {cub_folder}}}", "--batch_size", "2"]
-    options += ["--resolutions", "{}", "--stages", "[{epochs: 1, lr: 0.1}]", "--val_fraction", "0"]
-    train(tmp_path, *SMOKE, *options, launcher=TWO_PROCESSES)
-    predictions = read_csv(tmp_path / "runs" / "smoke-1" / "test_predictions.csv")
-    assert [int(row["index"]) for row in predictions] == list(range(9))
-
-
-def test_a_batch_that_cannot_be_split_is_an_error(tmp_path: Path) -> None:
-    error = train(tmp_path, *SMOKE, "--batch_size", "3", launcher=TWO_PROCESSES, ok=False)
-    assert "batch_size 3 cannot be split between 2 processes; choose a multiple of 2" in error
-    assert not (tmp_path / "runs").exists()
-
-
 def test_training_on_birds(cub_folder: Path, tmp_path: Path) -> None:
     config = {
         "dataset": "cub",
@@ -241,11 +225,16 @@ def test_unreadable_images_are_an_error_before_or_in_the_training(cub_folder: Pa
     assert "Traceback" not in error
 
 
-@pytest.mark.parametrize("launcher", [(), TWO_PROCESSES], ids=["one process", "two processes"])
-def test_unreadable_images_are_skipped_and_listed(launcher: Sequence[str], cub_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_unreadable_images_are_skipped_and_listed(processes: int, cub_folder: Path, tmp_path: Path) -> None:
     # One image of each class is a test image.
     truncated, options = truncate_birds(cub_folder)
-    printed = train(tmp_path, *options, "--on_error", "skip", "--output", "skipped", launcher=launcher)
+    options = [*options, "--on_error", "skip", "--output", "skipped"]
+    if processes == 1:
+        printed = train(tmp_path, *options)
+    else:
+        code, printed = run_in_two_processes(RECIPE, options, tmp_path)
+        assert code == 0, printed[-3000:]
     rows = read_csv(tmp_path / "skipped" / "unreadable.csv")
     assert [(row["split"], row["index"]) for row in rows] == [("training", "2"), ("test", "2")]
     for row, path in zip(rows, truncated, strict=True):

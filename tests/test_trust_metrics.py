@@ -269,7 +269,7 @@ def run_process(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(run_process, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.start_processes(run_process, (str(tmp_path),), nprocs=2, start_method="fork")
     p = some_probabilities(UNBALANCED, "sums", n=20)
     metrics = create("darts", UNBALANCED)
     metrics.update(p, np.where(np.arange(20) >= 18, -1, some_labels(p)))

@@ -23,6 +23,7 @@ from c2f_zoo.evaluation.report import write_json
 from c2f_zoo.evaluation.resolution_search import check_grid
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.inference.calibration import (
+    NEIGHBOURS,
     PROBABILITIES,
     Calibration,
     calibrate,
@@ -33,6 +34,7 @@ from c2f_zoo.inference.calibration import (
     group_of,
     images_needed,
     smallest_thresholds,
+    triples_of,
 )
 from c2f_zoo.inference.resolutions import own_resolutions
 from c2f_zoo.inference.trust import RULES
@@ -50,6 +52,7 @@ RECIPE_FILE = "recipe.yaml"  # of a bundled model: the options of its run
 CANDIDATES = ("climb", "darts")  # rules, of which the one that covers more is calibrated
 RISKS = (0.2, 0.1, 0.05, 0.02, 0.01)  # thresholds are found for these, as far as there are images enough
 FIT_FRACTION = 0.25  # of the images, for temperatures, groups, rule and probabilities
+MAX_GROUPS = 24
 MAX_PHOTOS = 2000  # more do not change a threshold that matters
 BATCH_SIZE = 32
 
@@ -98,7 +101,8 @@ def calibrate_model(
 
     Each image is scored at every resolution of the grid; of more than 2000 images, 2000 are drawn. A quarter of them
     serves temperatures, the groups of visible detail and the choice of rule and probabilities. For the others these are
-    given, and they serve the thresholds. There is one group if a group has too few images for the risk.
+    given, and they serve the thresholds of the risks that they are enough for. There are as many groups, up to 24, as
+    leave three adjacent ones images enough for these risks.
 
     Args:
         model: the model.
@@ -129,11 +133,8 @@ def calibrate_model(
     rule, probabilities = choose_rule(fit, tree, temperatures, risk)
     if probabilities == "sum":
         temperatures = {tree.finest: temperatures[tree.finest]}
-    edges = group_edges(fit.detail, images_needed(min(risk, *RISKS)))
-    if count_photos(rest, edges) < images_needed(risk):
-        edges = ()
-    photos = count_photos(rest, edges)
-    risks = tuple(sorted({risk, *(one for one in RISKS if images_needed(one) <= photos)}, reverse=True))
+    risks = tuple(one for one in sorted({risk, *RISKS}, reverse=True) if images_needed(one) <= count_photos(rest, ()))
+    edges = find_groups(fit.detail, rest, images_needed(risks[-1]))
     p = calibrated(rest.own, tree, probabilities, temperatures)
     thresholds, images, overall = calibrate(RULES[rule], p, rest.labels, rest.detail, risks, edges)
     about = {**(about or {}), "photos": len(order), "resolutions": [at or "full" for at in grid], "seed": seed}
@@ -173,9 +174,21 @@ def _fit_count(photos: int) -> int:
 
 
 def count_photos(scores: MixedScores, edges: Sequence[float]) -> int:
-    """Return the number of photos of the group of visible detail with the fewest."""
-    group = group_of(scores.detail, edges)
-    return min(len(np.unique(scores.index[group == number])) for number in range(len(edges) + 1))
+    """Return the number of photos of those three adjacent groups of visible detail that have the fewest."""
+    triples = triples_of(group_of(scores.detail, edges), len(edges) + 1)
+    return min(len(np.unique(scores.index[chosen])) for chosen in triples)
+
+
+def find_groups(detail: np.ndarray, scores: MixedScores, photos: int) -> tuple[float, ...]:
+    """Return the bounds of as many groups of visible detail, each with about as many images, as have enough photos.
+
+    Args:
+        detail: the visible detail that the bounds are found on, in pixels (n,).
+        scores: the images that must be enough.
+        photos: smallest number of their photos in three adjacent groups.
+    """
+    candidates = (group_edges(detail, groups) for groups in range(MAX_GROUPS, NEIGHBOURS, -1))
+    return next((edges for edges in candidates if count_photos(scores, edges) >= photos), ())
 
 
 def resolution_grid(model: C2FModel, steps: int = 4) -> list[int | None]:

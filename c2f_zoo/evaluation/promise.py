@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from c2f_zoo.inference.calibration import conformal_threshold, smallest_thresholds
+from c2f_zoo.inference.calibration import group_thresholds, smallest_thresholds
 from c2f_zoo.inference.nodes import Nodes
 from c2f_zoo.inference.trust import Chain
 
@@ -49,24 +49,23 @@ def keep_promise(
         labels: true leaf labels (n,).
         photos: the photo of each image (n,): the images of a photo are all in the same half.
         risk: the promised risk.
-        groups: the group of each image (n,), each of which gets its own threshold; None: one threshold.
+        groups: the group of visible detail of each image (n,), see `group_thresholds`; None: one threshold.
         splits: number of splits, the same for every rule with the same seed.
         seed: seed of the splits.
 
     Raises:
-        ValueError: a group has too few images for the risk.
+        ValueError: a triple of groups has too few images for the risk.
     """
     values = smallest_thresholds(chain, nodes, labels)
     groups = np.zeros(len(labels), dtype=np.int64) if groups is None else groups
+    count = int(groups.max()) + 1
     rng, unique = np.random.default_rng(seed), np.unique(photos)
     sums, counts, accuracies, coverages = np.zeros((2, len(labels))), np.zeros(len(labels)), [], []
     for _ in range(splits):
         chosen = rng.permutation(unique)[: len(unique) // 2]
         is_calibration = np.isin(photos, chosen)
-        thresholds = np.zeros(len(labels))
-        for group in np.unique(groups):
-            thresholds[groups == group] = conformal_threshold(values[is_calibration & (groups == group)], risk)
-        node = chain.choose(thresholds)
+        thresholds = group_thresholds(values[is_calibration], groups[is_calibration], count, risk)
+        node = chain.choose(np.array(thresholds)[groups])
         found = np.stack([nodes.are_right(node, labels), nodes.coverage[node]])[:, ~is_calibration]
         sums[:, ~is_calibration] += found
         counts += ~is_calibration

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 VERSION = 1
 PROBABILITIES = ("sum", "levels")
-MAX_GROUPS = 8
+NEIGHBOURS = 3  # adjacent groups of visible detail that a threshold is found on
 
 _COLDEST, _HOTTEST = 0.05, 20.0  # temperatures
 
@@ -30,8 +30,10 @@ class Calibration:
 
     The promise: of images like those of the calibration, at most the fraction `risk` is predicted wrongly, i.e. the
     chosen class is neither the true leaf class nor an ancestor of it. It holds on average over calibrations and
-    images (split conformal prediction), and for each group of visible detail by itself (Mondrian conformal prediction;
-    Vovk et al., "Algorithmic learning in a random world", 2005).
+    images (split conformal prediction), and for every three adjacent groups of visible detail by themselves (Mondrian
+    conformal prediction; Vovk et al., "Algorithmic learning in a random world", 2005). The estimate of the detail errs,
+    so images of one true resolution fall into several groups. A group is in up to three such triples, and has the
+    largest of their thresholds.
 
     Args:
         rule: the rule that the thresholds are for, one of `list_rules()`.
@@ -344,27 +346,23 @@ def group_of(detail: np.ndarray, edges: Sequence[float]) -> np.ndarray:
     return np.searchsorted(np.asarray(edges), detail, side="right")
 
 
-def group_edges(detail: np.ndarray, min_images: int) -> tuple[float, ...]:
+def group_edges(detail: np.ndarray, groups: int) -> tuple[float, ...]:
     """Return the bounds of groups of similar visible detail, each with about as many images.
 
     Args:
-        detail: the visible detail of the calibration images in pixels (n,).
-        min_images: smallest number of images of a group; there are at most 8 groups.
+        detail: the visible detail of images in pixels (n,).
+        groups: the number of groups. There are fewer where many images have the same detail: they stay together.
 
     Returns:
-        The inner bounds, rising; none if there are too few images for two groups.
+        The inner bounds, rising.
+
+    Examples:
+        >>> group_edges(np.array([10.0, 12, 20, 20, 20, 90]), groups=3)
+        (20.0, 90.0)
     """
-    edges: list[float] = []
-    ordered, count = np.sort(detail), max(1, min(MAX_GROUPS, len(detail) // min_images))
-    start = 0
-    for number in range(1, count):
-        at = len(detail) * number // count
-        first = int(np.searchsorted(ordered, ordered[at], side="left"))  # images of the same detail stay together
-        rest = len(detail) - first
-        if first - start >= min_images and rest >= min_images:
-            edges.append(float(ordered[first]))
-            start = first
-    return tuple(edges)
+    ordered = np.sort(detail)
+    edges = np.unique([ordered[len(ordered) * number // groups] for number in range(1, groups)])
+    return tuple(map(float, edges[edges > ordered[0]]))
 
 
 def calibrate(
@@ -391,8 +389,35 @@ def calibrate(
     Raises:
         ValueError: a group has too few images for a risk.
     """
-    values = smallest_thresholds(rule(p), p.nodes, labels)
-    group = group_of(detail, edges)
-    parts = [values[group == number] for number in range(len(edges) + 1)]
-    rows = [tuple(conformal_threshold(part, risk) for risk in risks) for part in (*parts, values)]
-    return tuple(rows[:-1]), tuple(map(len, parts)), rows[-1]
+    values, groups = smallest_thresholds(rule(p), p.nodes, labels), group_of(detail, edges)
+    count = len(edges) + 1
+    columns = [group_thresholds(values, groups, count, risk) for risk in risks]
+    overall = tuple(conformal_threshold(values, risk) for risk in risks)
+    return tuple(zip(*columns, strict=True)), tuple(np.bincount(groups, minlength=count).tolist()), overall
+
+
+def group_thresholds(values: np.ndarray, groups: np.ndarray, count: int, risk: float) -> list[float]:
+    """Return the threshold of each group: the largest of those of the triples of adjacent groups that it is in.
+
+    Args:
+        values: the results (n,) of `smallest_thresholds`.
+        groups: the images' groups of visible detail (n,), 0 to `count - 1`.
+        count: the number of groups.
+        risk: the promised risk, in (0, 1).
+
+    Raises:
+        ValueError: a triple has too few images for the risk.
+
+    Examples:
+        >>> values, groups = np.array([0.1, 0.2, 0.3, 0.4, 0.9]), np.arange(5)
+        >>> np.round(group_thresholds(values, groups, 5, risk=0.25), 3).tolist()  # the largest of three values
+        [0.3, 0.4, 0.9, 0.9, 0.9]
+    """
+    of_triples = [conformal_threshold(values[chosen], risk) for chosen in triples_of(groups, count)]
+    return [max(of_triples[max(0, group - NEIGHBOURS + 1) : group + 1]) for group in range(count)]
+
+
+def triples_of(groups: np.ndarray, count: int) -> list[np.ndarray]:
+    """Return for each three adjacent groups, or all if there are fewer, whether images are in them: masks (n,)."""
+    starts = range(max(count - NEIGHBOURS, 0) + 1)
+    return [(groups >= start) & (groups < start + NEIGHBOURS) for start in starts]
