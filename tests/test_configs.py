@@ -76,3 +76,29 @@ def test_stages_of_an_argument_or_a_later_file_take_nothing_from_those_they_repl
     for argument in (["--stages", "[{epochs: 1, lr: 0.5}]"], ["--stages=[{epochs: 1, lr: 0.5}]"]):
         assert read_options(TrainOptions, [first], argument).stages == [Stage(epochs=1, lr=0.5)]
     assert read_options(TrainOptions, [first], ["--batch_size", "3"]).stages == [Stage(5, 0.3, 0.2, schedule="cosine")]
+
+
+@pytest.mark.parametrize("text", ["--model_options.pooling_options.dim {}", "--model_options.pooling_options.dim={}"])
+@pytest.mark.parametrize(("value", "expected"), [("512", 512), ("0.5", 0.5), ("true", True), ("[1,2]", [1, 2])])
+def test_an_option_of_an_option_has_its_type(text: str, value: str, expected: object, tmp_path: Path) -> None:
+    """And the other options of the file stay."""
+    file = tmp_path / "a.yaml"
+    options = "{pooling_options: {dim: 8, root: true}, backbone: tiny}"
+    file.write_text(f"{{dataset: d, model: m, resolutions: {{}}, stages: [], model_options: {options}}}")
+    arguments = text.format(value).split(" ", 1)
+    found = read_options(
+        TrainOptions, [file], [*arguments, "--model_options.head_options.bias", "false", "--seed", "3"]
+    )
+    assert found.model_options == {
+        "pooling_options": {"dim": expected, "root": True},
+        "backbone": "tiny",
+        "head_options": {"bias": False},
+    }
+    assert found.seed == 3
+
+
+def test_an_option_of_a_name_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("{dataset: d, model: m, resolutions: {}, stages: [], model_options: {pooling: mlp}}")
+    with pytest.raises(ValueError, match=r"model_options\.pooling is 'mlp', which has no 'dim'"):
+        read_options(TrainOptions, [file], ["--model_options.pooling.dim", "8"])

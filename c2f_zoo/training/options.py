@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -184,9 +184,50 @@ def read_options(kind: type[Options], files: Sequence[str | Path], overrides: Se
     arguments: list[str] = []
     for file in map(expand, files):
         arguments += [*(NO_STAGES if "stages" in read_yaml(file) else ()), "--config", str(file)]
-    for argument in overrides:
+    plain, nested = split_nested(overrides, [one.name for one in fields(kind)])
+    for argument in plain:
         arguments += [*(NO_STAGES if argument.partition("=")[0] == "--stages" else ()), argument]
-    return auto_cli(kind, args=arguments, as_positional=False)
+    options = auto_cli(kind, args=arguments, as_positional=False)
+    for names, value in nested:
+        target: Any = vars(options)
+        for number, name in enumerate(names[:-1], start=1):
+            target = target.setdefault(name, {})
+            if not isinstance(target, dict):
+                known, given = ".".join(names[:number]), ".".join(names)
+                raise ValueError(f"{known} is {target!r}, which has no {names[number]!r}; do not set {given}")
+        target[names[-1]] = value
+    return options
+
+
+def split_nested(arguments: Sequence[str], names: Sequence[str]) -> tuple[list[str], list[tuple[list[str], Any]]]:
+    """Split off the arguments that set a value within a mapping of a mapping, which jsonargparse reads as text.
+
+    Args:
+        arguments: the command line's arguments.
+        names: the names of the options.
+
+    Returns:
+        The other arguments, and the names and the YAML value of each that is split off.
+
+    Examples:
+        >>> split_nested(["--seed", "1", "--model_options.pooling_options.dim", "512"], ["seed", "model_options"])
+        (['--seed', '1'], [(['model_options', 'pooling_options', 'dim'], 512)])
+    """
+    plain: list[str] = []
+    nested: list[tuple[list[str], Any]] = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        option, equals, value = argument.partition("=")
+        path = option.removeprefix("--").split(".")
+        if option.startswith("--") and len(path) > 2 and path[0] in names:
+            text = value if equals else next(remaining, "")
+            try:
+                nested.append((path, yaml.safe_load(text)))
+            except yaml.YAMLError as error:
+                raise ValueError(f"the value of {option} is {text!r}, which is no YAML: {error}") from error
+        else:
+            plain.append(argument)
+    return plain, nested
 
 
 def read_yaml(file: str | Path) -> dict[str, Any]:
