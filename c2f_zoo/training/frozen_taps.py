@@ -8,8 +8,10 @@ import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -141,31 +143,42 @@ def _compute(model: C2FModel, dataset: LabelledImages, files: Mapping[View, Mapp
     parts = {view: {tap: file.with_suffix(".part") for tap, file in of_tap.items()} for view, of_tap in files.items()}
     shapes = dict(zip(backbone.taps, backbone.map_shapes, strict=True))
     _check_room([(len(dataset), *shapes[tap]) for of_tap in files.values() for tap in of_tap], _folder_of(files))
-    out = {
-        view: {
-            tap: np.lib.format.open_memmap(part, "w+", np.float16, (len(dataset), *shapes[tap]))
-            for tap, part in of_tap.items()
-        }
-        for view, of_tap in parts.items()
-    }
     bar = tqdm(DataLoader(images, _BATCH), desc="computing taps", disable=None, leave=False)
     lines = ProgressLines("computing taps", len(bar), len(dataset), bool(bar.disable), "batches")
-    for number, (crops, _, index, _) in enumerate(bar, start=1):
-        for (resolution, mirrored), of_tap in out.items():
-            x = crops[resolution].flip(3) if mirrored else crops[resolution]
-            for tap, found in zip(backbone.taps, backbone(x), strict=True):
-                if tap in of_tap:
-                    half = found.half()
-                    if not half.isfinite().all():
-                        raise ValueError(f"maps of {tap} are not finite in half precision, and cannot be kept as taps")
-                    of_tap[tap][index.numpy()] = half.numpy()
-        lines.update(number)
-    for view, of_tap in out.items():
-        for tap, found in of_tap.items():
-            found.flush()
-            fsync_file(parts[view][tap])
-            os.replace(parts[view][tap], files[view][tap])
+    with ExitStack() as stack:
+        out = {
+            view: {
+                tap: _start_array(stack.enter_context(open(part, "wb")), (len(dataset), *shapes[tap]))
+                for tap, part in of_tap.items()
+            }
+            for view, of_tap in parts.items()
+        }
+        for number, (crops, *_) in enumerate(bar, start=1):
+            for (resolution, mirrored), of_tap in out.items():
+                x = crops[resolution].flip(3) if mirrored else crops[resolution]
+                for tap, found in zip(backbone.taps, backbone(x), strict=True):
+                    if tap in of_tap:
+                        of_tap[tap].write(_to_half(tap, found).tobytes())
+            lines.update(number)
+    for view, of_tap in parts.items():
+        for tap, part in of_tap.items():
+            fsync_file(part)
+            os.replace(part, files[view][tap])
     fsync_folder(_folder_of(files))
+
+
+def _start_array(file: BinaryIO, shape: tuple[int, ...]) -> BinaryIO:
+    """Write the header of a half-precision array in NumPy's format; its values are to follow."""
+    header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)  # type: ignore[arg-type]
+    return file
+
+
+def _to_half(tap: str, maps: Tensor) -> np.ndarray:
+    half = maps.half().contiguous()
+    if not half.isfinite().all():
+        raise ValueError(f"maps of {tap} are not finite in half precision, and cannot be kept as taps")
+    return half.numpy().astype("<f2", copy=False)
 
 
 def _folder_of(files: Mapping[View, Mapping[str, Path]]) -> Path:
@@ -173,7 +186,7 @@ def _folder_of(files: Mapping[View, Mapping[str, Path]]) -> Path:
 
 
 def _check_room(shapes: Sequence[tuple[int, ...]], folder: Path) -> None:
-    """Check that the disk has room: a process that writes to mapped pages without room is killed."""
+    """Check that the disk has room, before hours of computation."""
     needed, free = sum(2 * math.prod(shape) for shape in shapes), shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(
