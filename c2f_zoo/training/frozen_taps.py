@@ -160,8 +160,8 @@ def _compute(model: C2FModel, dataset: LabelledImages, files: Mapping[View, Mapp
                     if tap in of_tap:
                         of_tap[tap].write(_to_half(tap, found).tobytes())
             lines.update(number)
-    for view, of_tap in parts.items():
-        for tap, part in of_tap.items():
+    for view, written in parts.items():
+        for tap, part in written.items():
             fsync_file(part)
             os.replace(part, files[view][tap])
     fsync_folder(_folder_of(files))
