@@ -25,7 +25,7 @@ from c2f_zoo.data import LabelledImages, create_dataset
 from c2f_zoo.data.derived import draw_views, shrink
 from c2f_zoo.evaluation.mixed_resolutions import MixedScores, score_views
 from c2f_zoo.evaluation.photo_plot import plot_predictions
-from c2f_zoo.evaluation.promise import Kept, at_fixed, bin_errors, keep_promise
+from c2f_zoo.evaluation.promise import Kept, at_fixed, bin_errors, keep_accuracy, keep_promise
 from c2f_zoo.evaluation.promise_plot import plot_promise
 from c2f_zoo.evaluation.provenance import describe_machine
 from c2f_zoo.evaluation.trust_curves import Curve, Steps, curve, measures
@@ -35,7 +35,7 @@ from c2f_zoo.inference.calibration import Calibration, calibrated
 from c2f_zoo.inference.nodes import NodeProbabilities
 from c2f_zoo.inference.prediction import format_steps
 from c2f_zoo.inference.resolutions import rules_for
-from c2f_zoo.inference.trust import OWN_THRESHOLDS, Rule
+from c2f_zoo.inference.trust import OWN_THRESHOLDS, Chain, Rule
 from c2f_zoo.io.files import write_csv
 from c2f_zoo.model import C2FModel, load_model
 from c2f_zoo.paths import expand
@@ -181,11 +181,14 @@ def compare_rules(one: Scored, bootstraps: int, seed: int) -> Iterator[Row]:
 def check_promises(one: Scored, risks: Sequence[float], splits: int, seed: int) -> Iterator[tuple[Row, Kept]]:
     """Yield what is kept of promised risks: ours with and without groups, and the other rules.
 
-    Rules with thresholds of their own promise nothing. Ours is calibrated for their accuracy beside them.
+    Rules with thresholds of their own promise nothing. Ours is calibrated to be as often right beside them.
     """
     p, scores, rules = one.probabilities(one.calibration.temperatures), one.scores, rules_for(one.model)
     groups, ours = one.calibration.group(scores.detail), one.calibration.rule
-    keep = partial(keep_promise, nodes=p.nodes, labels=scores.labels, photos=scores.index, splits=splits, seed=seed)
+
+    def keep(chain: Chain, risk: float, groups: np.ndarray | None = None) -> Kept:
+        return keep_promise(chain, p.nodes, scores.labels, scores.index, risk, groups, splits, seed)
+
     for risk in risks:
         for name, rule in rules.items():
             if name not in OWN_THRESHOLDS:
@@ -195,11 +198,11 @@ def check_promises(one: Scored, risks: Sequence[float], splits: int, seed: int) 
         fixed = at_fixed(rules[name](p), p.nodes, scores.labels, threshold)
         yield describe(one.name, name, None, "its own", fixed), fixed
         try:
-            equal = keep(rules[ours](p), risk=1 - fixed.accuracy, groups=groups)
+            risk, equal = keep_accuracy(partial(keep, rules[ours](p), groups=groups), fixed.accuracy)
         except ValueError as error:  # the other rule is so seldom wrong
             print(f"{ours} is not compared with {name} at its accuracy of {fixed.accuracy:.4f}: {error}", flush=True)
             continue
-        yield {**describe(one.name, ours, 1 - fixed.accuracy, "by detail", equal), "beside": name}, equal
+        yield {**describe(one.name, ours, risk, "by detail", equal), "beside": name}, equal
 
 
 def describe(run: str, rule: str, risk: float | None, thresholds: str, kept: Kept) -> Row:

@@ -298,7 +298,7 @@ def test_the_recipe_measures_rules_and_promises(run: Path, tmp_path: Path, monke
     by_rule = {(row["rule"], row["thresholds"], row["beside"]): row for row in promises}
     assert {"climb", "darts", "max_coverage", "leaf_or_nothing", "fixed", "nominal"} == {rule for rule, _, _ in by_rule}
     beside = by_rule["climb", "by detail", "fixed"]
-    assert float(beside["risk"]) == pytest.approx(1 - float(by_rule["fixed", "its own", ""]["accuracy"]), abs=1e-4)
+    assert float(beside["risk"]) >= 1 - float(by_rule["fixed", "its own", ""]["accuracy"]) - 1e-4
     fixed = [row for row in bins if (row["rule"], row["beside"]) == ("fixed", "")]
     assert {row["resolution"] for row in fixed} == {"0", "24", "12"}
     assert np.mean([float(row["accuracy"]) for row in fixed]) == pytest.approx(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from c2f_zoo.evaluation.promise import at_fixed, bin_errors, keep_promise
+from c2f_zoo.evaluation.promise import at_fixed, bin_errors, keep_accuracy, keep_promise
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.inference.nodes import NodeProbabilities, Nodes, sum_over_leaves
 from c2f_zoo.inference.trust import RULES
@@ -75,6 +75,15 @@ def test_too_few_images_of_a_group_are_an_error() -> None:
     p, labels, _ = draw(20)
     with pytest.raises(ValueError, match="needs 99 calibration images"):
         keep_promise(RULES["climb"](p), NODES, labels, np.arange(20), risk=0.01, splits=1)
+
+
+def test_a_risk_is_found_for_an_accuracy() -> None:
+    """Of a rule that is more often right than promised: of a risk of 30 %, 20 % are wrong."""
+    p, labels, _ = draw(4000)
+    chain, photos = RULES["climb"](p), np.arange(4000) // 2
+    risk, kept = keep_accuracy(lambda risk: keep_promise(chain, NODES, labels, photos, risk / 1.5, splits=10), 0.8)
+    assert kept.accuracy == pytest.approx(0.8, abs=0.005)
+    assert risk == pytest.approx(0.3, abs=0.02)
 
 
 def test_no_risk_cannot_be_promised() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,6 +73,30 @@ def keep_promise(
         coverages.append(found[1].mean())
     of_image = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
     return Kept(float(np.mean(accuracies)), float(np.std(accuracies)), float(np.mean(coverages)), *of_image)
+
+
+def keep_accuracy(keep: Callable[[float], Kept], accuracy: float, steps: int = 10) -> tuple[float, Kept]:
+    """Find the promised risk at which a rule is as often right as another one, by bisection.
+
+    Args:
+        keep: a function of the risk, see `keep_promise`.
+        accuracy: the accuracy of the other rule, in (0, 1).
+        steps: number of bisections.
+
+    Returns:
+        The risk, and what is kept of it.
+
+    Raises:
+        ValueError: there are too few images for a risk as small as that.
+    """
+    low, high = 1 - accuracy, min(4 * (1 - accuracy), 0.99)  # groups are more often right than promised
+    best = low, keep(low)
+    for _ in range(steps):
+        risk = (low + high) / 2
+        kept = keep(risk)
+        low, high = (risk, high) if kept.accuracy > accuracy else (low, risk)
+        best = min(best, (risk, kept), key=lambda pair: abs(pair[1].accuracy - accuracy))
+    return best
 
 
 def at_fixed(chain: Chain, nodes: Nodes, labels: np.ndarray, threshold: float) -> Kept:
