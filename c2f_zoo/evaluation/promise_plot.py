@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from c2f_zoo.evaluation.plots import saved_figure
 
@@ -41,6 +41,7 @@ def plot_promise(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         left.axhline(1 - risk, color="0.3", ls="--", lw=1)
         left.set(ylabel="accuracy of the chosen class", title=f"promised: at least {100 * (1 - risk):g} % right")
         right.set(ylabel="mean coverage", title="how much is said (1: a leaf class)", ylim=(0, 1.02))
+        left.yaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))
         left.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         for ax in (left, right):
             ax.set_xticks(range(len(labels)), labels)
