@@ -19,6 +19,7 @@ import shutil
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -39,6 +40,7 @@ def half_labelled_critters(split: str, per_class: int) -> LabelledImages:
 
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "train.py"
+COUNT = ("anywhere", sys.maxsize)  # a moment that never comes
 RESULTS = ("model.safetensors", "config.json", "metrics.csv", "steps.csv", "test.csv", "test_predictions.csv")
 
 
@@ -68,7 +70,10 @@ class Moments:
 
 
 def child(folder: Path, options: TrainOptions, rank: int, processes: int, port: int, kill: Any) -> None:
-    """Train in this process; write the numbers of calls to a file at the end."""
+    """Train in this process, with a moment to be killed at; then write the numbers of calls to a file at the end.
+
+    Without a moment no calls are counted, which takes most of the time.
+    """
     log = os.open(folder / f"log-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -77,6 +82,9 @@ def child(folder: Path, options: TrainOptions, rank: int, processes: int, port: 
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     main = runpy.run_path(str(RECIPE))["main"]
+    if kill is None:
+        main(options, "run")
+        return
     moments = Moments(kill)
     sys.setprofile(moments)
     main(options, "run")
@@ -84,8 +92,8 @@ def child(folder: Path, options: TrainOptions, rank: int, processes: int, port: 
     (folder / f"calls-{rank}.json").write_text(json.dumps(moments.counts))
 
 
-def start(folder: Path, options: TrainOptions, processes: int, kill: Any, victim: int) -> bool:
-    """Start a run and wait for it; return whether it was killed.
+def start(folder: Path, options: TrainOptions, processes: int, kill: Any, victims: Sequence[int]) -> bool:
+    """Start a run whose `victims` count calls or are killed, and wait for it; return whether it was killed.
 
     Raises:
         RuntimeError: a process failed otherwise.
@@ -99,7 +107,7 @@ def start(folder: Path, options: TrainOptions, processes: int, kill: Any, victim
         if pid == 0:
             code = 1
             try:
-                child(folder, options, rank, processes, port, kill if rank == victim else None)
+                child(folder, options, rank, processes, port, kill if rank in victims else None)
                 code = 0
             except BaseException:
                 sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
@@ -133,8 +141,9 @@ def main(folder: Path, values: dict[str, Any], processes: int, sequences: list[s
     values["augmentation"] = Augmentation(**values.get("augmentation", {}))
     whole = folder / "whole"
     whole.mkdir(parents=True)
-    start(whole, TrainOptions(**values, output=str(whole / "run")), processes, None, 0)
-    calls = [json.loads((whole / f"calls-{rank}.json").read_text()) for rank in range(processes)]
+    counting = range(processes if sequences else 0)
+    start(whole, TrainOptions(**values, output=str(whole / "run")), processes, COUNT, counting)
+    calls = [json.loads((whole / f"calls-{rank}.json").read_text()) for rank in counting]
     found: list[dict[str, Any]] = [{"moments": "", "kills": 0, "results": results(whole)}]
     for run, moments in enumerate(sequences):
         here, kills = folder / f"killed-{run}", 0
@@ -143,8 +152,8 @@ def main(folder: Path, values: dict[str, Any], processes: int, sequences: list[s
         for number, moment in enumerate(moments.split("+")):
             (kind, fraction), victim = moment.split(":"), (run + number) % processes
             kill = kind, max(1, int(float(fraction) * calls[victim][kind]))
-            kills += start(here, options, processes, kill, victim)
-        start(here, options, processes, None, 0)
+            kills += start(here, options, processes, kill, [victim])
+        start(here, options, processes, None, [])
         found.append({"moments": moments, "kills": kills, "results": results(here)})
         shutil.rmtree(here)
     return found

@@ -34,6 +34,7 @@ def whole() -> Weights:
     return timm.create_model("test_resnet", num_classes=7).state_dict()
 
 
+@pytest.mark.slow
 def test_the_weights_of_a_deeper_network_are_an_error(tmp_path: Path) -> None:
     deeper = save(timm.create_model("resnet34").state_dict(), tmp_path / "resnet34.safetensors")
     # ResNet-34 has 1, 2, 4 and 1 blocks more; each has 2 convolutions and 2 batch norms of 5 tensors: 8 * 12 = 96.

@@ -168,6 +168,7 @@ def test_maps_of_tokens_equal_those_of_timm(name: str) -> None:
         torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.slow
 def test_images_need_not_be_square() -> None:
     backbone, _ = build("resnet18", ("layer3.1", "layer4.0", "layer4.1"))
     found = [tuple(x.shape) for x in backbone.eval()(torch.randn(1, 3, 96, 160))]

@@ -168,6 +168,7 @@ def test_scores_at_a_resolution_use_the_batch_norm_of_the_nearest(resolution: in
     assert_same(next(iter(batches)).logits[resolution], plain(model, number)(x))
 
 
+@pytest.mark.slow
 def test_features_of_a_probe_use_the_batch_norm_of_each_resolution() -> None:
     model = build().eval()
     dataset = create_dataset("critters", "test", per_class=1)
@@ -282,6 +283,7 @@ def test_threads_may_ask_for_different_levels() -> None:
 
 @pytest.mark.parametrize("backbone", BACKBONES[:2])
 @pytest.mark.parametrize("together", [False, True])
+@pytest.mark.slow
 def test_checkpointing_recomputes_with_the_same_copies(backbone: str, together: bool) -> None:
     """The gradients of a loss of each level in turn, or of one that adds forward passes at all levels."""
 
@@ -303,6 +305,7 @@ def test_checkpointing_recomputes_with_the_same_copies(backbone: str, together: 
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_ddp_trains_the_same(tmp_path: Path) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
@@ -434,6 +437,7 @@ def test_new_resolutions_take_the_copies_of_the_nearest(
         assert_same(changed(images(), (level,)), plain(model, source)(images(), (level,)))
 
 
+@pytest.mark.slow
 def test_a_new_tree_keeps_the_batch_norm_of_its_resolutions(tmp_path: Path) -> None:
     model = build().eval()
     model.save_pretrained(tmp_path)

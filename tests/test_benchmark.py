@@ -65,16 +65,15 @@ def test_a_transcription_with_other_values_is_an_error() -> None:
 
 
 @pytest.mark.slow
-def test_pooling_writes_a_row_for_each_variant(tmp_path: Path) -> None:
+def test_pooling_is_measured_in_new_processes(tmp_path: Path) -> None:
     arguments = ["--names", "[trilinear]", "--batch", "2", "--channels", "4", "--size", "3", "--repeats", "1"]
+    arguments += ["--variants", "[plain]"]
     printed = run_benchmark("pooling", *arguments, "--output", str(tmp_path / "out.csv"))
-    rows = read_csv(tmp_path / "out.csv")
-    variants = [(row["pooling"], row["variant"]) for row in rows]
-    assert variants == [("trilinear", "plain"), ("trilinear", "ours")]
-    for row in rows:
-        assert float(row["step_ms"]) > 0 and float(row["mm_gflops"]) > 0 and row["device"]
+    [row] = read_csv(tmp_path / "out.csv")
+    assert (row["pooling"], row["variant"]) == ("trilinear", "plain")
+    assert float(row["step_ms"]) > 0 and float(row["mm_gflops"]) > 0 and row["device"]
     # At least three projections of 2 x 8192 x 9 float32.
-    assert float(rows[0]["kept_mib"]) > 3 * 2 * 8192 * 9 * 4 / 2**20
+    assert float(row["kept_mib"]) > 3 * 2 * 8192 * 9 * 4 / 2**20
     assert "trilinear" in printed
 
 
@@ -244,6 +243,7 @@ def test_a_training_step_changes_the_deepest_levels(small_model: C2FModel, monke
     assert changed == [False] * (len(changed) - 2) + [True, True]
 
 
+@pytest.mark.slow
 def test_the_detail_of_photos_is_measured_at_the_sizes_that_they_have(cub_folder: Path, tmp_path: Path) -> None:
     detail.main([str(cub_folder)], photos=4, output=str(tmp_path / "out.csv"))
     rows = {row["way"]: row for row in read_csv(tmp_path / "out.csv")}

@@ -100,6 +100,7 @@ def test_counts_by_hand(
     }
 
 
+@pytest.mark.slow
 def test_a_finished_model_is_not_measured_again(models: ModuleType, in_process: list[str], tmp_path: Path) -> None:
     run: Callable[..., None] = partial(models.main, batch=2, repeats=1, output=str(tmp_path / "new" / "models.csv"))
     run(["mlph_tiny_critters"])

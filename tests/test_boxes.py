@@ -164,6 +164,7 @@ def shapes_run(tmp_path: Path) -> str:
     return str(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_faulty_boxes_and_images_are_named(shapes_run: str, scene: Path, tmp_path: Path) -> None:
     Image.new("RGB", (400, 200)).save(scene / "long.png")
     (scene / "cut.png").write_bytes((scene / "long.png").read_bytes()[:60])

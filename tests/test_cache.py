@@ -220,13 +220,12 @@ def test_failed_build_removes_its_file(paths: list[Path], tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_recipe_trains_from_the_cache(cub_folder: Path, tmp_path: Path) -> None:
+    from test_train import train_here  # not for the builders above, which import this module
+
     recipes = Path(__file__).parents[1] / "recipes"
-    command = [sys.executable, recipes / "train.py", "--config", recipes / "configs" / "smoke.yaml", "--dataset", "cub"]
-    command += ["--dataset_options", f"{{root: {cub_folder}}}", "--batch_size", "4", "--num_workers", "1"]
-    done = subprocess.run(
-        [*command, "--cache", "kept", "--output", "run"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    options = ["--config", str(recipes / "configs" / "smoke.yaml"), "--dataset", "cub"]
+    options += ["--dataset_options", f"{{root: {cub_folder}}}", "--batch_size", "4", "--num_workers", "1"]
+    train_here(tmp_path, *options, "--cache", "kept", "--output", "run", ok=True)
     assert (tmp_path / "run" / "test.csv").exists()
     # 8 training and 4 test images of 40 x 50 pixels, each with its height and width; one checksum.
     sizes = sorted(file.stat().st_size for file in (tmp_path / "kept").iterdir())

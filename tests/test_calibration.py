@@ -268,6 +268,7 @@ class TestSavedModels:
         )
         return model
 
+    @pytest.mark.slow
     def test_a_save_carries_the_calibration(self, model: C2FModel, tmp_path: Path) -> None:
         model.save_pretrained(tmp_path)
         assert C2FModel.from_pretrained(tmp_path).calibration == model.calibration

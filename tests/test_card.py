@@ -192,6 +192,7 @@ def test_a_run_is_pushed_and_the_code_of_its_card_runs(run: Path, tmp_path: Path
         assert len(printed.strip().split(" > ")) == 3, "a path of three levels"
 
 
+@pytest.mark.slow
 def test_the_card_names_the_revision(run: Path, tmp_path: Path) -> None:
     push_to_hub.main(str(run), "me/birds", "mit", revision="refs/v2", dry_run=str(tmp_path / "dry"))
     text = (tmp_path / "dry" / "README.md").read_text()

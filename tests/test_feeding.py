@@ -44,6 +44,7 @@ def test_images_of_a_loader_are_counted(run: Run, monkeypatch: pytest.MonkeyPatc
     assert measure_loader(run, seconds=6) == {"workers": 0, "loader_images_s": round(5 * 4 / 7, 2)}
 
 
+@pytest.mark.slow
 def test_the_loader_is_compared_with_a_batch_in_memory(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     now, taken = [0.0], []
 

@@ -304,6 +304,7 @@ def test_the_first_line_lists_levels_without_a_resolution() -> None:
     assert "genus stays at 0.2 or more" in text
 
 
+@pytest.mark.slow
 def test_a_run_at_several_resolutions_gives_a_warning() -> None:
     model = create_model("mlph", hierarchy="critters", resolutions={"genus": 32}, **SMALL)  # type: ignore[arg-type]
     (warning,) = warn_trained_below_full_size(model)

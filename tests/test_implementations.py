@@ -150,6 +150,7 @@ def assert_near(impl: str, found: Tensor, wanted: Tensor) -> None:
 @pytest.mark.parametrize("impl", TOLERANCE)
 @given(case=cases())
 @settings(max_examples=30, deadline=None, derandomize=True)
+@pytest.mark.slow
 def test_values_and_gradients_in_float32(impl: str, case: Case) -> None:
     case.terms = [term for term in case.terms if len(term) == 2] or [(0, 1)] if impl == "gram" else case.terms
     zero = 0 * sum(x.sum() for x in case.inputs())

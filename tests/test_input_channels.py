@@ -79,6 +79,7 @@ def test_a_trained_model_gets_channels_and_classes(tmp_path: Path) -> None:
         create_model(f"local-dir:{tmp_path / 'four'}", in_chans=1)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_timm_is_adapted(tmp_path: Path) -> None:
     options: dict[str, Any] = {"backbone": "test_convnext", "img_size": 64, "pooling_options": {"dim": 8}}
     rgb = timm.create_model("mlph_resnet50_cub", **options)

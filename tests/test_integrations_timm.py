@@ -114,6 +114,7 @@ def test_models_from_another_module_called_timm_are_backbones(monkeypatch: pytes
 # Building
 
 
+@pytest.mark.slow
 def test_the_default_level_is_the_leaf_level() -> None:
     torch.manual_seed(3)
     model_in_timm = timm.create_model(NAME, **SMALL).eval()
@@ -291,6 +292,7 @@ def test_replacing_a_trained_classifier_warns() -> None:
         assert "head.bias: (36,) saved, (5,) here" in str(warning.message)
 
 
+@pytest.mark.slow
 def test_trained_weights_accept_options_that_change_nothing() -> None:
     x = torch.rand(1, 3, 96, 96)
     wanted = timm.create_model("mlph_tiny_critters", pretrained=True).eval()(x)
@@ -345,6 +347,7 @@ def test_the_first_and_the_last_layer_are_named(backbone: str, head: str) -> Non
     assert classifier.get_submodule(cfg["classifier"]) is classifier.get_classifier()
 
 
+@pytest.mark.slow
 def test_a_model_of_a_fixed_input_size_says_so() -> None:
     options: dict[str, Any] = {"hierarchy": "critters", "pooling": "avg"}
     for backbone, fixed in (("vit_tiny_patch16_224", True), ("resnet18", False)):
@@ -418,6 +421,7 @@ def test_the_taps_have_the_feature_info_of_timm(stages: tuple[torch.nn.Module, L
     [("inception_v3", 299, [8, 16, 32]), ("inception_v3", 448, [8, 16, 32]), ("vit_tiny_patch16_224", 64, [16] * 3),
      ("vit_small_patch14_dinov2", 70, [14] * 3)],
 )  # fmt: skip
+@pytest.mark.slow
 def test_reduction_is_the_stride(backbone: str, size: int, wanted: list[int]) -> None:
     """Test networks without padding, whose maps are smaller than size / stride, and odd patch sizes."""
     classifier = timm.create_model(NAME, backbone=backbone, pooling="avg", img_size=size)
@@ -604,6 +608,7 @@ def test_layer_decay_and_weight_decay_reach_the_right_weights() -> None:
     assert [later / earlier for earlier, later in pairwise(scales)] == [2.0] * 5
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_classes_is_loaded_without_classifier(tmp_path: Path, small: LevelClassifier) -> None:
     """Test the rule of timm: if the number of classes differs, the classifier is not loaded."""
     path = tmp_path / "model.safetensors"

@@ -178,6 +178,7 @@ def test_an_interrupted_command_goes_on(shapes_run: str, photos: Path, tmp_path:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.slow
 def test_json_is_an_array_in_any_encoding(encoding: str, shapes_run: str, photos: Path) -> None:
     code, printed, _ = run("predict", shapes_run, str(photos), "--json", "--top-k", "2", encoding=encoding)
     rows = json.loads(printed)
@@ -211,11 +212,13 @@ def test_lines_show_the_trusted_part_first(shapes_run: str, photos: Path) -> Non
         (["--only", "dics"], "unknown class 'dics'; did you mean 'disc'"),
     ],
 )
+@pytest.mark.slow
 def test_wrong_options_are_errors(arguments: list[str], message: str, shapes_run: str, photos: Path) -> None:
     code, printed, errors = run("predict", shapes_run, str(photos / "1.png"), *arguments)
     assert (code, printed) == (1, "") and message in errors
 
 
+@pytest.mark.slow
 def test_a_folder_without_images_is_an_error(shapes_run: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     code, _, errors = run("predict", shapes_run, str(tmp_path / "empty"))

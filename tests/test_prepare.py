@@ -66,6 +66,7 @@ def test_weights_and_statistics_are_those_of_the_plain_run(tiny: C2FModel, optio
         assert_close(prepared, tiny, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_checkpointing_knows_the_batch_norm_of_each_level() -> None:
     """Test the sum of all levels' losses, each with batch norm of its own, in one backward pass."""
     resolutions = {"species": None, "genus": 32, "family": 12}

@@ -29,6 +29,7 @@ import c2f_zoo
 from c2f_zoo import C2FModel, Hierarchy, PretrainedWeights, create_model, list_models, load_hierarchy, register_weights
 from c2f_zoo.cli import app
 from c2f_zoo.data import create_dataset, create_transform
+from c2f_zoo.evaluation.calibrating import calibrate_run
 from c2f_zoo.inference.calibration import Calibration
 from c2f_zoo.training.option_checks import check_values
 from c2f_zoo.training.options import TrainOptions, read_options
@@ -182,6 +183,7 @@ def test_weights_are_found_by_their_name(saved: Path, small_model: C2FModel) -> 
     assert zero == {"small": False, "small.first": False, "small.second": True}
 
 
+@pytest.mark.slow
 def test_a_tag_without_pretrained_gives_an_untrained_model(saved: Path, small_model: C2FModel) -> None:
     register_weights(weights_in(saved))
     torch.manual_seed(3)
@@ -247,6 +249,7 @@ def test_a_file_with_another_checksum_is_an_error(saved: Path) -> None:
         create_model("small", pretrained=True)
 
 
+@pytest.mark.slow
 def test_checksums_of_shards_are_verified(small_model: C2FModel, tmp_path: Path) -> None:
     small_model.save_pretrained(tmp_path / "shards", max_shard_size=100_000)
     files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "shards").iterdir()}
@@ -464,6 +467,7 @@ def test_head_transfer_keeps_matching_classifiers_and_lists_the_others(saved: Pa
     assert warning[0].filename == __file__
 
 
+@pytest.mark.slow
 def test_shape_mismatches_are_listed(saved: Path, small_model: C2FModel) -> None:
     with pytest.warns(UserWarning) as warning:
         model = create_model(f"local-dir:{saved}", hierarchy="fashion_mnist", levels=["group", "article"])
@@ -478,6 +482,7 @@ def test_shape_mismatches_are_listed(saved: Path, small_model: C2FModel) -> None
     ]
 
 
+@pytest.mark.slow
 def test_classifiers_of_other_classes_of_the_same_number_are_not_kept(saved: Path, small_model: C2FModel) -> None:
     cub = load_hierarchy("cub")
     tree = replace(cub, classes=(cub.classes[0], cub.classes[1], tuple(reversed(cub.classes[2]))))
@@ -702,6 +707,10 @@ def test_a_run_is_bundled(run: Path, tmp_path: Path) -> None:
         assert {(row.level, row.resolution): row.accuracy for row in metrics.accuracy} == pytest.approx(found)
         assert {row.images for row in metrics.accuracy} == {len(range(0, 72, every))}
         assert [row.level for row in metrics.accuracy if row.own] == ["species", "genus", "family"]
+    calibrate_run(str(folder), 0.3)  # keeps it loadable
+    again = PretrainedWeights.from_dict(json.loads((folder / "weights.json").read_text()))
+    assert again.sha256 == checksums(folder, *FILES, "calibration.json")
+    assert again.sha256["calibration.json"] != weights.sha256["calibration.json"]
 
 
 def test_errors_of_bundle(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("m", "k", "n"), SHAPES)
+@pytest.mark.slow
 def test_any_shape_and_layout(m: int, k: int, n: int, dtype: torch.dtype) -> None:
     for a in (draw(m, k, dtype=dtype), draw(k, m, dtype=dtype).T, draw(m, 2 * k, dtype=dtype)[:, ::2]):
         for b in (draw(k, n, dtype=dtype), draw(n, k, dtype=dtype).T, draw(k + 1, n + 3, dtype=dtype)[1:, 3:]):

@@ -217,6 +217,7 @@ class TestModels:
         assert loaded.hierarchy == stop
         assert str(Predictor(loaded)(image)) == "Fruit (0.90) > Banana (0.60)"
 
+    @pytest.mark.slow
     def test_only_ragged_changes_levels_and_resolutions_stay(self, tmp_path: Path) -> None:
         chosen = {"levels": ["genus", "cultivar"], "resolutions": {"genus": 16}}
         create_model("mlph", hierarchy=FULL, **SMALL, **chosen).save_pretrained(tmp_path)  # type: ignore[arg-type]

@@ -281,6 +281,7 @@ def test_creating_a_model_that_cannot_be_loaded_is_an_error(case: str) -> None:
         create_model("mlph", **{"hierarchy": "cub", **SMALL, **options})  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_saving_a_model_that_cannot_be_loaded_is_an_error(small_model: C2FModel, saved: Path) -> None:
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
     small_model.config = replace(small_model.config, resolutions={"species": 5000})
@@ -291,6 +292,7 @@ def test_saving_a_model_that_cannot_be_loaded_is_an_error(small_model: C2FModel,
         create_model(f"local-dir:{saved}", resolutions={"species": 5000})
 
 
+@pytest.mark.slow
 def test_a_large_seed_is_saved_and_loaded(tmp_path: Path) -> None:
     options = {"dim": 16, "seed": 2**63 - 1}
     model = create_model("cbcnn", hierarchy="cub", **{**SMALL, "pooling_options": options})  # type: ignore[arg-type]
@@ -365,6 +367,7 @@ def test_mismatched_weights_do_not_change_the_model(small_model: C2FModel, tmp_p
     assert all(torch.equal(tensor, before[name]) for name, tensor in small_model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_weights_in_half_precision_are_cast(saved: Path) -> None:
     def halve(weights: dict[str, Tensor]) -> None:
         weights.update({name: w.half() if w.is_floating_point() else w for name, w in weights.items()})
@@ -375,6 +378,7 @@ def test_weights_in_half_precision_are_cast(saved: Path) -> None:
         assert torch.equal(weight, halves[name].to(weight.dtype)), name
 
 
+@pytest.mark.slow
 def test_shards_respect_the_maximum_size_and_load(saved: Path, sharded: Path) -> None:
     shards = sorted(sharded.glob("*.safetensors"))
     assert len(shards) > 2 and not (sharded / "model.safetensors").exists()

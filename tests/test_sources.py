@@ -159,6 +159,7 @@ def test_a_saved_network_cannot_choose_the_file_of_its_weights(tmp_path: Path) -
     assert source.cfg == {"file": str(tmp_path / "own" / "model.safetensors")}
 
 
+@pytest.mark.slow
 def test_given_channels_override_those_of_a_saved_network(tmp_path: Path) -> None:
     config = {"architecture": "resnet18", "model_args": {"in_chans": 1}, "pretrained_cfg": {"input_size": [1, 64, 64]}}
     name = write_config(tmp_path / "grey", config)
@@ -168,6 +169,7 @@ def test_given_channels_override_those_of_a_saved_network(tmp_path: Path) -> Non
     assert create_model("mlph", backbone=name, input_size=64, **SMALL).backbone.body.conv1.weight.shape[1] == 1
 
 
+@pytest.mark.slow
 def test_a_saved_model_cannot_name_a_folder_as_its_backbone(tmp_path: Path) -> None:
     """A model's own configuration may be untrusted: it must not read files or download."""
     create_model("mlph", backbone="test_convnext", input_size=64, **SMALL).save_pretrained(tmp_path)

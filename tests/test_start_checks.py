@@ -447,6 +447,7 @@ def test_a_part_that_is_not_saved_is_found_before_the_first_step(
         next(try_stages(prepare(chosen, critters)))
 
 
+@pytest.mark.slow
 def test_a_model_that_is_saved_whole_predicts_the_same(critters: LabelledImages, tmp_path: Path) -> None:
     chosen = options(batch_norm="per_level")
     model = build_model(chosen, critters.hierarchy)
@@ -478,6 +479,7 @@ class Normed(Pooling):
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.slow
 def test_a_part_that_cannot_be_copied_is_saved_loaded_and_trained(
     critters: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -507,6 +509,7 @@ def check_test_set(dataset: LabelledImages, on_error: str, levels: list[str] | N
     check_readable({"test": (dataset, range(len(dataset)))}, model, on_error, Accelerator(cpu=True))
 
 
+@pytest.mark.slow
 def test_unreadable_test_images_are_found_and_named(damaged: ImageFiles, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError) as error:
         check_test_set(damaged, "raise")

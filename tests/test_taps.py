@@ -72,6 +72,7 @@ def assert_same(found: Any, expected: list[Tensor]) -> None:
 
 
 @kinds
+@pytest.mark.slow
 def test_maps_are_the_outputs_of_the_taps(kind: str) -> None:
     backbone, x = build(kind), images(kind)
     assert_same(backbone(x), plain_maps(backbone, x))

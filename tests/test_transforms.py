@@ -166,6 +166,7 @@ class TestDegrade:
             assert degrade(pil_to_tensor(image)).shape == (3, *expected)
 
     @pytest.mark.parametrize(("measure", "small"), [("side", (20, 80)), ("area", (10, 40))])
+    @pytest.mark.slow
     def test_resolution_is_a_side_or_an_area(self, measure: str, small: tuple[int, int]) -> None:
         pixels = random_pixels(60, 240)
         expected = resized(resized(pixels, *small, triangle), 60, 240, triangle)

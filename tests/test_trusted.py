@@ -378,6 +378,7 @@ def test_a_trained_model_is_found_by_its_name_or_folder(
         Predictor.from_pretrained(tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_a_calibration_is_saved_with_its_model(shapes: C2FModel, tmp_path: Path) -> None:
     model = shapes
     calibrate(model, 0.8, weights=digest_weights(model.state_dict())).save_pretrained(tmp_path)

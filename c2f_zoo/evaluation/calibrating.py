@@ -45,6 +45,7 @@ from c2f_zoo.model import C2FModel, load_model
 from c2f_zoo.paths import expand
 from c2f_zoo.training.launch import create_accelerator
 from c2f_zoo.training.options import TrainOptions, read_options
+from c2f_zoo.zoo.pretrained import renew_checksum
 
 _logger = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ def calibrate_run(
     about = {"dataset": options.dataset, "split": "validation"}
     found = calibrate_model(model, dataset, indices, risk, resolutions, seed, about)
     write_json(folder / CALIBRATION_FILE, found.to_dict())
+    renew_checksum(folder, CALIBRATION_FILE)
     return found
 
 

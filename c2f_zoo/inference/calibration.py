@@ -357,8 +357,8 @@ def group_edges(detail: np.ndarray, groups: int) -> tuple[float, ...]:
         The inner bounds, rising.
 
     Examples:
-        >>> group_edges(np.array([10.0, 12, 20, 20, 20, 90]), groups=3)
-        (20.0, 90.0)
+        >>> group_edges(np.array([10.0, 12, 20, 30, 60, 90]), groups=3)
+        (20.0, 60.0)
     """
     ordered = np.sort(detail)
     edges = np.unique([ordered[len(ordered) * number // groups] for number in range(1, groups)])

@@ -16,7 +16,7 @@ from urllib.parse import urljoin
 
 import torch
 
-from c2f_zoo.io.files import checksum_of, is_read_only
+from c2f_zoo.io.files import atomic_write, checksum_of, is_read_only
 from c2f_zoo.io.hub import download, split_revision
 from c2f_zoo.io.weights import CALIBRATION_FILE, CONFIG_FILE, find_file, is_plain, weight_files
 from c2f_zoo.paths import expand
@@ -191,6 +191,21 @@ def fetch(weights: PretrainedWeights) -> Path:
         if found != checksum:
             raise ValueError(f"{folder / file} has the checksum {found}; {weights.name} expects {checksum}")
     return _only_registered(weights, folder)
+
+
+def renew_checksum(folder: Path, file: str) -> None:
+    """Write the checksum of a file of a bundled model to its `weights.json`; other folders have none.
+
+    Args:
+        folder: the model's folder.
+        file: the name of the file, which has changed.
+    """
+    record = folder / WEIGHTS_JSON
+    if record.is_file():
+        about = json.loads(record.read_text(encoding="utf-8"))
+        about["sha256"][file] = checksum_of(folder / file)
+        text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
+        atomic_write(record, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def _only_registered(weights: PretrainedWeights, folder: Path) -> Path:
