@@ -24,8 +24,7 @@ BIRDS = ["001.Black_footed_Albatross", "003.Sooty_Albatross", "004.Groove_billed
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the soak tests out unless `-m` asks for them. Slow tests come first, so that processes end together."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Leave the soak tests out unless `-m` asks for them."""
     if "soak" in config.option.markexpr.replace("not soak", ""):
         return
     soak = [item for item in items if item.get_closest_marker("soak")]

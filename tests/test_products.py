@@ -10,7 +10,7 @@ from c2f_zoo.ops.products import add_product, bmm, matmul
 SHAPES = [(1, 1, 1), (3, 5, 2), (1, 7, 300), (130, 1, 33), (64, 257, 129)]
 
 
-def close(found: Tensor, expected: Tensor) -> None:
+def assert_close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-4)
 
 
@@ -25,31 +25,31 @@ def test_any_shape_and_layout(m: int, k: int, n: int, dtype: torch.dtype) -> Non
     for a in (draw(m, k, dtype=dtype), draw(k, m, dtype=dtype).T, draw(m, 2 * k, dtype=dtype)[:, ::2]):
         for b in (draw(k, n, dtype=dtype), draw(n, k, dtype=dtype).T, draw(k + 1, n + 3, dtype=dtype)[1:, 3:]):
             expected = a.double() @ b.double()
-            close(matmul(a, b), expected)
+            assert_close(matmul(a, b), expected)
             total = draw(m, n + 1, dtype=dtype)[:, 1:]
             before = total.clone().double()
             add_product(total, a, b)
-            close(total, before + expected)
+            assert_close(total, before + expected)
             total.fill_(torch.nan)  # as in uninitialized memory
             add_product(total, a, b, is_first=True)
-            close(total, expected)
+            assert_close(total, expected)
 
 
 def test_rows_that_share_memory() -> None:
     windows = draw(227).unfold(0, 128, 1)  # (100, 128)
     for a, b in ((windows, windows.T), (windows.T, windows), (windows, draw(1, 1).expand(128, 64))):
         expected = a.double() @ b.double()
-        close(matmul(a, b), expected)
-        close(bmm(a[None], b[None]), expected[None])
+        assert_close(matmul(a, b), expected)
+        assert_close(bmm(a[None], b[None]), expected[None])
 
 
 def test_the_fallback_without_onednn_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = draw(2, 128, 128), draw(2, 128, 128)
     expected = a.double() @ b.double()
-    close(bmm(a, b), expected)
+    assert_close(bmm(a, b), expected)
     monkeypatch.setattr(products, "_onednn_linear", None)
-    close(bmm(a, b), expected)
-    close(matmul(a[0], b[0]), expected[0])
+    assert_close(bmm(a, b), expected)
+    assert_close(matmul(a[0], b[0]), expected[0])
 
 
 def test_empty_matrices_give_zeros() -> None:
@@ -84,4 +84,4 @@ def test_opcheck_and_vmap() -> None:
     many = draw(3, 2, 104, 104)
     for in_dims, left in (((0, None), many), ((1, None), many.transpose(0, 1))):
         found = torch.func.vmap(bmm, in_dims=in_dims)(left, b.detach())
-        close(found, many.double() @ b.detach().double())
+        assert_close(found, many.double() @ b.detach().double())
