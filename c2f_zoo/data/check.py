@@ -75,7 +75,7 @@ def list_images(
     if os.path.isfile(cub_folder(path) / CUB_FILES[0]):
         if levels is not None:
             raise ValueError(f"--levels applies to class folders only, and {path} has CUB-200-2011's layout")
-        return list_cub(path, hierarchy or "cub")
+        return list_cub(path, hierarchy or "cub", annotations=None)
     return list_folder(path, hierarchy, levels, ragged)
 
 
@@ -108,6 +108,7 @@ def check_images(listing: Listing, workers: int | None = None, test_fraction: fl
     ]
     _check_labels(report)
     _check_duplicates(report)
+    _check_boxes(report)
     return report
 
 
@@ -186,6 +187,14 @@ def _check_duplicates(report: Report) -> None:
         for item, (_, info) in zip(items[1:], group[1:], strict=True):
             same = "bytes" if info.file_digest == group[0][1].file_digest else "pixels"
             report.warnings[heading].append(f"same {same}: {items[0]}, {item}")
+
+
+def _check_boxes(report: Report) -> None:
+    """Look for boxes that reach beyond their image."""
+    for entry, info in zip(report.entries, report.images, strict=True):
+        if entry.annotation is not None and info is not None and entry.annotation.exceeds(*info.size):
+            box, size = ", ".join(f"{side:g}" for side in entry.annotation.box), "{} x {}".format(*info.size)
+            report.warnings["boxes outside the image"].append(f"{entry.path}: {box} of an image of {size} pixels")
 
 
 def _class_name(entry: Entry, tree: Hierarchy | None) -> str:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from c2f_zoo.data.annotations import Annotation
 from c2f_zoo.data.images import read_image
 from c2f_zoo.data.matching import Label
 from c2f_zoo.data.registry import SPLITS, IndexedImages
@@ -43,6 +44,7 @@ class ImageFiles(IndexedImages):
         labels: int64 (n, levels), -1 if unknown, where some images are labelled at coarser levels only.
         splits: the splits of the dataset.
         notes: lines on what was left out or assumed; see `notes_of`.
+        annotations: the annotation of each image, if they were asked for.
 
     Examples:
         >>> Image.new("RGB", (64, 48)).save("1.png")
@@ -58,6 +60,7 @@ class ImageFiles(IndexedImages):
     labels: Tensor | None = None
     splits: tuple[str, ...] = ("train", "test")
     notes: tuple[str, ...] = ()
+    annotations: list[Annotation] | None = None
 
     def read(self, index: int, shorter_side: int | None = None) -> Image.Image:
         """Return an image in RGB, decoded by `read_image`; see there for `shorter_side`.
@@ -75,6 +78,7 @@ class Entry(NamedTuple):
     path: Path
     label: Label
     split: str  # "" if none is named
+    annotation: Annotation | None = None
 
 
 @dataclass(eq=False)
@@ -121,7 +125,10 @@ class Listing:
         if coarse:
             notes += (f"{self.source}: {split} images labelled at a coarser level only: {coarse} of {len(chosen)}",)
         paths = [entry.path for entry in chosen]
-        return ImageFiles(paths, targets.tolist(), self.hierarchy, labels if coarse else None, splits, notes)
+        found = [entry.annotation for entry in chosen if entry.annotation is not None]
+        annotations = found if len(found) == len(chosen) else None
+        mixed = labels if coarse else None
+        return ImageFiles(paths, targets.tolist(), self.hierarchy, mixed, splits, notes, annotations)
 
     def summary(self) -> tuple[str, ...]:
         """Return a line for each kind of warning, with its count."""
