@@ -7,6 +7,7 @@ import re
 from dataclasses import fields, replace
 from pathlib import Path
 
+import part_rcnn
 import probes
 import pytest
 import yaml
@@ -25,12 +26,12 @@ TRAINED = [path for path in CONFIGS if "stages" in yaml.safe_load(path.read_text
 OF_WEIGHTS = ("pretrained_backbone", "backbone_checkpoint")
 
 
-def test_the_files_are_those_of_three_recipes() -> None:
+def test_the_files_are_those_of_four_recipes() -> None:
     assert {"critters", "cub_mlph_vgg16", "paper_cub", "paper_cars", "modern"} <= {path.stem for path in TRAINED}
     tables = {path for path in CONFIGS if "backbones" in yaml.safe_load(path.read_text())}  # tests/test_ablation.py
     for path in {*CONFIGS} - {*TRAINED} - tables:
         options = yaml.safe_load(path.read_text())
-        check_options("option:", probes.main, options)
+        check_options("option:", part_rcnn.main if "cache" in options else probes.main, options)
         check_options("key in model_options:", create_model, options["model_options"])
 
 

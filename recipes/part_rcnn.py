@@ -1,0 +1,259 @@
+"""Part-based R-CNN: localize the object, its head and its body, and classify their features at every level.
+
+    python recipes/part_rcnn.py --config recipes/configs/part_rcnn_cub50_lite0.yaml --dataset_options.root FOLDER
+
+After Zhang et al. (ECCV 2014), on frozen features. The steps are:
+
+1. Selective search proposes up to 1000 boxes in each image. Their features come from one pass of the backbone. Both are
+   cached; an interrupted run continues.
+2. A linear detector each of the object, the head and the body is fitted, with hard negatives. Their best joint
+   configuration is found under geometric constraints, whose weight alpha is chosen on validation images.
+3. The concatenated features of the annotated regions of the training images train a linear classifier for each level.
+   It is tested on annotated regions (`oracle`), on parts found in the annotated box (`box_given`), and without
+   annotations (`no_box`).
+
+The output has proposals' recall, the localized parts (PCP: an overlap of 0.5 or more) and the accuracy at every level,
+with 95 % bootstrap intervals over the images. A figure beside it shows parts localized without annotations.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import auto_cli
+from torch import Tensor
+
+from c2f_zoo.data import ImageFiles, LabelledImages, create_dataset, labels_of, notes_of, train_and_val
+from c2f_zoo.evaluation.probe import LabelledFeatures, probe_head
+from c2f_zoo.io.files import write_csv
+from c2f_zoo.io.progress import format_duration, map_in_threads
+from c2f_zoo.io.weights import digest_weights
+from c2f_zoo.model import C2FModel
+from c2f_zoo.parts.boxes import REGIONS, region_boxes, relative_positions
+from c2f_zoo.parts.detectors import fit_detectors
+from c2f_zoo.parts.features import RegionCache, Regions, check_space, grid_size, load_regions, region_features
+from c2f_zoo.parts.geometry import NeighbourPrior, Prior, mixture_prior
+from c2f_zoo.parts.localize import Found, Localizer, annotated
+from c2f_zoo.parts.plots import plot_detections
+from c2f_zoo.parts.proposals import selective_search
+from c2f_zoo.parts.scores import accuracy_rows, mean_pcp, overlaps_of, pcp_rows, print_rows, recall_rows
+from c2f_zoo.paths import expand
+from c2f_zoo.training.launch import recipe_errors
+from c2f_zoo.training.start_checks import check_output
+from c2f_zoo.zoo.create import create_model
+
+SHOWN = 12  # images of the figure
+
+
+def main(
+    dataset: str,
+    dataset_options: dict[str, Any],
+    model_options: dict[str, Any],
+    longer_side: int,
+    proposals: int = 1000,
+    head: str = "levels",
+    alphas: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 1.0),
+    components: int = 4,
+    neighbours: int = 20,
+    penalties: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1),
+    val_fraction: float = 0.15,
+    max_iter: int = 100,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    test_split: str = "test",
+    cache: str = "runs/part_rcnn-cache",
+    output: str = "runs/part_rcnn.csv",
+) -> None:
+    """Fit and score the part-based R-CNN.
+
+    Args:
+        dataset: a dataset with annotations: `cub`.
+        dataset_options: additional keyword arguments of the dataset.
+        model_options: additional keyword arguments of `create_model`: backbone, one tap, weights.
+        longer_side: longer side in pixels of the backbone's input.
+        proposals: maximum number of proposals of an image.
+        head: the head that classifies.
+        alphas: weights of the geometric prior to choose from.
+        components: number of Gaussians of the mixture.
+        neighbours: number of similar training images of the other prior.
+        penalties: l2 penalties on the classifier's weights to choose from.
+        val_fraction: fraction of each class's training images that choose alpha and penalty.
+        max_iter: iterations of L-BFGS.
+        bootstrap: number of bootstrap resamples.
+        seed: seed of the split, the fits and the resamples.
+        test_split: `test`, or `val` to score the validation images while you develop.
+        cache: folder for the regions, up to 10 GB.
+        output: the CSV file to write.
+    """
+    start = time.perf_counter()
+    check_output(str(Path(output).parent))
+    options = {**dataset_options, "annotations": True}
+    train_set, train, val = train_and_val(dataset, val_fraction, seed, **options)
+    if not val:
+        raise ValueError("val_fraction is 0: there are no validation images to choose alpha; set it above 0")
+    test_set = train_set if test_split == "val" else create_dataset(dataset, test_split, **options)
+    test = val if test_split == "val" else list(range(len(test_set)))
+    for line in notes_of(train_set, test_set):
+        print(line)
+    torch.manual_seed(seed)
+    model = create_model("mlph", hierarchy=train_set.hierarchy, pooling="avg", **model_options).eval()
+    check_space(len(train_set) + len(test_set), proposals, _features_of(model))
+    known = extract(model, train_set, expand(cache), longer_side, proposals)
+    tested = [extract(model, test_set, expand(cache), longer_side, proposals)[i] for i in test]
+    _report(start, "regions extracted")
+
+    localizers = fit_localizers(
+        [known[i] for i in train], [known[i] for i in val], alphas, components, neighbours, max_iter, seed
+    )
+    _report(start, "localizers fitted")
+    tree = train_set.hierarchy
+    vectors = torch.stack([annotated(load_regions(file)).vector() for file in known])
+    labelled = LabelledFeatures(dict.fromkeys(tree.levels, vectors), labels_of(train_set))
+    probe = probe_head(head, labelled.select(train), labelled.select(val), tree, penalties, max_iter, seed)
+    _report(start, f"classifier fitted, validation accuracy {100 * probe.mean_val_accuracy:.1f} %")
+
+    labels, rows = labels_of(test_set)[test], recall_rows(tested, bootstrap, seed)
+    localized = localize_all(localizers, tested)
+    for (mode, geometry), (found, overlaps) in localized.items():
+        alpha = localizers[geometry].alpha if geometry in ("mixture", "neighbours") else ""
+        first = {"mode": mode, "geometry": geometry, "alpha": alpha}
+        rows += pcp_rows(first, overlaps, bootstrap, seed) if mode != "oracle" else []
+        vectors = torch.stack([one.vector() for one in found])
+        images = LabelledFeatures(dict.fromkeys(tree.levels, vectors), labels)
+        rows += accuracy_rows(first, probe, images, bootstrap, seed)
+    print_rows(rows)
+    seconds = round(time.perf_counter() - start)
+    file = expand(output)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_csv(file, [{**one, "images": len(test), "split": test_split, "seconds": seconds} for one in rows])
+    show(test_set, test, localized["no_box", "mixture"][0], localized["oracle", ""][0], file.with_suffix(".png"))
+    print(f"{format_duration(seconds)}; written to {output}")
+
+
+def extract(model: C2FModel, images: LabelledImages, folder: Path, longer_side: int, proposals: int) -> list[Path]:
+    """Return the file of each image's regions; those that are not in the cache are computed.
+
+    Raises:
+        ValueError: the dataset has no annotations or no files.
+    """
+    if not isinstance(images, ImageFiles) or images.annotations is None:
+        raise ValueError("the dataset has no annotations; use cub, with bounding_boxes.txt and parts/")
+    truths = [region_boxes(annotation) for annotation in images.annotations]
+    hidden = torch.stack(truths).isnan().any(dim=2).sum(dim=0).tolist()
+    counts = ", ".join(f"{region} {count}" for region, count in zip(REGIONS, hidden, strict=True) if count)
+    print(f"{len(images)} images; with fewer than two visible points: {counts or 'none'}")
+    weights = digest_weights(model.backbone.state_dict())
+    cache = RegionCache(folder, {"backbone": weights, "longer_side": longer_side, "proposals": proposals})
+
+    def regions_of(index: int) -> Path:
+        def compute() -> tuple[Tensor, Tensor, Tensor]:
+            image = images.read(index)
+            boxes = selective_search(image, proposals)
+            features = region_features(
+                model.backbone, image, torch.cat([truth, boxes]), model.config.preprocessing, longer_side
+            )
+            return features[: len(truth)], boxes, features[len(truth) :]
+
+        truth = truths[index]
+        return cache.get(images.paths[index], truth, compute)
+
+    torch.set_num_threads(1)  # each image has its own thread
+    return map_in_threads(regions_of, range(len(images)), "extracting regions")
+
+
+def fit_localizers(
+    train: Sequence[Path],
+    val: Sequence[Path],
+    alphas: Sequence[float],
+    components: int,
+    neighbours: int,
+    max_iter: int,
+    seed: int,
+) -> dict[str, Localizer]:
+    """Fit the detectors and the priors; choose each prior's alpha on validation images.
+
+    Returns:
+        geometry -> localizer without annotations.
+    """
+    detectors = fit_detectors(train, max_iter=max_iter, seed=seed)
+    localizers = {"none": Localizer(detectors, slack=math.inf), "inside": Localizer(detectors)}
+    boxes, features = [], []
+    for file in train:  # one at a time: the features of all proposals take gigabytes
+        regions = load_regions(file)
+        boxes.append(regions.truth)
+        features.append(regions.truth_features[0])
+    truth = torch.stack(boxes)
+    positions = relative_positions(truth[:, 1:], truth[:, :1])
+    priors: dict[str, Prior] = {
+        "mixture": mixture_prior(positions, components, seed),
+        "neighbours": NeighbourPrior(torch.stack(features), positions, neighbours),
+    }
+    for name, prior in priors.items():
+        localizers[name] = choose_alpha(name, [Localizer(detectors, prior, alpha) for alpha in alphas], val)
+    return localizers
+
+
+def choose_alpha(name: str, localizers: Sequence[Localizer], files: Sequence[Path]) -> Localizer:
+    """Return the localizer with the best PCP of the parts without annotations."""
+    overlaps: list[list[Tensor]] = [[] for _ in localizers]
+    for file in files:
+        regions = load_regions(file)
+        for own, localize in zip(overlaps, localizers, strict=True):
+            own.append(overlaps_of(localize(regions).boxes, regions.truth)[1:])
+    scores = [mean_pcp(torch.stack(own)) for own in overlaps]
+    best = max(range(len(scores)), key=scores.__getitem__)
+    tried = ", ".join(f"{one.alpha:g}: {100 * score:.1f} %" for one, score in zip(localizers, scores, strict=True))
+    print(f"{name}: alpha {localizers[best].alpha:g}; validation PCP of the parts for each alpha: {tried}", flush=True)
+    return localizers[best]
+
+
+def localize_all(
+    localizers: Mapping[str, Localizer], files: Sequence[Path]
+) -> dict[tuple[str, str], tuple[list[Found], Tensor]]:
+    """Localize the regions of all images in every mode.
+
+    Returns:
+        (mode, geometry) -> the regions found, and their overlaps (n, 3) with the annotated ones.
+    """
+    modes: dict[tuple[str, str], Callable[[Regions], Found]] = {("oracle", ""): annotated}
+    for geometry, localizer in localizers.items():
+        modes["box_given", geometry] = replace(localizer, box_given=True)
+        modes["no_box", geometry] = localizer
+    found: dict[tuple[str, str], list[Found]] = {key: [] for key in modes}
+    overlaps: dict[tuple[str, str], list[Tensor]] = {key: [] for key in modes}
+    for file in files:
+        regions = load_regions(file)
+        for key, localize in modes.items():
+            found[key].append(localize(regions))
+            overlaps[key].append(overlaps_of(found[key][-1].boxes, regions.truth))
+    return {key: (found[key], torch.stack(overlaps[key])) for key in modes}
+
+
+def show(
+    images: LabelledImages, test: Sequence[int], found: Sequence[Found], truth: Sequence[Found], path: Path
+) -> None:
+    """Plot some of the images with the boxes found and the annotated ones."""
+    shown = range(0, len(test), math.ceil(len(test) / SHOWN))
+    plot_detections(
+        [images[test[i]][0] for i in shown], [found[i].boxes for i in shown], [truth[i].boxes for i in shown], path
+    )
+
+
+def _features_of(model: C2FModel) -> int:
+    channels = model.backbone.out_channels[0]
+    return int(channels * grid_size(channels) ** 2)
+
+
+def _report(start: float, text: str) -> None:
+    print(f"{format_duration(time.perf_counter() - start)}: {text}", flush=True)
+
+
+if __name__ == "__main__":
+    with recipe_errors("part_rcnn.py"):
+        auto_cli(main, as_positional=False)
