@@ -220,7 +220,7 @@ def test_an_error_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         runpy.run_path(ablation.__file__, run_name="__main__")
 
 
-@pytest.mark.parametrize("name", ["critters", "cub100_lite0", "cub100_vgg16"])
+@pytest.mark.parametrize("name", ["critters", "cub100_lite0", "cub100_vgg16", "cub100_dims"])
 def test_the_configurations_are_valid(name: str) -> None:
     options: TableOptions = read_options(TableOptions, [CONFIGS / f"ablation_{name}.yaml"])  # type: ignore[type-var]
     check_table(options)

@@ -10,11 +10,14 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
+import yaml
+
 from c2f_zoo.hierarchy import load_hierarchy
 from c2f_zoo.io.card import accuracy_grid, markdown_table
 from c2f_zoo.io.files import read_csv
 
 Row = dict[str, str]
+TABLES = Path("docs", "results", "tables.yaml")
 VERSIONS = {"python": "Python", "torch": "torch", "timm": "timm", "onnx": "onnx", "onnxruntime": "onnxruntime"}
 
 
@@ -54,6 +57,12 @@ class TableSpec:
     data: str = ""
     command: str = ""
     about: str = ""
+
+
+def read_specs(root: Path) -> dict[str, Any]:
+    """Read `docs/results/tables.yaml`: the specs of `tables`, `values` and `figures` by name."""
+    specs: dict[str, Any] = yaml.safe_load((root / TABLES).read_text(encoding="utf-8"))
+    return specs
 
 
 def read_rows(file: Path) -> list[Row]:

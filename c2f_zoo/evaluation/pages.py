@@ -1,28 +1,39 @@
-"""Pages in Markdown with generated tables and values, and the check of their numbers.
+"""Pages in Markdown with generated tables, figures and values, and the check of their numbers.
 
-A generated table stands between `<!-- table: NAME -->` and `<!-- end -->`, a value in a sentence between
-`<!-- value: NAME -->` and `<!-- end -->`. `docs/results/tables.yaml` says what each name shows, and
-`docs/results/numbers.yaml` lists the numbers of pages that are not measured, with the reason.
+A generated table stands between `<!-- table: NAME -->` and `<!-- end -->`, a figure between `<!-- figure: NAME -->` and
+`<!-- end -->`, a value in a sentence between `<!-- value: NAME -->` and `<!-- end -->`. `docs/results/tables.yaml` says
+what each name shows, and `docs/results/numbers.yaml` lists the numbers of pages that are not measured, with the reason.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from c2f_zoo.evaluation.markdown_tables import TableSpec, fill, make_table, provenance, read_rows, selected_rows
+from c2f_zoo.evaluation.markdown_tables import (
+    TABLES,
+    TableSpec,
+    fill,
+    make_table,
+    provenance,
+    read_rows,
+    read_specs,
+    selected_rows,
+)
+from c2f_zoo.evaluation.result_figures import FigureSpec, figure_path, figure_rows
 
-TABLES, NUMBERS = Path("docs", "results", "tables.yaml"), Path("docs", "results", "numbers.yaml")
+NUMBERS = Path("docs", "results", "numbers.yaml")
 
 _FENCE = re.compile(r"^ *(```+|~~~+)[^\n]*\n.*?^ *\1 *$", re.DOTALL | re.MULTILINE)
-_BLOCK = re.compile(r"<!-- (table|value): (\S+) -->(.*?)<!-- end -->", re.DOTALL)
-_MARK = re.compile(r"<!-- (?:table: |value: |end )")
+_BLOCK = re.compile(r"<!-- (table|figure|value): (\S+) -->(.*?)<!-- end -->", re.DOTALL)
+_MARK = re.compile(r"<!-- (?:table: |figure: |value: |end )")
 # digits that are no numbers of the text: comments, code, targets of links, DOIs, dates and versions
 _NO_NUMBER = re.compile(
     r"<!--.*?-->|`[^`]*`|\]\([^)]*\)|https?://\S+|\b10\.\d{4,}/\S+|\b\d{4}-\d\d-\d\d\b|\bv?\d+\.\d+\.\d+\S*", re.DOTALL
@@ -47,7 +58,7 @@ def render_page(text: str, make: Callable[[str, str], str]) -> str:
 
     Args:
         text: the page.
-        make: the content of a block by its kind, `"table"` or `"value"`, and its name.
+        make: the content of a block by its kind, `"table"`, `"figure"` or `"value"`, and its name.
 
     Raises:
         ValueError: a block has no end.
@@ -60,13 +71,13 @@ def render_page(text: str, make: Callable[[str, str], str]) -> str:
     def replace(found: re.Match[str]) -> str:
         kind, name, _ = found.groups()
         content = make(kind, name)
-        content = f"\n\n{content}\n\n" if kind == "table" else content
+        content = content if kind == "value" else f"\n\n{content}\n\n"
         return f"<!-- {kind}: {name} -->{content}<!-- end -->"
 
     parts = []
     for part, is_code in _split_code(text):
         if not is_code and len(_MARK.findall(part)) != 2 * len(_BLOCK.findall(part)):
-            raise ValueError("a generated block has no start `<!-- table: NAME -->` or no end `<!-- end -->`")
+            raise ValueError("a generated block has no start `<!-- KIND: NAME -->` or no end `<!-- end -->`")
         parts.append(part if is_code else _BLOCK.sub(replace, part))
     return "".join(parts)
 
@@ -90,15 +101,15 @@ def render_pages(root: Path) -> dict[Path, tuple[str, str]]:
     Raises:
         ValueError: a page names an unknown table, or a table cannot be made.
     """
-    specs = yaml.safe_load((root / TABLES).read_text(encoding="utf-8"))
+    specs = read_specs(root)
     pages = {}
     for path in page_paths(root):
         text = path.read_text(encoding="utf-8")
 
         def make(kind: str, name: str, path: Path = path) -> str:
             try:
-                spec = dict(specs[f"{kind}s"][name])
-                return (_make_value if kind == "value" else _make_table)(root, path, spec)
+                make_one = {"table": _make_table, "figure": partial(_make_figure, name), "value": _make_value}[kind]
+                return make_one(root, path, dict(specs[f"{kind}s"][name]))
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{kind} {name!r} of {path.relative_to(root)}: {error!r}; see {TABLES}") from error
 
@@ -109,13 +120,28 @@ def render_pages(root: Path) -> dict[Path, tuple[str, str]]:
     return pages
 
 
-def _make_table(root: Path, page: Path, spec: Mapping[str, Any]) -> str:
+def _make_table(root: Path, page: Path, spec: dict[str, Any]) -> str:
     table = TableSpec(**spec)
-    link = f"`{table.file}`"
-    if (root / table.file).is_relative_to(root / "docs"):  # others are not on the site
-        link = f"[{Path(table.file).name}]({Path(os.path.relpath(root / table.file, page.parent)).as_posix()})"
     about = read_rows(root / table.about) if table.about else selected_rows(root, table)
-    return f"{make_table(root, table)}\n\n{provenance(about, table, link)}"
+    return f"{make_table(root, table)}\n\n{provenance(about, table, _link(root, page, table.file))}"
+
+
+def _make_figure(name: str, root: Path, page: Path, spec: dict[str, Any]) -> str:
+    figure = FigureSpec(**spec)
+    rows = [*figure_rows(root, figure), *(row for file in figure.about for row in read_rows(root / file))]
+    links = ", ".join(_link(root, page, file) for file in figure.files)
+    about = provenance(rows, TableSpec("", data=figure.data, command=figure.command), links)
+    return f"![{figure.alt}]({_relative(figure_path(root, name), page)})\n\n{about}"
+
+
+def _link(root: Path, page: Path, file: str) -> str:
+    """Return a link to a file of docs/, and the name of another one, which is not on the site."""
+    is_on_site = (root / file).is_relative_to(root / "docs")
+    return f"[{Path(file).name}]({_relative(root / file, page)})" if is_on_site else f"`{file}`"
+
+
+def _relative(path: Path, page: Path) -> str:
+    return Path(os.path.relpath(path, page.parent)).as_posix()
 
 
 def _make_value(root: Path, page: Path, spec: dict[str, Any]) -> str:
