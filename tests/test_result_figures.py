@@ -234,7 +234,7 @@ def test_a_figure_without_its_file_is_left_out_and_named(repository: Path, capsy
     (repository / "README.md").write_text("# Page\n")
     (repository / "docs/results/a.csv").unlink()
     assert report(repository, check=False) == report(repository, check=True) == 0
-    assert "left out: figure curves: docs/results/a.csv does not exist yet\n" in capsys.readouterr().out
+    assert "left out: figure curves: there is no docs/results/a.csv yet\n" in capsys.readouterr().out
 
 
 def test_costs_are_those_of_a_methods_pooling(tmp_path: Path) -> None:

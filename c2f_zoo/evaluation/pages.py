@@ -108,8 +108,9 @@ def render_pages(root: Path) -> dict[Path, tuple[str, str]]:
 
         def make(kind: str, name: str, path: Path = path) -> str:
             try:
-                make_one = {"table": _make_table, "figure": partial(_make_figure, name), "value": _make_value}[kind]
-                return make_one(root, path, dict(specs[f"{kind}s"][name]))
+                makers: dict[str, Callable[[Path, Path, dict[str, Any]], str]]
+                makers = {"table": _make_table, "figure": partial(_make_figure, name), "value": _make_value}
+                return makers[kind](root, path, dict(specs[f"{kind}s"][name]))
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{kind} {name!r} of {path.relative_to(root)}: {error!r}; see {TABLES}") from error
 

@@ -105,6 +105,12 @@ def resolution_rows(
         minus: the model to subtract from the others; None: no differences.
         resamples: number of bootstrap resamples.
         seed: seed of the resamples.
+
+    Examples:
+        >>> right = {"genus": np.array([1, 1, 1, 0])}
+        >>> rows = resolution_rows({"mlph": {24: [right]}}, None, resamples=100, seed=0)
+        >>> [(row["resolution"], row["value"], row["images"]) for row in rows]
+        [(24, '0.7500', 4)]
     """
     stacked = {
         (model, resolution, level): np.stack([run[level] for run in runs])

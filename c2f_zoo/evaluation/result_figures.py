@@ -61,6 +61,10 @@ class FigureSpec:
         data: data and conditions, for the line of provenance.
         command: the command that makes the files, if their column `command` cannot be run as it is.
         about: further files with columns of the line of provenance.
+
+    Examples:
+        >>> FigureSpec("cost", "Cost", [{"file": "a.csv", "costs": "c.csv"}, {"file": "b.csv", "costs": "c.csv"}]).files
+        ['a.csv', 'c.csv', 'b.csv']
     """
 
     plot: str
@@ -153,7 +157,7 @@ def open_figures(root: Path) -> tuple[dict[str, FigureSpec], list[str]]:
     for name, values in (read_specs(root).get("figures") or {}).items():
         spec = FigureSpec(**values)
         if missing := [file for file in spec.files if not (root / file).exists()]:
-            left_out.append(f"figure {name}: {', '.join(missing)} does not exist yet")
+            left_out.append(f"figure {name}: there is no {', '.join(missing)} yet")
         else:
             found[name] = spec
     return found, left_out

@@ -42,6 +42,11 @@ def plot_resolution(rows: Sequence[Row], names: Mapping[str, str] | None = None)
     Args:
         rows: rows with model, level, resolution in pixels, value, low and high.
         names: model -> its name in the legend.
+
+    Examples:
+        >>> row = {"model": "mlph", "level": "genus", "resolution": "24", "value": "0.8", "low": "0.7", "high": "0.9"}
+        >>> plot_resolution([row]).axes[0].get_title()
+        'genus'
     """
     models = _values(rows, "model")
     series = {model: [row for row in rows if row["model"] == model] for model in models}
@@ -226,7 +231,9 @@ def _label_points(ax: Axes, x: Sequence[float], y: Sequence[float], texts: Seque
     figure.draw_without_rendering()  # so that the layout is known
     points = ax.transData.transform(list(zip(x, y, strict=True)))
     taken = [Bbox.from_bounds(px - 5, py - 5, 10, 10) for px, py in points]
-    lines = [line.get_path().transformed(line.get_transform()) for line in ax.get_lines() if line.get_ls() == "-"]
+    lines = [
+        line.get_path().transformed(line.get_transform()) for line in ax.get_lines() if line.get_linestyle() == "-"
+    ]
 
     def badness(box: Bbox) -> int:
         is_outside = not (ax.bbox.contains(*box.min) and ax.bbox.contains(*box.max))
