@@ -1,21 +1,22 @@
-"""Shared fixtures: a small model and a small CUB folder; soak tests are opt-in."""
+"""Shared fixtures: a small model and a small CUB folder; soak tests are opt-in.
+
+torch and our package are imported by fixtures only: the process of pytest-xdist that starts the others needs neither.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-from c2f_zoo import C2FModel, create_model
+if TYPE_CHECKING:
+    from c2f_zoo import C2FModel
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))  # as for a script in this folder
-torch.set_num_threads(1)  # faster for small tensors
-os.environ["OMP_NUM_THREADS"] = "1"  # in new processes too
+os.environ["OMP_NUM_THREADS"] = "1"  # faster for small tensors; in new processes too
 
 SMALL = {"backbone": "test_convnext", "input_size": 64, "pooling_options": {"dim": 8}}
 
@@ -35,12 +36,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Make random numbers and sums independent of the tests that ran before."""
+    import torch
+
     torch.manual_seed(0)
     torch.set_num_threads(1)  # a recipe that ran in this process may have set another number
 
 
 @pytest.fixture
 def small_model() -> C2FModel:
+    import torch
+
+    from c2f_zoo import create_model
+
     torch.manual_seed(0)
     return create_model("mlph", hierarchy="cub", **SMALL)  # type: ignore[arg-type]
 
@@ -48,6 +55,9 @@ def small_model() -> C2FModel:
 @pytest.fixture
 def cub_folder(tmp_path: Path) -> Path:
     """Write four species with three images each: two for training, one for testing."""
+    import numpy as np
+    from PIL import Image
+
     root = tmp_path / "birds"
     lines: dict[str, list[str]] = {"images": [], "image_class_labels": [], "train_test_split": []}
     rng = np.random.default_rng(0)

@@ -24,20 +24,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import matplotlib.figure  # noqa: F401  once for all processes
 import torch
 
-from c2f_zoo import create_dataset, register_dataset
-from c2f_zoo.data import HideLabels, LabelledImages
 from c2f_zoo.data.augment import Augmentation
 from c2f_zoo.training.options import Stage, TrainOptions
-
-
-@register_dataset("half_labelled_critters")
-def half_labelled_critters(split: str, per_class: int) -> LabelledImages:
-    """Return the critters; in the first half only the genus is known."""
-    dataset = create_dataset("critters", split, per_class=per_class)
-    return HideLabels(dataset, "genus", range(len(dataset) // 2))
-
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "train.py"
 COUNT = ("anywhere", sys.maxsize)  # a moment that never comes

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import inspect
 import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -27,24 +26,8 @@ from c2f_zoo.pooling import POOLINGS
 from c2f_zoo.zoo import num_taps_of
 
 BENCHMARKS = Path(__file__).parents[1] / "recipes" / "benchmarks"
-
-
-def load_benchmark(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look it up
-    spec.loader.exec_module(module)
-    return module
-
-
-data, detail, pooling, step, sweep = map(load_benchmark, ("data", "detail", "pooling", "step", "sweep"))
-
-
-def run_benchmark(name: str, *arguments: str) -> str:
-    done = subprocess.run([sys.executable, BENCHMARKS / f"{name}.py", *arguments], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+sys.path.insert(0, str(BENCHMARKS))  # new processes, which get `sys.path`, import from there too
+data, detail, pooling, step, sweep = map(importlib.import_module, ("data", "detail", "pooling", "step", "sweep"))
 
 
 @pytest.mark.parametrize("name", list_poolings())
@@ -65,16 +48,16 @@ def test_a_transcription_with_other_values_is_an_error() -> None:
 
 
 @pytest.mark.slow
-def test_pooling_is_measured_in_new_processes(tmp_path: Path) -> None:
+def test_pooling_is_measured_in_new_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--names", "[trilinear]", "--batch", "2", "--channels", "4", "--size", "3", "--repeats", "1"]
     arguments += ["--variants", "[plain]"]
-    printed = run_benchmark("pooling", *arguments, "--output", str(tmp_path / "out.csv"))
+    auto_cli(pooling.main, args=[*arguments, "--output", str(tmp_path / "out.csv")])
     [row] = read_csv(tmp_path / "out.csv")
     assert (row["pooling"], row["variant"]) == ("trilinear", "plain")
     assert float(row["step_ms"]) > 0 and float(row["mm_gflops"]) > 0 and row["device"]
     # At least three projections of 2 x 8192 x 9 float32.
     assert float(row["kept_mib"]) > 3 * 2 * 8192 * 9 * 4 / 2**20
-    assert "trilinear" in printed
+    assert "trilinear" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
-import subprocess
-import sys
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_train import train_here
 from torch.utils.data import DataLoader
 
 from c2f_zoo import Hierarchy, create_dataset
@@ -159,32 +161,29 @@ def test_dataset_without_files(tmp_path: Path) -> None:
         CachedImages(Files([]), tmp_path, SIDE, "bilinaer")
 
 
-# A process that pauses in the middle of its build.
-BUILDER = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_cache import *
+def build_with_a_pause(folder: Path, connection: Connection) -> None:
+    """Build the cache of a folder, in a process that pauses in the middle."""
 
-class Pausing(Files):
-    def __getitem__(self, index):
-        if index == 2:
-            print("in the middle", flush=True)
-            assert sys.stdin.readline() == "go on\\n"
-        return super().__getitem__(index)
+    class Pausing(Files):
+        def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+            if index == 2:
+                connection.send("in the middle")
+                assert connection.recv() == "go on"
+            return super().__getitem__(index)
 
-folder = Path(sys.argv[1])
-cached = CachedImages(Pausing([folder / f"{{number}}.png" for number in range(4)]), folder / "cache", SIDE)
-print(cached.file.name, [int(pixels.sum()) for pixels in pixels_of(cached)], flush=True)
-"""
+    cached = CachedImages(Pausing([folder / f"{number}.png" for number in range(4)]), folder / "cache", SIDE)
+    connection.send((cached.file.name, [int(pixels.sum()) for pixels in pixels_of(cached)]))
 
 
-def start_builders(folder: Path, count: int) -> list[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", BUILDER, str(folder)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    builders = [subprocess.Popen(command, text=True, **pipes) for _ in range(count)]
-    for builder in builders:
-        assert builder.stdout is not None
-        assert builder.stdout.readline() == "in the middle\n"
+def start_builders(folder: Path, count: int) -> list[tuple[BaseProcess, Connection]]:
+    context = multiprocessing.get_context("fork")  # a new process takes seconds to import torch
+    builders: list[tuple[BaseProcess, Connection]] = []
+    for _ in range(count):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=build_with_a_pause, args=(folder, theirs))
+        process.start()
+        assert ours.recv() == "in the middle"
+        builders.append((process, ours))
     return builders
 
 
@@ -192,18 +191,22 @@ def start_builders(folder: Path, count: int) -> list[subprocess.Popen[str]]:
 def test_two_processes_build_at_once(paths: list[Path], tmp_path: Path) -> None:
     builders = start_builders(tmp_path, 2)
     assert len(list((tmp_path / "cache").glob("*.part"))) == 2
-    outputs = [builder.communicate("go on\n")[0] for builder in builders]
+    for _, connection in builders:
+        connection.send("go on")
+    outputs = [connection.recv() for _, connection in builders]
     cached = CachedImages(Files(paths, forbidden=True), tmp_path / "cache", SIDE)
     sums = [int(reference(path, SIDE, Image.Resampling.BILINEAR).sum()) for path in paths]
-    assert outputs == [f"{cached.file.name} {sums}\n"] * 2
+    assert outputs == [(cached.file.name, sums)] * 2
+    for process, _ in builders:
+        process.join()
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [cached.file.name]
 
 
 @pytest.mark.slow
 def test_killed_build_is_ignored(paths: list[Path], tmp_path: Path) -> None:
-    [builder] = start_builders(tmp_path, 1)
+    [(builder, _)] = start_builders(tmp_path, 1)
     builder.kill()
-    builder.wait()
+    builder.join()
     left = list((tmp_path / "cache").iterdir())
     assert [path.suffix for path in left] == [".part"]
     cached = CachedImages(Files(paths), tmp_path / "cache", SIDE)
@@ -220,8 +223,6 @@ def test_failed_build_removes_its_file(paths: list[Path], tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_recipe_trains_from_the_cache(cub_folder: Path, tmp_path: Path) -> None:
-    from test_train import train_here  # not for the builders above, which import this module
-
     recipes = Path(__file__).parents[1] / "recipes"
     options = ["--config", str(recipes / "configs" / "smoke.yaml"), "--dataset", "cub"]
     options += ["--dataset_options", f"{{root: {cub_folder}}}", "--batch_size", "4", "--num_workers", "1"]

@@ -248,7 +248,8 @@ def test_an_unknown_decoding_is_an_error() -> None:
 
 def test_unreadable_images_do_not_count(cub_folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    create_model("mlph", hierarchy="cub", **SMALL).save_pretrained(tmp_path / "run")  # type: ignore[arg-type]
+    tree = create_dataset("cub", "test", root=str(cub_folder)).hierarchy
+    create_model("mlph", hierarchy=tree, **SMALL).save_pretrained(tmp_path / "run")  # type: ignore[arg-type]
     torn = cub_folder / "images" / BIRDS[1] / "2.jpg"  # image 6, the second of four test images
     torn.write_bytes(torn.read_bytes()[:700])
     options = {"dataset": "cub", "dataset_options": {"root": str(cub_folder)}, "decoding": "joint"}

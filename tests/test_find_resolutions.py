@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +15,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from conftest import SMALL
+from in_process import run_in_process
 from PIL import Image
 from two_processes import run_in_two_processes
 
@@ -352,16 +350,6 @@ def test_unreadable_and_unlabelled_images_do_not_count() -> None:
         ]
 
 
-def run(folder: Path, *options: str, code: int = 0) -> str:
-    """Run the recipe in a folder, in a new process, and return its output."""
-    command = [sys.executable, RECIPE, *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, done.stdout + done.stderr[-3000:]
-    assert "Traceback" not in done.stderr, done.stderr[-3000:]
-    return done.stdout + done.stderr
-
-
 def curve_in(folder: Path) -> list[dict[str, str]]:
     with open(folder / "curve.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
@@ -379,7 +367,9 @@ def retrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     recipe["model_options"] |= {"input_size": 32}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     # Nothing is learned in one step: the species is below its threshold at full size.
-    return folder, run(folder, *RETRAIN, code=1)
+    code, printed, errors = run_in_process(RECIPE, RETRAIN, folder)
+    assert code == 1, errors
+    return folder, printed + errors
 
 
 @pytest.mark.slow

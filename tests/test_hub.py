@@ -1,4 +1,4 @@
-"""Push and download with the real client in new processes, from hub_server.py."""
+"""Push and download with the real client in other processes, from hub_server.py."""
 
 from __future__ import annotations
 
@@ -52,6 +52,13 @@ def error_of(call):
 
 result = {}
 """
+# Runs the blocks of code that it reads, one JSON string a line, and prints the result of each.
+SERVE = """
+for line in sys.stdin:
+    result.clear()
+    exec(json.loads(line))
+    print(json.dumps(result), flush=True)
+"""
 
 
 def obey_permissions() -> None:
@@ -60,13 +67,14 @@ def obey_permissions() -> None:
         ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE
 
 
-def start(code: str, endpoint: str, home: Path, **environment: str) -> subprocess.Popen[str]:
+def start(code: str, endpoint: str, home: Path, errors: Any = None, **environment: str) -> subprocess.Popen[str]:
     """Start a client with its own cache and environment."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     hub = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     command = [sys.executable, "-c", PRELUDE + code + "\nprint(json.dumps(result))"]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "preexec_fn": obey_permissions}
-    return subprocess.Popen(command, env={**kept, **hub, "OMP_NUM_THREADS": "1", **environment}, **options)  # type: ignore[call-overload]
+    options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors or subprocess.PIPE}
+    options |= {"text": True, "preexec_fn": obey_permissions}
+    return subprocess.Popen(command, env={**kept, **hub, "OMP_NUM_THREADS": "1", **environment}, **options)
 
 
 def finish(client: subprocess.Popen[str]) -> dict[str, Any]:
@@ -83,6 +91,35 @@ def run(code: str, endpoint: str, home: Path, **environment: str) -> dict[str, A
 def hub() -> Iterator[Hub]:
     with Hub({"mine": "me", "yours": "you"}).serving() as served:
         yield served
+
+
+class Client:
+    """A client that runs one block of code after the other, because a new process takes seconds.
+
+    Args:
+        endpoint: the server.
+        home: the folder of its cache; it has no token.
+    """
+
+    def __init__(self, endpoint: str, home: Path) -> None:
+        self.home, self.errors = home, home.with_name("errors.txt")
+        with open(self.errors, "w") as errors:
+            self.process = start(SERVE, endpoint, home, errors)
+
+    def run(self, code: str) -> dict[str, Any]:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        print(json.dumps(code), file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        assert answer, self.errors.read_text()[-3000:]
+        return json.loads(answer)
+
+
+@pytest.fixture(scope="module")
+def client(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """Start the client of all tests that need no environment of their own."""
+    client = Client(hub.endpoint, tmp_path_factory.mktemp("client") / "home")
+    yield client
+    client.process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -157,26 +194,25 @@ def test_errors_of_push(hub: Hub, pushed: tuple[Path, dict[str, Any]]) -> None:
     assert all("\n" not in line for line in result.values())
 
 
-def test_download_in_a_new_process(hub: Hub, pushed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_download_in_another_process(hub: Hub, pushed: tuple[Path, dict[str, Any]], client: Client) -> None:
     folder, _ = pushed
     code = f"""
-folder = {str(folder)!r}
+folder, elsewhere = {str(folder)!r}, {str(client.home / "elsewhere")!r}
 result["tag"] = same(C2FModel.from_pretrained("me/birds", revision="v1"), f"{{folder}}/1.safetensors")
 main = create_model("hf-hub:me/birds", pretrained=True)
 result["main"] = same(main, f"{{folder}}/2.safetensors")
 result["config"] = main.config == make(2).config
 result["branch"] = same(create_model("hf-hub:me/birds@experiment"), f"{{folder}}/3.safetensors")
 result["token"] = same(C2FModel.from_pretrained("me/secret", token="mine"), f"{{folder}}/1.safetensors")
-result["private"] = error_of(lambda: C2FModel.from_pretrained("me/secret", cache_dir="elsewhere"))
-result["another's"] = error_of(lambda: C2FModel.from_pretrained("me/secret", token="yours", cache_dir="elsewhere"))
+result["private"] = error_of(lambda: C2FModel.from_pretrained("me/secret", cache_dir=elsewhere))
+result["another's"] = error_of(lambda: C2FModel.from_pretrained("me/secret", token="yours", cache_dir=elsewhere))
 result["none"] = error_of(lambda: create_model("hf-hub:me/bird"))
 result["revision"] = error_of(lambda: create_model("hf-hub:me/birds@v2"))
 result["request"] = error_of(lambda: create_model("hf-hub:me/birds@refs/pr/9"))
 result["not cached"] = error_of(lambda: C2FModel.from_pretrained("you/none", local_files_only=True))
 result["cached"] = same(C2FModel.from_pretrained("me/birds", local_files_only=True), f"{{folder}}/2.safetensors")
 """
-    home = tmp_path / "home"
-    result = run(code, hub.endpoint, home)
+    result = client.run(code)
     for key in ("tag", "main", "config", "branch", "token", "cached"):
         assert result[key] is True, key
     hidden = f"there is no such model on {hub.endpoint}, or it is private and you may not see it"
@@ -195,7 +231,8 @@ result["main"] = same(create_model("hf-hub:me/birds"), {str(folder / "2.safetens
 result["not cached"] = error_of(lambda: create_model("hf-hub:you/none"))
 """
     before = len(hub.requests)
-    for path in (home, *home.rglob("*")):  # from here on, the cache may only be read
+    home, modes = client.home, {path: path.stat().st_mode for path in (client.home, *client.home.rglob("*"))}
+    for path in modes:  # from here on, the cache may only be read
         path.chmod(0o555 if path.is_dir() else 0o444)
     there, gone = start(offline, hub.endpoint, home, HF_HUB_OFFLINE="1"), start(offline, "http://127.0.0.1:9", home)
     result = finish(there)
@@ -212,13 +249,15 @@ result["not cached"] = error_of(lambda: create_model("hf-hub:you/none"))
 result["main"] = error_of(lambda: create_model("hf-hub:me/birds"))
 result["new"] = error_of(lambda: create_model("hf-hub:me/edited"))
 """
-    result = run(online, hub.endpoint, home)
+    result = client.run(online)
+    for path, mode in modes.items():
+        path.chmod(mode)
     assert result["main"] is None, "nothing is written for a model that is cached"
     assert result["new"].startswith("PermissionError: 'me/edited': the cache cannot be written (")
     assert result["new"].endswith("to choose another, or set HF_HUB_OFFLINE=1 to use what is cached")
 
 
-def test_temporary_server_errors_are_retried(hub: Hub, tmp_path: Path) -> None:
+def test_temporary_server_errors_are_retried(hub: Hub, client: Client, tmp_path: Path) -> None:
     for method, path in (
         ("POST", "/api/repos/create"),
         ("GET", "/api/models/me/stubborn"),
@@ -235,14 +274,14 @@ def test_temporary_server_errors_are_retried(hub: Hub, tmp_path: Path) -> None:
     code = f"""
 hub._RETRY_DELAYS = (0.01,) * 4
 large = make(2, dim=16384)  # the client writes 10 MiB at a time
-large.push_to_hub("me/stubborn")
+large.push_to_hub("me/stubborn", token="mine")
 save_file(logits(large), {str(tmp_path / "large.safetensors")!r})
 result["same"] = same(create_model("hf-hub:me/stubborn"), {str(tmp_path / "large.safetensors")!r})
-result["cut"] = error_of(lambda: make(2).push_to_hub("me/cut"))
-make(2).push_to_hub("me/cut")
-result["broken"] = error_of(lambda: make(2).push_to_hub("me/broken"))
+result["cut"] = error_of(lambda: make(2).push_to_hub("me/cut", token="mine"))
+make(2).push_to_hub("me/cut", token="mine")
+result["broken"] = error_of(lambda: make(2).push_to_hub("me/broken", token="mine"))
 """
-    result = run(code, hub.endpoint, tmp_path / "home", HF_TOKEN="mine")
+    result = client.run(code)
     assert result["same"] is True
     size = len(hub.repos["me/stubborn"].commits[hub.repos["me/stubborn"].branches["main"]]["model.safetensors"].data)
     resumed = [int(request.split(" from ")[1]) for request in hub.requests[before:] if " from " in request]
@@ -263,7 +302,7 @@ def publish(hub: Hub, name: str, files: dict[str, Blob], extra: Sequence[str] = 
     hub.extra_names[name] = list(extra)
 
 
-def test_the_file_checks_run_after_server_errors(hub: Hub, pushed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_the_file_checks_run_after_server_errors(hub: Hub, pushed: tuple[Path, dict[str, Any]], client: Client) -> None:
     birds = hub.repos["me/birds"]
     whole = birds.commits[birds.tags["v1"]]
     publish(hub, "you/passing", whole, ["../../../evil.safetensors"])
@@ -276,21 +315,21 @@ hub._RETRY_DELAYS = (0.01,) * 4
 want = {str(pushed[0] / "1.safetensors")!r}
 """
     first = 'result["cached"] = same(create_model("hf-hub:you/cached"), want)'
-    assert run(code + first, hub.endpoint, tmp_path / "home")["cached"] is True
+    assert client.run(code + first)["cached"] is True
     hub.fail("GET", "/api/models/you/cached$", 503, times=99)
     code += """
 for name in ("passing", "staying"):
     result[name] = error_of(lambda: create_model(f"hf-hub:you/{name}"))
 """
-    result = run(code + first, hub.endpoint, tmp_path / "home")
+    result = client.run(code + first)
     assert result["passing"].startswith("ValueError: unsafe path '../../../evil.safetensors' in 'you/passing'")
     assert result["staying"].startswith(f"ConnectionError: 'you/staying': {hub.endpoint} failed with 503 (")
     assert result["cached"] is True, "the cache is used while the server fails"
     for name in ("passing", "staying"):
-        assert not list(tmp_path.rglob(f"models--you--{name}/snapshots/*/*")), "none of its files is in the cache"
+        assert not list(client.home.rglob(f"models--you--{name}/snapshots/*/*")), "none of its files is in the cache"
 
 
-def test_only_files_of_the_model_are_downloaded(hub: Hub, pushed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_only_files_of_the_model_are_downloaded(hub: Hub, pushed: tuple[Path, dict[str, Any]], client: Client) -> None:
     birds = hub.repos["me/birds"]
     whole, sharded = birds.commits[birds.tags["v1"]], birds.commits[birds.branches["main"]]
     others = {name: plain_file(b"junk") for name in ("sub/config.json", "model-x/y-of-3.safetensors")}
@@ -300,14 +339,16 @@ def test_only_files_of_the_model_are_downloaded(hub: Hub, pushed: tuple[Path, di
     code = f"""
 folder = {str(pushed[0])!r}
 for name, seed in (("whole", 1), ("sharded", 2)):
-    result[name] = same(create_model(f"hf-hub:you/{{name}}"), f"{{folder}}/{{seed}}.safetensors")
+    for local in (False, True):
+        model = C2FModel.from_pretrained(f"you/{{name}}", local_files_only=local)
+        result[f"{{name}} {{local}}"] = same(model, f"{{folder}}/{{seed}}.safetensors")
 """
-    for environment in ({}, {"HF_HUB_OFFLINE": "1"}):
-        assert run(code, hub.endpoint, tmp_path, **environment) == {"whole": True, "sharded": True}
+    result = client.run(code)
+    assert len(result) == 4 and all(result.values()), result
     fetched = {
         name: sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if not path.is_dir())
         for name in ("whole", "sharded")
-        for snapshot in tmp_path.rglob(f"models--you--{name}/snapshots/*")
+        for snapshot in client.home.rglob(f"models--you--{name}/snapshots/*")
         if snapshot.parent.name == "snapshots"
     }
     assert fetched == {"whole": ["config.json", "model.safetensors"], "sharded": sorted(shards)}
@@ -323,12 +364,12 @@ def test_a_missing_folder_is_not_looked_up_on_the_hub(tmp_path: Path) -> None:
 def test_two_pushes_at_once(hub: Hub, pushed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     # Both start from the same commit: one is rejected (412), and retries from the new one.
     hub.fail("GET", "/api/models/me/both$", threading.Barrier(2), times=2)
-    clients = [
+    starting = [
         start(f'make({seed}).push_to_hub("me/both"{options})', hub.endpoint, tmp_path / str(seed), HF_TOKEN="mine")
         for seed, options in ((1, ""), (2, ", max_shard_size=100_000"))
     ]
-    for client in clients:
-        finish(client)
+    for pushing in starting:
+        finish(pushing)
     both = hub.repos["me/both"]
     assert len(both.messages) == 3
     assert sum(request == "POST /api/models/me/both/commit/main" for request in hub.requests) == 3
@@ -346,13 +387,14 @@ def test_two_pushes_at_once(hub: Hub, pushed: tuple[Path, dict[str, Any]], tmp_p
 
 
 def test_a_killed_download_leaves_no_usable_files(
-    hub: Hub, pushed: tuple[Path, dict[str, Any]], tmp_path: Path
+    hub: Hub, pushed: tuple[Path, dict[str, Any]], client: Client, tmp_path: Path
 ) -> None:
     hub.half_sent.clear()
     hub.released.clear()
     hub.fail("GET", "/store/", "hang")
     code = f"""
-result["same"] = same(C2FModel.from_pretrained("me/birds", revision="v1"), {str(pushed[0] / "1.safetensors")!r})
+model = C2FModel.from_pretrained("me/birds", revision="v1", cache_dir={str(tmp_path / "cache")!r})
+result["same"] = same(model, {str(pushed[0] / "1.safetensors")!r})
 """
     killed = start(code, hub.endpoint, tmp_path)
     assert hub.half_sent.wait(300)
@@ -361,10 +403,10 @@ result["same"] = same(C2FModel.from_pretrained("me/birds", revision="v1"), {str(
     hub.released.set()
     assert list(tmp_path.rglob("*.incomplete")), "it was killed during the download"
     assert not list(tmp_path.rglob("snapshots/*/model.safetensors"))
-    assert run(code, hub.endpoint, tmp_path)["same"] is True
+    assert client.run(code)["same"] is True
 
 
-def test_untrusted_repositories(hub: Hub, pushed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_untrusted_repositories(hub: Hub, pushed: tuple[Path, dict[str, Any]], client: Client) -> None:
     birds = hub.repos["me/birds"]
     whole, sharded = birds.commits[birds.tags["v1"]], birds.commits[birds.branches["main"]]
     shard = next(name for name in sharded if "-of-" in name)
@@ -387,7 +429,7 @@ def test_untrusted_repositories(hub: Hub, pushed: tuple[Path, dict[str, Any]], t
 for name in {list(repos)}:
     result[name] = error_of(lambda: create_model(f"hf-hub:you/{{name}}"))
 """
-    result = run(code, hub.endpoint, tmp_path / "home")
+    result = client.run(code)
     listing = "ValueError: unsafe path '../../../evil.safetensors' in 'you/listing'"
     assert result["listing"].startswith(listing)
     assert result["nothing"].startswith("FileNotFoundError: 'you/nothing' has no config.json; it is not a model of")
@@ -396,7 +438,7 @@ for name in {list(repos)}:
     assert result["pickle"].startswith("FileNotFoundError: ") and "has no model.safetensors" in result["pickle"]
     assert "invalid shard name '../../other.safetensors' in" in result["index"]
     assert f"missing shard {shard} of model.safetensors.index.json" in result["shard"]
-    fetched = {path.name for path in tmp_path.rglob("snapshots/*/*")}
+    fetched = {path.name for name in repos for path in client.home.rglob(f"models--you--{name}/snapshots/*/*")}
     assert "pytorch_model.bin" not in fetched and "README.md" not in fetched, "only needed files are downloaded"
-    assert not list(tmp_path.rglob("*evil*"))
-    assert not list((tmp_path / "home").rglob("models--you--listing/snapshots/*/*")), "none is in the cache"
+    assert not list(client.home.rglob("*evil*"))
+    assert not list(client.home.rglob("models--you--listing/snapshots/*/*")), "none is in the cache"

@@ -48,22 +48,13 @@ def small() -> LevelClassifier:
 # Registration
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("first", ["timm", "c2f_zoo", "c2f_zoo.zoo"])
-def test_importing_the_integration_registers_the_models(first: str) -> None:
-    code = f"""
-import {first}
+REGISTERS = """
 import timm, c2f_zoo, c2f_zoo.integrations.timm
 assert timm.list_models("mlph*") == c2f_zoo.list_models("mlph*") != []
 assert timm.is_model("mlph_vgg16_cub")
-assert {{*c2f_zoo.list_models()}} <= {{*timm.list_models("*")}}
+assert {*c2f_zoo.list_models()} <= {*timm.list_models("*")}
 """
-    subprocess.run([sys.executable, "-W", "error::RuntimeWarning", "-c", code], check=True)
-
-
-@pytest.mark.slow
-def test_importing_c2f_zoo_registers_nothing() -> None:
-    code = """
+REGISTERS_NOTHING = """
 import sys
 finders = list(sys.meta_path)
 import c2f_zoo
@@ -75,7 +66,21 @@ for name in c2f_zoo.__all__:
 assert c2f_zoo.list_models() != []
 assert not {*c2f_zoo.list_models()} & {*timm.list_models("*")}
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
+def test_importing_the_integration_registers_the_models_and_importing_c2f_zoo_nothing() -> None:
+    firsts = [f"import {name}\n{REGISTERS}" for name in ("timm", "c2f_zoo", "c2f_zoo.zoo")]
+    code = f"""
+import os, sys, torch, torchvision  # which take most of the time, once for all forks
+for code in {[*firsts, REGISTERS_NOTHING]!r}:
+    if os.fork() == 0:
+        exec(code, {{}})
+        os._exit(0)
+    if os.wait()[1] != 0:
+        sys.exit(code)
+"""
+    subprocess.run([sys.executable, "-W", "error::RuntimeWarning", "-c", code], check=True)
 
 
 def test_models_of_timm_are_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

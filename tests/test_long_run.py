@@ -92,7 +92,7 @@ def test_a_run_of_500_epochs_does_not_grow(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_loaders_and_models_of_earlier_stages_are_released(tmp_path: Path) -> None:
-    stages = [Stage(epochs=1, lr=0.1), *[Stage(epochs=1, lr=0.1, backbone_lr=0.05)] * 3]
+    stages = [Stage(epochs=1, lr=0.1), *[Stage(epochs=1, lr=0.1, backbone_lr=0.05)] * 2]
     options = TrainOptions(**{**vars(OPTIONS), "stages": stages, "num_workers": 0})
     rows = train_and_measure(options, tmp_path, every=1)
     for name in ("loaders", "modules", "processes", "files"):

@@ -225,7 +225,7 @@ def test_a_loaded_model_has_all_saved_and_unsaved_tensors(parts: dict, tmp_path:
     if arguments["backbone"] == "test_convnext":
         arguments["input_size"] = 64
     if arguments["backbone"] == "sequencer2d_s":  # its LSTMs are slow on the meta device
-        arguments["backbone_options"] = {"layers": [1, 1, 1, 1]}
+        arguments |= {"backbone_options": {"layers": [1, 1, 1, 1]}, "input_size": 56}
     num_taps = num_taps_of(arguments["pooling"])
     model = create_model("bcnn" if num_taps == 1 else "hbp", levels=["family", "species"], **arguments)
     model.save_pretrained(tmp_path)

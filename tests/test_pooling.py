@@ -8,6 +8,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -196,15 +197,20 @@ def test_another_seed_gives_another_vector(name: str) -> None:
         assert not torch.equal(other(maps), pooling(maps))
 
 
+# The compiler's own backend takes seconds for each pooling: the paper's, and all of them with `-m soak`.
+COMPILED: list[Any] = [(name, "inductor" if name == "mlp" else "aot_eager") for name in list_poolings()]
+COMPILED += [pytest.param(name, "inductor", marks=pytest.mark.soak) for name in list_poolings() if name != "mlp"]
+
+
 @pytest.mark.slow
-@all_poolings
-def test_compiled_poolings_give_the_same(name: str) -> None:
+@pytest.mark.parametrize(("name", "backend"), COMPILED)
+def test_compiled_poolings_give_the_same(name: str, backend: str) -> None:
     torch.compiler.reset()
     pooling = make(name, torch.float32)
     maps, copies = ([x.requires_grad_() for x in make_maps(name, dtype=torch.float32)] for _ in range(2))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about complex numbers, which run in eager PyTorch
-        found = torch.compile(pooling, fullgraph=True)(copies)
+        found = torch.compile(pooling, fullgraph=True, backend=backend)(copies)
         (found * torch.linspace(-1, 1, found.shape[1])).sum().backward()
     expected = pooling(maps)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)

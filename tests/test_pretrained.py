@@ -22,6 +22,7 @@ import torch
 import yaml
 from conftest import SMALL
 from hub_server import Hub
+from in_process import run_in_process
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -38,7 +39,7 @@ from c2f_zoo.zoo.models import MODELS
 from c2f_zoo.zoo.pretrained import BUNDLED
 
 ROOT = Path(__file__).parents[1]
-BUNDLE = str(ROOT / "recipes" / "bundle.py")
+BUNDLE = ROOT / "recipes" / "bundle.py"
 BUNDLED_NAMES = sorted(path.name for path in BUNDLED.glob("*"))
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package puts it
 CUB100 = ROOT.parent / "shared" / "data" / "cub100"
@@ -675,17 +676,11 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def bundle(*arguments: object, ok: bool = True) -> str:
-    command = [sys.executable, BUNDLE, *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
-    assert (done.returncode == 0) == ok, done.stderr
-    return done.stdout if ok else done.stderr
-
-
 @pytest.mark.slow
 def test_a_run_is_bundled(run: Path, tmp_path: Path) -> None:
-    bundle(run, "mlph_tiny_critters.new", "--license", "cc0-1.0", "--folder", tmp_path / "weights")
+    options = ["mlph_tiny_critters.new", "--license", "cc0-1.0", "--folder", str(tmp_path / "weights")]
+    code, _, errors = run_in_process(BUNDLE, [str(run), *options], tmp_path)
+    assert code == 0, errors
     folder = tmp_path / "weights" / "mlph_tiny_critters.new"
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         [*FILES, "calibration.json", "recipe.yaml", "weights.json"]

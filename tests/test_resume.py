@@ -13,9 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from test_train import train_here
+from two_processes import run_in_two_processes
 
+from c2f_zoo import create_dataset, register_dataset
+from c2f_zoo.data import HideLabels, LabelledImages
+from c2f_zoo.data.registry import DATASETS
 from c2f_zoo.evaluation.provenance import describe_machine
 from c2f_zoo.io.files import read_csv, write_csv
 from c2f_zoo.training.interrupt import EXIT_CODE
@@ -79,11 +84,21 @@ def test_a_killed_run_ends_bit_for_bit_the_same(
     check_same(run_and_kill(tmp_path, processes, moments, **options))
 
 
+def half_labelled_critters(split: str, per_class: int) -> LabelledImages:
+    """Return the critters; in the first half only the genus is known."""
+    dataset = create_dataset("critters", split, per_class=per_class)
+    return HideLabels(dataset, "genus", range(len(dataset) // 2))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["in_turn", pytest.param("joint", marks=pytest.mark.soak)])
-def test_two_processes_train_the_weights_of_one(objective: str, tmp_path: Path) -> None:
+def test_two_processes_train_the_weights_of_one(
+    objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS._entries))
+    register_dataset("half_labelled_critters")(half_labelled_critters)
     # Without batch norm, whose statistics are those of a process. The levels' targets are unequally many in the shares.
-    options: dict[str, Any] = {
+    options: dict[str, Any] = OPTIONS | {
         "dataset": "half_labelled_critters",
         "objective": objective,
         "mixup": 0.0,
@@ -91,10 +106,11 @@ def test_two_processes_train_the_weights_of_one(objective: str, tmp_path: Path) 
         "stages": [{"epochs": 1, "lr": 0.2, "backbone_lr": 0.1}],
     }
     options["model_options"] = {"backbone": "test_convnext", "input_size": 32, "pooling": "avg"}
-    weights = []
-    for processes in (1, 2):
-        run_and_kill(tmp_path / str(processes), processes, [], **options)
-        weights.append(load_file(tmp_path / str(processes) / "runs" / "whole" / "run" / "model.safetensors"))
+    (tmp_path / "options.yaml").write_text(yaml.safe_dump(options))
+    train_here(tmp_path, "--config", "options.yaml", "--output", "one", ok=True)
+    code, printed = run_in_two_processes(RECIPE, ["--config", "options.yaml", "--output", "two"], tmp_path)
+    assert code == 0, printed[-3000:]
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
     for name, weight in weights[0].items():
         torch.testing.assert_close(
             weights[1][name], weight, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}"
@@ -123,9 +139,7 @@ def test_a_signal_saves_and_a_second_run_is_refused(tmp_path: Path) -> None:
             if line.startswith("stage 1, epoch 1"):
                 break
         first.send_signal(signal.SIGSTOP)  # it holds the lock
-        with start(tmp_path, "--resume", "auto") as second:
-            _, error = second.communicate()
-        assert second.returncode == 1
+        error = train_here(tmp_path, *QUICK, "--resume", "auto", ok=False)
         assert "run is used by another run; wait for it, or choose another --output" in error
         os.killpg(first.pid, signal.SIGTERM)  # to the loader's worker too, as Slurm does
         first.send_signal(signal.SIGCONT)

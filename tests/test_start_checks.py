@@ -230,14 +230,14 @@ def test_every_recipe_checks_its_folder_before_it_reads_data(tmp_path: Path, mon
         {"ema": 0.9, "optimizer": "adamw"},
         {"momentum": 0.0},
         {"optimizer": "lion"},
-        {"stages": [STAGE], "optimizer": "adam"},
+        {"stages": [replace(STAGE, epochs=1)], "optimizer": "adam"},
     ],
 )
 def test_the_size_of_a_checkpoint_is_estimated(
     values: dict[str, Any], critters: LabelledImages, tmp_path: Path
 ) -> None:
     sizable = {"backbone": "tiny", "input_size": 32, "pooling_options": {"dim": 512}}
-    chosen = options(**values, model_options=sizable)
+    chosen = options(**{"stages": [replace(STAGE, epochs=1, backbone_lr=0.1)], **values}, model_options=sizable)
     model = build_model(chosen, critters.hierarchy)
     estimated = checkpoint_size(model, chosen)
     train(chosen, model, critters, tmp_path)

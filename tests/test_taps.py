@@ -28,9 +28,9 @@ SMALL: dict[str, Any] = {
 # One small network of each kind: CNN, vision transformer, windowed transformer, hybrid of ResNet and transformer.
 KINDS: dict[str, tuple[str, dict[str, Any], int]] = {
     "cnn": ("test_resnet", {}, 64),
-    "vit": ("test_vit", {}, 160),
+    "vit": ("test_vit", {"depth": 3}, 160),
     "swin": ("swin_tiny_patch4_window7_224", SMALL, 64),
-    "hybrid": ("vit_tiny_r_s16_p8_224", {"img_size": 96}, 96),
+    "hybrid": ("vit_tiny_r_s16_p8_224", {"img_size": 96, "depth": 3}, 96),
 }
 kinds = pytest.mark.parametrize("kind", KINDS)
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from in_process import run_in_process
 from PIL import Image
 from test_data import write_fashion_mnist
 from two_processes import run_in_two_processes
@@ -29,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 RECIPE = str(ROOT / "recipes" / "train.py")
 SMOKE = ["--config", str(ROOT / "recipes" / "configs" / "smoke.yaml")]
 LAUNCH = ["-m", "accelerate.commands.launch"]
-TWO_PROCESSES = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -47,17 +45,9 @@ def train(folder: Path, *options: str, launcher: Sequence[str] = (), ok: bool = 
 
 
 def train_here(folder: Path, *options: str, ok: bool) -> str:
-    printed, errors, code = io.StringIO(), io.StringIO(), None
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(errors):
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", [RECIPE, *options])
-        try:
-            runpy.run_path(RECIPE, run_name="__main__")
-        except SystemExit as end:
-            code = end.code
-    text = errors.getvalue() + (code if isinstance(code, str) else "")
-    assert (code in (None, 0)) == ok, text
-    return printed.getvalue() if ok else text
+    code, printed, errors = run_in_process(RECIPE, options, folder)
+    assert (code == 0) == ok, errors
+    return printed if ok else errors
 
 
 @pytest.fixture(scope="module")
@@ -163,9 +153,15 @@ def test_results_that_a_kill_prevented_are_written_by_resuming(smoke: tuple[Path
     assert "this run is finished" in train(tmp_path, *SMOKE, "--output", "run", "--resume", "auto")
 
 
-def test_two_processes_agree_with_one(smoke: tuple[Path, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", [[], pytest.param(TORCHRUN, marks=pytest.mark.soak)], ids=["forks", "torchrun"])
+def test_two_processes_agree_with_one(launcher: Sequence[str], smoke: tuple[Path, str], tmp_path: Path) -> None:
+    """Test training in two processes; `-m soak` starts them with torchrun, which imports everything twice."""
     # 144 test images in batches of 64 over two processes leave 16 for the last one: each is scored exactly once.
-    train(tmp_path, *SMOKE, launcher=TWO_PROCESSES)
+    if launcher:
+        train(tmp_path, *SMOKE, launcher=launcher)
+    else:
+        code, printed = run_in_two_processes(RECIPE, SMOKE, tmp_path)
+        assert code == 0, printed[-3000:]
     run = tmp_path / "runs" / "smoke-1"
     predictions = read_csv(run / "test_predictions.csv")
     assert [int(row["index"]) for row in predictions] == list(range(144))
@@ -207,7 +203,7 @@ def truncate_birds(cub_folder: Path) -> tuple[list[Path], list[str]]:
     for path in truncated:
         path.write_bytes(path.read_bytes()[:700])
     options = [*SMOKE, "--dataset", "cub", "--dataset_options", f"{{root: {cub_folder}}}", "--batch_size", "4"]
-    return truncated, [*options, "--resolutions", "{}", "--val_fraction", "0"]
+    return truncated, [*options, "--resolutions", "{}", "--val_fraction", "0", "--stages", "[{epochs: 1, lr: 0.1}]"]
 
 
 def test_unreadable_images_are_an_error_before_or_in_the_training(cub_folder: Path, tmp_path: Path) -> None:
@@ -290,7 +286,7 @@ def test_fashion_mnist_is_read_from_its_files(tmp_path: Path) -> None:
 def test_the_first_stage_freezes_the_backbone(tmp_path: Path) -> None:
     # Batch norm must be in evaluation mode; otherwise its running statistics change.
     options = ["--dataset_options.per_class", "1", "--val_fraction", "0", "--seed", "5"]
-    options += ["--model_options.backbone", "resnet18", "--stages", "[{epochs: 1, lr: 0.1}]"]
+    options += ["--model_options.backbone", "resnet10t", "--stages", "[{epochs: 1, lr: 0.1}]"]
     train(tmp_path, *SMOKE, *options)
     trained = create_model(f"local-dir:{tmp_path / 'runs' / 'smoke-1'}")
     torch.manual_seed(5)

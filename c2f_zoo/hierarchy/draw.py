@@ -117,8 +117,9 @@ def _width(name: str) -> float:
     from matplotlib.textpath import TextPath
 
     plain = name.replace("$", r"\$")  # not a formula
+    x = TextPath((0, 0), plain, size=FONT_SIZE).vertices[:, 0]  # with control points, which enclose the curves
     # 1.08: letters get wider when they are fitted to pixels.
-    return 1.08 * TextPath((0, 0), plain, size=FONT_SIZE).get_extents().width
+    return 1.08 * float(x.max(initial=0.0) - x.min(initial=0.0))
 
 
 def _line(axes: Axes, points: list[tuple[float, float]], colour: str) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def plot_curves(rows: Sequence[Mapping[str, Any]], levels: Sequence[str], path: Path) -> None:
@@ -20,11 +19,16 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], levels: Sequence[str], path: 
         levels: the levels.
         path: the file.
     """
+    import matplotlib  # takes most of a second, once in a run
+
     with matplotlib.rc_context({"text.parse_math": False}):  # names of levels may contain dollar signs
         _plot_curves(rows, levels).savefig(path, dpi=120, format="png")
 
 
 def _plot_curves(rows: Sequence[Mapping[str, Any]], levels: Sequence[str]) -> Figure:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     axes = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in rows]

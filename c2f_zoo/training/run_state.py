@@ -60,7 +60,7 @@ class Run:
         unreadable: indices of this process's skipped images since the last checkpoint.
         signals: the signals that ask the run to stop.
         saved_at: time and step of the last checkpoint.
-        plotted_at: time of the last plot of the curves.
+        plotted_at: time of the last plot of the curves, or of the start.
         started: time and number of rounds of the whole run when this process started to train.
     """
 
@@ -80,7 +80,7 @@ class Run:
     unreadable: list[int] = field(default_factory=list)
     signals: StopSignals = field(default_factory=StopSignals)
     saved_at: tuple[float, int] = (0.0, 0)
-    plotted_at: float = -math.inf
+    plotted_at: float = field(default_factory=time.monotonic)
     started: tuple[float, int] = (0.0, 0)
 
     @property
