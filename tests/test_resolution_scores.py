@@ -15,6 +15,7 @@ import score_resolutions
 import torch
 import yaml
 from accelerate import Accelerator
+from jsonargparse import auto_cli
 from score_resolutions import GridOptions
 
 from c2f_zoo import create_dataset, create_model
@@ -174,6 +175,12 @@ def test_the_configuration_is_valid_and_read_from_the_command_line(
     values = yaml.safe_load((CONFIGS / "resolutions_cub100.yaml").read_text())
     check_options("option:", GridOptions, values)
     check_options("key in probe:", create_model, values["probe"])
+    more = ["--probe.backbone_checkpoint", "FILE", "--models.in_turn", "[runs/a, runs/b]"]
+    options = auto_cli(
+        GridOptions, as_positional=False, args=["--config", str(CONFIGS / "resolutions_cub100.yaml"), *more]
+    )
+    assert options.probe == {**values["probe"], "backbone_checkpoint": "FILE"}
+    assert options.models == {**values["models"], "in_turn": ["runs/a", "runs/b"]}
     arguments = [
         "--dataset",
         "critters",
