@@ -1,18 +1,17 @@
 """Run training again and again in forked processes that kill themselves with SIGKILL at chosen moments.
 
-    python tests/killed_runs.py FOLDER OPTIONS.json PROCESSES MOMENTS [MOMENTS ...]
-
-Each of MOMENTS is a run that starts anew: moments joined by `+`. A moment is `anywhere:FRACTION` or `save:FRACTION`:
-after this fraction of all Python calls and calls into C, system calls included, of a run that is not killed, or of
-those in its checkpoints. With two processes each is killed in turn, and the other one with it. The run is killed there
-and resumed until the next moment; at last it ends by itself. The run that is not killed comes first. The last line of
-the output is JSON: for each run the number of kills and the SHA-256 of every result file.
+Each sequence of moments is a run that starts anew: moments joined by `+`. A moment is `anywhere:FRACTION` or
+`save:FRACTION`: after this fraction of all Python calls and calls into C, system calls included, of a run that is not
+killed, or of those in its checkpoints. With two processes each is killed in turn, and the other one with it. The run is
+killed there and resumed until the next moment; at last it ends by itself. The run that is not killed comes first. The
+result is for each run the number of kills and the SHA-256 of every result file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import runpy
 import shutil
@@ -20,12 +19,14 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from multiprocessing.connection import wait
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import matplotlib.figure  # noqa: F401  once for all processes
 import torch
+from accelerate.state import AcceleratorState
 
 from c2f_zoo.data.augment import Augmentation
 from c2f_zoo.training.options import Stage, TrainOptions
@@ -72,6 +73,7 @@ def child(folder: Path, options: TrainOptions, rank: int, processes: int, port: 
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
+    AcceleratorState._reset_state(reset_partial_state=True)  # of the process that forked
     main = runpy.run_path(str(RECIPE))["main"]
     if kill is None:
         main(options, "run")
@@ -92,29 +94,22 @@ def start(folder: Path, options: TrainOptions, processes: int, kill: Any, victim
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    pids = []
+    context = multiprocessing.get_context("fork")  # with everything imported
+    running = []
     for rank in range(processes):
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                child(folder, options, rank, processes, port, kill if rank in victims else None)
-                code = 0
-            except BaseException:
-                sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
-            finally:
-                sys.stdout.flush()
-                os._exit(code)
-        pids.append(pid)
+        arguments = (folder, options, rank, processes, port, kill if rank in victims else None)
+        running.append(context.Process(target=child, args=arguments))
+        running[-1].start()
     killed = False
-    for _ in range(processes):
-        pid, status = os.wait()
-        pids.remove(pid)
-        if os.WIFSIGNALED(status):
+    while running:
+        wait([process.sentinel for process in running], timeout=0.1)  # a loader's worker may hold the sentinel longer
+        ended = [process for process in running if process.exitcode is not None]
+        running = [process for process in running if process not in ended]
+        if any(process.exitcode == -signal.SIGKILL for process in ended):
             killed = True
-            for other in pids:  # as torchrun does
-                os.kill(other, signal.SIGKILL)
-        elif status != 0 and not killed:
+            for other in running:  # as torchrun does
+                other.kill()
+        elif not killed and any(process.exitcode for process in ended):
             logs = "\n".join(path.read_text()[-3000:] for path in folder.glob("log-*.txt"))
             raise RuntimeError(f"a process failed:\n{logs}")
     return killed
@@ -125,9 +120,9 @@ def results(folder: Path) -> dict[str, str]:
     return {name: hashlib.sha256((folder / "run" / name).read_bytes()).hexdigest() for name in RESULTS}
 
 
-def main(folder: Path, values: dict[str, Any], processes: int, sequences: list[str]) -> list[dict[str, Any]]:
+def run_and_kill(folder: Path, values: dict[str, Any], processes: int, sequences: list[str]) -> list[dict[str, Any]]:
     """Run without and with kills; see the module's docstring."""
-    runpy.run_path(str(RECIPE))  # its imports, once for all processes
+    values = dict(values)
     values["stages"] = [Stage(**stage) for stage in values["stages"]]
     values["augmentation"] = Augmentation(**values.get("augmentation", {}))
     whole = folder / "whole"
@@ -148,8 +143,3 @@ def main(folder: Path, values: dict[str, Any], processes: int, sequences: list[s
         found.append({"moments": moments, "kills": kills, "results": results(here)})
         shutil.rmtree(here)
     return found
-
-
-if __name__ == "__main__":
-    arguments = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text()), int(sys.argv[3]), sys.argv[4:]
-    print(json.dumps(main(*arguments)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -11,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import killed_runs
 import pytest
 import torch
 import yaml
@@ -27,7 +27,6 @@ from c2f_zoo.training.interrupt import EXIT_CODE
 
 ROOT = Path(__file__).parents[1]
 RECIPE, SMOKE = str(ROOT / "recipes" / "train.py"), str(ROOT / "recipes" / "configs" / "smoke.yaml")
-SCRIPT = Path(__file__).with_name("killed_runs.py")
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 # Everything that has a state: momentum, schedules, EMA, mixup, batch norm, workers, accumulation, levels that lag.
@@ -54,12 +53,7 @@ OPTIONS: dict[str, Any] = {
 
 def run_and_kill(folder: Path, processes: int, moments: list[str], **options: Any) -> list[dict[str, Any]]:
     """Run once without kills and once for each of `moments`, see killed_runs.py."""
-    folder.mkdir(exist_ok=True)
-    (folder / "options.json").write_text(json.dumps({**OPTIONS, **options}))
-    command = [sys.executable, SCRIPT, folder / "runs", folder / "options.json", str(processes), *moments]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return killed_runs.run_and_kill(folder, {**OPTIONS, **options}, processes, moments)
 
 
 def check_same(runs: list[dict[str, Any]]) -> None:

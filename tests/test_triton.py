@@ -148,6 +148,7 @@ def test_under_the_interpreter() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(INTERPRETED, reason="it needs no kernels, and starts a process")
 def test_without_triton_the_module_is_imported() -> None:
     code = """
 import sys
@@ -441,7 +442,7 @@ class Largest(TorchDispatchMode):
 @pytest.mark.skipif(DEVICE != "cpu", reason="the GPU's backward pass runs in another thread")
 def test_no_projection_is_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "_CHUNK", 64)
-    operands = maps, weights, _ = draw(dim=300)
+    operands = maps, weights, _ = draw(dim=200)
     locations = 2 * 5 * 14
     kept: list[Tensor] = []
 
@@ -457,7 +458,7 @@ def test_no_projection_is_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert forward.size == max(x.nbytes for x in [*maps, *weights])
     with Largest() as backward:
         torch.autograd.grad(sums, leaves_of(*operands), draw_upstream(maps, weights, MLP))
-    assert backward.size == 3 * 64 * locations * 4 < 300 * locations * 4
+    assert backward.size == 3 * 64 * locations * 4 < 200 * locations * 4
 
 
 @pytest.mark.slow
