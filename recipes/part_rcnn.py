@@ -37,7 +37,15 @@ from c2f_zoo.io.weights import digest_weights
 from c2f_zoo.model import C2FModel
 from c2f_zoo.parts.boxes import REGIONS, region_boxes, relative_positions
 from c2f_zoo.parts.detectors import fit_detectors
-from c2f_zoo.parts.features import RegionCache, Regions, check_space, grid_size, load_regions, region_features
+from c2f_zoo.parts.features import (
+    CONTEXT,
+    RegionCache,
+    Regions,
+    check_space,
+    load_regions,
+    num_features,
+    region_features,
+)
 from c2f_zoo.parts.geometry import NeighbourPrior, Prior, mixture_prior
 from c2f_zoo.parts.localize import Found, Localizer, annotated
 from c2f_zoo.parts.plots import plot_detections
@@ -103,9 +111,10 @@ def main(
         print(line)
     torch.manual_seed(seed)
     model = create_model("mlph", hierarchy=train_set.hierarchy, pooling="avg", **model_options).eval()
-    check_space(len(train_set) + len(test_set), proposals, _features_of(model))
+    check_space(len(train_set) + len(test_set), proposals, num_features(model.backbone.out_channels[0]))
     known = extract(model, train_set, expand(cache), longer_side, proposals)
-    tested = [extract(model, test_set, expand(cache), longer_side, proposals)[i] for i in test]
+    of_test = extract(model, test_set, expand(cache), longer_side, proposals)
+    tested = [of_test[i] for i in test]
     _report(start, "regions extracted")
 
     localizers = fit_localizers(
@@ -149,7 +158,8 @@ def extract(model: C2FModel, images: LabelledImages, folder: Path, longer_side: 
     counts = ", ".join(f"{region} {count}" for region, count in zip(REGIONS, hidden, strict=True) if count)
     print(f"{len(images)} images; with fewer than two visible points: {counts or 'none'}")
     weights = digest_weights(model.backbone.state_dict())
-    cache = RegionCache(folder, {"backbone": weights, "longer_side": longer_side, "proposals": proposals})
+    settings = {"backbone": weights, "longer_side": longer_side, "proposals": proposals, "context": CONTEXT}
+    cache = RegionCache(folder, settings)
 
     def regions_of(index: int) -> Path:
         def compute() -> tuple[Tensor, Tensor, Tensor]:
@@ -243,11 +253,6 @@ def show(
     plot_detections(
         [images[test[i]][0] for i in shown], [found[i].boxes for i in shown], [truth[i].boxes for i in shown], path
     )
-
-
-def _features_of(model: C2FModel) -> int:
-    channels = model.backbone.out_channels[0]
-    return int(channels * grid_size(channels) ** 2)
 
 
 def _report(start: float, text: str) -> None:

@@ -87,7 +87,11 @@ def test_every_mode_is_scored(birds: Path, tmp_path: Path, capsys: pytest.Captur
     # One colour for each species, and an untrained backbone.
     assert values["oracle", "", "accuracy", "species"] >= 0.75
     assert values["no_box", "mixture", "accuracy", "species"] >= 0.75
-    assert "validation PCP of the parts for each alpha: 0.1: " in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "validation PCP of the parts for each alpha: 0.1: " in shown
+    assert [line for line in shown.splitlines() if "visible points" in line] == [
+        f"{count} images; with fewer than two visible points: none" for count in (16, 8)
+    ]
 
     assert Image.open(tmp_path / "out.png").size[0] > 1000
 

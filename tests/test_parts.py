@@ -118,11 +118,11 @@ def test_without_opencv_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 class Coordinates(nn.Module):
-    """A backbone with a stride of 4: its map is the mean x and y of the pixels' values, in two of 512 channels."""
+    """A backbone with a stride of 4: its map is the mean x and y of the pixels' values, in two of 400 channels."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
         pooled = nn.functional.avg_pool2d(x[:, :2], 4)
-        return [torch.cat([pooled, torch.ones(1, 510, *pooled.shape[2:])], dim=1)]
+        return [torch.cat([pooled, torch.ones(1, 398, *pooled.shape[2:])], dim=1)]
 
 
 class TestFeatures:
@@ -133,15 +133,18 @@ class TestFeatures:
         x, y = np.meshgrid(np.arange(128), np.arange(64))
         return Image.fromarray(np.stack([x, 2 * y, 0 * x], axis=2).astype(np.uint8))
 
-    def test_a_ramp_is_averaged_over_each_cell(self) -> None:
-        boxes = torch.tensor([[16.0, 16.0, 80.0, 48.0], [NAN] * 4])
+    def test_a_ramp_is_averaged_over_each_cell_and_the_surroundings(self) -> None:
+        boxes = torch.tensor([[48.0, 16.0, 80.0, 48.0], [NAN] * 4])
         features = region_features(Coordinates(), self.ramp(), boxes, self.PLAIN, longer_side=128)
-        assert features.shape == (2, 512 * 4)
+        assert features.shape == (2, 400 * (4 + 1))
         assert features.dtype == torch.float16
-        x, y = features[0].reshape(512, 4)[:2].float() * 255
-        # The cells' centres: x at 32 and 64, y at 24 and 40; pixel i covers i to i + 1.
-        assert (x + 0.5).tolist() == pytest.approx([32, 64, 32, 64], abs=0.1)
+        cells, around = features[0].float().split([1600, 400])
+        x, y = cells.reshape(400, 4)[:2] * 255
+        # The cells' centres: x at 56 and 72, y at 24 and 40; pixel i covers i to i + 1.
+        assert (x + 0.5).tolist() == pytest.approx([56, 72, 56, 72], abs=0.1)
         assert (y / 2 + 0.5).tolist() == pytest.approx([24, 24, 40, 40], abs=0.1)
+        assert (around[0] * 255 + 0.5).item() == pytest.approx(64, abs=0.1)
+        assert (around[1] * 255 / 2 + 0.5).item() == pytest.approx(32, abs=0.1)
         assert not features[1].any()
 
     def test_boxes_are_in_pixels_of_the_image(self) -> None:
@@ -159,12 +162,12 @@ class TestFeatures:
 
         class Wide(nn.Module):
             def forward(self, x: Tensor) -> list[Tensor]:
-                return [x.new_zeros(1, 2049, 4, 4)]
+                return [x.new_zeros(1, 1025, 4, 4)]
 
         box = torch.tensor([[0.0, 0.0, 8.0, 8.0]])
         with pytest.raises(ValueError, match="one map, and the backbone has 2 taps"):
             region_features(Several(), self.ramp(), box, self.PLAIN, 64)
-        with pytest.raises(ValueError, match="2049 channels, and a region at most 2048"):
+        with pytest.raises(ValueError, match=r"1025 channels.*Choose a tap with 1024"):
             region_features(Wide(), self.ramp(), box, self.PLAIN, 64)
 
     def test_cache(self, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from c2f_zoo.io.files import atomic_write
 
 MAX_FEATURES = 2048
 MAX_BYTES = 10 * 10**9
+CONTEXT = 0.5  # of the box's size at each side
 _STRIDE = 32  # sides of the network's input are multiples of it
 
 
@@ -42,19 +43,32 @@ class Regions(NamedTuple):
     features: Tensor
 
 
-def grid_size(channels: int, limit: int = MAX_FEATURES) -> int:
-    """Return the largest size of a grid of features with at most `limit` numbers.
+def grid_size(channels: int) -> int:
+    """Return the largest g for which g x g cells of a box and one cell of its surroundings have at most 2048 numbers.
 
     Raises:
-        ValueError: there are more channels than that.
+        ValueError: there are too many channels for two cells.
 
     Examples:
-        >>> grid_size(512), grid_size(1280)
-        (2, 1)
+        >>> grid_size(512), grid_size(112)
+        (1, 4)
     """
-    if channels > limit:
-        raise ValueError(f"the map has {channels} channels, and a region at most {limit} features; choose another tap")
-    return math.isqrt(limit // channels)
+    if 2 * channels > MAX_FEATURES:
+        raise ValueError(
+            f"the map has {channels} channels; two cells of a region have at most {MAX_FEATURES} numbers. Choose a tap "
+            f"with {MAX_FEATURES // 2} channels or less"
+        )
+    return math.isqrt(MAX_FEATURES // channels - 1)
+
+
+def num_features(channels: int) -> int:
+    """Return the number of features of a region.
+
+    Examples:
+        >>> num_features(512), num_features(112)
+        (1024, 1904)
+    """
+    return channels * (grid_size(channels) ** 2 + 1)
 
 
 @torch.no_grad()
@@ -63,7 +77,8 @@ def region_features(
 ) -> Tensor:
     """Compute the features of boxes from one pass of a backbone over the whole image.
 
-    RoIAlign averages the map over a grid in each box, of the largest size with at most 2048 numbers.
+    RoIAlign averages the map in the cells of each box (`grid_size`), and in the box enlarged by half its size at each
+    side. Without its surroundings, a small box in the middle of a bird would look like the bird.
 
     Args:
         backbone: images (1, 3, H, W) -> list of one map, e.g. a `TapBackbone` in evaluation mode.
@@ -73,7 +88,7 @@ def region_features(
         longer_side: longer side of the input in pixels; both sides are rounded to multiples of 32.
 
     Returns:
-        Features (k, D), float16; zeros for no box.
+        Features (k, `num_features`), float16: the cells of the box, then the surroundings; zeros for no box.
 
     Raises:
         ValueError: the backbone returns several maps, or one with too many channels.
@@ -84,12 +99,18 @@ def region_features(
     maps = backbone(Normalize(preprocessing.mean, preprocessing.std)(pixels)[None])
     if len(maps) != 1:
         raise ValueError(f"regions need one map, and the backbone has {len(maps)} taps; name one")
-    side = grid_size(maps[0].shape[1])
-    per_pixel = torch.tensor([maps[0].shape[3] / image.width, maps[0].shape[2] / image.height]).repeat(2)
+    x, channels = maps[0].float(), maps[0].shape[1]
+    per_pixel = torch.tensor([x.shape[3] / image.width, x.shape[2] / image.height]).repeat(2)
     known = boxes.isfinite().all(dim=1)
-    aligned = roi_align(maps[0].float(), [boxes[known] * per_pixel], output_size=side, aligned=True)
-    features = torch.zeros(len(boxes), aligned.shape[1] * side * side, dtype=torch.float16)
-    features[known] = aligned.flatten(start_dim=1).half()
+    inner = boxes[known] * per_pixel
+    grown = CONTEXT * (inner[:, 2:] - inner[:, :2])
+    outer = torch.cat([inner[:, :2] - grown, inner[:, 2:] + grown], dim=1)
+    cells = [
+        roi_align(x, [regions], output_size=size, aligned=True).flatten(start_dim=1)
+        for regions, size in ((inner, grid_size(channels)), (outer, 1))
+    ]
+    features = torch.zeros(len(boxes), num_features(channels), dtype=torch.float16)
+    features[known] = torch.cat(cells, dim=1).half()
     return features
 
 
