@@ -30,7 +30,7 @@ def plot_detections(
     """
     rows = math.ceil(len(images) / columns)
     with saved_figure(path, 2.6 * columns, 2.3 * rows + 0.4) as figure:
-        axes = figure.subplots(rows, columns, squeeze=False).flat
+        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
         for ax in axes:
             ax.set_axis_off()
         for ax, image, *both in zip(axes, images, found, truth, strict=False):
