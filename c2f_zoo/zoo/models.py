@@ -63,7 +63,7 @@ register_model("mlph_tf_efficientnet_lite0_cub100")(
         backbone="tf_efficientnet_lite0",
         hierarchy="cub100",
         options={
-            "input_size": 160,
+            "input_size": 224,
             "pooling_options": {"dim": 512},
             "resolutions": {"species": None, "genus": 64, "family": 20},
         },
