@@ -191,8 +191,9 @@ def open_frozen(options: TableOptions, backbone: str, folder: Path) -> FrozenDat
     print(
         f"{backbone}: taps {', '.join(taps)}; {len(train)} training, {len(val)} validation, {len(test_set)} test images"
     )
-    known = open_taps(model, dataset, resolutions, options.mirror, options.taps_folder)
-    test = open_taps(model, test_set, resolutions, False, options.taps_folder)
+    bf16 = options.mixed_precision == "bf16"
+    known = open_taps(model, dataset, resolutions, options.mirror, options.taps_folder, bf16)
+    test = open_taps(model, test_set, resolutions, False, options.taps_folder, bf16)
     return FrozenData(models, known, train, val, test)
 
 

@@ -61,6 +61,15 @@ def test_maps_are_those_of_the_backbone_in_half_precision(model: C2FModel, tmp_p
     assert torch.equal(taps.labels, labels_of(DATA))
 
 
+def test_maps_in_bfloat16_are_close_and_have_files_of_their_own(model: C2FModel, tmp_path: Path) -> None:
+    full, rounded = (open_taps(model, DATA, [12], False, tmp_path, bf16) for bf16 in (False, True))
+    row = torch.tensor([[0, 20]])
+    for x, y in zip(full.read(model.backbone.taps, row), rounded.read(model.backbone.taps, row), strict=True):
+        assert not torch.equal(x, y)
+        torch.testing.assert_close(x, y, rtol=0.05, atol=0.05 * x.abs().max().item())
+    assert len(list(tmp_path.glob("*.npy"))) == 6
+
+
 def test_maps_are_computed_once(model: C2FModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     views_of(model, tmp_path)
     files = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.npy")}
@@ -145,10 +154,10 @@ def options_of(objective: str, **more: Any) -> TrainOptions:
     return TrainOptions("critters", "mlph", **{**common, **more})
 
 
-@pytest.mark.parametrize("objective", ["in_turn", "joint"])
-def test_training_is_that_of_a_loop_by_hand(model: C2FModel, tmp_path: Path, objective: str) -> None:
+@pytest.mark.parametrize(("objective", "precision"), [("in_turn", "no"), ("joint", "no"), ("in_turn", "bf16")])
+def test_training_is_that_of_a_loop_by_hand(model: C2FModel, tmp_path: Path, objective: str, precision: str) -> None:
     taps, by_hand = views_of(model, tmp_path), copy.deepcopy(model)
-    history = train_on_taps(model, taps, range(36), range(36), options_of(objective))
+    history = train_on_taps(model, taps, range(36), range(36), options_of(objective, mixed_precision=precision))
     # All images are one batch, so their order does not matter.
     weights = [*by_hand.pooling.parameters(), *by_hand.head.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=0.01, weight_decay=0.1)
@@ -160,7 +169,8 @@ def test_training_is_that_of_a_loop_by_hand(model: C2FModel, tmp_path: Path, obj
         for level in step:
             view = taps.views.index((RESOLUTIONS[level], False))
             maps = taps.read(by_hand.backbone.taps, torch.tensor([(view, index) for index in range(36)]))
-            logits = by_hand.forward_head(by_hand.forward_pool(maps), (level,))[level]
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                logits = by_hand.forward_head(by_hand.forward_pool(maps), (level,))[level].float()
             target = taps.labels[:, by_hand.hierarchy.depth(level)]
             torch.nn.functional.cross_entropy(logits, target).backward()
         optimizer.step()

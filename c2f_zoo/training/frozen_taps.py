@@ -72,6 +72,7 @@ def open_taps(
     resolutions: Sequence[int | None],
     mirrored: bool,
     folder: str | Path,
+    bf16: bool = False,
 ) -> FrozenTaps:
     """Open the feature maps of a dataset's images; compute those that are not in the folder.
 
@@ -85,6 +86,7 @@ def open_taps(
         resolutions: the resolutions in pixels; None is full size.
         mirrored: add a view of the mirrored images for each resolution.
         folder: the folder of the files; it is created if it does not exist. Unused files may be deleted.
+        bf16: compute the maps under autocast to bfloat16.
 
     Raises:
         ValueError: an image is unreadable, or a map is not finite in half precision.
@@ -99,7 +101,7 @@ def open_taps(
     """
     folder = expand(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    content = _describe_content(model, dataset)
+    content = {**_describe_content(model, dataset), **({"autocast": "bf16"} if bf16 else {})}
     flips = (False, True) if mirrored else (False,)
     files = {
         (resolution, flip): {tap: folder / _file_name(content, tap, resolution, flip) for tap in model.backbone.taps}
@@ -110,7 +112,7 @@ def open_taps(
         missing = {view: [tap for tap, file in of_tap.items() if not file.exists()] for view, of_tap in files.items()}
         missing = {view: taps for view, taps in missing.items() if taps}
         if missing:
-            _compute(model, dataset, {view: {tap: files[view][tap] for tap in missing[view]} for view in missing})
+            _compute(model, dataset, {view: {tap: files[view][tap] for tap in missing[view]} for view in missing}, bf16)
     maps = {view: {tap: np.load(file, mmap_mode="r") for tap, file in of_tap.items()} for view, of_tap in files.items()}
     return FrozenTaps(maps, labels_of(dataset))
 
@@ -135,7 +137,7 @@ def _file_name(content: Mapping[str, object], tap: str, resolution: int | None, 
 
 
 @torch.no_grad()
-def _compute(model: C2FModel, dataset: LabelledImages, files: Mapping[View, Mapping[str, Path]]) -> None:
+def _compute(model: C2FModel, dataset: LabelledImages, files: Mapping[View, Mapping[str, Path]], bf16: bool) -> None:
     """Compute maps and write them; each image is decoded once."""
     backbone = model.backbone.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     resolutions = {resolution: resolution for resolution, _ in files}
@@ -156,7 +158,9 @@ def _compute(model: C2FModel, dataset: LabelledImages, files: Mapping[View, Mapp
         for number, (crops, *_) in enumerate(bar, start=1):
             for (resolution, mirrored), of_tap in out.items():
                 x = crops[resolution].flip(3) if mirrored else crops[resolution]
-                for tap, found in zip(backbone.taps, backbone(x), strict=True):
+                with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                    maps = backbone(x)
+                for tap, found in zip(backbone.taps, maps, strict=True):
                     if tap in of_tap:
                         of_tap[tap].write(_to_half(tap, found).tobytes())
             lines.update(number)

@@ -53,7 +53,9 @@ def train_on_taps(
     index = torch.tensor(train)
 
     def forward(rows: Tensor, levels: Sequence[str]) -> dict[str, Tensor]:
-        return model.forward_head(model.forward_pool(taps.read(model.backbone.taps, rows)), levels)
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.mixed_precision == "bf16"):
+            logits = model.forward_head(model.forward_pool(taps.read(model.backbone.taps, rows)), levels)
+        return {level: z.float() for level, z in logits.items()}
 
     history, number = [], 0
     for epoch in range(stage.epochs):
