@@ -82,6 +82,12 @@ def test_resolution_has_a_panel_for_each_level_with_the_intervals_of_the_rows() 
         assert ax.get_xscale() == "log" and [text.get_text() for text in ax.get_xticklabels()] == ["24", "80", "227"]
 
 
+def test_labels_of_close_resolutions_are_left_out() -> None:
+    row = {"model": "a", "level": "genus", "value": "0.5", "low": "0.4", "high": "0.6"}
+    (ax,) = plot_resolution([{**row, "resolution": str(at)} for at in (24, 80, 96, 112, 227)]).axes
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["24", "80", "", "112", "227"]
+
+
 def test_dims_are_those_of_the_methods_names() -> None:
     rows = [
         row(f"{name}_{d}", "genus", value)

@@ -6,8 +6,9 @@ intervals of the rows.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ Row = Mapping[str, str]
 
 WIDTH = 8.0  # inches; at 700 pixels a point is 1.2 pixels
 SMALL = 9  # points
+_MOST_LABELS = 11  # of the ticks of a panel
 # Told apart without colours too.
 SERIES: tuple[dict[str, Any], ...] = (
     {"color": "C0", "marker": "o"},
@@ -88,7 +90,8 @@ def _plot_curves(series: Mapping[str, Sequence[Row]], x: str, label: str, names:
             ax.fill_between(at, low, high, color=style["color"], alpha=0.18, lw=0)
             ticks.update(at)
         ax.set_xscale("log")
-        ax.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)], fontsize=SMALL)
+        labelled = _spaced(ticks)
+        ax.set_xticks(sorted(ticks), [f"{tick:g}" * (tick in labelled) for tick in sorted(ticks)], fontsize=SMALL)
         ax.xaxis.set_minor_locator(NullLocator())
         ax.tick_params(axis="y", labelsize=SMALL)
         ax.set_title(level, fontsize=10)
@@ -97,6 +100,15 @@ def _plot_curves(series: Mapping[str, Sequence[Row]], x: str, label: str, names:
     figure.supxlabel(label, fontsize=10)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=SMALL)
     return figure
+
+
+def _spaced(ticks: Collection[float]) -> list[float]:
+    """Return the ticks of a logarithmic axis whose labels do not overlap, from the lowest."""
+    kept = sorted(ticks)[:1]
+    for tick in sorted(ticks)[1:]:
+        if math.log(tick / kept[-1]) >= math.log(max(ticks) / min(ticks)) / _MOST_LABELS:
+            kept.append(tick)
+    return kept
 
 
 def plot_ablation(rows: Sequence[Row], names: Mapping[str, str] | None = None) -> Figure:
