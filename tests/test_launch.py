@@ -182,12 +182,6 @@ def test_the_users_threads_are_obeyed(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert capsys.readouterr().out == ""
 
 
-def test_the_recipes_threads_are_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "usable_cores", lambda: 2)
-    create_accelerator(replace(OPTIONS, threads=3))
-    assert torch.get_num_threads() == 3
-
-
 def test_processes_of_other_machines_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "usable_cores", lambda: 8)
     monkeypatch.setattr(launch, "launcher_chose_threads", lambda launcher: True)

@@ -92,8 +92,8 @@ def create_accelerator(options: TrainOptions | None = None) -> Accelerator:
     threads for all usable cores, unless the user set a number of threads.
 
     Args:
-        options: the options of a training, from `adopt_launcher`; `mixed_precision`, `threads` and `log_with` are
-            used. Without them the launcher's precision is used.
+        options: the options of a training, from `adopt_launcher`; `mixed_precision` and `log_with` are used. Without
+            them the launcher's precision is used.
 
     Raises:
         ValueError: the device does not support the precision, or a tracker is unknown.
@@ -113,10 +113,7 @@ def create_accelerator(options: TrainOptions | None = None) -> Accelerator:
     if accelerator.device.type == "cpu":
         if options is not None and accelerator.mixed_precision == "fp16":
             raise ValueError("mixed_precision 'fp16' needs a GPU; on a CPU choose 'bf16' or 'no'")
-        if options is not None and options.threads is not None:
-            torch.set_num_threads(options.threads)
-        else:
-            set_threads(accelerator)
+        set_threads(accelerator)
         keep_freed_memory()
     return accelerator
 

@@ -21,7 +21,6 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "accumulate": (lambda value: value >= 1, "a number of batches, 1 or more"),
     "keep": (lambda value: value >= 1, "a number of checkpoints, 1 or more"),
     "num_workers": (lambda value: value >= 0, "a number of processes, 0 or more"),
-    "threads": (lambda value: value >= 1, "a number of threads, 1 or more, or null for all usable cores"),
     "seed": (lambda value: 0 <= value < 2**32, "a number from 0 to 4294967295"),
     "momentum": (lambda value: 0 <= value < 1, "0 or more and below 1"),
     "weight_decay": (lambda value: 0 <= value < math.inf, "0 or more"),

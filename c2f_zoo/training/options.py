@@ -80,7 +80,6 @@ class TrainOptions:
         val_fraction: fraction of each class's training images that is held out to choose the best epoch; 0: the
             training images choose it. Ignored if the dataset has a validation set.
         num_workers: number of loader processes of each training process.
-        threads: number of threads of each process on a CPU; null: all usable cores, shared by the processes.
         cache: folder for a cache of decoded, resized images, see `c2f_zoo.data.CachedImages`; for small datasets.
         on_error: treatment of unreadable images: `raise` an error, or `skip` and list them.
         seed: seed of the weights, the split, the order of images and the augmentation.
@@ -124,7 +123,6 @@ class TrainOptions:
     balanced: bool = False
     val_fraction: float = 0.1
     num_workers: int = 0
-    threads: int | None = None
     cache: str | None = None
     on_error: Literal["raise", "skip"] = "raise"
     seed: int = 0

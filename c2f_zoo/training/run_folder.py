@@ -23,7 +23,7 @@ from c2f_zoo.training.options import TrainOptions, read_yaml
 
 # When a run is resumed. `data.json` tells whether the data are the same, wherever dataset_options find them.
 FREE_TO_CHANGE = (
-    *("output", "resume", "num_workers", "threads", "on_error", "cache", "dataset_options"),
+    *("output", "resume", "num_workers", "on_error", "cache", "dataset_options"),
     *("save_every", "keep", "log_with", "dry_run"),
 )
 LOCK, DATA = "run.lock", "data.json"
