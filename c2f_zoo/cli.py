@@ -212,6 +212,9 @@ def predict(
     """
     from c2f_zoo.inference.predict_boxes import predict_boxes
     from c2f_zoo.inference.predict_files import predict_files
+    from c2f_zoo.io.freed_memory import keep_freed_memory
+
+    keep_freed_memory()
 
     if top_k and csv and not as_json:
         raise ValueError("--top-k has no columns in a CSV file; leave it out, or add --json")

@@ -50,13 +50,14 @@ from c2f_zoo.evaluation.provenance import describe_machine
 from c2f_zoo.evaluation.report import print_tables
 from c2f_zoo.heads import create_head
 from c2f_zoo.io.files import atomic_write, read_csv, write_csv
+from c2f_zoo.io.freed_memory import keep_freed_memory
 from c2f_zoo.io.progress import format_duration
 from c2f_zoo.io.weights import load_weights
 from c2f_zoo.model import C2FModel
 from c2f_zoo.paths import expand
 from c2f_zoo.pooling import create_pooling
 from c2f_zoo.training.frozen_taps import FrozenTaps, open_taps
-from c2f_zoo.training.launch import keep_freed_memory, recipe_errors
+from c2f_zoo.training.launch import recipe_errors
 from c2f_zoo.training.setup import check_labels
 from c2f_zoo.training.start_checks import check_output
 from c2f_zoo.training.tap_training import correct_on_taps, mean_accuracy, train_on_taps

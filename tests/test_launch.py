@@ -19,11 +19,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
+from c2f_zoo.io.freed_memory import keep_freed_memory
 from c2f_zoo.training import launch
 from c2f_zoo.training.launch import (
     adopt_launcher,
     create_accelerator,
-    keep_freed_memory,
     launcher_chose_threads,
     start_trackers,
     usable_cores,
@@ -246,7 +246,7 @@ def test_errors_name_the_tracker(monkeypatch: pytest.MonkeyPatch) -> None:
 
 _REUSE = """
 import resource, torch
-from c2f_zoo.training.launch import keep_freed_memory
+from c2f_zoo.io.freed_memory import keep_freed_memory
 keep_freed_memory()
 torch.ones(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from accelerate.tracking import filter_trackers, get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin, LoggerType
 
 from c2f_zoo.hierarchy.escape import printable
+from c2f_zoo.io.freed_memory import keep_freed_memory
 from c2f_zoo.io.terminal import make_output_printable
 from c2f_zoo.registry import check_names
 from c2f_zoo.training.interrupt import EXIT_CODE, Stopped
@@ -25,7 +25,6 @@ from c2f_zoo.training.options import Options, TrainOptions
 
 _PRECISION, _ACCUMULATE = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 _DYNAMO, _PARALLELISM = "ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_USE_PARALLELISM_CONFIG"
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # numbers in glibc's malloc.h
 _LAUNCHERS = {"accelerate", "accelerate-launch", "accelerate.commands.launch", "torchrun", "torch.distributed.run"}
 
 
@@ -116,21 +115,6 @@ def create_accelerator(options: TrainOptions | None = None) -> Accelerator:
         set_threads(accelerator)
         keep_freed_memory()
     return accelerator
-
-
-def keep_freed_memory() -> None:
-    """Let glibc reuse freed memory instead of returning it to the system, unless the user set its thresholds.
-
-    Otherwise each step's feature maps are new pages, whose first use takes a tenth of a CPU training's time. Other C
-    libraries are left as they are.
-    """
-    if any(name.startswith("MALLOC_") for name in os.environ):
-        return
-    with suppress(AttributeError, OSError, TypeError):  # other systems
-        libc = ctypes.CDLL(None)
-        libc.gnu_get_libc_version  # only there have these numbers this meaning
-        libc.mallopt(_M_MMAP_THRESHOLD, 2**30)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def set_threads(accelerator: Accelerator) -> None:

@@ -28,6 +28,7 @@ from c2f_zoo.inference.image_files import list_image_files
 from c2f_zoo.inference.predict_files import predict_files
 from c2f_zoo.inference.predictor import Predictor
 from c2f_zoo.io.files import write_csv
+from c2f_zoo.io.freed_memory import keep_freed_memory
 from c2f_zoo.paths import expand
 
 PHOTO = (340, 227)  # pixels
@@ -49,6 +50,7 @@ def main(
         repeats: number of runs of each; the medians are reported.
         output: the CSV file to create or replace.
     """
+    keep_freed_memory()  # as the command does
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads()))
     predictor = Predictor.from_pretrained(model)
     with tempfile.TemporaryDirectory() as temporary:
