@@ -248,7 +248,8 @@ _REUSE = """
 import resource, torch
 from c2f_zoo.io.freed_memory import keep_freed_memory
 keep_freed_memory()
-torch.ones(2**24)
+for _ in range(16):  # the first ones leave holes that are too small for the next
+    torch.ones(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(8):
     torch.ones(2**24)
@@ -262,7 +263,7 @@ def test_freed_memory_is_used_again() -> None:
     """Without the setting every new tensor of 64 MiB touches its 16384 pages for the first time."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
     done = subprocess.run([sys.executable, "-c", _REUSE], capture_output=True, text=True, check=True, env=environment)
-    assert int(done.stdout) < 3 * 16384
+    assert int(done.stdout) < 16384
 
 
 def test_the_users_settings_of_malloc_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
