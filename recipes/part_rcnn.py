@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,9 @@ from jsonargparse import auto_cli
 from torch import Tensor
 
 from c2f_zoo.data import ImageFiles, LabelledImages, create_dataset, labels_of, notes_of, train_and_val
-from c2f_zoo.evaluation.probe import LabelledFeatures, probe_head
+from c2f_zoo.evaluation.probe import LabelledFeatures, Probe, probe_head
 from c2f_zoo.io.files import write_csv
+from c2f_zoo.io.freed_memory import keep_freed_memory
 from c2f_zoo.io.progress import format_duration, map_in_threads
 from c2f_zoo.io.weights import digest_weights
 from c2f_zoo.model import C2FModel
@@ -58,27 +59,13 @@ from c2f_zoo.zoo.create import create_model
 
 SHOWN = 12  # images of the figure
 
+Row = dict[str, Any]
+Localized = dict[tuple[str, str], tuple[list[Found], Tensor]]  # see `localize_all`
 
-def main(
-    dataset: str,
-    dataset_options: dict[str, Any],
-    model_options: dict[str, Any],
-    longer_side: int,
-    proposals: int = 1000,
-    head: str = "levels",
-    alphas: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 1.0),
-    components: int = 4,
-    neighbours: int = 20,
-    penalties: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1),
-    val_fraction: float = 0.15,
-    max_iter: int = 100,
-    bootstrap: int = 1000,
-    seed: int = 0,
-    test_split: str = "test",
-    cache: str = "runs/part_rcnn-cache",
-    output: str = "runs/part_rcnn.csv",
-) -> None:
-    """Fit and score the part-based R-CNN.
+
+@dataclass
+class PartOptions:
+    """The options.
 
     Args:
         dataset: a dataset with annotations: `cub`.
@@ -99,53 +86,93 @@ def main(
         cache: folder for the regions, up to 10 GB.
         output: the CSV file to write.
     """
+
+    dataset: str
+    dataset_options: dict[str, Any]
+    model_options: dict[str, Any]
+    longer_side: int
+    proposals: int = 1000
+    head: str = "levels"
+    alphas: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 1.0)
+    components: int = 4
+    neighbours: int = 20
+    penalties: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1)
+    val_fraction: float = 0.15
+    max_iter: int = 100
+    bootstrap: int = 1000
+    seed: int = 0
+    test_split: str = "test"
+    cache: str = "runs/part_rcnn-cache"
+    output: str = "runs/part_rcnn.csv"
+
+
+def main(options: PartOptions) -> None:
+    """Fit and score the part-based R-CNN.
+
+    Args:
+        options: the options.
+    """
     start = time.perf_counter()
-    check_output(str(Path(output).parent))
-    options = {**dataset_options, "annotations": True}
-    train_set, train, val = train_and_val(dataset, val_fraction, seed, **options)
+    check_output(str(Path(options.output).parent))
+    keep_freed_memory()
+    opened = {**options.dataset_options, "annotations": True}
+    train_set, train, val = train_and_val(options.dataset, options.val_fraction, options.seed, **opened)
     if not val:
         raise ValueError("val_fraction is 0: there are no validation images to choose alpha; set it above 0")
-    test_set = train_set if test_split == "val" else create_dataset(dataset, test_split, **options)
-    test = val if test_split == "val" else list(range(len(test_set)))
+    is_test = options.test_split != "val"
+    test_set = create_dataset(options.dataset, options.test_split, **opened) if is_test else train_set
+    test = list(range(len(test_set))) if is_test else val
     for line in notes_of(train_set, test_set):
         print(line)
-    torch.manual_seed(seed)
-    model = create_model("mlph", hierarchy=train_set.hierarchy, pooling="avg", **model_options).eval()
-    check_space(len(train_set) + len(test_set), proposals, num_features(model.backbone.out_channels[0]))
-    known = extract(model, train_set, expand(cache), longer_side, proposals)
-    of_test = extract(model, test_set, expand(cache), longer_side, proposals)
-    tested = [of_test[i] for i in test]
+    torch.manual_seed(options.seed)
+    tree = train_set.hierarchy
+    model = create_model("mlph", hierarchy=tree, pooling="avg", **options.model_options).eval()
+    images = len(train_set) + len(test_set)
+    check_space(images, options.proposals, num_features(model.backbone.out_channels[0]))
+    known, of_test = (extract(model, each, options) for each in (train_set, test_set))
     _report(start, "regions extracted")
 
-    localizers = fit_localizers(
-        [known[i] for i in train], [known[i] for i in val], alphas, components, neighbours, max_iter, seed
-    )
+    localizers = fit_localizers([known[i] for i in train], [known[i] for i in val], options)
     _report(start, "localizers fitted")
-    tree = train_set.hierarchy
     vectors = torch.stack([annotated(load_regions(file)).vector() for file in known])
     labelled = LabelledFeatures(dict.fromkeys(tree.levels, vectors), labels_of(train_set))
-    probe = probe_head(head, labelled.select(train), labelled.select(val), tree, penalties, max_iter, seed)
+    how = (options.penalties, options.max_iter, options.seed)
+    probe = probe_head(options.head, labelled.select(train), labelled.select(val), tree, *how)
     _report(start, f"classifier fitted, validation accuracy {100 * probe.mean_val_accuracy:.1f} %")
 
-    labels, rows = labels_of(test_set)[test], recall_rows(tested, bootstrap, seed)
+    tested = [of_test[i] for i in test]
     localized = localize_all(localizers, tested)
+    rows = recall_rows(tested, options.bootstrap, options.seed)
+    rows += score(localized, localizers, probe, tree.levels, labels_of(test_set)[test], options)
+    print_rows(rows)
+    seconds = round(time.perf_counter() - start)
+    file = expand(options.output)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_csv(file, [{**one, "images": len(test), "split": options.test_split, "seconds": seconds} for one in rows])
+    show(test_set, test, localized["no_box", "mixture"][0], localized["oracle", ""][0], file.with_suffix(".png"))
+    print(f"{format_duration(seconds)}; written to {options.output}")
+
+
+def score(
+    localized: Localized,
+    localizers: Mapping[str, Localizer],
+    probe: Probe,
+    levels: Sequence[str],
+    labels: Tensor,
+    options: PartOptions,
+) -> Iterator[Row]:
+    """Yield the PCP of the regions and the accuracy at each level, in every mode."""
     for (mode, geometry), (found, overlaps) in localized.items():
         alpha = localizers[geometry].alpha if geometry in ("mixture", "neighbours") else ""
         first = {"mode": mode, "geometry": geometry, "alpha": alpha}
-        rows += pcp_rows(first, overlaps, bootstrap, seed) if mode != "oracle" else []
+        if mode != "oracle":
+            yield from pcp_rows(first, overlaps, options.bootstrap, options.seed)
         vectors = torch.stack([one.vector() for one in found])
-        images = LabelledFeatures(dict.fromkeys(tree.levels, vectors), labels)
-        rows += accuracy_rows(first, probe, images, bootstrap, seed)
-    print_rows(rows)
-    seconds = round(time.perf_counter() - start)
-    file = expand(output)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_csv(file, [{**one, "images": len(test), "split": test_split, "seconds": seconds} for one in rows])
-    show(test_set, test, localized["no_box", "mixture"][0], localized["oracle", ""][0], file.with_suffix(".png"))
-    print(f"{format_duration(seconds)}; written to {output}")
+        images = LabelledFeatures(dict.fromkeys(levels, vectors), labels)
+        yield from accuracy_rows(first, probe, images, options.bootstrap, options.seed)
 
 
-def extract(model: C2FModel, images: LabelledImages, folder: Path, longer_side: int, proposals: int) -> list[Path]:
+def extract(model: C2FModel, images: LabelledImages, options: PartOptions) -> list[Path]:
     """Return the file of each image's regions; those that are not in the cache are computed.
 
     Raises:
@@ -158,15 +185,15 @@ def extract(model: C2FModel, images: LabelledImages, folder: Path, longer_side: 
     counts = ", ".join(f"{region} {count}" for region, count in zip(REGIONS, hidden, strict=True) if count)
     print(f"{len(images)} images; with fewer than two visible points: {counts or 'none'}")
     weights = digest_weights(model.backbone.state_dict())
-    settings = {"backbone": weights, "longer_side": longer_side, "proposals": proposals, "context": CONTEXT}
-    cache = RegionCache(folder, settings)
+    sizes = {"longer_side": options.longer_side, "proposals": options.proposals, "context": CONTEXT}
+    cache = RegionCache(expand(options.cache), {"backbone": weights, **sizes})
 
     def regions_of(index: int) -> Path:
         def compute() -> tuple[Tensor, Tensor, Tensor]:
             image = images.read(index)
-            boxes = selective_search(image, proposals)
+            boxes = selective_search(image, options.proposals)
             features = region_features(
-                model.backbone, image, torch.cat([truth, boxes]), model.config.preprocessing, longer_side
+                model.backbone, image, torch.cat([truth, boxes]), model.config.preprocessing, options.longer_side
             )
             return features[: len(truth)], boxes, features[len(truth) :]
 
@@ -177,21 +204,13 @@ def extract(model: C2FModel, images: LabelledImages, folder: Path, longer_side: 
     return map_in_threads(regions_of, range(len(images)), "extracting regions")
 
 
-def fit_localizers(
-    train: Sequence[Path],
-    val: Sequence[Path],
-    alphas: Sequence[float],
-    components: int,
-    neighbours: int,
-    max_iter: int,
-    seed: int,
-) -> dict[str, Localizer]:
+def fit_localizers(train: Sequence[Path], val: Sequence[Path], options: PartOptions) -> dict[str, Localizer]:
     """Fit the detectors and the priors; choose each prior's alpha on validation images.
 
     Returns:
         geometry -> localizer without annotations.
     """
-    detectors = fit_detectors(train, max_iter=max_iter, seed=seed)
+    detectors = fit_detectors(train, max_iter=options.max_iter, seed=options.seed)
     localizers = {"none": Localizer(detectors, slack=math.inf), "inside": Localizer(detectors)}
     boxes, features = [], []
     for file in train:  # one at a time: the features of all proposals take gigabytes
@@ -201,11 +220,11 @@ def fit_localizers(
     truth = torch.stack(boxes)
     positions = relative_positions(truth[:, 1:], truth[:, :1])
     priors: dict[str, Prior] = {
-        "mixture": mixture_prior(positions, components, seed),
-        "neighbours": NeighbourPrior(torch.stack(features), positions, neighbours),
+        "mixture": mixture_prior(positions, options.components, options.seed),
+        "neighbours": NeighbourPrior(torch.stack(features), positions, options.neighbours),
     }
     for name, prior in priors.items():
-        localizers[name] = choose_alpha(name, [Localizer(detectors, prior, alpha) for alpha in alphas], val)
+        localizers[name] = choose_alpha(name, [Localizer(detectors, prior, alpha) for alpha in options.alphas], val)
     return localizers
 
 
@@ -223,9 +242,7 @@ def choose_alpha(name: str, localizers: Sequence[Localizer], files: Sequence[Pat
     return localizers[best]
 
 
-def localize_all(
-    localizers: Mapping[str, Localizer], files: Sequence[Path]
-) -> dict[tuple[str, str], tuple[list[Found], Tensor]]:
+def localize_all(localizers: Mapping[str, Localizer], files: Sequence[Path]) -> Localized:
     """Localize the regions of all images in every mode.
 
     Returns:
@@ -261,4 +278,4 @@ def _report(start: float, text: str) -> None:
 
 if __name__ == "__main__":
     with recipe_errors("part_rcnn.py"):
-        auto_cli(main, as_positional=False)
+        main(auto_cli(PartOptions, as_positional=False))

@@ -28,6 +28,7 @@ from c2f_zoo.evaluation.probe import LabelledFeatures, Probe, extract_features, 
 from c2f_zoo.evaluation.report import metrics_table, print_tables
 from c2f_zoo.heads import list_heads
 from c2f_zoo.io.files import write_csv
+from c2f_zoo.io.freed_memory import keep_freed_memory
 from c2f_zoo.paths import expand
 from c2f_zoo.registry import check_names
 from c2f_zoo.training.launch import recipe_errors
@@ -74,6 +75,7 @@ def main(
     """
     methods = choose_methods(methods)
     check_output(str(Path(output).parent))
+    keep_freed_memory()
     train_set, train_indices, val_indices = train_and_val(dataset, val_fraction, seed, **dataset_options)
     if not val_indices:
         raise ValueError("val_fraction is 0: there are no validation images to choose the penalty; set it above 0")

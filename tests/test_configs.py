@@ -34,7 +34,7 @@ def test_the_files_are_those_of_four_recipes() -> None:
     }  # tests/test_resolution_scores.py
     for path in {*CONFIGS} - {*TRAINED} - tables - grids:
         options = yaml.safe_load(path.read_text())
-        check_options("option:", part_rcnn.main if "cache" in options else probes.main, options)
+        check_options("option:", part_rcnn.PartOptions if "cache" in options else probes.main, options)
         check_options("key in model_options:", create_model, options["model_options"])
 
 

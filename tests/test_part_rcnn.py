@@ -9,6 +9,7 @@ import numpy as np
 import part_rcnn
 import pytest
 from conftest import BIRDS
+from part_rcnn import PartOptions
 from PIL import Image, ImageDraw
 
 from c2f_zoo.io.files import read_csv
@@ -69,7 +70,7 @@ def birds(tmp_path: Path) -> Path:
 def test_every_mode_is_scored(birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("cv2.ximgproc")
     places = {"cache": str(tmp_path / "cache"), "output": str(tmp_path / "out.csv")}
-    part_rcnn.main(dataset_options={"root": str(birds)}, **OPTIONS, **places)
+    part_rcnn.main(PartOptions(dataset_options={"root": str(birds)}, **OPTIONS, **places))
     rows = read_csv(places["output"])
     values = {(row["mode"], row["geometry"], row["measure"], row["of"]): float(row["value"]) for row in rows}
     geometries = {"none", "inside", "mixture", "neighbours"}
@@ -100,7 +101,7 @@ def test_every_mode_is_scored(birds: Path, tmp_path: Path, capsys: pytest.Captur
     files = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()}
     assert len(files) == 24
     places["output"] = str(tmp_path / "val.csv")
-    part_rcnn.main(dataset_options={"root": str(birds)}, test_split="val", **OPTIONS, **places)
+    part_rcnn.main(PartOptions(dataset_options={"root": str(birds)}, test_split="val", **OPTIONS, **places))
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()} == files
     assert {row["split"] for row in read_csv(places["output"])} == {"val"}
 
@@ -108,4 +109,4 @@ def test_every_mode_is_scored(birds: Path, tmp_path: Path, capsys: pytest.Captur
 def test_a_dataset_without_annotations(tmp_path: Path) -> None:
     options = {**OPTIONS, "dataset": "critters", "dataset_options": {"per_class": 2}}
     with pytest.raises(ValueError, match=r"critters.*annotations"):
-        part_rcnn.main(output=str(tmp_path / "out.csv"), cache=str(tmp_path / "cache"), **options)
+        part_rcnn.main(PartOptions(output=str(tmp_path / "out.csv"), cache=str(tmp_path / "cache"), **options))

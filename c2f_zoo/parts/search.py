@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 
 from c2f_zoo.parts.boxes import overhang, relative_positions
 
-SLACK = 10.0  # pixels by which a part may reach beyond the object's box, as published
+SLACK = 10.0  # pixels by which a part may reach beyond the object's box; not compared with the paper's text
 _NONE = -1e9  # the score of a part without a box: roots whose parts all have one win
 
 
