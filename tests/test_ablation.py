@@ -170,6 +170,7 @@ def test_the_learning_rate_scales_the_stages_of_a_full_training(tmp_path: Path) 
         tmp_path, train={"stages": stages, "batch_norm": "frozen"}, checkpoints={"tiny": "tiny.safetensors"}
     )
     found = train_options(options, Cell("tiny", "mlph", 0.25, 0.5, seed=3), tmp_path)
+    assert found.mixed_precision is None, "as the launcher says"
     assert [(stage.lr, stage.backbone_lr, stage.schedule) for stage in found.stages] == [
         (0.25, 0, "step"),
         (0.125, 0.03125, "linear"),

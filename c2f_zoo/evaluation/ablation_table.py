@@ -45,8 +45,8 @@ class TableOptions:
         val_fraction: fraction of each class's training images to choose on.
         optimizer: an optimizer of timm.
         mirror: mirror half of the training images.
-        mixed_precision: `no`, or `bf16` for the maps of the frozen backbone and for training; a VGG-16 is six times as
-            fast with it on a CPU with AMX.
+        mixed_precision: `bf16` for the maps of the frozen backbone and for training; a VGG-16 is six times as fast with
+            it on a CPU with AMX. Null: float32.
         train: further options of train.py, for a training of all weights; the learning rates of its stages are factors
             of those to choose from. Null: pooling and head are trained on the maps of the frozen backbone.
         pairs: methods to compare on the same images: `[first, second]` for first - second.
@@ -69,7 +69,7 @@ class TableOptions:
     val_fraction: float = 0.15
     optimizer: str = "adamw"
     mirror: bool = True
-    mixed_precision: Literal["no", "bf16"] = "no"
+    mixed_precision: Literal["bf16"] | None = None
     train: dict[str, Any] | None = None
     pairs: list[list[str]] = field(default_factory=list)
     bootstrap: int = 2000
