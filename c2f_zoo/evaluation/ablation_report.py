@@ -49,10 +49,14 @@ def summary_rows(options: TableOptions, table: Table, folder: Path) -> list[Row]
 
 
 def _numbers(row: Row, correct: np.ndarray, estimate: Estimate) -> Row:
-    values = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
-    rounded = {name: f"{value:.4f}" for name, value in values.items()}
     seeds, images = correct.shape
-    return {"level": row["level"], "resolution": row["resolution"], **rounded, "seeds": seeds, "images": images}
+    return {
+        "level": row["level"],
+        "resolution": row["resolution"],
+        **estimate.columns(),
+        "seeds": seeds,
+        "images": images,
+    }
 
 
 def tested_cells(options: TableOptions, table: Table, backbone: str, method: str) -> list[Cell]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -23,6 +23,15 @@ class Estimate:
     value: float
     low: float
     high: float
+
+    def columns(self) -> dict[str, str]:
+        """Return the columns of a table, with four decimals.
+
+        Examples:
+            >>> Estimate(0.5, 0.25, 0.75).columns()
+            {'value': '0.5000', 'low': '0.2500', 'high': '0.7500'}
+        """
+        return {name: f"{value:.4f}" for name, value in asdict(self).items()}
 
 
 def estimate_accuracy(correct: np.ndarray, resamples: int, seed: int) -> Estimate:

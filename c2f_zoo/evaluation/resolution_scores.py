@@ -17,6 +17,7 @@ from c2f_zoo.evaluation.probe import LabelledFeatures, extract_features, probe_l
 from c2f_zoo.evaluation.scoring import score_images
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.model import C2FModel
+from c2f_zoo.training.tap_training import mark_correct
 
 Correct = Mapping[str, np.ndarray]  # level -> int8 (images,): 1 right, 0 wrong, -1 without a label
 
@@ -86,11 +87,7 @@ def probe_at(
 
 def _compare(predicted: Mapping[str, Tensor], labels: Tensor, tree: Hierarchy) -> dict[str, np.ndarray]:
     truth = tree.cut_repeats(labels)
-    columns = {level: truth[:, tree.depth(level)] for level in predicted}
-    return {
-        level: (found == columns[level]).to(torch.int8).where(columns[level] >= 0, -1).numpy()
-        for level, found in predicted.items()
-    }
+    return {level: mark_correct(found, truth[:, tree.depth(level)]) for level, found in predicted.items()}
 
 
 def resolution_rows(
@@ -130,6 +127,5 @@ def resolution_rows(
 
 
 def _numbers(found: np.ndarray, estimate: Estimate) -> dict[str, Any]:
-    values = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
     runs, images = found.shape
-    return {name: f"{value:.4f}" for name, value in values.items()} | {"runs": runs, "images": images}
+    return {**estimate.columns(), "runs": runs, "images": images}

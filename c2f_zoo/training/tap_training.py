@@ -120,9 +120,21 @@ def correct_on_taps(model: C2FModel, taps: FrozenTaps, indices: Sequence[int]) -
         logits = [model.forward_head(model.forward_pool(x), levels) for x in maps]
         for level in levels:
             predicted = torch.cat([z[level].argmax(dim=1) for z in logits])
-            labels = truth[:, tree.depth(level)]
-            found[level] = (predicted == labels).to(torch.int8).where(labels >= 0, -1).numpy()
+            found[level] = mark_correct(predicted, truth[:, tree.depth(level)])
     return {level: found[level] for level in model.levels}
+
+
+def mark_correct(predicted: Tensor, labels: Tensor) -> np.ndarray:
+    """Compare predicted classes with labels (images,), which are -1 where unknown.
+
+    Returns:
+        int8 (images,): 1 right, 0 wrong, -1 without a label.
+
+    Examples:
+        >>> mark_correct(torch.tensor([2, 0, 1]), torch.tensor([2, 1, -1]))
+        array([ 1,  0, -1], dtype=int8)
+    """
+    return (predicted == labels).to(torch.int8).where(labels >= 0, -1).numpy()
 
 
 def mean_accuracy(correct: Mapping[str, np.ndarray]) -> dict[str, float]:
