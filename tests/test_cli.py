@@ -130,6 +130,13 @@ def test_predict_prints_a_path(small_model: C2FModel, tmp_path: Path) -> None:
     assert tuple(names) in {tree.path(label) for label in range(200)}
 
 
+def test_predict_reuses_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    monkeypatch.setattr("c2f_zoo.io.freed_memory.keep_freed_memory", lambda: called.append(True))
+    c2f_zoo("predict", "mlph_tiny_critters", "none.jpg", ok=False)
+    assert called
+
+
 @pytest.mark.slow
 def test_errors_are_one_line(small_model: C2FModel, tmp_path: Path) -> None:
     assert "did you mean 'mlph_vgg16_cub'" in c2f_zoo("info", "mlph_vgg16_cup", ok=False)
