@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from enum import Enum
 from pathlib import Path
@@ -295,6 +296,7 @@ def main() -> None:
     """Run the command line; print errors in one line, without a traceback."""
     from c2f_zoo.io.terminal import make_output_printable
 
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: waiting threads sleep
     make_output_printable()
     try:
         app()

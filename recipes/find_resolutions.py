@@ -15,12 +15,15 @@ so on (Huo et al., SIGIR 2019, section 2). Test images are never opened. The fir
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: waiting threads sleep, they do not spin
 
 import torch
 from accelerate import Accelerator

@@ -19,11 +19,14 @@ with 95 % bootstrap intervals over the images. A figure beside it shows parts lo
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: waiting threads sleep, they do not spin
 
 import torch
 from jsonargparse import auto_cli

@@ -17,11 +17,14 @@ SIGUSR1 and Ctrl-C save at the next step and end the process with exit code 75 (
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: waiting threads sleep, they do not spin
 
 import torch
 from accelerate import Accelerator

@@ -11,12 +11,15 @@ and a test set; `trust_bins.csv`: the same at each true resolution. Beside them 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: waiting threads sleep, they do not spin
 
 import numpy as np
 from jsonargparse import auto_cli

@@ -129,3 +129,32 @@ def test_recipes_do_not_repeat_six_lines() -> None:
             block = tuple(lines[start : start + 6])
             assert block not in first, f"{path.name} and {first[block]} have the same lines:\n" + "\n".join(block)
             first[block] = path.name
+
+
+WITHOUT_COMPUTATION = {"push_to_hub.py", "report.py"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy, spins", [(None, "0"), ("ACTIVE", "30000000000")])
+def test_waiting_threads_of_a_recipe_sleep_unless_the_user_chose(policy: str | None, spins: str) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_DISPLAY_ENV": "VERBOSE"} | ({"OMP_WAIT_POLICY": policy} if policy else {})
+    command = [sys.executable, str(ROOT / "recipes" / "train.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    found = re.search(r"GOMP_SPINCOUNT = '(\d+|INFINITY)'", done.stderr)
+    if not found:
+        pytest.skip("torch does not use GNU's OpenMP here")
+    assert found[1] == spins
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in (ROOT / "recipes").glob("*.py") if path.name not in WITHOUT_COMPUTATION],
+    ids=lambda x: x.name,
+)
+def test_computing_recipes_choose_how_threads_wait_before_torch_is_loaded(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    first = next(
+        n for n, line in enumerate(lines) if re.match(r"(import|from) (torch|accelerate|c2f_zoo|numpy|jsonarg)", line)
+    )
+    assert any(line.startswith('os.environ.setdefault("OMP_WAIT_POLICY"') for line in lines[:first])
