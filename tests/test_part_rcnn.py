@@ -98,11 +98,11 @@ def test_every_mode_is_scored(birds: Path, tmp_path: Path, capsys: pytest.Captur
     for number in range(1, 5):  # the birds of each species; interpolation may change the edges
         assert (np.abs(pixels.astype(int) - [60 * number, 40, 240 - 60 * number]).max(axis=1) < 3).sum() > 1000
 
-    files = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()}
-    assert len(files) == 24
+    files = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.safetensors")}
+    assert len(files) == 2 * 24  # boxes, and features
     places["output"] = str(tmp_path / "val.csv")
     part_rcnn.main(PartOptions(dataset_options={"root": str(birds)}, test_split="val", **OPTIONS, **places))
-    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()} == files
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.safetensors")} == files
     assert {row["split"] for row in read_csv(places["output"])} == {"val"}
 
 

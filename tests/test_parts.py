@@ -17,8 +17,9 @@ from torchvision.ops import box_iou
 from c2f_zoo.config import Preprocessing
 from c2f_zoo.data.annotations import Annotation
 from c2f_zoo.parts.boxes import best_overlaps, overhang, region_boxes, relative_positions
+from c2f_zoo.parts.cache import Regions, TensorCache, load_regions
 from c2f_zoo.parts.detectors import fit_detectors, select_hard_negatives, select_positives
-from c2f_zoo.parts.features import RegionCache, Regions, load_regions, region_features
+from c2f_zoo.parts.features import region_features
 from c2f_zoo.parts.geometry import NeighbourPrior, fit_gaussian, fit_mixture, mixture_prior
 from c2f_zoo.parts.localize import Localizer
 from c2f_zoo.parts.proposals import selective_search
@@ -171,25 +172,22 @@ class TestFeatures:
             region_features(Wide(), self.ramp(), box, self.PLAIN, 64)
 
     def test_cache(self, tmp_path: Path) -> None:
-        image, truth = tmp_path / "1.png", torch.tensor([[0.0, 0.0, 8.0, 8.0], [NAN] * 4, [NAN] * 4])
-        self.ramp().save(image)
         calls = []
 
-        def compute() -> tuple[Tensor, Tensor, Tensor]:
+        def compute() -> dict[str, Tensor]:
             calls.append(len(calls))
-            return torch.rand(3, 5).half(), torch.rand(4, 4), torch.rand(4, 5).half()
+            return {"truth": torch.zeros(3, 4), "truth_features": torch.rand(3, 5).half()} | {
+                "proposals": torch.rand(4, 4),
+                "features": torch.rand(4, 5).half(),
+            }
 
-        cache = RegionCache(tmp_path / "cache", {"side": 1})
-        file = cache.get(image, truth, compute)
-        assert cache.get(image, truth, compute) == file
+        cache = TensorCache(tmp_path / "cache", {"side": 1})
+        file = cache.get([b"image", b"boxes"], compute)
+        assert cache.get([b"image", b"boxes"], compute) == file
         assert calls == [0]
-        regions = load_regions(file)
-        assert torch.equal(regions.truth.nan_to_num(-1), truth.nan_to_num(-1))
-        assert regions.features.shape == (4, 5)
-        others = {RegionCache(tmp_path / "cache", {"side": 2}).get(image, truth, compute)}
-        others.add(cache.get(image, truth + 1, compute))
-        self.ramp().rotate(90).save(image)
-        others.add(cache.get(image, truth, compute))
+        assert load_regions(file).features.shape == (4, 5)
+        others = {TensorCache(tmp_path / "cache", {"side": 2}).get([b"image", b"boxes"], compute)}
+        others |= {cache.get([b"image", b"other"], compute), cache.get([b"imagebo", b"xes"], compute)}
         assert len(others - {file}) == 3
         file.write_bytes(file.read_bytes()[:50])
         with pytest.raises(ValueError, match="is damaged"):
@@ -287,9 +285,8 @@ class TestSearch:
 
 def make_regions(folder: Path, number: int, features: Tensor, proposals: Tensor, truth: Tensor) -> Path:
     """Write regions; the annotated boxes have the features of the first proposal."""
-    path = folder / f"{number}.png"
-    Image.new("RGB", (4, 4), (number, 0, 0)).save(path)
-    return RegionCache(folder, {}).get(path, truth, lambda: (features[:1].repeat(3, 1), proposals, features))
+    regions = Regions(truth, features[:1].repeat(3, 1), proposals, features)
+    return TensorCache(folder, {}).get([str(number).encode()], regions._asdict)
 
 
 def test_scores_of_unknown_and_missing_regions() -> None:

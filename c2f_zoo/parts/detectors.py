@@ -12,7 +12,7 @@ from torchvision.ops import box_iou
 
 from c2f_zoo.evaluation.probe import Standardize, minimize
 from c2f_zoo.parts.boxes import REGIONS
-from c2f_zoo.parts.features import load_regions
+from c2f_zoo.parts.cache import load_regions
 
 POSITIVE, NEGATIVE = 0.7, 0.3  # overlap with the annotated box; not compared with the paper's text
 _MAX_POSITIVES = 20  # of an image

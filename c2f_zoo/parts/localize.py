@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from c2f_zoo.parts.features import Regions
+from c2f_zoo.parts.cache import Regions
 from c2f_zoo.parts.geometry import Prior
 from c2f_zoo.parts.search import SLACK, find_configuration
 

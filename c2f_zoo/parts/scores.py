@@ -15,7 +15,7 @@ from torchvision.ops import box_iou
 from c2f_zoo.evaluation.ablation_summary import estimate_accuracy
 from c2f_zoo.evaluation.probe import LabelledFeatures, Probe
 from c2f_zoo.parts.boxes import REGIONS, best_overlaps
-from c2f_zoo.parts.features import load_regions
+from c2f_zoo.parts.cache import load_regions
 
 Row = dict[str, Any]
 RECALLS, PCP = (0.5, 0.7), 0.5  # overlaps
@@ -55,7 +55,7 @@ def recall_rows(files: Sequence[Path], bootstrap: int, seed: int) -> list[Row]:
     """Return the recall of the proposals for each region.
 
     Args:
-        files: the regions of the images, see `c2f_zoo.parts.features.load_regions`.
+        files: the regions of the images, see `c2f_zoo.parts.cache.load_regions`.
         bootstrap: number of resamples of the images.
         seed: seed of the resamples.
     """
