@@ -32,21 +32,21 @@ import torch
 from jsonargparse import auto_cli
 from torch import Tensor
 
+from c2f_zoo.backbones.box_features import num_features
 from c2f_zoo.data import LabelledImages, create_dataset, labels_of, notes_of, train_and_val
 from c2f_zoo.evaluation.probe import LabelledFeatures, Probe, probe_head
 from c2f_zoo.evaluation.provenance import describe_machine
 from c2f_zoo.io.files import write_csv
 from c2f_zoo.io.freed_memory import keep_freed_memory
 from c2f_zoo.io.progress import format_duration
-from c2f_zoo.parts.boxes import relative_positions
 from c2f_zoo.parts.cache import Regions, check_space, load_regions
 from c2f_zoo.parts.detectors import fit_detectors
 from c2f_zoo.parts.extraction import extract_regions
-from c2f_zoo.parts.features import num_features
+from c2f_zoo.parts.fitting import choose_alpha, training_positions
 from c2f_zoo.parts.geometry import NeighbourPrior, Prior, mixture_prior
 from c2f_zoo.parts.localize import Found, Localizer, annotated
 from c2f_zoo.parts.plots import plot_detections
-from c2f_zoo.parts.scores import accuracy_rows, mean_pcp, overlaps_of, pcp_rows, print_rows, recall_rows
+from c2f_zoo.parts.scores import accuracy_rows, overlaps_of, pcp_rows, print_rows, recall_rows
 from c2f_zoo.paths import expand
 from c2f_zoo.training.launch import recipe_errors
 from c2f_zoo.training.start_checks import check_output
@@ -180,34 +180,14 @@ def fit_localizers(train: Sequence[Path], val: Sequence[Path], options: PartOpti
     """
     detectors = fit_detectors(train, max_iter=options.max_iter, seed=options.seed)
     localizers = {"none": Localizer(detectors, slack=math.inf), "inside": Localizer(detectors)}
-    boxes, features = [], []
-    for file in train:  # one at a time: the features of all proposals take gigabytes
-        regions = load_regions(file)
-        boxes.append(regions.truth)
-        features.append(regions.truth_features[0])
-    truth = torch.stack(boxes)
-    positions = relative_positions(truth[:, 1:], truth[:, :1])
+    features, positions = training_positions(train)
     priors: dict[str, Prior] = {
         "mixture": mixture_prior(positions, options.components, options.seed),
-        "neighbours": NeighbourPrior(torch.stack(features), positions, options.neighbours),
+        "neighbours": NeighbourPrior(features, positions, options.neighbours),
     }
     for name, prior in priors.items():
         localizers[name] = choose_alpha(name, [Localizer(detectors, prior, alpha) for alpha in options.alphas], val)
     return localizers
-
-
-def choose_alpha(name: str, localizers: Sequence[Localizer], files: Sequence[Path]) -> Localizer:
-    """Return the localizer with the best PCP of the parts without annotations."""
-    overlaps: list[list[Tensor]] = [[] for _ in localizers]
-    for file in files:
-        regions = load_regions(file)
-        for own, localize in zip(overlaps, localizers, strict=True):
-            own.append(overlaps_of(localize(regions).boxes, regions.truth)[1:])
-    scores = [mean_pcp(torch.stack(own)) for own in overlaps]
-    best = max(range(len(scores)), key=scores.__getitem__)
-    tried = ", ".join(f"{one.alpha:g}: {100 * score:.1f} %" for one, score in zip(localizers, scores, strict=True))
-    print(f"{name}: alpha {localizers[best].alpha:g}; validation PCP of the parts for each alpha: {tried}", flush=True)
-    return localizers[best]
 
 
 def localize_all(localizers: Mapping[str, Localizer], files: Sequence[Path]) -> Localized:

@@ -1,5 +1,6 @@
 """Backbones: timm models and registered networks as lists of feature maps."""
 
+from c2f_zoo.backbones.part_rcnn import part_rcnn
 from c2f_zoo.backbones.registry import (
     BACKBONES,
     create_body,
@@ -15,6 +16,7 @@ __all__ = [
     "TapBackbone",
     "create_body",
     "list_backbones",
+    "part_rcnn",
     "pretrained_cfg",
     "register_backbone",
     "tiny",

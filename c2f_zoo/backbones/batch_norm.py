@@ -37,10 +37,11 @@ class CopiedNorm(nn.Module):
         self.copies = nn.ModuleList(copies)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.copies[_current_copy()](x)
+        return self.copies[current_copy()](x)
 
 
-def _current_copy() -> int:
+def current_copy() -> int:
+    """Return the number of the copies that serve in this thread."""
     number: int | None = getattr(_running, "copy", None)
     if number is None and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
         number = getattr(_running, "recomputed", None)

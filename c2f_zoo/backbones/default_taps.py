@@ -22,6 +22,8 @@ def default_taps(body: nn.Module, trace: Trace) -> tuple[str, ...]:
     block, not a layer inside it; in a DenseNet a dense block, not one of its layers), or if it has the size and the
     channels of a stage (NASNet's cells use the last two cells).
 
+    A network may name its own, in an attribute `default_taps`. Else they are the first of these that exist:
+
     1. VGG: the last three activations of one size, as in the paper (VGG-16: relu5_1, relu5_2, relu5_3).
     2. The last three whole blocks of the smallest or second smallest spatial size. timm's `group_matcher` defines the
        blocks: ResNet-50 `layer4.0/1/2`, ConvNeXt `stages.3.blocks.0/1/2`, ViT the last three of `blocks`. If it
@@ -39,6 +41,8 @@ def default_taps(body: nn.Module, trace: Trace) -> tuple[str, ...]:
     Raises:
         ValueError: the network has no such modules; the message lists possible taps.
     """
+    if isinstance(own := getattr(body, "default_taps", None), tuple):
+        return own
     names = [name for name, x in trace.maps.items() if x.shape[2] * x.shape[3] > 1]  # not squeeze-and-excite
     activations = [name for name in names if _is_activation(name, body)]
     if type(body).__name__ == "VGG":

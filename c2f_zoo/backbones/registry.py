@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -67,6 +68,29 @@ def create_whole(name: str, **options: Any) -> nn.Module:
     if name in BACKBONES or not is_timm_model(name):
         return create_body(name, **options)
     return timm.create_model(name, **options)
+
+
+def wrapped_network(name: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the network whose pretrained weights and preprocessing a backbone has, with its options.
+
+    A registered backbone with an argument `network` wraps that network: its module has it as a `TapBackbone` named
+    `network`. Every other backbone is a network itself.
+
+    Args:
+        name: the backbone.
+        options: additional keyword arguments of the backbone.
+
+    Examples:
+        >>> wrapped_network("part_rcnn", {"network": "resnet18", "cells": 5, "in_chans": 1})
+        ('resnet18', {'in_chans': 1})
+        >>> wrapped_network("resnet18", {"in_chans": 1})
+        ('resnet18', {'in_chans': 1})
+    """
+    known = inspect.signature(BACKBONES[name]).parameters if name in BACKBONES else {}
+    if "network" not in known:
+        return name, dict(options)
+    own = {key: value for key, value in options.items() if key not in known}
+    return options.get("network", known["network"].default), own
 
 
 def pretrained_cfg(name: str) -> dict[str, Any]:

@@ -204,6 +204,27 @@ def create_views(
     return partial(_views_of, transforms, has_tensor_filters(preprocessing))
 
 
+def crop_box_of(preprocessing: Preprocessing, width: int, height: int) -> tuple[float, float, float, float]:
+    """Return the part of an image that is the model's input when it is not trained.
+
+    Args:
+        preprocessing: see `create_transform`.
+        width: width of the image.
+        height: height of the image.
+
+    Returns:
+        Left, top, right and bottom as fractions of the image's width and height.
+
+    Examples:
+        >>> crop_box_of(Preprocessing(input_size=(3, 100, 100), crop_pct=1.0), width=400, height=200)
+        (0.25, 0.0, 0.75, 1.0)
+    """
+    rows, columns = to_shorter_side(height, width, preprocessing.resize)
+    crop_rows, crop_columns = preprocessing.input_size[1:]
+    top, left = round((rows - crop_rows) / 2), round((columns - crop_columns) / 2)  # as in v2.CenterCrop
+    return left / columns, top / rows, (left + crop_columns) / columns, (top + crop_rows) / rows
+
+
 class _ChannelsLast(nn.Module):
     """Transpose (..., C, H, W) to (..., H, W, C).
 

@@ -12,6 +12,7 @@ from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.hierarchy.escape import printable
 
 Step = tuple[str, str, float]  # level, class name, probability in [0, 1]
+Box = tuple[float, float, float, float]  # left, top, right and bottom as fractions of the image's width and height
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,9 @@ class Prediction:
         provenance: rule, threshold and calibration behind the trusted class.
         tree: the class tree.
         file: the image's file; empty if it has none.
+        boxes: of a model that localizes (`part_rcnn`), the boxes of the object, its head and its body: left, top, right
+            and bottom as fractions of the width and height of the upright image. None for other models, and for several
+            images of an object.
     """
 
     path: list[Step]
@@ -73,6 +77,7 @@ class Prediction:
     provenance: Provenance = Provenance()
     tree: Hierarchy | None = field(default=None, repr=False, compare=False)
     file: str = ""
+    boxes: Mapping[str, Box] | None = None
 
     @property
     def trusted(self) -> Step | None:
@@ -110,6 +115,7 @@ class Prediction:
             "guess": list(map(_as_dict, self.guess)),
             "path": list(map(_as_dict, self.path)),
             **({} if k is None else {"top_k": list(map(_as_dict, self.top_k(k)))}),
+            "boxes": None if self.boxes is None else {name: list(box) for name, box in self.boxes.items()},
             "provenance": asdict(self.provenance),
         }
 

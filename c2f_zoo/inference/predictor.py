@@ -13,15 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from c2f_zoo.backbones.part_rcnn import REGIONS, record_boxes
 from c2f_zoo.data.images import ImageLike, prepare_image
-from c2f_zoo.data.transforms import create_transform
+from c2f_zoo.data.transforms import create_transform, crop_box_of
 from c2f_zoo.decoding import decode, marginalize
 from c2f_zoo.inference.calibration import Calibration
 from c2f_zoo.inference.detail import visible_detail
 from c2f_zoo.inference.fusion import fuse
 from c2f_zoo.inference.image_files import list_image_files
 from c2f_zoo.inference.nodes import Nodes, restrict
-from c2f_zoo.inference.prediction import Prediction, Provenance, Step
+from c2f_zoo.inference.prediction import Box, Prediction, Provenance, Step
 from c2f_zoo.inference.resolutions import levels_by_resolution, own_resolutions
 from c2f_zoo.inference.restriction import find_restriction, mask_impossible
 from c2f_zoo.inference.trusted import Trusted, find_trusted
@@ -45,11 +46,13 @@ class PreparedImage:
         views: for each distinct resolution the input (channels, height, width).
         detail: the visible detail in pixels; 0 if the model has no calibration.
         file: the image's file; empty if it has none.
+        crop: the part of the image that is the input, see `crop_box_of`.
     """
 
     views: Mapping[int | None, Tensor]
     detail: float
     file: str = ""
+    crop: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 class Predictor:
@@ -188,8 +191,13 @@ class Predictor:
         predictions = []
         for start in range(0, len(images), self.batch_size):
             prepared = [self.prepare(image) for image in images[start : start + self.batch_size]]
-            found = self._interpret(self._log_probs(prepared), [[image.detail] for image in prepared])
-            predictions += [replace(one, file=image.file) for one, image in zip(found, prepared, strict=True)]
+            with record_boxes() as localized:
+                log_probs = self._log_probs(prepared)
+            found = self._interpret(log_probs, [[image.detail] for image in prepared])
+            predictions += [
+                replace(one, file=image.file, boxes=boxes)
+                for one, image, boxes in zip(found, prepared, self._boxes(localized, prepared), strict=True)
+            ]
         return predictions
 
     def group(self, images: Sequence[ImageLike]) -> Prediction:
@@ -227,7 +235,28 @@ class Predictor:
         rgb = prepare_image(image)
         views = {resolution: transform(rgb) for resolution, transform in self._transforms.items()}
         detail = visible_detail(rgb, self.model.config.preprocessing.resize) if self.calibration else 0.0
-        return PreparedImage(views, detail, os.fspath(image) if isinstance(image, (str, os.PathLike)) else "")
+        file = os.fspath(image) if isinstance(image, (str, os.PathLike)) else ""
+        return PreparedImage(views, detail, file, crop_box_of(self.model.config.preprocessing, *rgb.size))
+
+    def _boxes(
+        self, localized: Sequence[Tensor], images: Sequence[PreparedImage]
+    ) -> Sequence[Mapping[str, Box] | None]:
+        """Return the boxes of the localized regions in each image; None if the model does not localize.
+
+        Args:
+            localized: for each resolution the boxes (N, 3, 4) in the model's input. Those of the finest level count.
+            images: the N images.
+        """
+        finest = [self.model.levels[-1] in levels for levels in self._levels_at.values()].index(True)
+        if not localized:
+            return [None] * len(images)
+        found = []
+        for boxes, image in zip(localized[finest].tolist(), images, strict=True):
+            left, top, right, bottom = image.crop
+            x, y = (right - left), (bottom - top)
+            inside = [(left + a * x, top + b * y, left + c * x, top + d * y) for a, b, c, d in boxes]
+            found.append(dict(zip(REGIONS, inside, strict=True)))
+        return found
 
     def _check_risk(self) -> None:
         """Check that the model keeps the promise; a model without calibration gets a note."""

@@ -19,7 +19,6 @@ PARTS = {
     "head": ("beak", "crown", "forehead", "left eye", "nape", "right eye", "throat"),
     "body": ("back", "belly", "breast", "left leg", "left wing", "right leg", "right wing"),
 }
-REGIONS = ("object", *PARTS)
 MARGIN = 0.1  # points lie inside their parts
 
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
+from c2f_zoo.backbones.part_rcnn import REGIONS
 from c2f_zoo.evaluation.probe import Standardize, minimize
-from c2f_zoo.parts.boxes import REGIONS
 from c2f_zoo.parts.cache import load_regions
 
 POSITIVE, NEGATIVE = 0.7, 0.3  # overlap with the annotated box; not compared with the paper's text

@@ -7,13 +7,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from c2f_zoo.backbones.box_features import CONTEXT
+from c2f_zoo.backbones.part_rcnn import REGIONS
 from c2f_zoo.data import ImageFiles, LabelledImages
 from c2f_zoo.io.progress import map_in_threads
 from c2f_zoo.io.weights import digest_weights
 from c2f_zoo.model import C2FModel
-from c2f_zoo.parts.boxes import REGIONS, region_boxes
+from c2f_zoo.parts.boxes import region_boxes
 from c2f_zoo.parts.cache import Regions, TensorCache, load_tensors
-from c2f_zoo.parts.features import CONTEXT, region_features
+from c2f_zoo.parts.features import region_features
 from c2f_zoo.parts.proposals import SEARCHED, selective_search
 
 

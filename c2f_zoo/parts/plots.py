@@ -10,8 +10,8 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 
+from c2f_zoo.backbones.part_rcnn import REGIONS
 from c2f_zoo.evaluation.plots import saved_figure
-from c2f_zoo.parts.boxes import REGIONS
 
 _COLORS = ("tab:red", "tab:blue", "gold")
 

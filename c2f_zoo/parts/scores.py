@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from c2f_zoo.backbones.part_rcnn import REGIONS
 from c2f_zoo.evaluation.ablation_summary import estimate_accuracy
 from c2f_zoo.evaluation.probe import LabelledFeatures, Probe
-from c2f_zoo.parts.boxes import REGIONS, best_overlaps
+from c2f_zoo.parts.boxes import best_overlaps
 from c2f_zoo.parts.cache import load_regions
 
 Row = dict[str, Any]

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from c2f_zoo.backbones.registry import create_whole
+from c2f_zoo.backbones.registry import create_whole, wrapped_network
 from c2f_zoo.config import ModelConfig
 from c2f_zoo.io.hub import download_weights, split_revision
 from c2f_zoo.io.weights import WEIGHTS_FILE, AnyShape, load_weights, read_shapes
@@ -40,10 +40,24 @@ def load_backbone(model: C2FModel, files: Sequence[Path]) -> None:
         True
     """
     whole = _create_whole(model.config)
+    body = checkpoint_network(model)
     classifiers = _classifiers(whole)
     tensors = (*whole.named_buffers(), *whole.state_dict().items())  # some files have buffers that are not saved now
     known: AnyShape = {name: None if name.startswith(classifiers) else tuple(x.shape) for name, x in tensors}
-    load_weights(model.backbone.body, files, others=known)
+    load_weights(body, files, others=known)
+
+
+def checkpoint_network(model: C2FModel) -> nn.Module:
+    """Return the network that a backbone's checkpoint is for: the backbone, or the network that it wraps.
+
+    Examples:
+        >>> model = create_model("part_rcnn_vgg16_cub", backbone_options={"network": "test_resnet"}, input_size=64)
+        >>> type(checkpoint_network(model)).__name__
+        'ResNet'
+    """
+    name, _ = wrapped_network(model.config.backbone, model.config.backbone_options)
+    body = model.backbone.body
+    return body if name == model.config.backbone else body.get_submodule("network.body")
 
 
 def check_source(config: ModelConfig) -> None:
@@ -79,11 +93,12 @@ def check_source(config: ModelConfig) -> None:
 
 def _create_whole(config: ModelConfig) -> nn.Module:
     """Build a backbone's whole network, on the meta device if it can be built there."""
+    name, options = wrapped_network(config.backbone, config.backbone_options)
     try:
         with torch.device("meta"):
-            return create_whole(config.backbone, **config.backbone_options)
+            return create_whole(name, **options)
     except Exception:  # of a constructor that reads values of its tensors
-        return create_whole(config.backbone, **config.backbone_options)
+        return create_whole(name, **options)
 
 
 def _classifiers(network: nn.Module) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from c2f_zoo.io.hub import download, split_revision
 from c2f_zoo.io.weights import CONFIG_FILE, find_file, read_shapes
 from c2f_zoo.model import C2FModel, build, load_model
 from c2f_zoo.paths import expand
-from c2f_zoo.zoo.backbone_checkpoint import check_source, load_backbone
+from c2f_zoo.zoo.backbone_checkpoint import check_source, checkpoint_network, load_backbone
 from c2f_zoo.zoo.head_transfer import replace_head
 from c2f_zoo.zoo.input_channels import replace_input
 from c2f_zoo.zoo.models import find_weights, split_tag
@@ -115,7 +115,7 @@ def create_model(
     overrides["batch_norm"] = "shared"  # copies are made of the loaded weights
     model = build(resolve(name, overrides), pretrained_backbone)
     channels = overrides.pop("in_chans", None)
-    if channels and not _fit(model.backbone.body, files):  # weights of another number of channels are adapted
+    if channels and not _fit(checkpoint_network(model), files):  # weights of another number of channels are adapted
         model = build(resolve(name, overrides), pretrained_backbone)
     load_backbone(model, files)
     if channels:

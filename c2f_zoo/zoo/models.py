@@ -42,6 +42,11 @@ for _backbone in ("vgg16", "resnet50"):
             _spec = ModelSpec(_method, _backbone, _hierarchy)
             register_model(f"{_method}_{_backbone}_{_hierarchy}")(_spec)
 
+# The paper's last comparison, with its poolings and heads on the localized object, head and body.
+register_model("part_rcnn_vgg16_cub")(
+    ModelSpec(method="mlph", backbone="part_rcnn", hierarchy="cub", options={"backbone_options": {"network": "vgg16"}})
+)
+
 # Small enough to ship with weights. The taps precede activations: products of such outputs differ more between images.
 _TINY_TAPS = ("layer3.0.downsample", "layer4.0.downsample", "layer4.0.conv2")
 register_model("mlph_tiny_critters")(

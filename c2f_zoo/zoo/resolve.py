@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from c2f_zoo.backbones import pretrained_cfg
+from c2f_zoo.backbones.registry import wrapped_network
 from c2f_zoo.backbones.sources import Source, has_source, resolve_source
 from c2f_zoo.config import ModelConfig, Preprocessing
 from c2f_zoo.hierarchy import Hierarchy, open_hierarchy
@@ -62,6 +63,9 @@ def resolve(name: str, overrides: Mapping[str, Any]) -> ModelConfig:
     tree = parts["hierarchy"]
     levels = tree.levels if method.every_level else (tree.finest,)
     source = resolve_source(parts["backbone"])
+    network, _ = wrapped_network(source.name, parts.get("backbone_options", {}))
+    if network != source.name:
+        source = source._replace(cfg=pretrained_cfg(network))
     backbone_options = _backbone_options(parts, source)
     return ModelConfig(
         backbone=source.name,
