@@ -2,11 +2,13 @@
 
     python recipes/fit_parts.py --dataset cub --dataset_options.root FOLDER --model part_rcnn_vgg16_cub \
         --model_options.backbone_checkpoint FILE --output runs/parts
-    accelerate launch recipes/train.py --config recipes/configs/part_rcnn_cub50_train.yaml --model local-dir:runs/parts
+    accelerate launch recipes/train.py --config recipes/configs/cub_mlph_vgg16.yaml --model local-dir:runs/parts \
+        --model_options {} --dataset_options.root FOLDER
 
 The model's candidate boxes are scored by linear detectors, and the parts' positions by a mixture of Gaussians, as in
 part_rcnn.py; the weight alpha of the positions is chosen on validation images. Both become buffers of the model. Its
-pooling and head are untrained. OUTPUT/localization.csv has the candidates' recall and the fraction of regions that are
+pooling and head are untrained. OUTPUT/backbone.safetensors has the backbone alone, for `backbone_checkpoint` of other
+poolings and heads. OUTPUT/localization.csv has the candidates' recall and the fraction of regions that are
 localized (PCP: an overlap of 0.5 or more) on the test images, with 95 % bootstrap intervals.
 """
 
@@ -18,10 +20,11 @@ from typing import Any, Literal
 
 import torch
 from jsonargparse import auto_cli
+from safetensors.torch import save
 
 from c2f_zoo.data import create_dataset, notes_of, train_and_val
 from c2f_zoo.evaluation.provenance import describe_machine
-from c2f_zoo.io.files import write_csv
+from c2f_zoo.io.files import atomic_write, write_csv
 from c2f_zoo.io.freed_memory import keep_freed_memory
 from c2f_zoo.parts.cache import check_space, load_regions
 from c2f_zoo.parts.detectors import fit_detectors
@@ -99,6 +102,8 @@ def main(options: FitOptions) -> None:
     best = choose_alpha("mixture", fitted, [known[index] for index in val])
     set_localizer(model, best)
     model.save_pretrained(options.output)
+    content = save(model.backbone.body.state_dict())
+    atomic_write(expand(options.output) / "backbone.safetensors", lambda part: part.write_bytes(content))
 
     overlaps = [overlaps_of(best(regions).boxes, regions.truth) for regions in map(load_regions, test)]
     first = {"mode": "no_box", "geometry": "mixture", "alpha": best.alpha}
@@ -107,7 +112,8 @@ def main(options: FitOptions) -> None:
     print_rows(rows)
     about = {"images": len(test), "model": options.model, **describe_machine()}
     write_csv(expand(options.output) / "localization.csv", [{**row, **about} for row in rows])
-    print(f"the model and localization.csv are in {options.output}; next: train.py --model local-dir:{options.output}")
+    print(f"the model, backbone.safetensors and localization.csv are in {options.output}")
+    print(f"next: accelerate launch recipes/train.py --model local-dir:{options.output} ...")
 
 
 if __name__ == "__main__":

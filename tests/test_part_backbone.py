@@ -235,6 +235,12 @@ class TestModel:
         own = part_network(model).network.body.state_dict()
         assert own and all(torch.equal(x, whole.state_dict()[name]) for name, x in own.items())
         save_file(timm.create_model("test_vit").state_dict(), tmp_path / "vit.safetensors")
+        randomize(part_network(model).localizer)
+        save_file(part_network(model).state_dict(), tmp_path / "whole.safetensors")
+        again = create_model(
+            "hbp", backbone="part_rcnn", hierarchy="cub", backbone_checkpoint=tmp_path / "whole.safetensors", **options
+        )
+        assert digest_weights(part_network(again).state_dict()) == digest_weights(part_network(model).state_dict())
         with pytest.raises(ValueError, match="unexpected keys"):
             create_model("part_rcnn_vgg16_cub", backbone_checkpoint=tmp_path / "vit.safetensors", **options)
 

@@ -20,7 +20,9 @@ def load_backbone(model: C2FModel, files: Sequence[Path]) -> None:
     """Load a backbone's weights, under timm's names.
 
     Of the whole network, with its classifier, the model may have parts only. The files are compared with the whole: it
-    must know each weight, and have the same shape; only the classifier may be of another number of classes.
+    must know each weight, and have the same shape; only the classifier may be of another number of classes. For a
+    backbone that wraps a network (`part_rcnn`), the files have the weights of that network, or of the whole backbone
+    as `recipes/fit_parts.py` writes them.
 
     Args:
         model: the model; its backbone is changed.
@@ -39,8 +41,11 @@ def load_backbone(model: C2FModel, files: Sequence[Path]) -> None:
         >>> torch.equal(model.backbone.body.conv1.weight, body.conv1.weight)
         True
     """
+    body, own = checkpoint_network(model), model.backbone.body
+    if body is not own and not read_shapes(files).keys().isdisjoint(own.state_dict()):
+        load_weights(own, files)
+        return
     whole = _create_whole(model.config)
-    body = checkpoint_network(model)
     classifiers = _classifiers(whole)
     tensors = (*whole.named_buffers(), *whole.state_dict().items())  # some files have buffers that are not saved now
     known: AnyShape = {name: None if name.startswith(classifiers) else tuple(x.shape) for name, x in tensors}
