@@ -14,9 +14,12 @@ localized (PCP: an overlap of 0.5 or more) on the test images, with 95 % bootstr
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: waiting threads sleep, they do not spin
 
 import torch
 from jsonargparse import auto_cli

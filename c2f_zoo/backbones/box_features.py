@@ -127,7 +127,8 @@ def box_scores(x: Tensor, boxes: Tensor, weight: Tensor, bias: Tensor) -> Tensor
         (N, k, outputs): those of the linear layer on `box_features`.
 
     Examples:
-        >>> x, boxes, linear = torch.rand(1, 112, 14, 14), torch.tensor([[1.0, 2.0, 6.0, 9.0]]), nn.Linear(1904, 3)
+        >>> x, boxes = torch.rand(1, 112, 14, 14), torch.tensor([[1.0, 2.0, 6.0, 9.0]])
+        >>> linear = torch.nn.Linear(num_features(112), 3)
         >>> scores = box_scores(x, boxes, linear.weight, linear.bias)
         >>> torch.allclose(scores[0], linear(box_features(x, boxes)), atol=1e-5)
         True

@@ -237,7 +237,7 @@ def part_rcnn(
     Examples:
         >>> body = part_rcnn(network="test_resnet", tap=["layer3"], scales=[1.0, 0.5])
         >>> [tuple(x.shape) for x in body(torch.rand(2, 3, 64, 64))]
-        [(2, 64, 7, 7), (2, 64, 7, 7), (2, 64, 7, 7)]
+        [(2, 192, 7, 7), (2, 192, 7, 7), (2, 192, 7, 7)]
     """
     init = DeferredInit()
     with nullcontext() if network in BACKBONES else init:

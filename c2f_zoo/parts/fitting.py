@@ -88,7 +88,7 @@ def boxes_in_input(boxes: Tensor, width: int, height: int, preprocessing: Prepro
         >>> boxes = torch.tensor([[100.0, 0.0, 300.0, 100.0], [0.0, 0.0, 120.0, 20.0]])
         >>> boxes_in_input(boxes, 400, 200, Preprocessing(input_size=(3, 100, 100), crop_pct=1.0))
         tensor([[  0.,   0., 100.,  50.],
-                [nan, nan, nan, nan]])
+                [ nan,  nan,  nan,  nan]])
     """
     crop = torch.tensor(crop_box_of(preprocessing, width, height))
     start, size = crop[:2].repeat(2), (crop[2:] - crop[:2]).repeat(2)
