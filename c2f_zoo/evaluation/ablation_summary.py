@@ -94,3 +94,22 @@ def draw_counts(rng: np.random.Generator, resamples: int, count: int) -> np.ndar
                [1]])
     """
     return rng.multinomial(count, np.full(count, 1 / count), size=resamples)
+
+
+def estimate_mean(values: np.ndarray, resamples: int, seed: int) -> Estimate:
+    """Estimate the mean of one number for each image, with an interval over images.
+
+    For a paired difference of two methods, pass the differences.
+
+    Args:
+        values: the numbers (images,).
+        resamples: number of bootstrap resamples.
+        seed: seed of the resamples.
+
+    Examples:
+        >>> estimate_mean(np.array([0.25, 0.25]), resamples=100, seed=0)
+        Estimate(value=0.25, low=0.25, high=0.25)
+    """
+    means = draw_counts(np.random.default_rng(seed), resamples, len(values)) @ values / len(values)
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Estimate(float(values.mean()), float(low), float(high))

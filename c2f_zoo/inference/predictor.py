@@ -223,6 +223,11 @@ class Predictor:
         log_probs = marginalize(fused, self.model.hierarchy)
         return self._interpret(log_probs, [[image.detail for image in prepared]])[0]
 
+    @property
+    def levels_at(self) -> Mapping[int | None, tuple[str, ...]]:
+        """The forward passes of an image: resolution -> the levels predicted at it."""
+        return self._levels_at
+
     def prepare(self, image: ImageLike | PreparedImage) -> PreparedImage:
         """Read, convert and transform an image; threads may do this ahead of `predict_batch`.
 
