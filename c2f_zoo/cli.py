@@ -1,4 +1,4 @@
-"""The command line: `c2f-zoo list | info | predict | calibrate | data check`."""
+"""The command line: `c2f-zoo list | info | predict | explain | calibrate | data check`."""
 
 from __future__ import annotations
 
@@ -235,6 +235,26 @@ def predict(
 
 
 @app.command()
+def explain(
+    model: Annotated[
+        str, typer.Argument(help="Folder of a run or saved model, name of trained weights, or hf-hub:OWNER/MODEL.")
+    ],
+    image: Annotated[Path, typer.Argument(help="Image file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")],
+) -> None:
+    """Draw heat maps of what each level looked at in an image, for each tap."""
+    from c2f_zoo.evaluation.heat_map_plot import plot_heat_maps
+    from c2f_zoo.inference.heat_maps import explain as explain_image
+    from c2f_zoo.io.files import check_extension
+
+    check_extension(output, ".png")
+    predictor = c2f_zoo.Predictor.from_pretrained(model)
+    found = explain_image(predictor, image)
+    plot_heat_maps(found, predictor.model.config.preprocessing, output)
+    print(found.prediction)
+
+
+@app.command()
 def calibrate(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run of train.py.")],
     risk: Annotated[float, typer.Option(help="Promised fraction of wrong predictions, e.g. 0.1.")] = 0.1,
@@ -300,7 +320,7 @@ def main() -> None:
     make_output_printable()
     try:
         app()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         from c2f_zoo.hierarchy.escape import printable
 
         sys.exit("\n".join(map(printable, f"c2f-zoo: {error}".splitlines())))

@@ -90,8 +90,8 @@ def rank_correlations(first: Tensor, second: Tensor) -> Sequence[float]:
 
     Examples:
         >>> heat = torch.tensor([[[0.0, 1.0], [2.0, 4.0]]])
-        >>> rank_correlations(heat, heat.square()), rank_correlations(heat, -heat)
-        ([1.0], [-1.0])
+        >>> [round(rank_correlations(heat, other)[0], 4) for other in (heat.square(), -heat)]
+        [1.0, -1.0]
     """
     found = [spearman_corrcoef(a.flatten().double(), b.flatten().double()) for a, b in zip(first, second, strict=True)]
     return torch.stack(found).tolist()

@@ -93,7 +93,7 @@ def explain(predictor: Predictor, image: ImageLike) -> Explanation:
         >>> predictor = Predictor.from_pretrained("mlph_tiny_critters")
         >>> found = explain(predictor, create_dataset("critters", "test", per_class=1)[7][0])
         >>> [(level, heat.step[1], heat.total.shape) for level, heat in found.levels.items()]
-        [('family', 'Rotundidae', (6, 6)), ('genus', 'Tessella', (6, 6)), ('species', 'Tessella punctata', (6, 6))]
+        [('family', 'Rotundidae', (6, 6)), ('genus', 'Tessula', (6, 6)), ('species', 'Tessula ocellata', (6, 6))]
     """
     _import_captum()
     model, rgb = predictor.model, prepare_image(image)

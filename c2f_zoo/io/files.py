@@ -43,6 +43,21 @@ def atomic_write(path: str | Path, write_to: Callable[[Path], object]) -> None:
     fsync_folder(path.parent)
 
 
+def check_extension(path: str | Path, extension: str) -> None:
+    """Check the extension of a file to write, in either case.
+
+    Raises:
+        ValueError: it is another one.
+
+    Examples:
+        >>> check_extension("why.jpg", ".png")
+        Traceback (most recent call last):
+        ValueError: cannot write why.jpg: name a file that ends with .png
+    """
+    if Path(path).suffix.lower() != extension:
+        raise ValueError(f"cannot write {path}: name a file that ends with {extension}")
+
+
 def is_read_only(error: BaseException) -> bool:
     """Return whether an error says that a file or folder may not be written."""
     return isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)

@@ -159,17 +159,15 @@ def check_deletion(level: Level, options: Options) -> Iterator[Row]:
 
 def check_shuffled(level: Level, options: Options) -> Iterator[Row]:
     """Yield the rank correlation of heat maps with those of shuffled weights, and with those of another image."""
-    trained = {attribution: level.heat(attribution) for attribution in ATTRIBUTIONS}
-    models = {step: shuffle_weights(level.model, step, options.seed) for step in STEPS}
-    for attribution, own in trained.items():
-        others = {step: level.heat(attribution, model) for step, model in models.items()}
-        others["none; another image"] = {tap: heat.roll(1, 0) for tap, heat in own.items()}
-        for step, heat in others.items():
-            for tap in own:
-                found = np.array(rank_correlations(own[tap], heat[tap]))
-                row = {"attribution": attribution, "tap": tap, "shuffled": step, **columns("value", found, options)}
-                print(level.name, row, flush=True)
-                yield row
+    trained = level.heat("products")
+    others = {step: level.heat("products", shuffle_weights(level.model, step, options.seed)) for step in STEPS}
+    others["none; another image"] = {tap: heat.roll(1, 0) for tap, heat in trained.items()}
+    for step, heat in others.items():
+        for tap in trained:
+            found = np.array(rank_correlations(trained[tap], heat[tap]))
+            row = {"tap": tap, "shuffled": step, **columns("value", found, options)}
+            print(level.name, row, flush=True)
+            yield row
 
 
 def columns(name: str, values: np.ndarray, options: Options) -> Row:
