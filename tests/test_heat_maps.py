@@ -14,12 +14,10 @@ from PIL import Image
 
 from c2f_zoo import C2FModel, Predictor, create_dataset, create_model
 from c2f_zoo.cli import main
-from c2f_zoo.config import Preprocessing
-from c2f_zoo.data import create_transform
 from c2f_zoo.evaluation.ablation_summary import estimate_mean
-from c2f_zoo.evaluation.heat_map_checks import STEPS, hide, hottest, rank_correlations, shift, shuffle_weights
+from c2f_zoo.evaluation.heat_map_checks import STEPS, hide, hottest, rank_correlations, shift, shuffle_weights, sum_heat
 from c2f_zoo.evaluation.heat_map_plot import blend_heat, plot_heat_maps
-from c2f_zoo.inference.heat_maps import explain, heat_of, seen_window, sum_heat
+from c2f_zoo.inference.heat_maps import LevelHeat, explain, heat_of
 from c2f_zoo.io.files import read_csv
 
 
@@ -89,18 +87,6 @@ def test_the_sum_of_taps_keeps_the_sum_of_each() -> None:
     torch.testing.assert_close(sum_heat([fine, fine]), 2 * fine)
 
 
-@pytest.mark.parametrize("size", [(300, 200), (157, 211), (96, 96)])
-def test_the_window_is_what_the_transform_crops(size: tuple[int, int]) -> None:
-    p = Preprocessing(input_size=(3, 64, 48), crop_pct=0.75, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    x, y = np.meshgrid(*[(np.arange(side) + 0.5) / side for side in size])
-    image = Image.fromarray((255 * np.stack([x, y, 0 * x], axis=2)).round().astype(np.uint8))
-    seen = create_transform(p, None, train=False)(image)  # colours tell the place
-    window = seen_window(size, p)
-    half = [(window[2] - window[0]) / 48 / 2, (window[3] - window[1]) / 64 / 2]  # of a pixel
-    corners = (seen[0, 32, 0] - half[0], seen[1, 0, 24] - half[1], seen[0, 32, -1] + half[0], seen[1, -1, 24] + half[1])
-    assert torch.stack(corners).tolist() == pytest.approx(window, abs=1.5 / 255)
-
-
 def test_each_level_explains_its_class_of_the_predicted_path(critters: Predictor, critter: Image.Image) -> None:
     found = explain(critters, critter)
     assert found.prediction == critters(critter)
@@ -122,17 +108,45 @@ def test_levels_at_their_own_resolution_and_only_those_the_model_predicts(critte
     assert list(coarse.levels) == ["family", "genus"]
 
 
-def test_blended_heat_is_brightest_where_it_is_hottest_and_only_in_the_window() -> None:
+def test_heat_is_placed_in_its_window() -> None:
+    values = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
+    windows = {"a": (0.25, 0.0, 0.75, 1.0), "b": (-0.5, -0.5, 1.5, 1.5)}
+    heat = LevelHeat(("kind", "disc", 0.9), None, {"a": values, "b": np.ones((2, 2))}, windows)
+    inside = heat.on_image((40, 20), "a")
+    assert (
+        (inside[:, :10] == 0).all()
+        and (inside[:, 30:] == 0).all()
+        and inside.sum() == pytest.approx(values.sum(), rel=0.1)
+    )
+    assert np.unravel_index(inside.argmax(), (20, 40))[0] // 5 == values.argmax() // 5
+    np.testing.assert_allclose(heat.on_image((40, 20), "b"), 4 / (80 * 40), rtol=1e-5)  # of which a quarter is seen
+    np.testing.assert_allclose(heat.on_image((40, 20)), inside + 4 / (80 * 40), rtol=1e-5)
+
+
+def test_heat_of_the_parts_is_in_the_boxes_of_the_prediction(critter: Image.Image) -> None:
+    options = {"backbone": "part_rcnn", "backbone_options": {"network": "test_resnet", "cells": 4}}
+    model = make(**options).float()
+    localizer = model.get_submodule("backbone.body.localizer")
+    for region, box in zip(range(3), (0, 40, 200), strict=True):  # the geometry chooses the boxes
+        if region:
+            localizer.geometry[region - 1, :, box] += 100
+    image = critter.resize((120, 96))
+    found = explain(Predictor(model), image)
+    boxes = found.prediction.boxes
+    assert boxes is not None and len(set(boxes.values())) == 3
+    for heat in found.levels.values():
+        assert set(heat.windows) == set(boxes)
+        for region, box in boxes.items():
+            assert heat.windows[region] == pytest.approx(box)
+
+
+def test_blended_heat_is_brightest_where_it_is_hottest() -> None:
     grey = Image.new("RGB", (40, 20), (100, 100, 100))
-    heat = np.array([[-5.0, -1.0], [-1.0, 2.0]])
-    pixels = np.asarray(blend_heat(grey, heat, (0.25, 0.0, 0.75, 1.0))).astype(int)
-    changed = np.abs(pixels - 100).sum(axis=2)
-    assert (changed[:, :10] == 0).all() and (changed[:, 30:] == 0).all() and changed[0, 10] == 0
-    row, column = np.unravel_index(changed.argmax(), changed.shape)
-    assert row >= 15 and 25 <= column < 30  # inferno's end is light yellow
-    beyond = blend_heat(grey, np.ones((2, 2)), (-0.5, -0.5, 1.5, 1.5))
-    assert len(np.unique(np.asarray(beyond).reshape(-1, 3), axis=0)) == 1
-    assert np.array_equal(np.asarray(blend_heat(grey, -np.ones((2, 2)), (0, 0, 1, 1))), np.asarray(grey))
+    heat = np.zeros((20, 40))
+    heat[3, 7], heat[5, 30], heat[10, 10] = 2, 1, -5
+    changed = np.abs(np.asarray(blend_heat(grey, heat)).astype(int) - 100).sum(axis=2)
+    assert changed[3, 7] > changed[5, 30] > 0 and (changed > 0).sum() == 2
+    assert np.array_equal(np.asarray(blend_heat(grey, -np.ones((20, 40)))), np.asarray(grey))
 
 
 def test_the_figure_has_a_row_for_each_tap_and_their_sum(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +14,24 @@ from torchmetrics.functional import spearman_corrcoef
 from c2f_zoo.model import C2FModel
 
 STEPS = ("head", "head, pooling", "head, pooling, half of the backbone", "all")  # of `shuffle_weights`
+
+
+def sum_heat(maps: Sequence[Tensor]) -> Tensor:
+    """Sum heat maps (N, H_i, W_i) that cover the same part of an image to one of the largest size, (N, H, W).
+
+    A map that is enlarged (bilinear) keeps its sum over places.
+
+    Examples:
+        >>> sum_heat([torch.ones(1, 4, 4), torch.ones(1, 2, 2)]).sum()
+        tensor(20.)
+    """
+    height, width = max((tuple(one.shape[1:]) for one in maps), key=math.prod)
+    areas = [one.shape[1] * one.shape[2] / (height * width) for one in maps]
+    enlarged = [
+        area * interpolate(one[:, None], (height, width), mode="bilinear")
+        for area, one in zip(areas, maps, strict=True)
+    ]
+    return torch.cat(enlarged, dim=1).sum(dim=1)
 
 
 def hottest(heat: Tensor, size: tuple[int, int], fraction: float) -> Tensor:

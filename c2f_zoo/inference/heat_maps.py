@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,10 +12,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from c2f_zoo.config import Preprocessing
+from c2f_zoo.backbones.part_rcnn import REGIONS, record_boxes
 from c2f_zoo.data.images import ImageLike, prepare_image
-from c2f_zoo.data.transforms import to_shorter_side
-from c2f_zoo.inference.prediction import Prediction, Step
+from c2f_zoo.inference.prediction import Box, Prediction, Step
 from c2f_zoo.inference.predictor import Predictor
 from c2f_zoo.level_classifier import LevelClassifier
 from c2f_zoo.registry import check_names
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 
 # Of the two, the products hide what matters better: docs/results/heat-maps-deletion.csv.
 ATTRIBUTIONS = {"products": "LayerGradientXActivation", "grad_cam": "LayerGradCam"}
-Box = tuple[float, float, float, float]  # left, top, right, bottom as fractions of the image's width and height
 
 
 @dataclass(frozen=True)
@@ -38,16 +35,36 @@ class LevelHeat:
         resolution: the resolution in pixels at which the level sees the image; None is full size.
         taps: tap -> heat map, float32 (H, W) of the tap's map: how much each place adds to the class's logit. Negative
             values speak against the class.
+        windows: tap -> the part of the image that its map covers: left, top, right and bottom as fractions of width and
+            height. It is what the model sees, which may reach beyond the image, or with the backbone `part_rcnn` the
+            box of the object, the head or the body.
     """
 
     step: Step
     resolution: int | None
     taps: Mapping[str, np.ndarray]
+    windows: Mapping[str, Box]
 
-    @property
-    def total(self) -> np.ndarray:
-        """The sum of all taps' heat maps, float32 (H, W) of the largest; see `sum_heat`."""
-        return sum_heat([torch.from_numpy(heat)[None] for heat in self.taps.values()])[0].numpy()
+    def on_image(self, size: tuple[int, int], tap: str | None = None) -> np.ndarray:
+        """Return a heat map over the whole image.
+
+        Its sum is about that of the map, whatever the size of the image.
+
+        Args:
+            size: width and height in pixels of the image.
+            tap: the tap; None: the sum of all taps.
+
+        Returns:
+            float32 (height, width), 0 outside the tap's window.
+
+        Examples:
+            >>> heat = LevelHeat(("kind", "disc", 0.9), None, {"a": np.ones((2, 2))}, {"a": (0.5, 0, 1, 1)})
+            >>> heat.on_image((4, 2))
+            array([[0., 0., 1., 1.],
+                   [0., 0., 1., 1.]], dtype=float32)
+        """
+        chosen = self.taps if tap is None else [tap]
+        return np.sum([_place(self.taps[one], self.windows[one], size) for one in chosen], axis=0)
 
 
 @dataclass(frozen=True)
@@ -58,13 +75,11 @@ class Explanation:
         prediction: the prediction of the image.
         levels: level -> its heat maps, coarse to fine, of the levels that the model predicts. Without a level at which
             the predicted path has ended.
-        window: the part of the image that the model sees, and that the heat maps cover.
         image: the image in RGB.
     """
 
     prediction: Prediction
     levels: Mapping[str, LevelHeat]
-    window: Box
     image: Image.Image = field(repr=False)
 
 
@@ -73,7 +88,7 @@ def explain(predictor: Predictor, image: ImageLike) -> Explanation:
 
     Each level explains its class of the predicted path, at the resolution at which it is predicted. A heat map is the
     product of a tap's map and the gradient of the class's logit, summed over channels, by Captum
-    (`LayerGradientXActivation`; HiResCAM of Draelos and Carin, arXiv 2011.08891). With the pooling `avg`, its values
+    (`LayerGradientXActivation`; HiResCAM of Draelos and Carin, 2020). With the pooling `avg`, its values
     sum to the logit without its bias. Poolings that normalize their vector ignore the contrast of a map: there, places
     that speak for the class and against it nearly balance.
 
@@ -92,8 +107,8 @@ def explain(predictor: Predictor, image: ImageLike) -> Explanation:
     Examples:
         >>> predictor = Predictor.from_pretrained("mlph_tiny_critters")
         >>> found = explain(predictor, create_dataset("critters", "test", per_class=1)[7][0])
-        >>> [(level, heat.step[1], heat.total.shape) for level, heat in found.levels.items()]
-        [('family', 'Rotundidae', (6, 6)), ('genus', 'Tessula', (6, 6)), ('species', 'Tessula ocellata', (6, 6))]
+        >>> [(level, heat.step[1], len(heat.taps)) for level, heat in found.levels.items()]
+        [('family', 'Rotundidae', 3), ('genus', 'Tessula', 3), ('species', 'Tessula ocellata', 3)]
     """
     _import_captum()
     model, rgb = predictor.model, prepare_image(image)
@@ -107,11 +122,14 @@ def explain(predictor: Predictor, image: ImageLike) -> Explanation:
         for level in names:
             if level in steps:
                 label = predictor.tree.class_names(level).index(steps[level][1])
-                heat = heat_of(model.at_level(level), x, torch.tensor([label], device=x.device))
+                with record_boxes() as localized:
+                    heat = heat_of(model.at_level(level), x, torch.tensor([label], device=x.device))
                 arrays = {tap: one[0].float().cpu().numpy() for tap, one in heat.items()}
-                levels[level] = LevelHeat(steps[level], resolution, arrays)
+                boxes = dict(zip(REGIONS, localized[0][0].tolist(), strict=True)) if localized else {}
+                windows = {tap: _inside(prepared.crop, boxes.get(tap, (0.0, 0.0, 1.0, 1.0))) for tap in arrays}
+                levels[level] = LevelHeat(steps[level], resolution, arrays, windows)
     ordered = {level: levels[level] for level in steps if level in levels}
-    return Explanation(prediction, ordered, seen_window(rgb.size, model.config.preprocessing), rgb)
+    return Explanation(prediction, ordered, rgb)
 
 
 def heat_of(classifier: LevelClassifier, x: Tensor, labels: Tensor, attribution: str = "products") -> dict[str, Tensor]:
@@ -150,38 +168,25 @@ def heat_of(classifier: LevelClassifier, x: Tensor, labels: Tensor, attribution:
     return found
 
 
-def sum_heat(maps: Sequence[Tensor]) -> Tensor:
-    """Sum heat maps (N, H_i, W_i) to one of the largest size, (N, H, W).
-
-    A map that is enlarged (bilinear) keeps its sum over places.
-
-    Examples:
-        >>> sum_heat([torch.ones(1, 4, 4), torch.ones(1, 2, 2)]).sum()
-        tensor(20.)
-    """
-    height, width = max((tuple(one.shape[1:]) for one in maps), key=math.prod)
-    areas = [one.shape[1] * one.shape[2] / (height * width) for one in maps]
-    enlarged = [
-        area * interpolate(one[:, None], (height, width), mode="bilinear")
-        for area, one in zip(areas, maps, strict=True)
-    ]
-    return torch.cat(enlarged, dim=1).sum(dim=1)
+def _inside(outer: Box, box: Box) -> Box:
+    """Return a box in fractions of another one as fractions of the image."""
+    left, top, right, bottom = outer
+    x, y = right - left, bottom - top
+    return left + box[0] * x, top + box[1] * y, left + box[2] * x, top + box[3] * y
 
 
-def seen_window(size: tuple[int, int], preprocessing: Preprocessing) -> Box:
-    """Return the part of an image of a size (width, height) that the model sees.
-
-    It reaches beyond the image, below 0 or above 1, where the model's input is larger than the resized image.
-
-    Examples:
-        >>> seen_window((200, 100), Preprocessing(input_size=(3, 96, 96), crop_pct=0.75))
-        (0.3125, 0.125, 0.6875, 0.875)
-    """
-    p = preprocessing
-    height, width = to_shorter_side(size[1], size[0], p.resize)
-    rows, columns = p.input_size[1:]
-    top, left = round((height - rows) / 2), round((width - columns) / 2)  # as torchvision's CenterCrop
-    return left / width, top / height, (left + columns) / width, (top + rows) / height
+def _place(heat: np.ndarray, window: Box, size: tuple[int, int]) -> np.ndarray:
+    """Return a heat map (H, W), enlarged bilinearly to its window of an image of a size (width, height)."""
+    width, height = size
+    left, top = round(window[0] * width), round(window[1] * height)
+    right, bottom = max(round(window[2] * width), left + 1), max(round(window[3] * height), top + 1)
+    values = torch.from_numpy(heat.astype(np.float32))[None, None]
+    large = interpolate(values, (bottom - top, right - left), mode="bilinear")[0, 0].numpy()
+    large = large * (heat.size / large.size)
+    whole = np.zeros((height, width), np.float32)
+    rows, columns = slice(max(top, 0), min(bottom, height)), slice(max(left, 0), min(right, width))
+    whole[rows, columns] = large[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+    return whole
 
 
 class _FromMaps(nn.Module):

@@ -29,10 +29,18 @@ from torch import Tensor
 
 from c2f_zoo.data import create_dataset
 from c2f_zoo.evaluation.ablation_summary import estimate_mean
-from c2f_zoo.evaluation.heat_map_checks import STEPS, hide, hottest, rank_correlations, shift, shuffle_weights
+from c2f_zoo.evaluation.heat_map_checks import (
+    STEPS,
+    hide,
+    hottest,
+    rank_correlations,
+    shift,
+    shuffle_weights,
+    sum_heat,
+)
 from c2f_zoo.evaluation.provenance import describe_machine
 from c2f_zoo.inference import Predictor
-from c2f_zoo.inference.heat_maps import ATTRIBUTIONS, heat_of, sum_heat
+from c2f_zoo.inference.heat_maps import ATTRIBUTIONS, heat_of
 from c2f_zoo.io.files import write_csv
 from c2f_zoo.model import C2FModel
 from c2f_zoo.paths import expand
