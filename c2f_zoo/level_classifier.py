@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from c2f_zoo.backbones import TapBackbone, pretrained_cfg
+from c2f_zoo.backbones.registry import wrapped_network
 from c2f_zoo.config import ModelConfig
 from c2f_zoo.heads import Head
 from c2f_zoo.heads.levels import LevelsHead
@@ -214,7 +215,8 @@ def level_cfg(config: ModelConfig, level: str) -> dict[str, Any]:
         >>> cfg["label_descriptions"][cfg["label_names"][0]]
         'Diomedeidae > Phoebastria'
     """
-    of_backbone = pretrained_cfg(config.backbone)
+    network, _ = wrapped_network(config.backbone, config.backbone_options)
+    of_backbone, prefix = pretrained_cfg(network), "" if network == config.backbone else "network.body."
     is_dynamic = config.backbone_options.get("dynamic_img_size", False)
     tree = config.hierarchy.truncate(level)
     names = tree.class_names(level)
@@ -224,7 +226,7 @@ def level_cfg(config: ModelConfig, level: str) -> dict[str, Any]:
         "label_names": names,
         "label_descriptions": {name: " > ".join(tree.path(label)) for label, name in enumerate(names)},
         "pool_size": None,
-        "first_conv": _in_body(of_backbone.get("first_conv")),
+        "first_conv": _in_body(of_backbone.get("first_conv"), prefix),
         "classifier": "head" if config.head == "levels" else None,  # of other heads, the built model knows it
     }
 
@@ -247,11 +249,11 @@ def choose_taps(indices: int | Sequence[int] | None, count: int) -> list[int]:
     return [index % count for index in chosen]
 
 
-def _in_body(names: str | Sequence[str] | None) -> str | tuple[str, ...] | None:
+def _in_body(names: str | Sequence[str] | None, prefix: str = "") -> str | tuple[str, ...] | None:
     """Return the names of a backbone's layers in the classifier."""
     if isinstance(names, str):
-        return _BODY + names
-    return tuple(_BODY + name for name in names) if names else None
+        return _BODY + prefix + names
+    return tuple(_BODY + prefix + name for name in names) if names else None
 
 
 def _reduction(body: nn.Module, scale: float) -> int:

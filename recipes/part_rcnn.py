@@ -13,7 +13,8 @@ After Zhang et al. (ECCV 2014), on frozen features. The steps are:
    annotations (`no_box`).
 
 The output has proposals' recall, the localized parts (PCP: an overlap of 0.5 or more) and the accuracy at every level,
-with 95 % bootstrap intervals over the images. A figure beside it shows parts localized without annotations.
+with 95 % bootstrap intervals over the images. OUTPUT.png shows parts localized without annotations, and
+OUTPUT-boxes.csv has these boxes.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from jsonargparse import auto_cli
 from torch import Tensor
 
 from c2f_zoo.backbones.box_features import num_features
-from c2f_zoo.data import LabelledImages, create_dataset, labels_of, notes_of, train_and_val
+from c2f_zoo.data import ImageFiles, LabelledImages, create_dataset, labels_of, notes_of, train_and_val
 from c2f_zoo.evaluation.probe import LabelledFeatures, Probe, probe_head
 from c2f_zoo.evaluation.provenance import describe_machine
 from c2f_zoo.io.files import write_csv
@@ -45,7 +46,7 @@ from c2f_zoo.parts.extraction import extract_regions
 from c2f_zoo.parts.fitting import choose_alpha, training_positions
 from c2f_zoo.parts.geometry import NeighbourPrior, Prior, mixture_prior
 from c2f_zoo.parts.localize import Found, Localizer, annotated
-from c2f_zoo.parts.plots import plot_detections
+from c2f_zoo.parts.plots import detection_rows, plot_detections
 from c2f_zoo.parts.scores import accuracy_rows, overlaps_of, pcp_rows, print_rows, recall_rows
 from c2f_zoo.paths import expand
 from c2f_zoo.training.launch import recipe_errors
@@ -213,8 +214,17 @@ def localize_all(localizers: Mapping[str, Localizer], files: Sequence[Path]) -> 
 def show(
     images: LabelledImages, test: Sequence[int], found: Sequence[Found], truth: Sequence[Found], path: Path
 ) -> None:
-    """Plot some of the images with the boxes found and the annotated ones."""
+    """Plot some of the images with the boxes found and the annotated ones, and write the boxes beside the figure."""
     shown = range(0, len(test), math.ceil(len(test) / SHOWN))
+    assert isinstance(images, ImageFiles) and images.annotations is not None, "it has been extracted"
+    rows = [
+        {**row, **describe_machine()}
+        for i in shown
+        for row in detection_rows(
+            str(i), images.read(test[i]).size, found[i].boxes, truth[i].boxes, images.annotations[test[i]]
+        )
+    ]
+    write_csv(path.with_name(f"{path.stem}-boxes.csv"), rows)
     plot_detections(
         [images[test[i]][0] for i in shown], [found[i].boxes for i in shown], [truth[i].boxes for i in shown], path
     )

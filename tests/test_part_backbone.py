@@ -249,6 +249,11 @@ class TestModel:
         assert resolve("part_rcnn_vgg16_cub", options).preprocessing.mean == (0.5, 0.5, 0.5)
         assert resolve("part_rcnn_vgg16_cub", {}).preprocessing.mean == Preprocessing().mean
 
+    def test_timm_finds_the_first_layer(self) -> None:
+        classifier = small().at_level("genus")
+        first = classifier.get_submodule(classifier.pretrained_cfg["first_conv"])
+        assert isinstance(first, nn.Conv2d) and first.in_channels == 3
+
     def test_unknown_networks_and_taps(self) -> None:
         with pytest.raises(ValueError, match="did you mean 'resnet50'"):
             create_model("part_rcnn_vgg16_cub", backbone_options={"network": "resnet5O"})

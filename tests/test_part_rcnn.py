@@ -60,6 +60,11 @@ def test_every_mode_is_scored(birds: Path, tmp_path: Path, capsys: pytest.Captur
         f"{count} images; with fewer than two visible points: none" for count in (16, 8)
     ]
 
+    boxes = read_csv(tmp_path / "out-boxes.csv")
+    assert {row["image"] for row in boxes} == {*"01234567"}
+    assert sum(row["kind"] == "annotated" for row in boxes) == 3 * 8
+    assert sum(row["kind"] == "point" for row in boxes) == 5 * 8
+
     pixels = np.asarray(Image.open(tmp_path / "out.png").convert("RGB")).reshape(-1, 3)
     for number in range(1, 5):  # the birds of each species; interpolation may change the edges
         assert (np.abs(pixels.astype(int) - [60 * number, 40, 240 - 60 * number]).max(axis=1) < 3).sum() > 1000

@@ -17,6 +17,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from PIL import Image
 
+from c2f_zoo.evaluation.detection_plot import plot_boxes
 from c2f_zoo.evaluation.markdown_tables import Row, TableSpec, read_rows, read_specs, selected_rows
 from c2f_zoo.evaluation.result_plots import plot_ablation, plot_cost, plot_dims, plot_resolution
 from c2f_zoo.io.files import atomic_write
@@ -27,6 +28,7 @@ PLOTS: dict[str, Callable[..., Figure]] = {
     "ablation": plot_ablation,
     "dims": plot_dims,
     "cost": plot_cost,
+    "boxes": plot_boxes,
 }
 ASSETS = Path("docs", "assets")
 CHECKSUM = "Data sha256"  # the PNG file's text with the checksum
@@ -54,7 +56,8 @@ class FigureSpec:
     """What a figure shows: an entry of `figures` in `docs/results/tables.yaml`.
 
     Args:
-        plot: `resolution`, `ablation`, `dims` or `cost`, see `c2f_zoo.evaluation.result_plots`.
+        plot: `resolution`, `ablation`, `dims` or `cost`, see `c2f_zoo.evaluation.result_plots`; or `boxes`, see
+            `c2f_zoo.evaluation.detection_plot`.
         alt: the figure in words, for who cannot see it.
         sources: arguments of `Source`, one after the other.
         options: additional keyword arguments of the plot's function.
