@@ -50,8 +50,7 @@ def plot_boxes(rows: Sequence[Mapping[str, str]]) -> Figure:
             style = "-" if row["kind"] == "found" else ":"
             ax.add_patch(Rectangle((left, top), *size, fill=False, color=color, linestyle=style, linewidth=1.5))
     handles = [Line2D([], [], color=color, label=region) for region, color in color_of.items()]
-    handles += [
-        Line2D([], [], color="0.3", linestyle=style, label=name) for style, name in (("-", "found"), (":", "annotated"))
-    ]
+    handles.append(Line2D([], [], color="0.3", linestyle="-", label="found"))
+    handles.append(Line2D([], [], color="0.3", linestyle=":", label="annotated"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     return figure
