@@ -204,6 +204,14 @@ class TestModel:
         before, after = model(x), again(x)
         assert all(torch.equal(before[level], after[level]) for level in model.levels)
 
+    @pytest.mark.slow
+    def test_it_exports_with_any_number_of_images(self) -> None:
+        model, x = small(), torch.rand(3, 3, 64, 64)
+        shapes = {"x": {0: torch.export.Dim("images", min=1, max=8)}}
+        with torch.no_grad():
+            exported = torch.export.export(model, (x[:2],), dynamic_shapes=shapes).module()
+            assert all(torch.equal(z, model(x)[level]) for level, z in exported(x).items())
+
     def test_training_leaves_the_localizer(self) -> None:
         model = small().train()
         buffers = {name: x.clone() for name, x in part_network(model).localizer.named_buffers()}

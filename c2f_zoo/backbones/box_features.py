@@ -8,7 +8,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import ps_roi_align, roi_align
+from torchvision.ops import roi_align
 
 MAX_FEATURES = 2048
 CONTEXT = 0.5  # of the box's size at each side
@@ -79,8 +79,6 @@ def box_features(x: Tensor, boxes: Tensor) -> Tensor:
 def box_averages(x: Tensor, boxes: Tensor, size: int) -> Tensor:
     """Average a map in the cells of many boxes: RoIAlign as matrix products, ten times as fast on a CPU.
 
-    The weight of a pixel in a cell is the product of that of its row and that of its column.
-
     Args:
         x: a map (1, C, H, W), float32.
         boxes: boxes (k, 4) in pixels of the map.
@@ -96,26 +94,18 @@ def box_averages(x: Tensor, boxes: Tensor, size: int) -> Tensor:
     """
     pixels = x[0].flatten(start_dim=1).T  # (H W, C)
     of_rows, of_columns = _weights(boxes[:, 1::2], x.shape[2], size), _weights(boxes[:, 0::2], x.shape[3], size)
-    cells = [
+    cells = [  # one after the other: the weights of all take more time to write than the products
         (of_rows[:, row, :, None] * of_columns[:, column, None, :]).flatten(start_dim=1) @ pixels
         for row, column in itertools.product(range(size), range(size))
     ]
     return torch.stack(cells, dim=2).unflatten(2, (size, size))
 
 
-def _weights(ends: Tensor, length: int, size: int) -> Tensor:
-    """Return the weight (k, size, length) of each pixel of a line in each cell of stretches with these ends (k, 2)."""
-    line = torch.eye(length, dtype=ends.dtype).view(1, length, length, 1)  # a channel for each pixel
-    first, last = ends.unbind(dim=1)
-    rois = torch.stack([torch.zeros_like(first), first, torch.ones_like(first), last], dim=1)
-    return roi_align(line, [rois], output_size=(size, 1), aligned=True)[..., 0].transpose(1, 2)
-
-
 def box_scores(x: Tensor, boxes: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Compute a linear layer of the features of the same boxes of each map.
 
-    RoIAlign is linear, so the map is projected before it, to few channels: position-sensitive RoIAlign, as in R-FCN
-    (Dai et al., NeurIPS 2016). The features themselves, megabytes for each image, are never computed.
+    RoIAlign is linear, so the map is projected before it, to few channels, as in R-FCN (Dai et al., NeurIPS 2016). The
+    features themselves, megabytes for each image, are never computed.
 
     Args:
         x: maps (N, C, H, W).
@@ -133,13 +123,29 @@ def box_scores(x: Tensor, boxes: Tensor, weight: Tensor, bias: Tensor) -> Tensor
         >>> torch.allclose(scores[0], linear(box_features(x, boxes)), atol=1e-5)
         True
     """
-    images, channels, outputs = x.shape[0], x.shape[1], weight.shape[0]
+    channels, outputs = x.shape[1], weight.shape[0]
     size = grid_size(channels)
     inner, outer = weight.split([channels * size**2, channels], dim=1)
-    inner = inner.view(outputs, channels, size**2).transpose(1, 2).reshape(outputs * size**2, channels, 1, 1)
-    numbers = torch.arange(images, device=x.device, dtype=x.dtype).repeat_interleave(len(boxes))[:, None]
-    of_cells = ps_roi_align(F.conv2d(x, inner), torch.cat([numbers, boxes.repeat(images, 1)], dim=1), size)
-    rois = torch.cat([numbers, surroundings(boxes).repeat(images, 1)], dim=1)
-    around = roi_align(F.conv2d(x, outer[:, :, None, None]), rois, output_size=1, aligned=True)
-    # The surroundings are 0 outside the image in both; the bias is no part of the map, which is 0 there.
-    return (of_cells.sum(dim=(2, 3)) + around[:, :, 0, 0] + bias).view(images, len(boxes), outputs)
+    # A channel for each output and cell; the last cell is the surroundings.
+    cells = torch.cat([inner.view(outputs, channels, size**2), outer[:, :, None]], dim=2)
+    projected = F.conv2d(x, cells.transpose(1, 2).reshape(-1, channels, 1, 1))
+    pixels = torch.cat([cell_weights(x, boxes, size), cell_weights(x, surroundings(boxes), 1)], dim=1)
+    return torch.einsum("nocp,kcp->nko", projected.flatten(start_dim=2).unflatten(1, (outputs, -1)), pixels) + bias
+
+
+def cell_weights(x: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Return the weight of each pixel of maps (N, C, H, W) in each cell of boxes: (k, size * size, H * W).
+
+    It is the product of the weights of the pixel's row and of its column.
+    """
+    of_rows, of_columns = _weights(boxes[:, 1::2], x.shape[2], size), _weights(boxes[:, 0::2], x.shape[3], size)
+    return (of_rows[:, :, None, :, None] * of_columns[:, None, :, None, :]).flatten(1, 2).flatten(2, 3)
+
+
+def _weights(ends: Tensor, length: int, size: int) -> Tensor:
+    """Return the weight (k, size, length) of each pixel of a line in each cell of stretches with these ends (k, 2)."""
+    # A channel for each pixel.
+    line = torch.eye(length, dtype=ends.dtype, device=ends.device).view(1, length, length, 1)
+    first, last = ends.unbind(dim=1)
+    rois = torch.stack([torch.zeros_like(first), torch.zeros_like(first), first, torch.ones_like(first), last], dim=1)
+    return roi_align(line, rois, output_size=(size, 1), sampling_ratio=0, aligned=True)[..., 0].transpose(1, 2)

@@ -166,9 +166,9 @@ class RegionMap(nn.Module):
         with without_autocast(x):
             wide = at_least_float32(x)
             boxes = boxes.to(wide.dtype)
-            numbers = torch.arange(len(boxes), device=x.device, dtype=wide.dtype)[:, None]
+            numbers = torch.arange(boxes.shape[0], device=x.device, dtype=wide.dtype)[:, None]
             rois = torch.cat([numbers, boxes * _sides(x, boxes)], dim=1)
-            return roi_align(wide, rois, output_size=self.cells, aligned=True).to(x.dtype)
+            return roi_align(wide, rois, output_size=self.cells, sampling_ratio=0, aligned=True).to(x.dtype)
 
     def extra_repr(self) -> str:
         return str(self.cells)
