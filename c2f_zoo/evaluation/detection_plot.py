@@ -23,8 +23,8 @@ def plot_boxes(rows: Sequence[Mapping[str, str]]) -> Figure:
     Examples:
         >>> row = {"image": "7", "width": "80", "height": "60", "kind": "found", "of": "head"}
         >>> figure = plot_boxes([row | {"left": "9", "top": "9", "right": "30", "bottom": "20"}])
-        >>> figure.axes[0].get_xlim(), figure.axes[0].get_ylim()
-        ((0.0, 80.0), (60.0, 0.0))
+        >>> [patch.get_width() for patch in figure.axes[0].patches]
+        [21.0]
     """
     images = list(dict.fromkeys(row["image"] for row in rows))
     regions = list(dict.fromkeys(row["of"] for row in rows if row["kind"] != "point"))
