@@ -1,4 +1,4 @@
-"""The command line: `c2f-zoo list | info | predict | explain | calibrate | data check`."""
+"""The command line: `c2f-zoo list | info | predict | explain | approach | calibrate | data check`."""
 
 from __future__ import annotations
 
@@ -252,6 +252,27 @@ def explain(
     found = explain_image(predictor, image)
     plot_heat_maps(found, predictor.model.config.preprocessing, output)
     print(found.prediction)
+
+
+@app.command()
+def approach(
+    model: Annotated[str, typer.Argument(help="As in `predict`.")],
+    photo: Annotated[Path, typer.Argument(help="The photo.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help=".png: images side by side; .gif: an animation.")],
+    resolutions: Annotated[
+        str | None, typer.Option(help="Resolutions, e.g. full,80,40,20. Default: full size to the coarsest calibrated.")
+    ] = None,
+    risk: Annotated[float | None, typer.Option(help="Promised risk, as in `predict`.")] = None,
+) -> None:
+    """Draw one photo from far to near, with what is predicted and can be trusted at each resolution."""
+    from c2f_zoo.evaluation.approach import check_suffix, draw_approach
+    from c2f_zoo.hierarchy.escape import printable
+
+    check_suffix(output)
+    predictor = c2f_zoo.Predictor.from_pretrained(model, risk=risk)
+    for title, prediction in draw_approach(predictor, photo, output, _read_grid(resolutions)).items():
+        print(f"{title}: {prediction}")
+    print(f"written to {printable(output)}")
 
 
 @app.command()
