@@ -1,4 +1,4 @@
-"""The command line: `c2f-zoo list | info | predict | explain | approach | calibrate | data check`."""
+"""The command line: `c2f-zoo list | info | predict | explain | approach | index | similar | calibrate | data check`."""
 
 from __future__ import annotations
 
@@ -273,6 +273,54 @@ def approach(
     for title, prediction in draw_approach(predictor, photo, output, _read_grid(resolutions)).items():
         print(f"{title}: {prediction}")
     print(f"written to {printable(output)}")
+
+
+@app.command()
+def index(
+    model: Annotated[str, typer.Argument(help="As in `predict`.")],
+    folder: Annotated[Path, typer.Argument(help="Folder with images, also in subfolders.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Index file to write, e.g. birds.index.")],
+) -> None:
+    """Index the images of a folder, for `c2f-zoo similar`. Exit with 1 if an image cannot be read."""
+    from c2f_zoo.hierarchy.escape import printable
+    from c2f_zoo.inference.embedder import Embedder
+    from c2f_zoo.inference.predictor import load_trained
+    from c2f_zoo.inference.similar_files import index_folder
+    from c2f_zoo.io.freed_memory import keep_freed_memory
+
+    keep_freed_memory()
+    images, errors = index_folder(Embedder(load_trained(model)), model, folder, output)
+    print(f"written to {printable(output)}: {images} images")
+    if errors:
+        raise typer.Exit(1)
+
+
+@app.command()
+def similar(
+    model: Annotated[str, typer.Argument(help="The model of the index.")],
+    photo: Annotated[Path, typer.Argument(help="The photo.")],
+    index: Annotated[Path, typer.Option(help="Index file that `c2f-zoo index` wrote.")],
+    top_k: Annotated[int, typer.Option(help="Number of images.", min=1)] = 12,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Contact sheet to write, a PNG file.")] = None,
+) -> None:
+    """Find the images of an index that are most similar to a photo."""
+    from c2f_zoo.evaluation.contact_sheet import check_png, plot_contact_sheet
+    from c2f_zoo.hierarchy.escape import printable
+    from c2f_zoo.inference.embedder import Embedder
+    from c2f_zoo.inference.image_index import ImageIndex
+    from c2f_zoo.inference.predictor import load_trained
+    from c2f_zoo.inference.similar_files import find_similar
+
+    if output is not None:
+        check_png(output)
+    found, embedder = ImageIndex.load(index), Embedder(load_trained(model))
+    found.check_model(model, embedder.digest())
+    images = find_similar(embedder, found, photo, top_k)
+    for file, similarity in images:
+        print(f"{similarity:.3f}  {printable(file)}")
+    if output is not None:
+        plot_contact_sheet(photo, images, output)
+        print(f"written to {printable(output)}")
 
 
 @app.command()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from c2f_zoo.backbones import BACKBONES, TapBackbone, create_body
@@ -138,6 +139,27 @@ class C2FModel(nn.Module):
         asked = [level for level in self.levels if levels is None or level in levels]
         view = view or (asked[-1] if asked else None)
         return self.forward_head(self.forward_pool(self.forward_features(x, view)), levels)
+
+    def embed(self, x: Tensor, view: str | None = None) -> Tensor:
+        """Compute embeddings: pooled vectors of Euclidean length 1, whose products are cosine similarities.
+
+        Args:
+            x: images (N, channels, height, width), preprocessed as in the configuration's `preprocessing`.
+            view: as in `forward_features`.
+
+        Returns:
+            float32 (N, D), with D = `pooling.out_features`, also under autocast. A pooled vector of zeros stays zero.
+
+        Raises:
+            ValueError: the model does not predict that level.
+
+        Examples:
+            >>> model = create_model("mlph", backbone="resnet18", hierarchy="cub", input_size=64).eval()
+            >>> v = model.embed(torch.rand(2, 3, 64, 64))
+            >>> v.shape[1] == model.pooling.out_features, torch.allclose(v.norm(dim=1), torch.ones(2))
+            (True, True)
+        """
+        return F.normalize(self.forward_pool(self.forward_features(x, view)).float(), dim=1)
 
     def log_probs(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Convert logits (N, classes) to log-probabilities, as the head defines them.

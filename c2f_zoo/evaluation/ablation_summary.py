@@ -38,7 +38,7 @@ def estimate_accuracy(correct: np.ndarray, resamples: int, seed: int) -> Estimat
     """Estimate an accuracy, with an interval over images and seeds.
 
     Args:
-        correct: 1 for right and 0 for wrong predictions (seeds, images).
+        correct: 1 for right and 0 for wrong predictions (seeds, images), or another score of each image.
         resamples: number of bootstrap resamples; in each, images and seeds are drawn with replacement.
         seed: seed of the resamples.
 
@@ -78,7 +78,7 @@ def _estimate(terms: Sequence[tuple[int, np.ndarray]], resamples: int, seed: int
     counts = draw_counts(rng, resamples, terms[0][1].shape[1])
     values = np.zeros(resamples)
     for sign, correct in terms:
-        right = counts @ correct.T.astype(np.int64)  # (resamples, seeds)
+        right = counts @ correct.T.astype(np.float64)  # (resamples, seeds); exact for zeros and ones
         values += sign * (draw_counts(rng, resamples, len(correct)) * right).sum(axis=1) / correct.size
     low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     mean = sum(sign * correct.mean() for sign, correct in terms)

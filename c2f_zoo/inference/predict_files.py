@@ -100,11 +100,11 @@ def report(errors: Sequence[str], csv: Path | None = None) -> None:
         tell(f"... and {len(errors) - len(shown)} more, in the column 'error' of {csv}")
 
 
-def with_progress(items: Iterable[Item], total: int, is_shown: bool) -> Iterator[Item]:
+def with_progress(items: Iterable[Item], total: int, is_shown: bool, description: str = "predicting") -> Iterator[Item]:
     """Yield items with a progress bar on standard error, if that is a terminal."""
     console = Console(stderr=True)
     disable = not (is_shown and console.is_terminal)
-    yield from track(items, "predicting", total, console=console, transient=True, disable=disable)
+    yield from track(items, description, total, console=console, transient=True, disable=disable)
 
 
 def _split_done(files: Sequence[Path], table: PredictionTable) -> tuple[list[Path], list[str]]:
