@@ -265,10 +265,11 @@ def approach(
     risk: Annotated[float | None, typer.Option(help="Promised risk, as in `predict`.")] = None,
 ) -> None:
     """Draw one photo from far to near, with what is predicted and can be trusted at each resolution."""
-    from c2f_zoo.evaluation.approach import check_suffix, draw_approach
+    from c2f_zoo.evaluation.approach import FORMATS, draw_approach
     from c2f_zoo.hierarchy.escape import printable
+    from c2f_zoo.io.files import check_extension
 
-    check_suffix(output)
+    check_extension(output, *FORMATS)
     predictor = c2f_zoo.Predictor.from_pretrained(model, risk=risk)
     for title, prediction in draw_approach(predictor, photo, output, _read_grid(resolutions)).items():
         print(f"{title}: {prediction}")
@@ -304,15 +305,16 @@ def similar(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Contact sheet to write, a PNG file.")] = None,
 ) -> None:
     """Find the images of an index that are most similar to a photo."""
-    from c2f_zoo.evaluation.contact_sheet import check_png, plot_contact_sheet
+    from c2f_zoo.evaluation.contact_sheet import plot_contact_sheet
     from c2f_zoo.hierarchy.escape import printable
     from c2f_zoo.inference.embedder import Embedder
     from c2f_zoo.inference.image_index import ImageIndex
     from c2f_zoo.inference.predictor import load_trained
     from c2f_zoo.inference.similar_files import find_similar
+    from c2f_zoo.io.files import check_extension
 
     if output is not None:
-        check_png(output)
+        check_extension(output, ".png")
     found, embedder = ImageIndex.load(index), Embedder(load_trained(model))
     found.check_model(model, embedder.digest())
     images = find_similar(embedder, found, photo, top_k)

@@ -50,13 +50,13 @@ class RetrieveOptions:
     """The options.
 
     Args:
-        roots: name of the data -> its folder.
+        roots: name of the data -> its folder; none: searches are timed only.
         dataset: one of `c2f-zoo list datasets`.
         model: a run of train.py, or the name of trained weights.
         frozen: arguments of `create_model` for the frozen backbone, beside those of the linear probe:
             `backbone_checkpoint`, or `backbone`, `taps`, ... Null: leave it out.
         resolutions: resolutions of the queries in pixels; null is full size.
-        search_sizes: numbers of images of the indices that are searched for their time.
+        search_sizes: numbers of images of the indices that are searched for their time; none: they are not timed.
         bootstrap: number of resamples for the intervals.
         seed: seed of the resamples.
         output: folder of the CSV files.
@@ -83,8 +83,9 @@ def main(options: RetrieveOptions) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     about = {"command": shlex.join(["python", *sys.argv]), **describe_machine()}
     models = create_models(options)
-    times = [{**row, **about} for row in time_searches(models["model"].pooling.out_features, options)]
-    write_csv(folder / "retrieval-search.csv", times)
+    if options.search_sizes:
+        times = time_searches(models["model"].pooling.out_features, options)
+        write_csv(folder / "retrieval-search.csv", [{**row, **about} for row in times])
     rows: list[Row] = []
     for name, root in options.roots.items():
         images = create_dataset(options.dataset, "test", root=root)
@@ -94,7 +95,7 @@ def main(options: RetrieveOptions) -> None:
             rows.append({"data": name, **row, **about})
             write_csv(folder / "retrieval.csv", rows)
     print_tables(*tables(rows))
-    print(f"retrieval.csv and retrieval-search.csv are in {folder}")
+    print(f"the tables are in {folder}")
 
 
 def create_models(options: RetrieveOptions) -> dict[str, C2FModel]:
@@ -146,7 +147,7 @@ def time_searches(features: int, options: RetrieveOptions) -> Iterator[Row]:
     rng = np.random.default_rng(options.seed)
     query = rng.normal(size=features).astype(np.float32)
     for size in options.search_sizes:
-        embeddings = rng.normal(size=(size, features)).astype(np.float16)
+        embeddings = rng.standard_normal((size, features), dtype=np.float32).astype(np.float16)
         index = ImageIndex(embeddings, [str(number) for number in range(size)], "", "", "")
         seconds = []
         for _ in range(5):

@@ -135,8 +135,8 @@ def test_command_prints_and_writes(critter: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("photo", "output", "resolutions", "message"),
     [
-        ("critter.png", "a.jpg", "full", "a.jpg ends with '.jpg'; an approach is written to .gif or .png"),
-        ("critter.png", "a", "full", "a ends with ''; an approach"),
+        ("critter.png", "a.jpg", "full", "a.jpg: name a file that ends with .png or .gif"),
+        ("critter.png", "a", "full", "a: name a file that ends with .png or .gif"),
         ("critter.png", "none/a.png", "full", "there is no folder"),
         ("critter.png", "a.png", "96", "has 96 pixels, so it cannot be shrunk to 96; write 'full' for full size"),
         ("none.png", "a.png", "full", "there is no image"),

@@ -226,7 +226,7 @@ def test_errors_of_index_and_similar(folder: Path, index: Path, tmp_path: Path) 
     assert f"the index is of the model my_model (00000000), not of {NAME}" in error
     assert f"c2f-zoo index {NAME} /birds" in error
     error = c2f_zoo("similar", NAME, photo, "--index", str(index), "-o", "sheet.jpg", ok=False)
-    assert "sheet.jpg ends with '.jpg'; a contact sheet is a PNG file: sheet.png" in error
+    assert "cannot write sheet.jpg: name a file that ends with .png" in error
     error = c2f_zoo("index", NAME, str(tmp_path / "none"), "-o", str(tmp_path / "a.index"), ok=False)
     assert f"there is no folder {tmp_path / 'none'}" in error
     (tmp_path / "broken.png").write_bytes(b"no image")

@@ -13,9 +13,10 @@ from c2f_zoo.data.images import read_image
 from c2f_zoo.evaluation.photo_plot import animate_predictions, plot_predictions
 from c2f_zoo.inference import Prediction, Predictor
 from c2f_zoo.inference.resolutions import own_resolutions
+from c2f_zoo.io.files import check_extension
 from c2f_zoo.paths import expand
 
-_FORMATS: dict[str, tuple[Callable[..., None], int]] = {  # how to draw, and the default number of resolutions
+FORMATS: dict[str, tuple[Callable[..., None], int]] = {  # how to draw, and the default number of resolutions
     ".png": (plot_predictions, 6),
     ".gif": (animate_predictions, 12),
 }
@@ -39,7 +40,7 @@ def draw_approach(
 
     Raises:
         FileNotFoundError: the photo or the folder of the output does not exist.
-        ValueError: the output has another suffix, the photo is unreadable, or a resolution is not between 1 and
+        ValueError: the output has another extension, the photo is unreadable, or a resolution is not between 1 and
             its size.
 
     Examples:
@@ -49,7 +50,7 @@ def draw_approach(
         >>> list(found), Image.open("approach.png").width
         (['12 px', '40 px', 'full size, 96 px'], 906)
     """
-    draw, count = _FORMATS[check_suffix(output)]
+    draw, count = FORMATS[check_extension(output, *FORMATS)]
     output = expand(output)
     if not output.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {output.parent}")
@@ -64,18 +65,6 @@ def draw_approach(
     predictions = predictor(list(images.values()))
     draw(images, predictions, output, _note(predictor))
     return dict(zip(images, predictions, strict=True))
-
-
-def check_suffix(output: Path) -> str:
-    """Return the suffix of a file that `draw_approach` can write, in lower case.
-
-    Raises:
-        ValueError: it is another one.
-    """
-    suffix = output.suffix.lower()
-    if suffix not in _FORMATS:
-        raise ValueError(f"{output} ends with {suffix!r}; an approach is written to {' or '.join(sorted(_FORMATS))}")
-    return suffix
 
 
 def choose_resolutions(predictor: Predictor, side: int, count: int) -> list[int | None]:

@@ -11,7 +11,6 @@ from PIL import Image
 from c2f_zoo.data.images import read_image
 from c2f_zoo.evaluation.plots import saved_figure
 from c2f_zoo.hierarchy.escape import printable
-from c2f_zoo.paths import expand
 
 _COLUMNS, _SIDE = 5, 1.8  # inches
 _SHOWN = 400  # pixels that a JPEG is decoded to at least
@@ -40,19 +39,6 @@ def plot_contact_sheet(photo: Path, found: Sequence[tuple[Path, float]], path: P
         for number, (ax, (file, title)) in enumerate(zip(axes, files, strict=False)):
             ax.imshow(_read_small(file))
             ax.set_title(title, fontsize=7, weight="normal" if number else "bold", pad=3)
-
-
-def check_png(path: Path) -> None:
-    """Check that a figure can be written to a path.
-
-    Raises:
-        FileNotFoundError: its folder does not exist.
-        ValueError: it does not end with `.png`.
-    """
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"{path} ends with {path.suffix!r}; a contact sheet is a PNG file: {path.with_suffix('.png')}")
-    if not expand(path).parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {expand(path).parent}")
 
 
 def _read_small(file: Path) -> Image.Image:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -16,7 +17,7 @@ from c2f_zoo.io.files import atomic_write
 from c2f_zoo.paths import expand
 
 _FORMAT = "c2f_zoo image index, version 1"
-_BLOCK = 4096  # embeddings that are converted to float32 at a time
+_BLOCK = 256  # embeddings that are converted to float32 at a time; they fit into the processor's caches
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,9 @@ class ImageIndex:
             [('a.jpg', 0.800000011920929)]
         """
         starts = range(0, len(self.embeddings), _BLOCK)
-        blocks = (self.embeddings[start : start + _BLOCK].astype(np.float32) for start in starts)
-        similarities = np.concatenate([block @ embedding for block in blocks])
+        # PyTorch converts to float32 several times as fast as NumPy.
+        blocks = (torch.from_numpy(self.embeddings[start : start + _BLOCK]).float() for start in starts)
+        query = torch.from_numpy(embedding)
+        similarities = torch.cat([block @ query for block in blocks]).numpy()
         nearest = np.argsort(-similarities, kind="stable")[:k]
         return [(self.files[number], float(similarities[number])) for number in nearest]

@@ -43,8 +43,15 @@ def atomic_write(path: str | Path, write_to: Callable[[Path], object]) -> None:
     fsync_folder(path.parent)
 
 
-def check_extension(path: str | Path, extension: str) -> None:
+def check_extension(path: str | Path, *extensions: str) -> str:
     """Check the extension of a file to write, in either case.
+
+    Args:
+        path: the file.
+        *extensions: the possible ones, in lower case.
+
+    Returns:
+        The extension, in lower case.
 
     Raises:
         ValueError: it is another one.
@@ -54,8 +61,9 @@ def check_extension(path: str | Path, extension: str) -> None:
         Traceback (most recent call last):
         ValueError: cannot write why.jpg: name a file that ends with .png
     """
-    if Path(path).suffix.lower() != extension:
-        raise ValueError(f"cannot write {path}: name a file that ends with {extension}")
+    if (found := Path(path).suffix.lower()) not in extensions:
+        raise ValueError(f"cannot write {path}: name a file that ends with {' or '.join(extensions)}")
+    return found
 
 
 def is_read_only(error: BaseException) -> bool:
