@@ -11,6 +11,7 @@ over queries, and `retrieval-search.csv`, the time of a search in indices of sev
 
 from __future__ import annotations
 
+import os
 import shlex
 import statistics
 import sys
@@ -18,6 +19,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: waiting threads sleep, they do not spin
 
 import numpy as np
 import torch
