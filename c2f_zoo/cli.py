@@ -1,4 +1,4 @@
-"""The command line: `c2f-zoo list | info | predict | explain | approach | index | similar | calibrate | data check`."""
+"""The command line: the commands of `c2f-zoo`."""
 
 from __future__ import annotations
 
@@ -323,6 +323,21 @@ def similar(
     if output is not None:
         plot_contact_sheet(photo, images, output)
         print(f"written to {printable(output)}")
+
+
+@app.command()
+def demo(
+    model: Annotated[
+        str, typer.Argument(help="Folder of a run or saved model, name of trained weights, or hf-hub:OWNER/MODEL.")
+    ],
+    examples: Annotated[Path | None, typer.Option(help="Folder of images to choose from.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0: open to the network.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="Port. Default: the first free one from 7860.")] = None,
+) -> None:
+    """Show a model in the browser: an image at any distance, the tree, the risk, heat maps."""
+    from c2f_zoo.demo.app import serve
+
+    serve(model, examples, host, port)
 
 
 @app.command()

@@ -1,0 +1,1 @@
+"""A demo of a trained model in the browser."""
