@@ -59,6 +59,8 @@ def extract_regions(
     sizes = {"longer_side": longer_side, "proposals": proposals, "context": CONTEXT, "bf16": bf16}
     cache = TensorCache(folder, {"backbone": digest_weights(model.backbone.state_dict()), **sizes})
 
+    model.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # three times as fast in bf16
+
     def regions_of(index: int) -> Path:
         content, truth = images.paths[index].read_bytes(), truths[index]
 

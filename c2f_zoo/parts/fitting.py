@@ -119,6 +119,8 @@ def extract_candidates(model: C2FModel, images: LabelledImages, folder: Path, bf
     settings = {"input": str(p), "candidates": candidates.tolist(), "context": CONTEXT, "bf16": bf16}
     cache = TensorCache(folder, {"network": digest_weights(network.state_dict()), "taps": network.taps, **settings})
 
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
     def regions_of(index: int) -> Path:
         @torch.no_grad()
         def compute() -> dict[str, Tensor]:
