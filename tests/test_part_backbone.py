@@ -183,6 +183,30 @@ class TestTaps:
         first, *others = model.eval().forward_features(torch.rand(1, 3, 64, 64))
         assert all(torch.equal(first, other) for other in others)
 
+    def test_each_region_has_a_copy_of_the_stage(self, tmp_path: Path) -> None:
+        whole = timm.create_model("test_resnet").eval()
+        save_file(whole.state_dict(), tmp_path / "resnet.safetensors")
+        options = {**NETWORK, "stage": ["layer4"]}
+        model = small(backbone_options=options, backbone_checkpoint=tmp_path / "resnet.safetensors")
+        x = torch.rand(2, 3, 64, 64)
+        tapped = part_network(model).network(x)[0]
+        boxes = part_network(model).localizer(tapped)
+        for number, found in zip((1, 2, 0), model.forward_features(x), strict=True):
+            assert torch.equal(found, whole.layer4(RegionMap(3)(tapped, boxes[:, number])))
+        before = model(x)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        F.cross_entropy(before["genus"], torch.arange(2)).backward()
+        optimizer.step()
+        head, body = (part_network(model).get_submodule(f"{region}.stage").state_dict() for region in ("head", "body"))
+        assert any(not torch.equal(weight, body[name]) for name, weight in head.items())
+        model.save_pretrained(tmp_path / "model")
+        again = create_model(f"local-dir:{tmp_path / 'model'}").eval()
+        assert torch.equal(again(x)["genus"], model.eval()(x)["genus"])
+        one = {"taps": ["object"], "pooling": "bilinear", "pooling_options": {}, "backbone_options": options}
+        assert small(backbone_checkpoint=tmp_path / "resnet.safetensors", **one)(x)["genus"].isfinite().all()
+        with pytest.raises(ValueError, match="layer9"):
+            small(backbone_options={**NETWORK, "stage": ["layer9"]})
+
     @pytest.mark.parametrize("pooling", ["hbp", "avg", "bilinear"])
     def test_other_poolings(self, pooling: str) -> None:
         taps = ("object",) if pooling == "bilinear" else ("object", "head", "body")

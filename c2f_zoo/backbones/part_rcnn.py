@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -20,6 +21,7 @@ from c2f_zoo.backbones.registry import BACKBONES, create_body, register_backbone
 from c2f_zoo.backbones.tap_backbone import TapBackbone
 from c2f_zoo.io.deferred_init import DeferredInit
 from c2f_zoo.ops import at_least_float32, without_autocast
+from c2f_zoo.registry import check_names
 
 REGIONS = ("object", "head", "body")
 # Square roots of the boxes' areas. With these aspects and steps, 95 % of the heads, 99 % of the bodies and all birds of
@@ -154,15 +156,21 @@ class RegionMap(nn.Module):
     """The part of feature maps in one box each, resampled to a fixed size by RoIAlign.
 
     Args:
-        cells: height and width of the result.
+        cells: height and width of the resampled map.
+        stage: layers for the resampled map.
     """
 
-    def __init__(self, cells: int) -> None:
+    def __init__(self, cells: int, stage: nn.Module | None = None) -> None:
         super().__init__()
         self.cells = cells
+        self.stage = nn.Identity() if stage is None else stage
 
     def forward(self, x: Tensor, boxes: Tensor) -> Tensor:
         """Resample maps (N, C, H, W) in boxes (N, 4), fractions of their sides, to (N, C, cells, cells)."""
+        y: Tensor = self.stage(self._resample(x, boxes))
+        return y
+
+    def _resample(self, x: Tensor, boxes: Tensor) -> Tensor:
         with without_autocast(x):
             wide = at_least_float32(x)
             boxes = boxes.to(wide.dtype)
@@ -171,7 +179,7 @@ class RegionMap(nn.Module):
             return roi_align(wide, rois, output_size=self.cells, sampling_ratio=0, aligned=True).to(x.dtype)
 
     def extra_repr(self) -> str:
-        return str(self.cells)
+        return f"cells={self.cells}"
 
 
 class PartNetwork(nn.Module):
@@ -181,20 +189,38 @@ class PartNetwork(nn.Module):
         network: the network, with one tap.
         cells: height and width of the regions' maps.
         scales: see `candidate_boxes`.
+        stage: layers that each region has a copy of; None for none.
+        stage_name: their name in the network.
     """
 
     # The last of the default taps serves a method with one tap.
     default_taps = ("head", "body", "object")
 
-    def __init__(self, network: TapBackbone, cells: int, scales: Sequence[float]) -> None:
+    def __init__(
+        self,
+        network: TapBackbone,
+        cells: int,
+        scales: Sequence[float],
+        stage: nn.Module | None = None,
+        stage_name: str = "",
+    ) -> None:
         super().__init__()
+        self.stage_name = stage_name
         self.network = network
         self.localizer = PartLocalizer(network.out_channels[0], scales)
         for region in REGIONS:
-            self.add_module(region, RegionMap(cells))
+            self.add_module(region, RegionMap(cells, copy.deepcopy(stage)))
+
+    def load_stages(self, weights: Mapping[str, Tensor]) -> None:
+        """Load the network's weights, by their names there, into each region's copy of the stage."""
+        prefix = f"{self.stage_name}."
+        own = {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
+        for region in map(self.get_submodule, REGIONS if self.stage_name else ()):
+            if isinstance(region, RegionMap):  # a region that is no tap has been removed
+                region.stage.load_state_dict(own)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Compute the regions' maps (N, C, cells, cells) of images: the object, the head and the body."""
+        """Compute the regions' maps (N, C', rows, columns) of images: the object, the head and the body."""
         (x,) = self.network(x, current_copy())
         boxes = self.localizer(x)
         return [self.get_submodule(region)(x, boxes[:, number]) for number, region in enumerate(REGIONS)]
@@ -215,6 +241,7 @@ def part_rcnn(
     tap: Sequence[str | int] | None = None,
     cells: int = 7,
     scales: Sequence[float] = SCALES,
+    stage: Sequence[str | int] | None = None,
     **options: Any,
 ) -> nn.Module:
     """Build a network that localizes an object, its head and its body, with taps `object`, `head` and `body`.
@@ -229,10 +256,13 @@ def part_rcnn(
         tap: the name of the tapped module, as a list of its parts: `["features", 29]`. Default: the last default tap.
         cells: height and width of the regions' maps.
         scales: see `candidate_boxes`.
+        stage: the name of a module that follows the tap, as a list: `["layer4"]` for the tap `["layer3"]` of a ResNet.
+            Each region's map passes through a copy of its own, so that training fine-tunes it for each region. Default:
+            none, the regions share all layers.
         **options: additional keyword arguments of the network's constructor.
 
     Raises:
-        ValueError: the network or the tap is unknown, or the tap has more than 1024 channels.
+        ValueError: the network, the tap or the stage is unknown, or the tap has more than 1024 channels.
 
     Examples:
         >>> body = part_rcnn(network="test_resnet", tap=["layer3"], scales=[1.0, 0.5])
@@ -242,15 +272,17 @@ def part_rcnn(
     init = DeferredInit()
     with nullcontext() if network in BACKBONES else init:
         body = create_body(network, pretrained=pretrained, **options)
-    weights = list(body.parameters())
+    weights, stage_name = list(body.parameters()), ".".join(map(str, stage or ()))
+    check_names("stage", [stage_name] if stage else [], [name for name, _ in body.named_modules() if name])
+    layers = body.get_submodule(stage_name) if stage else None
     own = (getattr(body, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
     size = options.get("img_size", own[1])
     taps = 1 if tap is None else [".".join(map(str, tap))]
     tapped = TapBackbone(body, taps, (options.get("in_chans", 3), size, size))
-    still_used = {id(weight) for weight in tapped.parameters()}
+    still_used = {id(weight) for part in (tapped, layers) if part is not None for weight in part.parameters()}
     init.discard(weight for weight in weights if id(weight) not in still_used)
     init.run()
-    return PartNetwork(tapped, cells, scales)
+    return PartNetwork(tapped, cells, scales, layers, stage_name)
 
 
 def _sides(x: Tensor, boxes: Tensor) -> Tensor:

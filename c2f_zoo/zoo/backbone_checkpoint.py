@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
+from c2f_zoo.backbones.part_rcnn import PartNetwork
 from c2f_zoo.backbones.registry import create_whole, wrapped_network
 from c2f_zoo.config import ModelConfig
 from c2f_zoo.io.hub import download_weights, split_revision
@@ -50,6 +52,8 @@ def load_backbone(model: C2FModel, files: Sequence[Path]) -> None:
     tensors = (*whole.named_buffers(), *whole.state_dict().items())  # some files have buffers that are not saved now
     known: AnyShape = {name: None if name.startswith(classifiers) else tuple(x.shape) for name, x in tensors}
     load_weights(body, files, others=known)
+    if isinstance(own, PartNetwork):
+        own.load_stages({name: weight for file in files for name, weight in load_file(file).items()})
 
 
 def checkpoint_network(model: C2FModel) -> nn.Module:
