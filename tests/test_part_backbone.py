@@ -155,14 +155,14 @@ class TestLocalizer:
 
 class TestTaps:
     def test_cells_of_a_ramp(self) -> None:
-        columns, rows = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="xy")
+        columns, rows = torch.meshgrid(torch.arange(32.0), torch.arange(16.0), indexing="xy")
         x = torch.stack([columns, rows]).repeat(2, 1, 1, 1)
         boxes = torch.tensor([[0.25, 0.5, 0.75, 0.75], [0.5, 0.25, 0.625, 0.875]])
         found = RegionMap(2)(x, boxes)
-        # Cells of the first box are centred at 6 and 10, 9 and 11; the value at pixel i is at i + 0.5.
-        assert found[0, 0].tolist() == [[5.5, 9.5], [5.5, 9.5]]
+        # Cells of the first box are centred at 12 and 20, 9 and 11; the value at pixel i is at i + 0.5.
+        assert found[0, 0].tolist() == [[11.5, 19.5], [11.5, 19.5]]
         assert found[0, 1].tolist() == [[8.5, 8.5], [10.5, 10.5]]
-        assert found[1, 0].tolist() == [[8.0, 9.0], [8.0, 9.0]]
+        assert found[1, 0].tolist() == [[16.5, 18.5], [16.5, 18.5]]
         assert found[1, 1].tolist() == [[6.0, 6.0], [11.0, 11.0]]
 
     def test_they_are_the_regions_of_the_network(self) -> None:
