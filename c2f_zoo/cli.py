@@ -6,7 +6,7 @@ import os
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,6 +16,7 @@ import c2f_zoo
 from c2f_zoo.paths import expand
 
 if TYPE_CHECKING:
+    from c2f_zoo.inference.image_predictor import ImagePredictor
     from c2f_zoo.model import C2FModel
 
 app = typer.Typer(no_args_is_help=True)
@@ -186,7 +187,10 @@ def _weights_rows(name: str) -> list[tuple[str, str]]:
 @app.command()
 def predict(
     model: Annotated[
-        str, typer.Argument(help="Folder of a run or saved model, name of trained weights, or hf-hub:OWNER/MODEL.")
+        str,
+        typer.Argument(
+            help="Folder of a run or saved model, name of trained weights, hf-hub:OWNER/MODEL, or exported .onnx file."
+        ),
     ],
     paths: Annotated[list[Path], typer.Argument(help="Image files, and folders with all images in them.")],
     csv: Annotated[Path | None, typer.Option(help="CSV file to write; an interrupted run goes on.")] = None,
@@ -223,7 +227,7 @@ def predict(
         raise ValueError("--boxes DETECTIONS and --output FILE need each other")
     if boxes and (len(paths) > 1 or csv or as_json or top_k):
         raise ValueError("--boxes takes the folder of its images, and neither --csv, --json nor --top-k")
-    predictor = c2f_zoo.Predictor.from_pretrained(
+    predictor = _create_predictor(
         model, risk=risk, only=only or None, species_list=species_list, level=level, batch_size=batch_size
     )
     if boxes and output:
@@ -232,6 +236,50 @@ def predict(
         errors = predict_files(predictor, paths, csv, as_json, top_k)
     if errors:
         raise typer.Exit(1)
+
+
+def _create_predictor(model: str, **options: Any) -> ImagePredictor:
+    """Create the predictor of a trained model, or of an exported file, which needs no PyTorch."""
+    if not model.lower().endswith(".onnx"):
+        return c2f_zoo.Predictor.from_pretrained(model, **options)
+    from c2f_zoo.inference.onnx import OnnxPredictor
+
+    return OnnxPredictor(model, **options)
+
+
+class ExportFormat(str, Enum):
+    """Format of `c2f-zoo export`."""
+
+    onnx = "onnx"
+    torch_export = "torch_export"
+
+
+class ExportDtype(str, Enum):
+    """Type in which an exported network computes."""
+
+    float32 = "float32"
+    float16 = "float16"
+
+
+@app.command()
+def export(
+    model: Annotated[
+        str, typer.Argument(help="Folder of a run or saved model, name of trained weights, or hf-hub:OWNER/MODEL.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
+    format: Annotated[ExportFormat, typer.Option(help="File format.")] = ExportFormat.onnx,
+    levels: Annotated[str | None, typer.Option(help="Levels to export, e.g. genus,species. Default: all.")] = None,
+    dtype: Annotated[ExportDtype, typer.Option(help="Type in which the network computes.")] = ExportDtype.float32,
+    int8: Annotated[
+        Path | None, typer.Option(help="Quantize to 8-bit integers, with the images in this folder.")
+    ] = None,
+    any_size: Annotated[bool, typer.Option("--any-size", help="Leave height and width open.")] = False,
+) -> None:
+    """Export a model to a file that predicts without this package, or without PyTorch (`c2f-zoo predict FILE.onnx`)."""
+    from c2f_zoo.inference.export_files import export_file
+
+    names = levels.split(",") if levels else None
+    print(export_file(model, output, format.value, names, dtype.value, any_size, int8))
 
 
 @app.command()

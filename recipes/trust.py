@@ -33,10 +33,10 @@ from c2f_zoo.evaluation.promise_plot import plot_promise
 from c2f_zoo.evaluation.provenance import describe_machine
 from c2f_zoo.evaluation.trust_curves import Curve, Steps, curve, measures
 from c2f_zoo.evaluation.trust_plots import plot_risk_coverage
-from c2f_zoo.inference import Predictor
 from c2f_zoo.inference.calibration import Calibration, calibrated
 from c2f_zoo.inference.nodes import NodeProbabilities
 from c2f_zoo.inference.prediction import format_steps
+from c2f_zoo.inference.predictor import Predictor
 from c2f_zoo.inference.resolutions import rules_for
 from c2f_zoo.inference.trust import OWN_THRESHOLDS, Chain, Rule
 from c2f_zoo.io.files import write_csv

@@ -25,7 +25,7 @@ from c2f_zoo.config import ModelConfig
 from c2f_zoo.data import create_transform, load_image
 from c2f_zoo.evaluation.probe import extract_features
 from c2f_zoo.evaluation.scoring import score_images
-from c2f_zoo.inference import Predictor
+from c2f_zoo.inference.predictor import Predictor
 from c2f_zoo.model import build as build_untrained
 from c2f_zoo.training.options import Stage, TrainOptions
 from c2f_zoo.training.setup import build_model, set_train_mode
@@ -155,7 +155,7 @@ def test_a_predictor_uses_the_batch_norm_of_each_resolution() -> None:
     networks = {"species": (None, plain(model, 0)), "genus": (32, plain(model, 1))}
     for level, (resolution, network) in networks.items():
         expected = network(seen(model, resolution), (level,))[level].double().log_softmax(dim=1)
-        assert_same(found[level], expected)
+        assert_same(torch.from_numpy(found[level]), expected)
 
 
 @pytest.mark.parametrize(("resolution", "number"), [(None, 0), (50, 0), (32, 1), (28, 1), (13, 2), (2, 2)])

@@ -32,9 +32,9 @@ from c2f_zoo.evaluation.calibrating import (
 )
 from c2f_zoo.evaluation.mixed_resolutions import MixedScores, score_views
 from c2f_zoo.hierarchy import Hierarchy
-from c2f_zoo.inference import Predictor
 from c2f_zoo.inference.calibration import Calibration, calibrated
 from c2f_zoo.inference.detail import visible_detail
+from c2f_zoo.inference.predictor import Predictor
 from c2f_zoo.inference.trust import RULES
 from c2f_zoo.io.files import read_csv
 from c2f_zoo.io.weights import CALIBRATION_FILE, digest_weights

@@ -19,8 +19,8 @@ from PIL import Image, PngImagePlugin
 
 from c2f_zoo import Hierarchy, create_dataset
 from c2f_zoo.data import CachedImages, ImageFiles, TransformedImages, read_image
-from c2f_zoo.data.formats import UnsupportedImageError, image_extensions, supported_formats
-from c2f_zoo.data.images import to_upright_rgb
+from c2f_zoo.images.formats import UnsupportedImageError, image_extensions, supported_formats
+from c2f_zoo.images.reading import to_upright_rgb
 
 ORANGE = (250, 130, 10)
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"

@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 from c2f_zoo import Hierarchy, create_dataset
 from c2f_zoo.cli import app
 from c2f_zoo.data import CachedImages, HideLabels, Joined, notes_of
-from c2f_zoo.data.formats import image_extensions
 from c2f_zoo.hierarchy.folders import SERVICE_FOLDERS
+from c2f_zoo.images.formats import image_extensions
 from c2f_zoo.training.options import Stage, TrainOptions
 
 NFC, NFD = (unicodedata.normalize(form, "Pájaro") for form in ("NFC", "NFD"))

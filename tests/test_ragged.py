@@ -21,9 +21,9 @@ from c2f_zoo import Hierarchy, Predictor, cli, create_dataset, create_model
 from c2f_zoo.config import ModelConfig
 from c2f_zoo.data import labels_of
 from c2f_zoo.data.check import check_images, list_images
-from c2f_zoo.data.matching import labels_by_path, labels_by_suffix
 from c2f_zoo.evaluation.scoring import Predictions, accuracy_rows, prediction_rows
 from c2f_zoo.hierarchy import draw_text, open_hierarchy
+from c2f_zoo.hierarchy.matching import labels_by_path, labels_by_suffix
 from c2f_zoo.io.card import model_card
 from c2f_zoo.metrics import tree_report
 from c2f_zoo.training.setup import check_labels

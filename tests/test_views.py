@@ -15,8 +15,8 @@ from torchvision.transforms import v2
 
 from c2f_zoo.config import SHRINK_FILTERS, Preprocessing
 from c2f_zoo.data import Augmentation, Degrade, Normalize, Views, create_crop
-from c2f_zoo.data.transforms import has_tensor_filters
 from c2f_zoo.evaluation.photos import draw_photo
+from c2f_zoo.images.array_transform import has_tensor_filters
 
 # The bounds in the docstring of Views, in 1/255: in the mean and at any pixel, away from the crop's edge.
 MEAN, MOST = 0.5, 3

@@ -7,7 +7,6 @@ from c2f_zoo.data.augment import Augmentation, create_crop
 from c2f_zoo.data.cache import CachedImages
 from c2f_zoo.data.derived import HideLabels, Joined
 from c2f_zoo.data.files import ImageFiles
-from c2f_zoo.data.images import ImageLike, prepare_image, read_image
 from c2f_zoo.data.registry import (
     DATASETS,
     LabelledImages,
@@ -21,6 +20,7 @@ from c2f_zoo.data.splits import stratified_split, train_and_val
 from c2f_zoo.data.transformed_images import TransformedImages, load_image, name_of, read_error
 from c2f_zoo.data.transforms import Degrade, Normalize, create_transform, create_views
 from c2f_zoo.data.views import Views
+from c2f_zoo.images.reading import ImageLike, prepare_image, read_image
 
 __all__ = [
     "DATASETS",

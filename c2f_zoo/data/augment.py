@@ -15,7 +15,9 @@ from torchvision.transforms import v2
 
 from c2f_zoo.config import Preprocessing
 from c2f_zoo.data.resampling import KERNELS
-from c2f_zoo.data.transforms import check_channels, has_tensor_filters, resize, to_shorter_side
+from c2f_zoo.data.transforms import resize
+from c2f_zoo.images.array_transform import check_channels, has_tensor_filters
+from c2f_zoo.images.sizes import to_shorter_side
 from c2f_zoo.registry import check_names
 
 

@@ -19,10 +19,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from c2f_zoo.data.formats import UnsupportedImageError, check_is_file
 from c2f_zoo.data.registry import IndexedImages, LabelledImages, labels_of, notes_of
-from c2f_zoo.data.transformed_images import UNREADABLE, load_image
+from c2f_zoo.data.transformed_images import load_image
 from c2f_zoo.data.transforms import Degrade
+from c2f_zoo.images.formats import UnsupportedImageError, check_is_file
+from c2f_zoo.images.reading import UNREADABLE
 from c2f_zoo.io.files import fsync_folder
 from c2f_zoo.io.progress import ProgressLines, map_in_threads
 from c2f_zoo.paths import expand

@@ -21,13 +21,13 @@ from c2f_zoo.data.cub import FILES as CUB_FILES
 from c2f_zoo.data.cub import cub_folder, list_cub
 from c2f_zoo.data.files import CLOSED, MAX_SHOWN, MISSING, TOO_FEW, Entry, Listing, assign_splits, nonempty_splits
 from c2f_zoo.data.folder import list_folder
-from c2f_zoo.data.formats import open_image
-from c2f_zoo.data.images import read_image
 from c2f_zoo.data.registry import SPLITS
 from c2f_zoo.data.splits import stratified_split
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.hierarchy.escape import rich_text
 from c2f_zoo.hierarchy.faults import MAX_FAULTS, group_similar
+from c2f_zoo.images.formats import open_image
+from c2f_zoo.images.reading import read_image
 from c2f_zoo.io.progress import map_in_threads
 from c2f_zoo.paths import expand
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from c2f_zoo.data.files import INEXACT, Entry, ImageFiles, Listing
-from c2f_zoo.data.matching import find_listed_file, match_labels
 from c2f_zoo.data.registry import SPLITS, register_dataset
 from c2f_zoo.data.split_names import UNCLEAR, explain_unclear, split_of
 from c2f_zoo.hierarchy import Hierarchy, open_hierarchy
+from c2f_zoo.hierarchy.matching import find_listed_file, match_labels
 from c2f_zoo.hierarchy.names import normalize_name
 from c2f_zoo.hierarchy.reading import Row, read_csv_rows
 from c2f_zoo.paths import expand

@@ -9,10 +9,10 @@ from pathlib import Path
 from c2f_zoo.data.annotations import Annotation, parse_box, read_points
 from c2f_zoo.data.archives import download_file, extract
 from c2f_zoo.data.files import Entry, ImageFiles, Listing, Messages
-from c2f_zoo.data.matching import find_listed_file, labels_by_suffix
 from c2f_zoo.data.registry import register_dataset
 from c2f_zoo.hierarchy import Hierarchy, open_hierarchy
 from c2f_zoo.hierarchy.datasets import read_lines
+from c2f_zoo.hierarchy.matching import find_listed_file, labels_by_suffix
 from c2f_zoo.paths import expand
 
 FILES = ("images.txt", "image_class_labels.txt", "classes.txt", "train_test_split.txt")

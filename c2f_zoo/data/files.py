@@ -14,16 +14,16 @@ from PIL import Image
 from torch import Tensor
 
 from c2f_zoo.data.annotations import Annotation
-from c2f_zoo.data.images import read_image
-from c2f_zoo.data.matching import Label
 from c2f_zoo.data.registry import SPLITS, IndexedImages
 from c2f_zoo.data.splits import stratified_split
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.hierarchy.escape import printable
 from c2f_zoo.hierarchy.faults import MAX_FAULTS, group_similar
+from c2f_zoo.hierarchy.matching import Label
+from c2f_zoo.images.formats import NO_IMAGES
+from c2f_zoo.images.reading import read_image
 from c2f_zoo.registry import unknown_name
 
-NO_IMAGES = "files without an image extension, left out"
 INEXACT = "names matched with the tree's by letters and digits only"
 MAX_SHOWN = 20
 MISSING, CLOSED = "missing files", "listed files that cannot be read"

@@ -7,15 +7,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 
-from c2f_zoo.data.files import INEXACT, NO_IMAGES, Entry, ImageFiles, Listing
-from c2f_zoo.data.formats import image_extensions, is_image_name
-from c2f_zoo.data.matching import Label, Names, labels_by_path, labels_by_suffix, match_labels
+from c2f_zoo.data.files import INEXACT, Entry, ImageFiles, Listing
 from c2f_zoo.data.registry import register_dataset
 from c2f_zoo.data.split_names import UNCLEAR, explain_unclear, has_several_splits, split_of
 from c2f_zoo.hierarchy import Hierarchy, open_hierarchy
 from c2f_zoo.hierarchy.faults import InvalidTreeError
 from c2f_zoo.hierarchy.folders import UNREADABLE, LeftOut, list_folder_content, walk_folders
+from c2f_zoo.hierarchy.matching import Label, Names, labels_by_path, labels_by_suffix, match_labels
 from c2f_zoo.hierarchy.names import normalize_name
+from c2f_zoo.images.formats import NO_IMAGES, image_extensions, is_image_name
 from c2f_zoo.paths import expand
 
 

@@ -8,9 +8,10 @@ import statistics
 from collections.abc import Sequence
 
 from c2f_zoo.config import Preprocessing
-from c2f_zoo.data.formats import open_image
 from c2f_zoo.data.registry import LabelledImages
-from c2f_zoo.data.transformed_images import UNREADABLE, load_image
+from c2f_zoo.data.transformed_images import load_image
+from c2f_zoo.images.formats import open_image
+from c2f_zoo.images.reading import UNREADABLE
 
 
 def median_side(dataset: LabelledImages, indices: Sequence[int], preprocessing: Preprocessing) -> int:

@@ -13,10 +13,10 @@ from typing import Any
 from PIL import Image
 from torch.utils.data import Dataset
 
-from c2f_zoo.data.images import prepare_image
 from c2f_zoo.data.registry import IndexedImages
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.hierarchy.names import letters_of
+from c2f_zoo.images.reading import prepare_image
 from c2f_zoo.paths import expand
 from c2f_zoo.registry import unknown_name
 

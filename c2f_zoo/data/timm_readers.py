@@ -20,13 +20,13 @@ from tqdm import tqdm
 
 from c2f_zoo.data.files import ImageFiles
 from c2f_zoo.data.folder import list_class_folders
-from c2f_zoo.data.formats import UnsupportedImageError, no_ghostscript
-from c2f_zoo.data.images import read_image, to_upright_rgb
 from c2f_zoo.data.registry import SPLITS, IndexedImages, LabelledImages, check_split, register_dataset
 from c2f_zoo.data.sources import Relabelled, labels_by_index, labels_by_name
 from c2f_zoo.data.split_names import UNCLEAR, split_of
 from c2f_zoo.hierarchy import Hierarchy, open_hierarchy
 from c2f_zoo.hierarchy.folders import list_folder_content
+from c2f_zoo.images.formats import UnsupportedImageError, no_ghostscript
+from c2f_zoo.images.reading import read_image, to_upright_rgb
 from c2f_zoo.paths import expand
 
 _PACKAGES = {"hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets", "wds": "webdataset"}

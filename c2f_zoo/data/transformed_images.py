@@ -10,11 +10,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from c2f_zoo.data.images import prepare_image
 from c2f_zoo.data.registry import LabelledImages, labels_of
+from c2f_zoo.images.reading import UNREADABLE, prepare_image
 from c2f_zoo.registry import check_names
-
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # raised by Pillow and read_image
 
 
 class TransformedImages(Dataset[tuple[Any, Tensor, int, bool]]):

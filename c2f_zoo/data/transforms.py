@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -13,6 +12,8 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
 from c2f_zoo.config import MEASURES, SHRINK_FILTERS, Preprocessing
+from c2f_zoo.images.array_transform import TENSOR_FILTERS, check_channels, has_tensor_filters
+from c2f_zoo.images.sizes import to_input, to_resolution
 from c2f_zoo.registry import check_names
 
 AnyImage = TypeVar("AnyImage", Image.Image, Tensor)
@@ -20,7 +21,6 @@ Key = TypeVar("Key", bound=Hashable)
 
 # NEAREST_EXACT is Pillow's "nearest"; torch's NEAREST may choose another pixel.
 _MODES = {name: InterpolationMode(name) for name in SHRINK_FILTERS} | {"nearest": InterpolationMode.NEAREST_EXACT}
-_TENSOR_FILTERS = {"bilinear", "bicubic", "nearest"}
 
 
 class Degrade(nn.Module):
@@ -81,22 +81,8 @@ class Degrade(nn.Module):
 
     def forward(self, image: AnyImage) -> AnyImage:
         height, width = v2.functional.get_size(image)
-        small = resize(image, self._shrunk(height, width), self.filter)
-        size = (height, width) if self.size is None else to_shorter_side(height, width, self.size)
-        if Image.MAX_IMAGE_PIXELS is not None and size[0] * size[1] > max(Image.MAX_IMAGE_PIXELS, height * width):
-            raise ValueError(
-                f"an image of {width} x {height} pixels, resized to {size[1]} x {size[0]}, exhausts the memory; crop it"
-            )
-        return resize(small, size, self.up_filter)
-
-    def _shrunk(self, height: int, width: int) -> tuple[int, int]:
-        own = min(height, width) if self.measure == "side" else math.sqrt(height * width)
-        if self.resolution is None or own <= self.resolution:
-            return height, width
-        if self.measure == "side":
-            return to_shorter_side(height, width, self.resolution)
-        scale = self.resolution / own
-        return max(round(height * scale), 1), max(round(width * scale), 1)
+        small = resize(image, to_resolution(height, width, self.resolution, self.measure), self.filter)
+        return resize(small, to_input(height, width, self.size), self.up_filter)
 
     def extra_repr(self) -> str:
         return f"{self.resolution}, {self.filter!r}, {self.size}, {self.up_filter!r}, {self.measure!r}"
@@ -204,27 +190,6 @@ def create_views(
     return partial(_views_of, transforms, has_tensor_filters(preprocessing))
 
 
-def crop_box_of(preprocessing: Preprocessing, width: int, height: int) -> tuple[float, float, float, float]:
-    """Return the part of an image that is the model's input when it is not trained.
-
-    Args:
-        preprocessing: see `create_transform`.
-        width: width of the image.
-        height: height of the image.
-
-    Returns:
-        Left, top, right and bottom as fractions of the image's width and height.
-
-    Examples:
-        >>> crop_box_of(Preprocessing(input_size=(3, 100, 100), crop_pct=1.0), width=400, height=200)
-        (0.25, 0.0, 0.75, 1.0)
-    """
-    rows, columns = to_shorter_side(height, width, preprocessing.resize)
-    crop_rows, crop_columns = preprocessing.input_size[1:]
-    top, left = round((rows - crop_rows) / 2), round((columns - crop_columns) / 2)  # as in v2.CenterCrop
-    return left / columns, top / rows, (left + crop_columns) / columns, (top + crop_rows) / rows
-
-
 class _ChannelsLast(nn.Module):
     """Transpose (..., C, H, W) to (..., H, W, C).
 
@@ -241,26 +206,9 @@ def _views_of(transforms: Mapping[Key, v2.Compose], as_tensor: bool, image: Imag
     return {key: transform(shared) for key, transform in transforms.items()}
 
 
-def check_channels(preprocessing: Preprocessing) -> None:
-    """Check that images can be converted to the model's number of channels."""
-    if preprocessing.input_size[0] not in (1, 3):
-        expected = preprocessing.input_size[0]
-        raise ValueError(f"an image has 3 channels, or 1 if converted to grey; the model expects {expected}")
-
-
-def has_tensor_filters(preprocessing: Preprocessing) -> bool:
-    """Return whether tensors support both filters."""
-    return {preprocessing.shrink_filter, preprocessing.interpolation} <= _TENSOR_FILTERS
-
-
-def to_shorter_side(height: int, width: int, side: int) -> tuple[int, int]:
-    """Return a size by its shorter side; the longer side is floored as in v2.Resize."""
-    return height * side // min(height, width), width * side // min(height, width)
-
-
 def resize(image: AnyImage, size: tuple[int, int], filter: str) -> AnyImage:
     """Resize an image to (height, width) with antialiasing."""
-    if isinstance(image, Tensor) and filter not in _TENSOR_FILTERS:
-        known = ", ".join(repr(name) for name in sorted(_TENSOR_FILTERS))
+    if isinstance(image, Tensor) and filter not in TENSOR_FILTERS:
+        known = ", ".join(repr(name) for name in sorted(TENSOR_FILTERS))
         raise ValueError(f"the filter {filter!r} supports PIL images only; tensors support {known}")
     return v2.functional.resize(image, list(size), _MODES[filter], antialias=True)

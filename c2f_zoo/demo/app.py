@@ -13,15 +13,14 @@ from PIL import Image
 
 from c2f_zoo.data import read_image
 from c2f_zoo.data.derived import shrink
-from c2f_zoo.data.formats import open_image
 from c2f_zoo.demo.examples import find_examples
 from c2f_zoo.demo.images_view import images_html
 from c2f_zoo.demo.tree_view import tree_html
 from c2f_zoo.hierarchy.escape import printable
-from c2f_zoo.inference import Predictor
+from c2f_zoo.images.formats import open_image
 from c2f_zoo.inference.heat_maps import explain
 from c2f_zoo.inference.predict_files import tell
-from c2f_zoo.inference.predictor import load_trained
+from c2f_zoo.inference.predictor import Predictor, load_trained
 from c2f_zoo.inference.resolutions import own_resolutions
 from c2f_zoo.model import C2FModel
 

@@ -6,7 +6,7 @@ from html import escape
 
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.hierarchy.escape import printable
-from c2f_zoo.inference import Prediction
+from c2f_zoo.inference.prediction import Prediction
 
 _OTHERS = 2  # classes shown beside the path, at each level
 _Marks = dict[tuple[str, str], tuple[str, float]]  # (level, class name) -> CSS class, probability

@@ -9,9 +9,10 @@ from pathlib import Path
 from PIL import Image
 
 from c2f_zoo.data.derived import shrink
-from c2f_zoo.data.images import read_image
 from c2f_zoo.evaluation.photo_plot import animate_predictions, plot_predictions
-from c2f_zoo.inference import Prediction, Predictor
+from c2f_zoo.images.reading import read_image
+from c2f_zoo.inference.prediction import Prediction
+from c2f_zoo.inference.predictor import Predictor
 from c2f_zoo.inference.resolutions import own_resolutions
 from c2f_zoo.io.files import check_extension
 from c2f_zoo.paths import expand

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from c2f_zoo.data.images import read_image
 from c2f_zoo.evaluation.plots import saved_figure
 from c2f_zoo.hierarchy.escape import printable
+from c2f_zoo.images.reading import read_image
 
 _COLUMNS, _SIDE = 5, 1.8  # inches
 _SHOWN = 400  # pixels that a JPEG is decoded to at least

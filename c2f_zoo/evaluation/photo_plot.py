@@ -18,7 +18,7 @@ from PIL import Image
 
 from c2f_zoo.evaluation.plots import saved_figure
 from c2f_zoo.hierarchy.escape import printable
-from c2f_zoo.inference import Prediction
+from c2f_zoo.inference.prediction import Prediction
 from c2f_zoo.io.files import atomic_write
 
 _COLUMN, _NAMES, _ROW, _TITLE, _NOTE = 2.2, 0.95, 0.62, 0.4, 0.3  # inches

@@ -129,7 +129,7 @@ class Hierarchy:
             >>> load_hierarchy("fashion_mnist").ancestor_index("division")
             tensor([0, 0, 0, 0, 0, 1, 0, 1, 1, 1])
         """
-        return self._cached_tensor("ancestor", level, self._ancestors[self.depth(level)], device)
+        return self._cached_tensor("ancestor", level, self.ancestor_labels[self.depth(level)], device)
 
     def to_parent(self, leaf_labels: torch.Tensor, level: str) -> torch.Tensor:
         """Return the labels of the ancestors of leaf labels at a level.
@@ -167,6 +167,20 @@ class Hierarchy:
 
         labels = self._check_labels(leaf_labels)
         return torch.stack([self.ancestor_index(level, labels.device)[labels] for level in self.levels], dim=-1)
+
+    @cached_property
+    def ancestor_labels(self) -> tuple[tuple[int, ...], ...]:
+        """For each level, the label of every leaf class's ancestor.
+
+        Examples:
+            >>> tree = Hierarchy(("kind", "shape"), (("round", "edged"), ("disc", "ring", "box")), ((0, 0, 1),))
+            >>> tree.ancestor_labels
+            ((0, 0, 1), (0, 1, 2))
+        """
+        labels = [tuple(range(len(self.classes[-1])))]
+        for above in reversed(self.parents):
+            labels.insert(0, tuple(above[label] for label in labels[0]))
+        return tuple(labels)
 
     @cached_property
     def repeats(self) -> tuple[frozenset[int], ...]:
@@ -262,7 +276,9 @@ class Hierarchy:
         """
         if not 0 <= leaf_label < len(self.classes[-1]):
             raise self._outside_error(leaf_label)
-        return tuple(names[labels[leaf_label]] for names, labels in zip(self.classes, self._ancestors, strict=True))
+        return tuple(
+            names[labels[leaf_label]] for names, labels in zip(self.classes, self.ancestor_labels, strict=True)
+        )
 
     def subtree(self, leaf_classes: Iterable[str]) -> Hierarchy:
         """Return the subtree of some leaf classes and their ancestors, in the same order.
@@ -491,14 +507,6 @@ class Hierarchy:
     @cached_property
     def _tensors(self) -> dict[tuple[str, str, torch.device], torch.Tensor]:
         return {}
-
-    @cached_property
-    def _ancestors(self) -> list[Sequence[int]]:
-        """The ancestors of all leaf labels, for each depth."""
-        ancestors: list[Sequence[int]] = [range(len(self.classes[-1]))]
-        for above in reversed(self.parents):
-            ancestors.insert(0, [above[label] for label in ancestors[0]])
-        return ancestors
 
     def _cached_tensor(
         self, kind: str, level: str, labels: Sequence[int], device: torch.device | str | None

@@ -8,10 +8,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
-from c2f_zoo.data.images import ImageLike
-from c2f_zoo.data.transformed_images import UNREADABLE
+from c2f_zoo.images.reading import UNREADABLE, ImageLike
+from c2f_zoo.inference.image_predictor import ImagePredictor
 from c2f_zoo.inference.prediction import Prediction
-from c2f_zoo.inference.predictor import Predictor
 
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
@@ -20,7 +19,7 @@ Outcome = list[Prediction] | Exception
 
 
 def predict_ahead(
-    predictor: Predictor, items: Iterable[Item], images_of: Callable[[Item], Sequence[ImageLike]]
+    predictor: ImagePredictor, items: Iterable[Item], images_of: Callable[[Item], Sequence[ImageLike]]
 ) -> Iterator[tuple[Item, Outcome]]:
     """Predict the images of items, in order and in batches of `predictor.batch_size`.
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from PIL import Image
 
-from c2f_zoo.data.formats import is_image_name
-from c2f_zoo.data.images import MAX_ELONGATION
-from c2f_zoo.data.matching import find_listed_file
 from c2f_zoo.hierarchy import Hierarchy
+from c2f_zoo.hierarchy.matching import find_listed_file
+from c2f_zoo.images.formats import is_image_name
+from c2f_zoo.images.reading import MAX_ELONGATION
 from c2f_zoo.inference.nodes import Nodes
 from c2f_zoo.paths import expand
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from c2f_zoo.data.images import ImageLike, prepare_image
 from c2f_zoo.data.transforms import create_transform
+from c2f_zoo.images.reading import ImageLike, prepare_image
 from c2f_zoo.inference.resolutions import own_resolutions
 from c2f_zoo.io.weights import digest_weights
 from c2f_zoo.model import C2FModel

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import numpy as np
+
+from c2f_zoo.inference.nodes import LOWEST
 
 _ROUNDING = 1e-9  # a smaller difference of a sum of probabilities from 1 is rounding
-_LOWEST = -1e100  # in place of the logarithm of 0: its means are finite
 
 
-def fuse(log_probs: Tensor) -> Tensor:
+def fuse(log_probs: np.ndarray) -> np.ndarray:
     """Return the mean of log-probabilities over images, normalized again.
 
     It is the product of experts (Hinton, 2002), with a weight of 1/N each: more images of the same kind do not make a
@@ -23,10 +23,12 @@ def fuse(log_probs: Tensor) -> Tensor:
         float64 (1, classes).
 
     Examples:
-        >>> fuse(torch.tensor([[0.5, 0.5], [0.2, 0.8]]).double().log()).exp()  # in proportion to sqrt(0.1), sqrt(0.4)
-        tensor([[0.3333, 0.6667]], dtype=torch.float64)
+        >>> np.exp(fuse(np.log([[0.5, 0.5], [0.2, 0.8]]))).round(4)  # in proportion to sqrt(0.1), sqrt(0.4)
+        array([[0.3333, 0.6667]])
     """
-    rest = 1 - log_probs.exp().sum(dim=1, keepdim=True)
-    rest = torch.where(rest > _ROUNDING, rest, 0.0)
-    means = torch.cat([log_probs, rest.log()], dim=1).clamp(min=_LOWEST).mean(dim=0, keepdim=True)
-    return means.log_softmax(dim=1)[:, :-1]
+    rest = 1 - np.exp(log_probs).sum(axis=1, keepdims=True)
+    with np.errstate(divide="ignore"):
+        of_rest = np.log(np.where(rest > _ROUNDING, rest, 0.0))
+    means = np.maximum(np.append(log_probs, of_rest, axis=1), LOWEST).mean(axis=0, keepdims=True)
+    means -= means.max()
+    return np.asarray(means - np.log(np.exp(means).sum()))[:, :-1]

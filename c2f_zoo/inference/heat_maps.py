@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from c2f_zoo.backbones.part_rcnn import REGIONS, record_boxes
-from c2f_zoo.data.images import ImageLike, prepare_image
+from c2f_zoo.images.reading import ImageLike, prepare_image
 from c2f_zoo.inference.prediction import Box, Prediction, Step
 from c2f_zoo.inference.predictor import Predictor
 from c2f_zoo.level_classifier import LevelClassifier

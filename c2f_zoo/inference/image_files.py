@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from c2f_zoo.data.files import NO_IMAGES
-from c2f_zoo.data.formats import image_extensions, is_image_name
 from c2f_zoo.hierarchy.folders import UNREADABLE, LeftOut, walk_folders
+from c2f_zoo.images.formats import NO_IMAGES, image_extensions, is_image_name
 from c2f_zoo.paths import expand
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from c2f_zoo.hierarchy import Hierarchy
+
+LOWEST = -1e100  # in place of the logarithm of 0: its sums and means are finite
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,77 @@ def find_joint_leaf(levels: Sequence[np.ndarray], nodes: Nodes, leaves: Sequence
     paths = nodes.leaf_paths[possible]
     logs = [np.log(np.maximum(level, least))[:, labels] for level, labels in zip(levels, paths.T, strict=True)]
     return np.asarray(possible[np.sum(logs, axis=0).argmax(axis=1)])
+
+
+def find_joint_path(log_probs: Mapping[str, np.ndarray], nodes: Nodes) -> np.ndarray:
+    """Return the path with the greatest sum of log-probabilities, the decoding `joint`.
+
+    Args:
+        log_probs: level -> log-probabilities (N, classes), normalized or not, of the leaf level and any others.
+        nodes: the tree's nodes.
+
+    Returns:
+        int64 labels (N, levels), coarse to fine. Of equals the lowest label is chosen.
+
+    Examples:
+        >>> tree = Hierarchy(("kind", "shape"), (("round", "edged"), ("disc", "ring", "box")), ((0, 0, 1),))
+        >>> find_joint_path({"kind": np.log([[0.4, 0.6]]), "shape": np.log([[0.6, 0.3, 0.1]])}, Nodes(tree)).tolist()
+        [[0, 0]]
+    """
+    levels = [(depth, level) for depth, level in enumerate(nodes.tree.levels) if level in log_probs]
+    total = sum(log_probs[level][:, nodes.leaf_paths[:, depth]] for depth, level in levels)
+    return np.asarray(nodes.leaf_paths[np.argmax(total, axis=1)])
+
+
+def add_missing_levels(log_probs: Mapping[str, np.ndarray], tree: Hierarchy) -> dict[str, np.ndarray]:
+    """Add the missing levels of a tree, as `c2f_zoo.decoding.marginalize` does for tensors.
+
+    Args:
+        log_probs: level -> log-probabilities float64 (N, classes), of the leaf level and any others.
+        tree: the class tree.
+
+    Returns:
+        Log-probabilities of every level, coarse to fine: those given, or the log of the sum over a class's children.
+
+    Examples:
+        >>> tree = Hierarchy(("kind", "shape"), (("round", "edged"), ("disc", "ring", "box")), ((0, 0, 1),))
+        >>> np.exp(add_missing_levels({"shape": np.log([[0.5, 0.25, 0.25]])}, tree)["kind"]).tolist()
+        [[0.75, 0.25]]
+    """
+    found = {tree.finest: log_probs[tree.finest]}
+    for depth in reversed(range(len(tree.levels) - 1)):
+        level, children = tree.levels[depth], np.maximum(next(reversed(found.values())), LOWEST)
+        if level in log_probs:
+            found[level] = log_probs[level]
+            continue
+        is_child = np.asarray(tree.parents[depth])[:, None] == np.arange(len(tree.classes[depth]))
+        largest = np.stack([children[:, row].max(axis=1) for row in is_child.T], axis=1)
+        ratios = np.exp(children - largest[:, tree.parents[depth]])
+        found[level] = np.log(ratios @ is_child.astype(np.float64)) + largest
+    return dict(reversed(found.items()))
+
+
+def mask_impossible(log_probs: Mapping[str, np.ndarray], leaves: Sequence[int], nodes: Nodes) -> dict[str, np.ndarray]:
+    """Return log-probabilities (N, classes) with -inf for impossible classes, and more than -inf for all others.
+
+    They are not normalized, which a choice of the best path does not need.
+
+    Args:
+        log_probs: level -> log-probabilities of every level.
+        leaves: labels of the leaf classes that are possible.
+        nodes: the tree's nodes.
+
+    Examples:
+        >>> tree = Hierarchy(("kind", "shape"), (("round", "edged"), ("disc", "ring", "box")), ((0, 0, 1),))
+        >>> levels = add_missing_levels({"shape": np.log([[0.5, 0.25, 0.25]])}, tree)
+        >>> np.exp(mask_impossible(levels, [1], Nodes(tree))["shape"]).tolist()
+        [[0.0, 0.25, 0.0]]
+    """
+    masked = {}
+    for depth, (level, z) in enumerate(log_probs.items()):
+        is_possible = np.isin(np.arange(z.shape[1]), nodes.leaf_paths[list(leaves), depth])
+        masked[level] = np.where(is_possible, np.maximum(z, LOWEST), -np.inf)
+    return masked
 
 
 def restrict(

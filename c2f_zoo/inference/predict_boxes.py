@@ -10,12 +10,12 @@ from typing import Any
 
 from PIL import Image
 
-from c2f_zoo.data.images import read_image
+from c2f_zoo.images.reading import read_image
 from c2f_zoo.inference.ahead import predict_ahead
 from c2f_zoo.inference.boxes import ImageBoxes, category_fields, class_ids, crop_box, find_boxes, read_detections
+from c2f_zoo.inference.image_predictor import ImagePredictor
 from c2f_zoo.inference.predict_files import error_line, report, tell, with_progress
 from c2f_zoo.inference.prediction import Prediction
-from c2f_zoo.inference.predictor import Predictor
 from c2f_zoo.io.files import atomic_write
 from c2f_zoo.paths import expand
 
@@ -23,7 +23,7 @@ MIN_CONF = 0.2  # MegaDetector's typical threshold
 
 
 def predict_boxes(
-    predictor: Predictor, name: str, folder: Path, detections: Path, output: Path, min_conf: float = MIN_CONF
+    predictor: ImagePredictor, name: str, folder: Path, detections: Path, output: Path, min_conf: float = MIN_CONF
 ) -> int:
     """Predict the animals in boxes, and write their classes into a copy of the detections.
 

@@ -16,9 +16,9 @@ from rich.progress import track
 from c2f_zoo.hierarchy.escape import printable
 from c2f_zoo.inference.ahead import predict_ahead
 from c2f_zoo.inference.image_files import list_image_files
+from c2f_zoo.inference.image_predictor import ImagePredictor
 from c2f_zoo.inference.prediction import Prediction, format_steps
 from c2f_zoo.inference.prediction_table import PredictionTable, settings_of
-from c2f_zoo.inference.predictor import Predictor
 from c2f_zoo.paths import expand
 
 Item = TypeVar("Item")
@@ -27,7 +27,7 @@ _MAX_ERRORS = 20  # printed, if a CSV file has all
 
 
 def predict_files(
-    predictor: Predictor,
+    predictor: ImagePredictor,
     paths: Sequence[Path],
     csv: Path | None = None,
     as_json: bool = False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -12,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from c2f_zoo.hierarchy.escape import printable
+from c2f_zoo.inference.image_predictor import ImagePredictor
 from c2f_zoo.inference.prediction import Prediction
-from c2f_zoo.inference.predictor import Predictor
-from c2f_zoo.io.files import atomic_write, escape_formula, fsync_folder, unescape_formula
-from c2f_zoo.io.weights import digest_weights
+from c2f_zoo.io.files import atomic_write, digest_text, escape_formula, fsync_folder, unescape_formula
 from c2f_zoo.paths import expand
 
 TRUSTED = ("trusted_level", "trusted_name", "trusted_confidence")
@@ -42,16 +40,14 @@ def level_columns(levels: Sequence[str]) -> dict[str, str]:
     return columns
 
 
-def settings_of(predictor: Predictor) -> dict[str, Any]:
+def settings_of(predictor: ImagePredictor) -> dict[str, Any]:
     """Return all that predictions depend on, beside the images: digests of the model's parts, and options."""
-    model, restriction = predictor.model, predictor.restriction
+    restriction = predictor.restriction
     return {
-        "weights": digest_weights(model.state_dict()),
-        "configuration": _digest(model.config.to_json()),
-        "calibration": _digest(json.dumps(model.calibration, sort_keys=True)),
+        **predictor.identity(),
         "risk": predictor.risk,
         "restriction": None if restriction is None else restriction.text,
-        "possible classes": None if restriction is None else _digest(str(restriction.leaves)),
+        "possible classes": None if restriction is None else digest_text(str(restriction.leaves)),
     }
 
 
@@ -169,7 +165,3 @@ def _end_of_rows(path: Path) -> int:
 def _as_written(file: str | os.PathLike[str]) -> str:
     """Return a file's name as it is read from the table."""
     return os.fspath(file).encode(**_ENCODING).decode("utf-8")  # type: ignore[no-any-return]
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import logging
+import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from c2f_zoo.backbones.part_rcnn import REGIONS, record_boxes
-from c2f_zoo.data.images import ImageLike, prepare_image
-from c2f_zoo.data.transforms import create_transform, crop_box_of
-from c2f_zoo.decoding import decode, marginalize
+from c2f_zoo.data.transforms import create_transform
 from c2f_zoo.inference.calibration import Calibration
-from c2f_zoo.inference.detail import visible_detail
-from c2f_zoo.inference.fusion import fuse
-from c2f_zoo.inference.image_files import list_image_files
-from c2f_zoo.inference.nodes import Nodes, restrict
-from c2f_zoo.inference.prediction import Box, Prediction, Provenance, Step
+from c2f_zoo.inference.image_predictor import ImagePredictor, PreparedImage
+from c2f_zoo.inference.prediction import Box
 from c2f_zoo.inference.resolutions import levels_by_resolution, own_resolutions
-from c2f_zoo.inference.restriction import find_restriction, mask_impossible
-from c2f_zoo.inference.trusted import Trusted, find_trusted
+from c2f_zoo.io.files import digest_text
+from c2f_zoo.io.weights import digest_weights
 from c2f_zoo.model import C2FModel, calibration_of
 from c2f_zoo.ops import check_finite, widest_dtype
 from c2f_zoo.paths import expand
@@ -33,29 +27,10 @@ from c2f_zoo.registry import unknown_name
 from c2f_zoo.zoo import MODELS, WEIGHTS, split_tag
 from c2f_zoo.zoo.create import create_model
 
-_logger = logging.getLogger(__name__)
-
 _SOURCES = ("hf-hub:", "local-dir:")
 
 
-@dataclass(frozen=True)
-class PreparedImage:
-    """An image as the model's input.
-
-    Attributes:
-        views: for each distinct resolution the input (channels, height, width).
-        detail: the visible detail in pixels; 0 if the model has no calibration.
-        file: the image's file; empty if it has none.
-        crop: the part of the image that is the input, see `crop_box_of`.
-    """
-
-    views: Mapping[int | None, Tensor]
-    detail: float
-    file: str = ""
-    crop: Box = (0.0, 0.0, 1.0, 1.0)
-
-
-class Predictor:
+class Predictor(ImagePredictor):
     """A predictor of images' paths in the class tree, and of the level down to which they can be trusted.
 
     Each level sees the image at its own resolution, with one forward pass for each distinct resolution; all levels see
@@ -76,6 +51,10 @@ class Predictor:
         species_list: a text file with such names, one a line; see `find_restriction`.
         level: the finest level to predict. Default: the model's finest.
         batch_size: the largest number of images of a forward pass; predictions do not depend on it.
+
+    Attributes:
+        model: the model.
+        levels_at: the forward passes: resolution -> the levels that are predicted at it.
 
     Raises:
         FileNotFoundError: the list does not exist.
@@ -101,26 +80,17 @@ class Predictor:
         level: str | None = None,
         batch_size: int = 32,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
         self.model = model.eval()
-        self.tree = model.hierarchy.truncate(model.levels[-1])  # what the model predicts
-        depth = self.tree.depth(self.tree.finest if level is None else level)
-        self.levels = self.tree.levels[: depth + 1]
-        self.risk, self.batch_size = risk, batch_size
-        self.calibration = _find_calibration(model)
-        self.restriction = find_restriction(self.tree, only, species_list)
-        self._nodes = Nodes(self.tree)
-        self._levels_at = levels_by_resolution(model)
-        if self.calibration is not None and self.calibration.probabilities == "sum":
-            self._levels_at = {own_resolutions(model)[self.tree.finest]: model.levels}
+        options = {"risk": risk, "only": only, "species_list": species_list, "level": level}
+        calibration = _find_calibration(model)
+        super().__init__(model.config, model.head.levels_are_marginals, calibration, batch_size, **options)
+        self.levels_at = levels_by_resolution(model)
+        if calibration is not None and calibration.probabilities == "sum":
+            self.levels_at = {own_resolutions(model)[self.tree.finest]: model.levels}
         self._transforms = {
             resolution: create_transform(model.config.preprocessing, resolution, train=False)
-            for resolution in self._levels_at
+            for resolution in self.levels_at
         }
-        self._check_risk()
-        for note in () if self.restriction is None else self.restriction.notes:
-            _logger.warning("%s", note)
 
     @classmethod
     def from_pretrained(
@@ -155,93 +125,33 @@ class Predictor:
         model = load_trained(name)
         return cls(model, risk=risk, only=only, species_list=species_list, level=level, batch_size=batch_size)
 
-    @overload
-    def __call__(self, image: list[ImageLike]) -> list[Prediction]: ...
+    def views_of(self, image: Image.Image) -> dict[int | None, Tensor]:
+        """Return the network's input (channels, height, width) at each distinct resolution, from an RGB image."""
+        return {resolution: transform(image) for resolution, transform in self._transforms.items()}
 
-    @overload
-    def __call__(self, image: ImageLike) -> Prediction: ...
-
-    def __call__(self, image: ImageLike | list[ImageLike]) -> Prediction | list[Prediction]:
-        """Predict an image, or several.
-
-        Args:
-            image: a path, an open file, a PIL image, an array or a tensor, of any size and mode; see
-                `c2f_zoo.data.prepare_image`, which converts it like the images of a training. Or several: a list of
-                these, a folder, or a tensor (N, channels, height, width).
-
-        Returns:
-            A prediction, or a list of them. Those of a folder are sorted by file, including its subfolders; the log
-            says what is left out there.
+    @torch.inference_mode()
+    def head_log_probs(self, images: Sequence[PreparedImage]) -> dict[str, np.ndarray]:
+        """Return log-probabilities float64 (N, classes) of the levels that the model predicts.
 
         Raises:
-            FileNotFoundError: a file does not exist, or a folder has no images.
-            ValueError: an image cannot be read or converted, or the model's outputs are not finite.
+            ValueError: the model's outputs are not finite.
         """
-        if isinstance(image, Tensor) and image.ndim == 4:
-            return self.predict_batch(list(image))
-        if isinstance(image, (str, os.PathLike)) and expand(image).is_dir():
-            found = list_image_files([expand(image)])
-            for note in (*found.notes, *found.unreadable):
-                _logger.warning("%s: %s", image, note)
-            return self.predict_batch(found.files)
-        return self.predict_batch(image) if isinstance(image, list) else self.predict_batch([image])[0]
+        weight = next(self.model.parameters())
+        logits: dict[str, Tensor] = {}
+        for resolution, levels in self.levels_at.items():
+            x = torch.stack([image.views[resolution] for image in images])
+            logits |= self.model(x.to(weight.device, weight.dtype), levels)
+        check_finite(logits)
+        logits = {level: logits[level].to(widest_dtype(weight.device)) for level in self.model.levels}
+        return {level: z.cpu().double().numpy() for level, z in self.model.log_probs(logits).items()}
 
-    def predict_batch(self, images: Sequence[ImageLike | PreparedImage]) -> list[Prediction]:
-        """Predict images of any kinds, sizes and modes; errors as in `__call__`."""
-        predictions = []
-        for start in range(0, len(images), self.batch_size):
-            prepared = [self.prepare(image) for image in images[start : start + self.batch_size]]
-            with record_boxes() as localized:
-                log_probs = self._log_probs(prepared)
-            found = self._interpret(log_probs, [[image.detail] for image in prepared])
-            predictions += [
-                replace(one, file=image.file, boxes=boxes)
-                for one, image, boxes in zip(found, prepared, self._boxes(localized, prepared), strict=True)
-            ]
-        return predictions
-
-    def group(self, images: Sequence[ImageLike]) -> Prediction:
-        """Predict an object from several images of it.
-
-        The mean of their log-probabilities is normalized again (`fuse`). Of the images' thresholds the highest counts.
-        The promised risk was calibrated for single images.
-
-        Args:
-            images: one or more images of the same object; errors as in `__call__`.
-
-        Examples:
-            >>> model = create_model("mlph", backbone="resnet18", hierarchy="critters", input_size=64)
-            >>> Predictor(model).group([torch.rand(3, 96, 96), torch.rand(3, 64, 64)]).provenance.images
-            2
-        """
-        if not images:
-            raise ValueError("a group has no images; pass one or more of the same object")
-        prepared = [self.prepare(image) for image in images]
-        starts = range(0, len(images), self.batch_size)
-        parts = [self._head_log_probs(prepared[start : start + self.batch_size]) for start in starts]
-        fused = {level: fuse(torch.cat([part[level] for part in parts])) for level in self.model.levels}
-        log_probs = marginalize(fused, self.model.hierarchy)
-        return self._interpret(log_probs, [[image.detail for image in prepared]])[0]
-
-    @property
-    def levels_at(self) -> Mapping[int | None, tuple[str, ...]]:
-        """The forward passes of an image: resolution -> the levels predicted at it."""
-        return self._levels_at
-
-    def prepare(self, image: ImageLike | PreparedImage) -> PreparedImage:
-        """Read, convert and transform an image; threads may do this ahead of `predict_batch`.
-
-        Raises:
-            FileNotFoundError: the file does not exist.
-            ValueError: the image cannot be read or converted.
-        """
-        if isinstance(image, PreparedImage):
-            return image
-        rgb = prepare_image(image)
-        views = {resolution: transform(rgb) for resolution, transform in self._transforms.items()}
-        detail = visible_detail(rgb, self.model.config.preprocessing.resize) if self.calibration else 0.0
-        file = os.fspath(image) if isinstance(image, (str, os.PathLike)) else ""
-        return PreparedImage(views, detail, file, crop_box_of(self.model.config.preprocessing, *rgb.size))
+    def predict_log_probs(
+        self, images: Sequence[PreparedImage]
+    ) -> tuple[dict[str, np.ndarray], Sequence[Mapping[str, Box] | None]]:
+        """Return `head_log_probs`, and the boxes of each image, see `Prediction`."""
+        with record_boxes() as localized:
+            log_probs = self.head_log_probs(images)
+        return log_probs, self._boxes(localized, images)
 
     def _boxes(
         self, localized: Sequence[Tensor], images: Sequence[PreparedImage]
@@ -252,7 +162,7 @@ class Predictor:
             localized: for each resolution the boxes (N, 3, 4) in the model's input. Those of the finest level count.
             images: the N images.
         """
-        finest = [self.model.levels[-1] in levels for levels in self._levels_at.values()].index(True)
+        finest = [self.model.levels[-1] in levels for levels in self.levels_at.values()].index(True)
         if not localized:
             return [None] * len(images)
         found = []
@@ -263,91 +173,13 @@ class Predictor:
             found.append(dict(zip(REGIONS, inside, strict=True)))
         return found
 
-    def _check_risk(self) -> None:
-        """Check that the model keeps the promise; a model without calibration gets a note."""
-        if self.calibration is not None:
-            self.calibration.threshold(np.zeros(1, dtype=np.int64), self.risk)
-        elif self.risk is not None:
-            raise ValueError(f"the model has no calibration and promises no risk ({self.risk:g}): c2f-zoo calibrate")
-        else:
-            _logger.warning(
-                "the model has no calibration, so that no prediction says how far it can be trusted; run "
-                "`c2f-zoo calibrate` with validation images"
-            )
-
-    def _log_probs(self, images: Sequence[ImageLike | PreparedImage]) -> dict[str, Tensor]:
-        """Return float64 log-probabilities (N, classes) of the predicted levels and above."""
-        return marginalize(self._head_log_probs([self.prepare(image) for image in images]), self.model.hierarchy)
-
-    @torch.inference_mode()
-    def _head_log_probs(self, images: Sequence[PreparedImage]) -> dict[str, Tensor]:
-        """Return float64 log-probabilities (N, classes) of the predicted levels."""
-        weight = next(self.model.parameters())
-        logits: dict[str, Tensor] = {}
-        for resolution, levels in self._levels_at.items():
-            x = torch.stack([image.views[resolution] for image in images])
-            logits |= self.model(x.to(weight.device, weight.dtype), levels)
-        check_finite(logits)
-        logits = {level: logits[level].to(widest_dtype(weight.device)) for level in self.model.levels}
-        return {level: z.cpu().double() for level, z in self.model.log_probs(logits).items()}
-
-    def _interpret(self, log_probs: Mapping[str, Tensor], details: Sequence[Sequence[float]]) -> list[Prediction]:
-        """Return the prediction of each object, from log-probabilities (N, classes) of the predicted levels and above.
-
-        Args:
-            log_probs: the log-probabilities.
-            details: for each object the visible detail of its images.
-        """
-        arrays = {level: log_probs[level].numpy() for level in self.tree.levels}
-        p, leaves = {level: np.exp(z) for level, z in arrays.items()}, None
-        if self.restriction is not None:
-            leaves = self.restriction.leaves
-            heads = self.model.levels[-1:] if self.model.head.levels_are_marginals else self.model.levels
-            own = [self.tree.depth(level) for level in heads]
-            p = dict(zip(p, restrict(list(p.values()), leaves, self._nodes, own), strict=True))
-            log_probs = mask_impossible(log_probs, leaves, self._nodes)
-        labels = decode({level: log_probs[level] for level in self.model.levels}, self.tree, "joint").numpy()
-        trusted = None
-        if self.calibration is not None:
-            trusted = find_trusted(self.calibration, arrays, self.tree, details, self.risk, leaves)
-        return [
-            self._prediction(number, path, {level: one[number] for level, one in p.items()}, trusted, len(own))
-            for number, (path, own) in enumerate(zip(labels, details, strict=True))
-        ]
-
-    def _prediction(
-        self, number: int, path: np.ndarray, p: Mapping[str, np.ndarray], trusted: Trusted | None, images: int
-    ) -> Prediction:
-        """Return the prediction of the object `number`."""
-        restriction = None if self.restriction is None else self.restriction.text
-        shown = {level: p[level] for level in self.levels}
-        found = Prediction(self._steps(path, list(p.values())), tree=self.tree, probabilities=shown)
-        if trusted is None or self.calibration is None:
-            return replace(found, provenance=Provenance(images=images, restriction=restriction))
-        calibrated = [level[number] for level in trusted.p.levels]
-        steps, safe = self._steps(path, calibrated), trusted.p.nodes.paths[trusted.nodes[number]]
-        trusted_path = self._steps(safe, calibrated)
-        common = next((n for n, (a, b) in enumerate(zip(path, safe, strict=True)) if a != b), len(path))
-        provenance = Provenance(
-            rule=self.calibration.rule,
-            risk=self.calibration.risk if self.risk is None else self.risk,
-            threshold=float(trusted.threshold[number]),
-            detail=float(trusted.detail[number]),
-            group=int(trusted.group[number]),
-            calibration_version=self.calibration.version,
-            calibrated_on=str(self.calibration.about.get("date", "")),
-            images=images,
-            restriction=restriction,
-        )
-        return replace(found, trusted_path=trusted_path, guess=steps[common:], provenance=provenance)
-
-    def _steps(self, path: np.ndarray, p: Sequence[np.ndarray]) -> list[Step]:
-        """Return a path of labels, -1 below its end, down to the finest shown level and without repeats."""
-        return [
-            (level, self.tree.classes[depth][label], float(p[depth][label]))
-            for depth, (level, label) in enumerate(zip(self.levels, path, strict=False))
-            if label >= 0 and label not in self.tree.left_out[depth]
-        ]
+    def identity(self) -> dict[str, str]:
+        """Return digests of the model's weights, configuration and calibration, by name."""
+        return {
+            "weights": digest_weights(self.model.state_dict()),
+            "configuration": digest_text(self.model.config.to_json()),
+            "calibration": digest_text(json.dumps(self.model.calibration, sort_keys=True)),
+        }
 
 
 def _find_calibration(model: C2FModel) -> Calibration | None:

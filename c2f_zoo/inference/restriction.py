@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from c2f_zoo.data.matching import match_labels
 from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.hierarchy.escape import printable
+from c2f_zoo.hierarchy.matching import match_labels
 from c2f_zoo.inference.nodes import Nodes
 from c2f_zoo.paths import expand
 from c2f_zoo.registry import unknown_name
@@ -82,24 +80,6 @@ def find_restriction(
     if not leaves:
         raise ValueError(f"no leaf class is left; the restrictions exclude each other: {' and '.join(texts)}")
     return Restriction(tuple(sorted(leaves)), "; ".join(texts), tuple(notes))
-
-
-def mask_impossible(log_probs: Mapping[str, Tensor], leaves: Sequence[int], nodes: Nodes) -> dict[str, Tensor]:
-    """Return log-probabilities (N, classes) with -inf for impossible classes, and more than -inf for all others.
-
-    They are not normalized, which a choice of the best path does not need.
-
-    Args:
-        log_probs: level -> log-probabilities of every level.
-        leaves: labels of the leaf classes that are possible.
-        nodes: the tree's nodes.
-    """
-    masked = {}
-    for depth, (level, z) in enumerate(log_probs.items()):
-        is_possible = torch.zeros(z.shape[1], dtype=torch.bool)
-        is_possible[torch.from_numpy(nodes.leaf_paths[list(leaves), depth])] = True
-        masked[level] = z.clamp(min=-1e100).where(is_possible, -torch.inf)
-    return masked
 
 
 def read_names(path: str | os.PathLike[str]) -> list[str]:

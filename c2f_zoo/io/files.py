@@ -103,6 +103,11 @@ def checksum_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def digest_text(text: str) -> str:
+    """Return the sha256 of a text, 64 hexadecimal digits."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows to a CSV file atomically.
 

@@ -12,7 +12,7 @@ from c2f_zoo.backbones.box_features import CONTEXT, box_features, num_features
 from c2f_zoo.backbones.part_rcnn import PartNetwork
 from c2f_zoo.config import Preprocessing
 from c2f_zoo.data import ImageFiles, LabelledImages, create_transform
-from c2f_zoo.data.transforms import crop_box_of
+from c2f_zoo.images.sizes import crop_box_of
 from c2f_zoo.io.progress import map_in_threads
 from c2f_zoo.io.weights import digest_weights
 from c2f_zoo.model import C2FModel

@@ -39,8 +39,8 @@ from c2f_zoo.evaluation.heat_map_checks import (
     sum_heat,
 )
 from c2f_zoo.evaluation.provenance import describe_machine
-from c2f_zoo.inference import Predictor
 from c2f_zoo.inference.heat_maps import ATTRIBUTIONS, heat_of
+from c2f_zoo.inference.predictor import Predictor
 from c2f_zoo.io.files import write_csv
 from c2f_zoo.model import C2FModel
 from c2f_zoo.paths import expand

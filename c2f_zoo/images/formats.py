@@ -19,6 +19,7 @@ from PIL import EpsImagePlugin, Image, UnidentifiedImageError
 # Raster formats with a signature, decoded within the process. Others are not even tried: for an EPS, whatever its
 # extension, Pillow starts Ghostscript. Pillow decodes HEIF with the plug-in pillow-heif, and AVIF from 11.3 on.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TIFF", "WEBP")
+NO_IMAGES = "files without an image extension, left out"
 _JPEGS = "MPO"  # of several images: Pillow opens it as a JPEG
 
 _PNG = b"\x89PNG\r\n\x1a\n"

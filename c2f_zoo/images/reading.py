@@ -5,20 +5,24 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias, TypeGuard
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
-from torch import Tensor
 
-from c2f_zoo.data.formats import UnsupportedImageError, open_image, strip_png, supported_formats
+from c2f_zoo.images.formats import UnsupportedImageError, open_image, strip_png, supported_formats
 from c2f_zoo.paths import expand
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | BinaryIO | Image.Image | np.ndarray | Tensor"
 
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # raised by Pillow and read_image
 MAX_ELONGATION = 100  # longer side over shorter; a few kB of a line of pixels, resized by its width, take gigabytes
 _LOADING = [threading.Lock() for _ in range(64)]  # several, so that other images are loaded at the same time
 _ROUNDING = 1e-3  # of floats from 0 to 1, less than half of one of 255 steps
@@ -91,7 +95,7 @@ def prepare_image(image: ImageLike) -> Image.Image:
     """
     if isinstance(image, (str, os.PathLike)) or hasattr(image, "read"):
         return read_image(image)  # type: ignore[arg-type]
-    if isinstance(image, Tensor):
+    if is_tensor(image):
         image = _from_array(_channels_last(image), "tensor", tuple(image.shape))
     elif isinstance(image, np.ndarray):
         image = _from_array(image, "array", image.shape)
@@ -207,6 +211,12 @@ def _convert_16_bits(image: Image.Image) -> Image.Image:
 
 def _scale_to_8_bits(values: np.ndarray, largest: float) -> np.ndarray:
     return (values.astype(np.float32) * (255 / largest)).round().astype(np.uint8)
+
+
+def is_tensor(image: object) -> TypeGuard[Tensor]:
+    """Return whether an object is a tensor of PyTorch, which need not be installed."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(image, torch.Tensor)
 
 
 def _channels_last(image: Tensor) -> np.ndarray:

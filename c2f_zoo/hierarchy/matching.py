@@ -9,11 +9,9 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 
-import torch
-
-from c2f_zoo.hierarchy import Hierarchy
 from c2f_zoo.hierarchy.names import letters_of, normalize_name
 from c2f_zoo.hierarchy.paths import unqualified
+from c2f_zoo.hierarchy.tree import Hierarchy
 from c2f_zoo.paths import expand
 
 Names = tuple[str, ...]
@@ -104,7 +102,7 @@ def _paths(tree: Hierarchy) -> Iterator[tuple[tuple[str, ...], Label]]:
     """Yield the path of each class, with all, some or none of its repeats, and its label, coarse to fine."""
     for depth, level in enumerate(tree.levels):
         above, below = tree.truncate(level), [-1] * (len(tree.levels) - depth - 1)
-        for label, row in enumerate(above.ancestors(torch.arange(len(tree.classes[depth]))).tolist()):
+        for label, row in enumerate(zip(*above.ancestor_labels, strict=True)):
             names = above.path(label)
             count = sum(found not in repeats for found, repeats in zip(row, above.repeats, strict=True))
             yield from ((names[:end], (*row, *below)) for end in range(count, len(names) + 1))

@@ -1,0 +1,1 @@
+"""Image files: their formats, how they are read, and their way to a network's input without PyTorch."""
