@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -141,6 +142,7 @@ def serve(model: str, examples: Path | None, host: str, port: int | None) -> Non
     _import_gradio()
     loaded = load_trained(model)
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # for uploaded files, which vanish with it
         files, notes = find_examples(loaded.hierarchy, examples, Path(folder))
         for note in notes:
             tell(f"{examples}: {note}")
@@ -205,18 +207,22 @@ def launch(page: Any, host: str, port: int | None) -> str:
         OSError: the port is in use.
     """
     gr = _import_gradio()
-    _, address, _ = page.launch(
-        server_name=host,
-        server_port=port,
-        share=False,
-        ssr_mode=False,
-        max_file_size=MAX_FILE_SIZE,
-        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # no font is loaded
-        css_paths=Path(__file__).with_name("style.css"),
-        footer_links=[],
-        quiet=True,
-        prevent_thread_lock=True,
-    )
+    try:
+        _, address, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            ssr_mode=False,
+            max_file_size=MAX_FILE_SIZE,
+            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # no font is loaded
+            css_paths=Path(__file__).with_name("style.css"),
+            footer_links=[],
+            quiet=True,
+            prevent_thread_lock=True,
+        )
+    except OSError as error:
+        where = "7860 to 7959" if port is None else str(port)
+        raise OSError(f"cannot listen at {host}, port {where}, in use or not allowed; choose another --port") from error
     return str(address)
 
 
