@@ -127,10 +127,13 @@ def test_examples_are_drawn_for_the_critters_or_from_a_folder(tmp_path: Path) ->
     assert notes == ["files without an image extension, left out: 1", "further images, left out: 3"]
 
 
-def test_without_gradio_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "gradio", None)
+@pytest.mark.parametrize(("package", "extra"), [("gradio", "demo"), ("captum.attr", "explain")])
+def test_without_an_extra_the_error_says_how_to_install_it(
+    package: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setattr(sys, "argv", ["c2f-zoo", "demo", "mlph_tiny_critters"])
-    with pytest.raises(SystemExit, match=re.escape("pip install 'c2f_zoo[demo]'")):
+    with pytest.raises(SystemExit, match=re.escape(f"pip install 'c2f_zoo[{extra}]'")):
         main()
 
 

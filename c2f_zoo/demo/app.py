@@ -19,7 +19,7 @@ from c2f_zoo.demo.images_view import images_html
 from c2f_zoo.demo.tree_view import tree_html
 from c2f_zoo.hierarchy.escape import printable
 from c2f_zoo.images.formats import open_image
-from c2f_zoo.inference.heat_maps import explain
+from c2f_zoo.inference.heat_maps import explain, import_captum
 from c2f_zoo.inference.predict_files import tell
 from c2f_zoo.inference.predictor import Predictor, load_trained
 from c2f_zoo.inference.resolutions import own_resolutions
@@ -140,6 +140,7 @@ def serve(model: str, examples: Path | None, host: str, port: int | None) -> Non
         ValueError: the model is unknown.
     """
     _import_gradio()
+    import_captum()  # or the first image would fail
     loaded = load_trained(model)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # for uploaded files, which vanish with it

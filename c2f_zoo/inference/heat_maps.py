@@ -110,7 +110,7 @@ def explain(predictor: Predictor, image: ImageLike) -> Explanation:
         >>> [(level, heat.step[1], len(heat.taps)) for level, heat in found.levels.items()]
         [('family', 'Rotundidae', 3), ('genus', 'Tessula', 3), ('species', 'Tessula ocellata', 3)]
     """
-    _import_captum()
+    import_captum()
     model, rgb = predictor.model, prepare_image(image)
     prepared = predictor.prepare(rgb)
     prediction = predictor.predict_batch([prepared])[0]
@@ -156,7 +156,7 @@ def heat_of(classifier: LevelClassifier, x: Tensor, labels: Tensor, attribution:
         (['layer3.0.downsample', 'layer4.0.downsample', 'layer4.0.conv2'], torch.Size([2, 6, 6]))
     """
     check_names("attribution", [attribution], ATTRIBUTIONS)
-    captum = _import_captum()
+    captum = import_captum()
     with torch.no_grad():
         maps = tuple(classifier.forward_features(x))
     model = _FromMaps(classifier)
@@ -204,7 +204,12 @@ class _FromMaps(nn.Module):
         return self.classifier.forward_head([layer(one) for layer, one in zip(self.layers, maps, strict=True)])
 
 
-def _import_captum() -> ModuleType:
+def import_captum() -> ModuleType:
+    """Import `captum.attr`.
+
+    Raises:
+        ImportError: Captum is not installed; the message says how to install it.
+    """
     try:
         import captum.attr
     except ImportError as error:
