@@ -122,9 +122,11 @@ def score_dataset(models: Mapping[str, C2FModel], images: LabelledImages, option
             queries = gallery if resolution is None else embed_all(model, images, resolution)
             for depth, level in enumerate(images.hierarchy.levels):
                 found = score_retrieval(queries, gallery, labels[:, depth], KS)
+                if found.left_out == len(images):
+                    raise ValueError(f"no test image has another one of its {level}; there is nothing to retrieve")
                 row = {"embedding": name, "features": gallery.shape[1], "resolution": resolution or "full"}
                 row |= {"level": level, "gallery": len(images), "queries": len(found.average_precision)}
-                scores = {f"recall@{k}": hits for k, hits in found.recall.items()} | {"map": found.average_precision}
+                scores = {f"recall_{k}": hits for k, hits in found.recall.items()} | {"map": found.average_precision}
                 yield row | estimates(scores, options)
             print(f"{name}, queries at {resolution or 'full size'}: recall@1 {found.recall[1].mean():.3f}", flush=True)
 
@@ -169,7 +171,7 @@ def tables(rows: Sequence[Row]) -> Iterator[Table]:
             "embedding", "query", "level", "recall@1", "recall@5", "recall@10", "mAP", title=f"{data}, test set"
         )
         for row in (row for row in rows if row["data"] == data):
-            cells = [f"{100 * float(row[key]):.1f}" for key in ("recall@1", "recall@5", "recall@10", "map")]
+            cells = [f"{100 * float(row[key]):.1f}" for key in ("recall_1", "recall_5", "recall_10", "map")]
             table.add_row(row["embedding"], str(row["resolution"]), row["level"], *cells)
         yield table
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import retrieve
 import torch
 from conftest import SMALL
 from PIL import Image
+from retrieve import RetrieveOptions
 from safetensors.numpy import load_file, save_file
 from test_cli import c2f_zoo, run
 from torchmetrics.functional.retrieval import retrieval_average_precision, retrieval_hit_rate
@@ -19,6 +23,7 @@ from c2f_zoo.evaluation.contact_sheet import plot_contact_sheet
 from c2f_zoo.evaluation.retrieval import score_retrieval
 from c2f_zoo.inference.embedder import Embedder
 from c2f_zoo.inference.image_index import ImageIndex
+from c2f_zoo.io.files import read_csv
 
 NAME = "mlph_tiny_critters"
 EXAMPLE = ImageIndex(np.eye(3, 2, dtype=np.float16), ["a.jpg", "b/ä.jpg", "c.jpg"], "/birds", "my_model", "0" * 64)
@@ -58,12 +63,15 @@ def test_embedding_is_the_normalized_pooled_vector(small_model: C2FModel) -> Non
     torch.testing.assert_close(v.double(), pooled / pooled.square().sum(dim=1, keepdim=True).sqrt(), rtol=0, atol=1e-6)
 
 
-def test_embedding_is_float32_under_autocast_and_zero_for_a_zero_vector(small_model: C2FModel) -> None:
+def test_embedding_of_half_precision_is_float32_of_length_1_or_zero(small_model: C2FModel) -> None:
     model = small_model.eval()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert model.embed(torch.rand(1, 3, 64, 64)).dtype == torch.float32
-    model.pooling.forward = lambda maps: torch.zeros(2, 8, dtype=torch.bfloat16)  # type: ignore[assignment, method-assign]
-    assert model.embed(torch.rand(2, 3, 64, 64)).equal(torch.zeros(2, 8))
+    large = torch.full((2, 8), 6e4, dtype=torch.float16)  # whose length is beyond half precision
+    model.pooling.forward = lambda maps: large  # type: ignore[assignment, method-assign]
+    v = model.embed(torch.rand(2, 3, 64, 64))
+    assert v.dtype == torch.float32
+    torch.testing.assert_close(v.norm(dim=1), torch.ones(2))
+    large.zero_()
+    assert not model.embed(torch.rand(2, 3, 64, 64)).any()
 
 
 def test_view_chooses_the_batch_norm_of_embeddings() -> None:
@@ -144,6 +152,13 @@ def test_search_is_a_sorted_product(tmp_path: Path) -> None:
     assert [file for file, _ in found] == [f"{number}.jpg" for number in np.argsort(-similarities)[:20]]
     assert [similarity for _, similarity in found] == pytest.approx(sorted(similarities, reverse=True)[:20], abs=1e-6)
     assert len(index.search(query, k=9999)) == 5000
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file permissions")
+def test_an_index_may_be_read_as_other_new_files(tmp_path: Path) -> None:
+    EXAMPLE.save(tmp_path / "birds.index")
+    (tmp_path / "other").touch()
+    assert (tmp_path / "birds.index").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_an_index_keeps_names_of_any_kind(tmp_path: Path) -> None:
@@ -239,3 +254,43 @@ def test_a_contact_sheet_names_a_missing_image(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no image .*gone\.png"):
         plot_contact_sheet(tmp_path / "a.png", [(tmp_path / "gone.png", 0.5)], tmp_path / "sheet.png")
     assert not (tmp_path / "sheet.png").exists()
+
+
+@pytest.mark.slow
+def test_recipe_scores_all_test_images_against_the_others_at_full_size(cub_folder: Path, tmp_path: Path) -> None:
+    split = cub_folder / "train_test_split.txt"
+    swapped = {"0": "1", "1": "0"}  # two test images of each of four species
+    split.write_text("".join(f"{line[:-1]}{swapped[line[-1]]}\n" for line in split.read_text().splitlines()))
+    frozen = {"backbone": "test_convnext", "taps": None, "input_size": 64}
+    options = RetrieveOptions({"birds": str(cub_folder)}, model=NAME, frozen=frozen, output=str(tmp_path / "out"))
+    retrieve.main(replace(options, resolutions=[None, 20], search_sizes=[50], bootstrap=10))
+    rows = read_csv(tmp_path / "out" / "retrieval.csv")
+    assert {(row["embedding"], row["resolution"], row["level"]) for row in rows} == {
+        (embedding, resolution, level)
+        for embedding in ("model", "average", "frozen")
+        for resolution in ("full", "20")
+        for level in ("family", "genus", "species")
+    }
+    model, images = create_model(NAME, pretrained=True).eval(), create_dataset("cub", "test", root=cub_folder)
+    gallery = Embedder(model)(images.paths)  # type: ignore[attr-defined]
+    small = create_transform(model.config.preprocessing, 20, train=False)
+    with torch.no_grad():
+        queries = torch.stack([model.embed(small(image)[None])[0] for image, _ in images]).numpy()
+    (found,) = [
+        row for row in rows if (row["embedding"], row["resolution"], row["level"]) == ("model", "20", "species")
+    ]
+    precision = []
+    for number, label in enumerate(images.targets):
+        others = [other for other in range(8) if other != number]
+        target = torch.tensor([images.targets[other] == label for other in others])
+        precision.append(retrieval_average_precision(torch.tensor(gallery[others] @ queries[number]) + 10, target))
+    assert float(found["map"]) == pytest.approx(float(np.mean(precision)), abs=1e-4)
+    assert (found["gallery"], found["queries"], found["features"]) == ("8", "8", str(gallery.shape[1]))
+    assert [row["images"] for row in read_csv(tmp_path / "out" / "retrieval-search.csv")] == ["50"]
+
+
+@pytest.mark.slow
+def test_recipe_needs_two_images_of_a_class(cub_folder: Path, tmp_path: Path) -> None:
+    options = RetrieveOptions({"birds": str(cub_folder)}, model=NAME, frozen=None, output=str(tmp_path / "out"))
+    with pytest.raises(ValueError, match="no test image has another one of its species"):
+        retrieve.main(replace(options, resolutions=[None], search_sizes=[], bootstrap=10))

@@ -14,7 +14,7 @@ from c2f_zoo.images.reading import read_image
 
 _COLUMNS, _SIDE = 5, 1.8  # inches
 _SHOWN = 400  # pixels that a JPEG is decoded to at least
-_LENGTH = 24  # characters of a file's name
+_LENGTH = 30  # characters of a file's name
 
 
 def plot_contact_sheet(photo: Path, found: Sequence[tuple[Path, float]], path: Path) -> None:

@@ -6,12 +6,11 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from c2f_zoo.io.files import atomic_write
 from c2f_zoo.paths import expand
@@ -59,7 +58,8 @@ class ImageIndex:
             "files": np.frombuffer(names, dtype=np.uint8),
         }
         metadata = {"about": json.dumps(about)}
-        atomic_write(Path(path), lambda part: save_file(tensors, part, metadata))
+        content = save(tensors, metadata)  # save_file would keep other users from reading the file
+        atomic_write(expand(path), lambda part: part.write_bytes(content))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ImageIndex:
