@@ -77,14 +77,14 @@ EXPORTERS: dict[str, Exporter] = {
 
 
 class AllLevels(nn.Module):
-    """A head with its levels, which are no tensors."""
+    """A head with its levels, which are no tensors, and its log-probabilities: they are in an exported file."""
 
     def __init__(self, head: nn.Module, levels: tuple[str, ...]) -> None:
         super().__init__()
         self.head, self.levels = head, levels
 
     def forward(self, v: Tensor) -> dict[str, Tensor]:
-        return self.head(v, self.levels)
+        return self.head.log_probs(self.head(v, self.levels))
 
 
 def pooling_case(name: str) -> tuple[nn.Module, Inputs, Inputs]:

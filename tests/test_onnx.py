@@ -160,6 +160,10 @@ def test_8_bit_integers(file: Path, tmp_path: Path) -> None:
     same = [a.path[-1][:2] == b.path[-1][:2] for a, b in zip(small(images), single(images), strict=True)]
     assert np.mean(same) > 0.9
     assert (tmp_path / "int8.onnx").stat().st_size < 0.7 * file.stat().st_size
+    weights = [node.input[1] for node in onnx.load(tmp_path / "int8.onnx").graph.node if node.op_type == "Conv"]
+    is_quantized = [name.endswith("DequantizeLinear_Output") for name in weights]
+    assert is_quantized == [False] * 3 + [True] * (len(weights) - 3)
+    assert len(weights) > 10
     with pytest.raises(ValueError, match="is int8; quantize a float32 file"):
         quantize_int8(tmp_path / "int8.onnx", tmp_path / "again.onnx", images)
     with pytest.raises(ValueError, match="no images to quantize with"):
