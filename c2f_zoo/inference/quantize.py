@@ -31,8 +31,9 @@ def quantize_int8(source: str | os.PathLike[str], target: str | os.PathLike[str]
     """Quantize the convolutions of an exported ONNX file to 8-bit integers.
 
     Weights are int8, with a scale for each channel; activations are uint8, with the range that images show, at full
-    size and at the levels' own resolutions in turn (onnxruntime's static quantization, in the format QDQ). The first three
-    convolutions, whose errors all others inherit, and inputs and outputs stay float32. Accuracy drops: measure it.
+    size and at the levels' own resolutions in turn (onnxruntime's static quantization, in the format QDQ). The first
+    three convolutions, whose errors all others inherit, and inputs and outputs stay float32. Accuracy drops: measure
+    it.
 
     Args:
         source: a float32 file of `export_model`.
