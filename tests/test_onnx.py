@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from test_batch_norm import build
 from test_cli import c2f_zoo
 
 from c2f_zoo import C2FModel, Prediction, Predictor, create_dataset, create_model
+from c2f_zoo.data import labels_of
 from c2f_zoo.inference.export import export_model
 from c2f_zoo.inference.export_files import export_file
 from c2f_zoo.inference.exported import EXTRA_FILE, METADATA_KEY, ExportedModel, select_views
@@ -327,3 +330,57 @@ def test_outputs_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
     predictor.feeds = lambda images: [({"images": np.array([[0, np.nan], [0, 1]], np.float32)}, ["kind"])]  # type: ignore[method-assign]
     with pytest.raises(ValueError, match="outputs at 'kind' are not finite for 1 of 2 images"):
         predictor.head_log_probs([])
+
+
+# The recipes that measure exported files.
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """Import a benchmark as a new process does."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "recipes" / "benchmarks")
+    yield importlib.import_module(request.param)
+    del sys.modules[request.param]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["exported"], indirect=True)
+def test_the_comparison_counts_right_and_same_classes(
+    recipe: ModuleType, model: C2FModel, file: Path, tmp_path: Path
+) -> None:
+    biased = onnx.load(file)
+    (bias,) = [one for one in biased.graph.initializer if one.name.endswith("classifiers.1.bias")]
+    values = onnx.numpy_helper.to_array(bias).copy()
+    values[5] += 100  # the file predicts this genus always
+    bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
+    onnx.save(biased, tmp_path / "biased.onnx")
+    dataset, indices = create_dataset("critters", "test", per_class=1), list(range(0, 36, 2))
+    files = {"float32": file, "int8": tmp_path / "biased.onnx"}
+    rows = {(row["dtype"], row["level"]): row for row in recipe.score(model, files, dataset, indices, None, 7)}
+    predictor = Predictor(model, level="genus")
+    genera = [labels_of(dataset)[index, 1].item() for index in indices]
+    found = [int(np.argmax(predictor(dataset[index][0]).probabilities["genus"])) for index in indices]
+    right = np.mean([a == b for a, b in zip(found, genera, strict=True)])
+    assert (
+        rows["PyTorch", "genus"]["accuracy"] == rows["float32", "genus"]["accuracy"] == pytest.approx(right, abs=1e-5)
+    )
+    assert rows["float32", "species"]["same"] == rows["int8", "species"]["same"] == 1
+    assert rows["int8", "genus"]["accuracy"] == pytest.approx(np.mean(np.array(genera) == 5), abs=1e-5)
+    assert rows["int8", "genus"]["same"] == pytest.approx(np.mean(np.array(found) == 5), abs=1e-5)
+    assert recipe.compare_trusted(model, {"float32": file}, dataset, indices, 7) == {"PyTorch": 1, "float32": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["latency"], indirect=True)
+def test_all_runtimes_predict_the_same_batches(recipe: ModuleType, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    outputs = {}
+    for runtime in ("eager", "onnx float32"):
+        torch.manual_seed(0)
+        calls = recipe.calls_of(runtime, "mlph_tiny_critters", {"onnx float32": file}, (1, 3), 1)
+        assert list(calls) == ["1", "3"]
+        outputs[runtime] = calls["3"]()
+    for found, expected in zip(outputs["onnx float32"], outputs["eager"], strict=True):
+        np.testing.assert_allclose(found, expected, atol=2e-5)
+    row = recipe.row_of("birds", "eager", 3, {"1": 2.0, "3": 4.0, "mm_gflops": 99.0}, 1, 5)
+    assert (row["ms"], row["images_s"], row["batch"], row["threads"]) == (4.0, 750.0, 3, 1)

@@ -104,8 +104,8 @@ def calls_of(
 
 
 @torch.inference_mode()
-def infer(network: Callable[..., object], inputs: list[torch.Tensor]) -> None:
-    network(*inputs)
+def infer(network: Callable[..., object], inputs: list[torch.Tensor]) -> object:
+    return network(*inputs)
 
 
 def row_of(
