@@ -27,6 +27,7 @@ from jsonargparse import auto_cli
 from PIL import Image
 
 import c2f_zoo
+from c2f_zoo.config import format_resolution
 from c2f_zoo.data import LabelledImages, create_dataset, create_transform, labels_of, load_image
 from c2f_zoo.evaluation.provenance import describe_machine
 from c2f_zoo.inference.export import export_model
@@ -166,10 +167,9 @@ def score(
     for (runtime, level), found in classes.items():
         right = np.array(found) == labels[:, model.hierarchy.depth(level)]
         same = np.array(found) == np.array(classes[PYTORCH, level])
-        about = {"resolution": resolution, "level": level, "images": len(found)}
-        rows.append(
-            {"dtype": runtime, **about, "accuracy": round(float(right.mean()), 5), "same": round(float(same.mean()), 5)}
-        )
+        about = {"resolution": resolution, "seen_at": format_resolution(resolution), "level": level}
+        fractions = {"accuracy": round(float(right.mean()), 5), "same": round(float(same.mean()), 5)}
+        rows.append({"dtype": runtime, **about, "images": len(found), **fractions})
     return rows
 
 
