@@ -2,6 +2,7 @@
 
 import functools
 import io
+import sys
 
 import numpy as np
 import pytest
@@ -129,3 +130,11 @@ def test_grey_images_and_their_rgb_copies_are_equal():
 def test_a_size_below_one_is_refused():
     with pytest.raises(ValueError, match="size is 0"):
         visible_detail(shrunk(40), 0)
+
+
+@pytest.mark.parametrize("side", [40, 97, 224])
+def test_the_detail_is_the_same_without_pytorch(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [shrunk(side), shrunk(side // 2).resize((side, side))]
+    expected = [visible_detail(image, 224) for image in images]
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert [visible_detail(image, 224) for image in images] == pytest.approx(expected, rel=1e-5)
