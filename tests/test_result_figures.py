@@ -302,6 +302,21 @@ def test_the_entries_of_this_repository_are_drawn_from_hand_made_files(tmp_path:
             {"pooling": name, "images_s": 10 + i, "peak_mib": 100 - i, "batch": 8}
             for i, name in enumerate(list_poolings())
         ],
+        "part_rcnn-cub50_vgg16-boxes": [
+            {
+                "image": 0,
+                "width": 40,
+                "height": 30,
+                "kind": kind,
+                "of": of,
+                "left": 1,
+                "top": 2,
+                "right": 21,
+                "bottom": 22,
+            }
+            for kind in ("found", "annotated")
+            for of in ("object", "head", "body")
+        ],
     }
     for name, rows in files.items():
         write_csv(results / f"{name}.csv", [{**one, **MACHINE} for one in rows])
