@@ -42,6 +42,7 @@ from c2f_zoo.evaluation.provenance import describe_machine
 from c2f_zoo.inference.heat_maps import ATTRIBUTIONS, heat_of
 from c2f_zoo.inference.predictor import Predictor
 from c2f_zoo.io.files import write_csv
+from c2f_zoo.io.freed_memory import keep_freed_memory
 from c2f_zoo.model import C2FModel
 from c2f_zoo.paths import expand
 from c2f_zoo.training.launch import recipe_errors
@@ -115,6 +116,7 @@ def main(options: Options) -> None:
     Args:
         options: the options.
     """
+    keep_freed_memory()
     folder, about = expand(options.output), {"command": shlex.join(["python", *sys.argv]), **describe_machine()}
     folder.mkdir(parents=True, exist_ok=True)
     deletion: list[Row] = []
