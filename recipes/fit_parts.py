@@ -105,7 +105,8 @@ def main(options: FitOptions) -> None:
     best = choose_alpha("mixture", fitted, [known[index] for index in val])
     set_localizer(model, best)
     model.save_pretrained(options.output)
-    content = save(model.backbone.body.state_dict())
+    weights = model.backbone.body.state_dict()  # channels last, which safetensors cannot save
+    content = save({name: tensor.contiguous() for name, tensor in weights.items()})
     atomic_write(expand(options.output) / "backbone.safetensors", lambda part: part.write_bytes(content))
 
     overlaps = [overlaps_of(best(regions).boxes, regions.truth) for regions in map(load_regions, test)]

@@ -18,7 +18,7 @@ from c2f_zoo import Hierarchy, Predictor, cli, create_dataset, create_model
 from c2f_zoo.evaluation.confusion import write_confusions
 from c2f_zoo.hierarchy import draw_image, draw_text
 from c2f_zoo.hierarchy.escape import fenced, markdown, printable, rich_text
-from c2f_zoo.inference.predictor import Prediction
+from c2f_zoo.inference.prediction import Prediction
 from c2f_zoo.io.card import Run, model_card
 from c2f_zoo.io.files import read_csv, write_csv
 from c2f_zoo.training.launch import error_message
