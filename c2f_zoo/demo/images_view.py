@@ -10,6 +10,7 @@ from PIL import Image
 
 from c2f_zoo.config import Preprocessing
 from c2f_zoo.evaluation.heat_map_plot import blend_heat, level_image
+from c2f_zoo.evaluation.photo_plot import shown_name
 from c2f_zoo.hierarchy.escape import printable
 from c2f_zoo.inference.heat_maps import Explanation
 
@@ -37,7 +38,7 @@ def images_html(found: Explanation, preprocessing: Preprocessing, title: str) ->
     figures = [_figure(found.image.resize(size, Image.Resampling.NEAREST), title, "")]
     for level, heat in found.levels.items():
         image = level_image(found.image, heat.resolution, preprocessing).resize(size)
-        figures.append(_figure(blend_heat(image, heat.on_image(size)), heat.step[1], level))
+        figures.append(_figure(blend_heat(image, heat.on_image(size)), shown_name(heat.step[1]), level))
     return f'<div class="c2f-images">{"".join(figures)}</div>'
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
+from c2f_zoo.evaluation.photo_plot import shown_name
 from c2f_zoo.hierarchy import Hierarchy
-from c2f_zoo.hierarchy.escape import printable
 from c2f_zoo.inference.prediction import Prediction
 
 _OTHERS = 2  # classes shown beside the path, at each level
@@ -48,7 +48,7 @@ def _summary(prediction: Prediction) -> str:
     if prediction.trusted is None:
         return f'<p class="c2f-summary nothing">Nothing can be trusted {risk}.</p>'
     level, name, p = prediction.trusted
-    shown = f"<b>{escape(level)}</b> {escape(printable(name))} ({100 * p:.0f} %)"
+    shown = f"<b>{escape(level)}</b> {escape(shown_name(name))} ({100 * p:.0f} %)"
     return f'<p class="c2f-summary trusted" data-level="{escape(level)}">Trusted {risk}: {shown}</p>'
 
 
@@ -78,7 +78,7 @@ def _children(prediction: Prediction, tree: Hierarchy, marks: _Marks, depth: int
 
 
 def _node(level: str, name: str, p: float | None) -> str:
-    shown = f'<span class="name" title="{escape(level)}">{escape(printable(name))}</span>'
+    shown = f'<span class="name" title="{escape(level)}">{escape(shown_name(name))}</span>'
     if p is None:
         return f'<span class="node">{shown}</span>'
     bar = f'<span class="bar"><span style="width: {100 * p:.0f}%"></span></span>'

@@ -15,13 +15,15 @@ from PIL import Image
 from c2f_zoo.backbones.part_rcnn import REGIONS
 from c2f_zoo.config import Preprocessing, format_resolution
 from c2f_zoo.data.transforms import Degrade
+from c2f_zoo.evaluation.detection_plot import COLORS
+from c2f_zoo.evaluation.photo_plot import shown_name
 from c2f_zoo.evaluation.plots import saved_figure
 from c2f_zoo.inference.heat_maps import Explanation
 from c2f_zoo.inference.prediction import Box
 
 _COLORS = "inferno"
 _SUM = "all taps"
-_FRAMES = dict(zip(REGIONS, ("tab:red", "tab:blue", "gold"), strict=True))
+_FRAMES = dict(zip(REGIONS, COLORS, strict=True))
 _OPACITY = 0.8  # of the hottest place
 _SIDE = 384  # pixels of the longer side of an image in the figure
 
@@ -51,7 +53,7 @@ def plot_heat_maps(found: Explanation, preprocessing: Preprocessing, path: Path)
                 _frame(axes[row, column], {one: heat.windows[one] for one in taps if shown in (one, None)})
             seen = "" if heat.resolution is None else f", {format_resolution(heat.resolution)}"
             color = "tab:green" if level in trusted else "0.45"
-            title = f"{level}{seen}\n{heat.step[1]} {100 * heat.step[2]:.0f} %"
+            title = f"{level}{seen}\n{shown_name(heat.step[1])} {100 * heat.step[2]:.0f} %"
             axes[0, column].set_title(title, fontsize=9, color=color)
         for row, tap in enumerate(rows):
             axes[row, 0].set_ylabel(tap, fontsize=8)
